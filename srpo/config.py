@@ -1,0 +1,400 @@
+"""The typed configuration: what every setting is, and how one run's settings are put together.
+
+This module imports nothing heavy (no torch, no simulator): the workflow parses it in every job.
+
+A *stage* (demonstrations, world model, SFT, RL, evaluation, ...) is configured by one frozen model that
+holds only the sections the stage reads, so that a change in one section reruns only the stages that use it.
+`srpo.configuration` layers the YAML files and resolves them into these models.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+def _number(value: object) -> object:
+    """YAML reads `5e-6` as a string; accept it where a number is meant."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Positive = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+TaskIds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
+Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+
+Suite = Literal["libero_spatial", "libero_object", "libero_goal", "libero_10"]
+SUITES: tuple[Suite, ...] = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+TASKS_PER_SUITE = 10
+INIT_STATES_PER_TASK = 50
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys and wrong types are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Protocol(Section):
+    """How episodes are run. Recorded with every result; a table never mixes two protocols."""
+
+    profile: Literal["official", "held_out"]
+    """`official`: train and test on all 50 initial states (as the published stacks do).
+    `held_out`: train on states 0–39, test on states 40–49."""
+    max_steps: Count
+    """Control steps after which an episode has failed; settling steps are not counted."""
+    settle_steps: Whole
+    """Steps of `[0, 0, 0, 0, 0, 0, -1]` after the initial state is set."""
+    env_seed: Whole
+    """Seed of the simulator's own reset: it places fixtures and objects that initial states leave open."""
+    image_size: Count
+    """Side in pixels of the rendered agent-view picture."""
+    render: Literal["exact", "fast"]
+    """`exact`: the stock picture. `fast`: without multisampling and reflections, about three times faster."""
+
+    def train_states(self) -> range:
+        """Initial states that training may use."""
+        return range(40) if self.profile == "held_out" else range(INIT_STATES_PER_TASK)
+
+    def test_states(self) -> range:
+        """Initial states that evaluation uses."""
+        return range(40, 50) if self.profile == "held_out" else range(INIT_STATES_PER_TASK)
+
+
+class Demos(Section):
+    """Demonstrations for supervised fine-tuning, one robomimic/LIBERO HDF5 file a task."""
+
+    source: str
+    """`expert`: record them with the scripted expert. Otherwise a folder with LIBERO's own HDF5 files."""
+    per_task: Count
+    """Demonstrations a task."""
+    noise: NonNegative
+    """Standard deviation of the noise on executed (not on labelled) actions; full action is 1."""
+    seed: Whole
+
+
+class Encoder(Section):
+    """One vision transformer of the policy (a fused policy has two)."""
+
+    patch_size: Count
+    hidden_size: Count
+    depth: Count
+    heads: Count
+    mlp_ratio: Positive
+    registers: Whole
+    """Register tokens (DINOv2 has 4, SigLIP none)."""
+    cls_token: bool
+    layer_scale: bool
+    read_block: int
+    """The block whose output is used: -1 the last, -2 the second to last."""
+    mean: Annotated[tuple[Number, Number, Number], Field(strict=False)]
+    std: Annotated[tuple[Number, Number, Number], Field(strict=False)]
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Encoder:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+        return self
+
+
+class LanguageModel(Section):
+    """The Llama of the policy."""
+
+    hidden_size: Count
+    intermediate_size: Count
+    layers: Count
+    heads: Count
+    vocab_size: Count
+    """Token ids before padding; the last 256 are the actions."""
+    padding: Whole
+    """Rows that pad the embedding (64 in OpenVLA)."""
+    rope_theta: Positive
+    rms_norm_eps: Positive
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> LanguageModel:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+        return self
+
+
+class Policy(Section):
+    """An OpenVLA-OFT policy with discrete action tokens."""
+
+    name: str
+    checkpoint: str | None
+    """Start from these weights (a folder or a hub id; `{suite}` is replaced); none: random weights."""
+    revision: str | None
+    image_size: Count
+    """Side of the policy's input picture, after the crop."""
+    crop_area: Annotated[Number, Field(gt=0, le=1)]
+    """Share of the picture's area kept by the centre crop."""
+    proprio: bool
+    """Feed end-effector pose and gripper (8 numbers) as one token, as OpenVLA-OFT's proprio variant does."""
+    learned_placeholders: bool
+    """Give each action position an input embedding of its own instead of zeros. With zeros the positions
+    differ only through rotary embeddings, which costs a shallow model its first two layers."""
+    encoders: Annotated[tuple[Encoder, ...], Field(strict=False, min_length=1, max_length=2)]
+    llm: LanguageModel
+
+    @model_validator(mode="after")
+    def _patches_divide(self) -> Policy:
+        for encoder in self.encoders:
+            if self.image_size % encoder.patch_size:
+                raise ValueError(
+                    f"image_size {self.image_size} is not a multiple of patch_size {encoder.patch_size}"
+                )
+        return self
+
+
+class Sft(Section):
+    """Supervised fine-tuning on demonstrations."""
+
+    updates: Whole
+    """Optimiser steps; 0 takes the policy's checkpoint as it is."""
+    batch_size: Count
+    learning_rate: Positive
+    weight_decay: NonNegative
+    warmup: Fraction
+    """Share of the updates over which the learning rate rises; then it falls along a cosine."""
+    label_smoothing: NonNegative
+    """Width, in bins, of the Gaussian over neighbouring bins that replaces a one-hot target; 0 is one-hot."""
+    auxiliary: NonNegative
+    """Weight of a regression of the robot's proprioception from the picture alone, during SFT only."""
+    stride: Count
+    """Use every n-th step of a demonstration as a sample."""
+    grad_clip: Positive
+    checkpoint_every: Count
+    """Updates between resumable checkpoints."""
+
+
+class Pretraining(Section):
+    """How a small V-JEPA 2 is pretrained on play data."""
+
+    scenes: TaskIds
+    """libero_90 tasks whose scenes are played in; they are never evaluated."""
+    episodes: Count
+    """Play episodes a scene."""
+    steps: Count
+    """Control steps of a play episode."""
+    updates: Count
+    batch_size: Count
+    learning_rate: Positive
+    ema: Fraction
+    """Decay of the target encoder's moving average."""
+    mask_ratio: Annotated[Number, Field(gt=0, lt=1)]
+    hidden_size: Count
+    depth: Count
+    heads: Count
+    patch_size: Count
+    predictor_hidden_size: Count
+    predictor_depth: Count
+    predictor_heads: Count
+    seed: Whole
+
+
+class WorldModel(Section):
+    """A representation: frames of an episode to one vector."""
+
+    name: str
+    kind: Literal["pixel", "vjepa2"]
+    checkpoint: str | None
+    """A folder or hub id of a V-JEPA 2; none: the workflow pretrains a small one (`pretraining`)."""
+    revision: str | None
+    frames: Count
+    """Frames taken evenly over the whole episode."""
+    image_size: Count
+    """Side of the encoder's input (after resizing the short side to 256/224 of it and a centre crop)."""
+    dtype: Literal["float32", "float16", "bfloat16"]
+    pretraining: Pretraining | None
+
+    @model_validator(mode="after")
+    def _complete(self) -> WorldModel:
+        if self.kind == "vjepa2" and (self.checkpoint is None) == (self.pretraining is None):
+            raise ValueError("a vjepa2 world model needs either `checkpoint` or `pretraining`")
+        if self.kind == "vjepa2" and self.frames % 2:
+            raise ValueError(f"frames {self.frames} must be even: V-JEPA 2 takes them in pairs")
+        return self
+
+
+class Reward(Section):
+    """How failed trajectories are rewarded; successes always get 1."""
+
+    shaping: Literal["paper", "siirl", "none"]
+    """`paper`: α·sigmoid(−z). `siirl`: 0.6·sigmoid(10·(0.5 − m)). `none`: 0, which is GRPO."""
+    alpha: Fraction
+    """Largest reward of a failure, for `paper`."""
+    references: Literal["dbscan", "mean"]
+    """What failures are compared with: DBSCAN clusters of the batch's successes, or their mean."""
+    eps: Positive
+    """DBSCAN's neighbourhood radius on standardised embeddings."""
+    eps_relative: bool
+    """Measure `eps` in units of the median pairwise distance of the successes."""
+    min_samples: Count
+
+
+class Train(Section):
+    """Reinforcement learning (SRPO, or GRPO when the reward's shaping is `none`)."""
+
+    steps: Count
+    """RL steps (rounds of rollouts and an update)."""
+    prompts: Count
+    """Groups a step: one (task, initial state) each."""
+    group_size: Annotated[int, Field(ge=2)]
+    """Rollouts a group."""
+    temperature: Positive
+    keep_success: Annotated[tuple[Fraction, Fraction], Field(strict=False)]
+    """Groups whose success rate lies outside this range are left out of the update (dynamic sampling)."""
+    learning_rate: Positive
+    weight_decay: NonNegative
+    minibatch: Count
+    """Groups of one optimiser step; must divide `prompts`."""
+    microbatch: Count
+    """Policy queries in one forward pass; changes memory, not the result."""
+    epochs: Count
+    clip_low: Positive
+    clip_high: Positive
+    kl: NonNegative
+    """Weight of the k3 estimate of KL(policy ‖ SFT policy)."""
+    entropy: NonNegative
+    grad_clip: Positive
+    checkpoint_every: Count
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Train:
+        if self.prompts % self.minibatch:
+            raise ValueError(f"prompts {self.prompts} is not a multiple of minibatch {self.minibatch}")
+        if self.keep_success[0] > self.keep_success[1]:
+            raise ValueError(f"keep_success {list(self.keep_success)} must rise")
+        return self
+
+
+class Evaluate(Section):
+    """Greedy evaluation on LIBERO's test states."""
+
+    states: Count
+    """Test states a task, taken in order."""
+
+
+class Plus(Section):
+    """LIBERO-Plus robustness sweep."""
+
+    dimensions: Annotated[tuple[Literal["camera", "noise"], ...], Field(strict=False, min_length=1)]
+    per_dimension: Count | None
+    """A seeded sample of this many tasks a dimension; none: all of them."""
+    shard_size: Count
+    """Tasks of one job."""
+    seed: Whole
+
+
+class RewardBenchmark(Section):
+    """Progress-reward benchmark: labelled trajectories, scored under several representations."""
+
+    successes: Count
+    failures: Count
+    max_episodes: Count
+    """Stop collecting after this many rollouts, with however many successes and failures there are."""
+    temperature: Positive
+    prefixes: Annotated[int, Field(ge=3)]
+    """Points along a trajectory at which progress is measured."""
+    seed: Whole
+
+
+class Stage(Section):
+    """What every stage's resolved file holds."""
+
+    preset: str
+    suite: Suite
+    tasks: TaskIds
+    protocol: Protocol
+
+    @model_validator(mode="after")
+    def _tasks_exist(self) -> Stage:
+        missing = [task for task in self.tasks if task >= TASKS_PER_SUITE]
+        if missing:
+            raise ValueError(f"{self.suite} has tasks 0–{TASKS_PER_SUITE - 1}, not {missing}")
+        if len(set(self.tasks)) != len(self.tasks):
+            raise ValueError(f"tasks {list(self.tasks)} repeat")
+        return self
+
+
+class DemosStage(Stage):
+    demos: Demos
+
+
+class WorldModelStage(Section):
+    """World models are shared by all suites."""
+
+    preset: str
+    protocol: Protocol
+    world_model: WorldModel
+
+
+class SftStage(Stage):
+    variant: str
+    seed: Whole
+    policy: Policy
+    sft: Sft
+
+
+class TrainStage(Stage):
+    variant: str
+    seed: Whole
+    world_model: WorldModel | None
+    """None for GRPO, whose reward needs no representation."""
+    reward: Reward
+    train: Train
+
+    @model_validator(mode="after")
+    def _reward_has_representation(self) -> TrainStage:
+        if (self.reward.shaping == "none") != (self.world_model is None):
+            raise ValueError("reward.shaping `none` goes without a world_model, every other with one")
+        return self
+
+
+class EvaluateStage(Stage):
+    variant: str
+    seed: Whole
+    evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def _states_exist(self) -> EvaluateStage:
+        available = len(self.protocol.test_states())
+        if self.evaluate.states > available:
+            raise ValueError(f"evaluate.states {self.evaluate.states}: the profile has {available} test states")
+        return self
+
+
+class PlusStage(Stage):
+    variant: str
+    seed: Whole
+    plus: Plus
+
+
+class RewardBenchmarkStage(Stage):
+    reward_benchmark: RewardBenchmark
+    world_models: Annotated[tuple[WorldModel, ...], Field(strict=False, min_length=1)]
+
+
+STAGES: dict[str, type[Stage] | type[WorldModelStage]] = {
+    "demos": DemosStage,
+    "world_model": WorldModelStage,
+    "sft": SftStage,
+    "train": TrainStage,
+    "evaluate": EvaluateStage,
+    "plus": PlusStage,
+    "reward_benchmark": RewardBenchmarkStage,
+}
+
+
