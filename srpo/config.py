@@ -4,15 +4,21 @@ This module imports nothing heavy (no torch, no simulator): the workflow parses 
 
 A *stage* (demonstrations, world model, SFT, RL, evaluation, ...) is configured by one frozen model that
 holds only the sections the stage reads, so that a change in one section reruns only the stages that use it.
-`srpo.configuration` layers the YAML files and resolves them into these models.
+`srpo.resolve` layers the YAML files and resolves them into these models.
 """
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def _number(value: object) -> object:
@@ -25,7 +31,7 @@ def _number(value: object) -> object:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
@@ -124,8 +130,10 @@ class LanguageModel(Section):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> LanguageModel:
-        if self.hidden_size % self.heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+        if self.hidden_size % (2 * self.heads):  # rotary embeddings turn pairs of a head's numbers
+            raise ValueError(f"hidden_size {self.hidden_size} is not an even multiple of heads {self.heads}")
+        if self.vocab_size <= 256:
+            raise ValueError(f"vocab_size {self.vocab_size} leaves no room beside the 256 action tokens")
         return self
 
 
@@ -347,6 +355,12 @@ class SftStage(Stage):
     policy: Policy
     sft: Sft
 
+    @model_validator(mode="after")
+    def _has_weights(self) -> SftStage:
+        if self.sft.updates == 0 and self.policy.checkpoint is None:
+            raise ValueError("sft.updates 0 takes policy.checkpoint as it is, and there is none")
+        return self
+
 
 class TrainStage(Stage):
     variant: str
@@ -362,6 +376,15 @@ class TrainStage(Stage):
             raise ValueError("reward.shaping `none` goes without a world_model, every other with one")
         return self
 
+    @model_validator(mode="after")
+    def _prompts_exist(self) -> TrainStage:
+        states = len(self.protocol.train_states())
+        if self.train.prompts > len(self.tasks) * states:
+            raise ValueError(
+                f"train.prompts {self.train.prompts}: {len(self.tasks)} task(s) have {states} training states each"
+            )
+        return self
+
 
 class EvaluateStage(Stage):
     variant: str
@@ -372,7 +395,9 @@ class EvaluateStage(Stage):
     def _states_exist(self) -> EvaluateStage:
         available = len(self.protocol.test_states())
         if self.evaluate.states > available:
-            raise ValueError(f"evaluate.states {self.evaluate.states}: the profile has {available} test states")
+            raise ValueError(
+                f"evaluate.states {self.evaluate.states}: the profile has {available} test states"
+            )
         return self
 
 
@@ -398,3 +423,149 @@ STAGES: dict[str, type[Stage] | type[WorldModelStage]] = {
 }
 
 
+class Settings(Section):
+    """What the YAML layers may say: every section, whichever stage reads it."""
+
+    protocol: Protocol
+    demos: Demos
+    policy: Policy
+    sft: Sft
+    world_model: WorldModel
+    reward: Reward
+    train: Train
+    evaluate: Evaluate
+    plus: Plus
+    reward_benchmark: RewardBenchmark
+
+
+class Table(Section):
+    """A table or figure of runs."""
+
+    sheet: str
+    """`configs/experiments/<sheet>.tsv`: its variants, one a row, with their labels."""
+    suites: Annotated[tuple[Suite, ...], Field(strict=False, min_length=1)] | None = None
+    """Show these suites; none: all of the preset."""
+
+
+class Preset(Section):
+    """What one call of the workflow computes: `snakemake --configfile configs/presets/<name>.yaml`."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    """Results stand in `results/<name>/`."""
+    suites: Annotated[tuple[Suite, ...], Field(strict=False, min_length=1)]
+    tasks: Literal["all"] | dict[Suite, TaskIds]
+    """`all`, or the task ids of each suite."""
+    seeds: Annotated[tuple[Whole, ...], Field(strict=False, min_length=1)]
+    """Seeds of the RL runs; SFT is run once a suite, with the first."""
+    policy: str
+    """`configs/policies/<policy>.yaml`."""
+    gpus: Whole
+    """GPUs that a job which runs the policy asks the scheduler for."""
+    world_models: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """`configs/world_models/<name>.yaml` compared by the reward benchmark (T3); none: no T3."""
+    tables: dict[Literal["t1", "t2", "f2", "ablations"], Table]
+    """Tables and figures to make, and the runs each of them shows; runs are shared."""
+    settings: dict[str, Any] = {}
+    """Settings that differ from the layers below, as in `configs/base.yaml`."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Preset:
+        for name in ("suites", "seeds", "world_models"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} {list(values)} repeat")
+        if self.tasks != "all" and set(self.tasks) != set(self.suites):
+            raise ValueError(f"tasks must name the suites {list(self.suites)}, not {list(self.tasks)}")
+        for name, table in self.tables.items():
+            outside = set(table.suites or ()) - set(self.suites)
+            if outside:
+                raise ValueError(f"tables: {name} shows {sorted(outside)}, which suites does not have")
+        return self
+
+    def task_ids(self, suite: Suite) -> tuple[int, ...]:
+        """Task ids of a suite that this preset runs."""
+        return tuple(range(TASKS_PER_SUITE)) if self.tasks == "all" else self.tasks[suite]
+
+
+# ---------------------------------------------------------------------------------------------- errors, loading
+
+
+class ConfigError(ValueError):
+    """A configuration is wrong. The message names file, key, what is wrong and the nearest valid name."""
+
+
+def did_you_mean(wrong: object, names: Iterable[str]) -> str:
+    """` (did you mean ...?)` for the nearest of `names`, or all of them when none is near."""
+    names = sorted(names)
+    near = difflib.get_close_matches(str(wrong), names, n=1, cutoff=0.5)
+    return f" (did you mean `{near[0]}`?)" if near else f" (valid: {', '.join(names)})"
+
+
+def section_of(annotation: object) -> type[BaseModel] | None:
+    """The model inside an annotation such as `Train`, `WorldModel | None` or `tuple[Encoder, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := section_of(part))), None)
+
+
+def _model_at(model: type[BaseModel], location: Iterable[int | str]) -> type[BaseModel] | None:
+    found: type[BaseModel] | None = model
+    for part in location:
+        if isinstance(part, str) and found is not None:
+            field = found.model_fields.get(part)
+            found = section_of(field.annotation) if field else None
+    return found
+
+
+def problems(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    """Translate pydantic's errors: (dotted key, what is wrong and the nearest valid name)."""
+    for item in error.errors(include_url=False):
+        location = item["loc"]
+        key = ".".join(map(str, location))
+        if item["type"] == "extra_forbidden":
+            section = _model_at(model, location[:-1])
+            hint = did_you_mean(location[-1], section.model_fields) if section else ""
+            yield key, f"unknown key{hint}"
+        elif item["type"] == "literal_error":
+            valid = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+            yield key, f"{item['input']!r} is not valid{did_you_mean(item['input'], valid)}"
+        elif item["type"] == "missing":
+            yield key, "is missing"
+        elif item["type"] == "value_error":
+            yield key, str(item["ctx"]["error"])
+        else:
+            yield key, f"{item['msg']}, not {item['input']!r}"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping (an empty file is an empty one).
+
+    Raises ConfigError when the file is missing, is not YAML, or holds something else.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds {values!r}, not `key: value` lines")
+    return values
+
+
+def validate(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
+    """`values` as a `model`; ConfigError, a line a problem, when they are not one."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [
+            ": ".join(part for part in (source, key, what) if part) for key, what in problems(error, model)
+        ]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def load_stage(path: Path, stage: type[Model]) -> Model:
+    """Read the resolved `config.yaml` of a stage, e.g. `load_stage(path, TrainStage)`."""
+    return validate(stage, read_yaml(path), str(path))
