@@ -1,0 +1,36 @@
+"""World models: frozen representations in which trajectories are compared (pixel, V-JEPA 2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from srpo.config import WorldModel as WorldModelConfig
+from srpo.world_models.base import WorldModel, select_frames
+from srpo.world_models.pixel import PixelWorldModel
+
+__all__ = ["WorldModel", "load_world_model", "select_frames"]
+
+
+def load_world_model(config: WorldModelConfig, checkpoint: Path | None, device: str = "auto") -> WorldModel:
+    """Build the world model that `config` names.
+
+    `checkpoint` is the folder that the workflow pretrained; None takes `config.checkpoint`.
+    `device`: `auto` is the GPU if there is one, else the CPU.
+
+    Raises FileNotFoundError or ValueError, naming the folder and the fix, when the weights cannot be used.
+    """
+    if config.kind == "pixel":
+        return PixelWorldModel(config)
+    source = str(checkpoint) if checkpoint is not None else config.checkpoint
+    if source is None:
+        raise ValueError(
+            f"world model {config.name} is pretrained by the workflow: give the folder that "
+            "`python -m srpo.world_models.pretrain` wrote"
+        )
+    import torch  # only here, so that the pixel baseline and frame selection stay light
+
+    from srpo.world_models.vjepa2 import VJepa2WorldModel
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return VJepa2WorldModel(config, source, torch.device(device))

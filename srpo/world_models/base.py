@@ -1,0 +1,78 @@
+"""What a world model is to the rest of the program: a frozen map from an episode's frames to a vector."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+Frames = NDArray[np.uint8]
+"""Pictures of one episode, uint8 (T, H, W, 3), in the official orientation."""
+Embedding = NDArray[np.float32]
+
+
+def select_frames(length: int, count: int) -> NDArray[np.int64]:
+    """Indices (count,) of frames spread evenly over an episode of `length` frames, first and last included.
+
+    Index i is i·(length − 1)/(count − 1) rounded half up, in integers, so that every platform picks the
+    same frames. A shorter episode repeats frames. A single frame is the last: it shows how it ended.
+    """
+    if length < 1 or count < 1:
+        raise ValueError(f"cannot select {count} frames of an episode of {length}")
+    if count == 1:
+        return np.array([length - 1])
+    gaps = count - 1
+    return (2 * np.arange(count, dtype=np.int64) * (length - 1) + gaps) // (2 * gaps)
+
+
+class WorldModel(ABC):
+    """A frozen representation of episodes: frames are chosen and batched here, subclasses encode batches."""
+
+    def __init__(self, frames: int, dimension: int, batch_size: int) -> None:
+        self.frames = frames
+        """Frames taken evenly over an episode."""
+        self.dimension = dimension
+        """D, the length of an embedding."""
+        self.batch_size = batch_size
+        """Episodes encoded at once: bounds the memory, leaves the result alone."""
+
+    @abstractmethod
+    def encode(self, videos: Sequence[Frames]) -> Embedding:
+        """Embeddings (N, D) of N ≤ `batch_size` videos, uint8 (frames, H, W, 3) each."""
+
+    def embed(self, frames: Frames) -> Embedding:
+        """Embedding (D,) of an episode, uint8 (T, H, W, 3)."""
+        return self.embed_many([frames])[0]
+
+    def embed_many(self, episodes: Iterable[Frames]) -> Embedding:
+        """Embeddings (N, D) of N episodes, uint8 (T_i, H_i, W_i, 3) each. A generator is read as it goes.
+
+        Raises ValueError on frames of another shape or type, and FloatingPointError on an embedding that is
+        not finite: a broken embedding must never pass for a reward.
+        """
+        selected = (self._select(episode) for episode in episodes)
+        batches = [np.empty((0, self.dimension), np.float32)]
+        while batch := list(islice(selected, self.batch_size)):
+            embeddings = self.encode(batch)
+            if not np.isfinite(embeddings).all():
+                raise FloatingPointError(
+                    f"{type(self).__name__} gave an embedding that is not finite; try `dtype: float32`"
+                )
+            batches.append(embeddings)
+        return np.concatenate(batches)
+
+    def embed_prefixes(self, frames: Frames, ends: Iterable[int]) -> Embedding:
+        """Embeddings (P, D) of the prefixes o_0…o_t of an episode, one for each t in `ends`."""
+        ends = list(ends)
+        outside = [end for end in ends if not 0 <= end < len(frames)]
+        if outside:
+            raise ValueError(f"prefixes end at {outside}, but the episode has frames 0–{len(frames) - 1}")
+        return self.embed_many(frames[: end + 1] for end in ends)
+
+    def _select(self, episode: Frames) -> Frames:
+        if episode.dtype != np.uint8 or episode.ndim != 4 or episode.shape[-1] != 3 or 0 in episode.shape:
+            raise ValueError(f"frames must be uint8 (T, H, W, 3), not {episode.dtype} {episode.shape}")
+        return episode[select_frames(len(episode), self.frames)]

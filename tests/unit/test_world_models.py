@@ -1,0 +1,275 @@
+"""Frame selection, the pixel baseline and V-JEPA 2 as representations."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, VJEPA2Config, VJEPA2Model
+
+from srpo.config import WorldModel as WorldModelConfig
+from srpo.world_models import WorldModel, load_world_model, select_frames
+from srpo.world_models.pixel import area_weights
+from srpo.world_models.vjepa2 import IMAGENET_MEAN, IMAGENET_STD, preprocess
+
+PIXEL = WorldModelConfig(
+    name="pixel",
+    kind="pixel",
+    checkpoint=None,
+    revision=None,
+    frames=4,
+    image_size=8,
+    dtype="float32",
+    pretraining=None,
+)
+VJEPA2 = PIXEL.model_copy(
+    update={"name": "small", "kind": "vjepa2", "checkpoint": "owner/model", "image_size": 32}
+)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A V-JEPA 2 in transformers' format with random weights."""
+    torch.manual_seed(0)
+    config = VJEPA2Config(
+        crop_size=32,
+        patch_size=8,
+        frames_per_clip=4,
+        hidden_size=24,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        pred_hidden_size=12,
+        pred_num_attention_heads=2,
+        pred_num_hidden_layers=1,
+        initializer_range=0.5,  # large enough that attention is not uniform
+    )
+    path = tmp_path_factory.mktemp("vjepa2")
+    config.save_pretrained(path)
+    save_file(VJEPA2Model(config).state_dict(), path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+@pytest.fixture(params=["pixel", "vjepa2"])
+def world_model(request: pytest.FixtureRequest, folder: Path) -> WorldModel:
+    if request.param == "pixel":
+        return load_world_model(PIXEL, None)
+    return load_world_model(VJEPA2, folder, device="cpu")
+
+
+def videos(*lengths: int, seed: int = 0) -> list[np.ndarray]:
+    """Noise at several scales, so that resizing does not average everything away."""
+    rng = np.random.default_rng(seed)
+    coarse = [rng.integers(0, 256, (length, 6, 6, 3), dtype=np.uint8) for length in lengths]
+    return [video.repeat(8, axis=1).repeat(8, axis=2) for video in coarse]
+
+
+# ---- frame selection -------------------------------------------------------------------------------
+
+
+@given(length=st.integers(1, 600), count=st.integers(2, 80))
+def test_selected_frames_are_even_and_span_the_episode(length: int, count: int) -> None:
+    indices = select_frames(length, count)
+    assert len(indices) == count
+    assert indices[0] == 0 and indices[-1] == length - 1
+    gaps = np.diff(indices)
+    assert gaps.min() >= 0 and gaps.max() - gaps.min() <= 1
+    np.testing.assert_array_less(np.abs(indices - np.linspace(0, length - 1, count)), 0.5 + 1e-9)
+
+
+@given(length=st.integers(1, 40), count=st.integers(1, 80))
+def test_short_episodes_repeat_every_frame(length: int, count: int) -> None:
+    if count >= length > 1:
+        assert set(select_frames(length, count)) == set(range(length))
+
+
+def test_frame_selection_golden() -> None:
+    assert select_frames(220, 4).tolist() == [0, 73, 146, 219]
+    assert select_frames(3, 6).tolist() == [0, 0, 1, 1, 2, 2]
+    assert select_frames(9, 1).tolist() == [8]
+    with pytest.raises(ValueError, match="cannot select 4 frames of an episode of 0"):
+        select_frames(0, 4)
+
+
+# ---- both representations --------------------------------------------------------------------------
+
+
+def test_embedding_is_deterministic_and_independent_of_the_batch(world_model: WorldModel) -> None:
+    episodes = videos(4, 9, 1, 30, 2)
+    together = world_model.embed_many(episodes)
+    assert together.shape == (5, world_model.dimension) and together.dtype == np.float32
+    np.testing.assert_array_equal(together, world_model.embed_many(iter(episodes)))
+    world_model.batch_size = 2
+    np.testing.assert_allclose(world_model.embed_many(episodes), together, atol=1e-5)
+    for episode, expected in zip(episodes, together, strict=True):
+        np.testing.assert_allclose(world_model.embed(episode), expected, atol=1e-5)
+    assert np.linalg.norm(together[0] - together[1]) > 1e-2
+
+
+def test_prefixes_are_truncated_videos(world_model: WorldModel) -> None:
+    [episode] = videos(11)
+    ends = [0, 2, 5, 10]
+    expected = np.stack([world_model.embed(episode[: end + 1]) for end in ends])
+    np.testing.assert_allclose(world_model.embed_prefixes(episode, ends), expected, atol=1e-5)
+    np.testing.assert_allclose(expected[-1], world_model.embed(episode), atol=1e-5)
+    with pytest.raises(ValueError, match=r"\[11\].*frames 0–10"):
+        world_model.embed_prefixes(episode, [3, 11])
+
+
+def test_no_episodes_give_no_embeddings(world_model: WorldModel) -> None:
+    assert world_model.embed_many([]).shape == (0, world_model.dimension)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [np.zeros((4, 8, 8, 3), np.float32), np.zeros((8, 8, 3), np.uint8), np.zeros((0, 8, 8, 3), np.uint8)],
+)
+def test_other_shapes_and_types_are_refused(world_model: WorldModel, frames: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="frames must be uint8"):
+        world_model.embed(frames)
+
+
+# ---- pixel -----------------------------------------------------------------------------------------
+
+
+def test_area_weights_golden() -> None:
+    np.testing.assert_allclose(area_weights(4, 2), [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]])
+    np.testing.assert_allclose(area_weights(3, 2), [[2 / 3, 1 / 3, 0], [0, 1 / 3, 2 / 3]], rtol=1e-6)
+
+
+@given(source=st.integers(1, 100), target=st.integers(1, 40))
+def test_area_weights_average(source: int, target: int) -> None:
+    weights = area_weights(source, target)
+    np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(weights.sum(0), target / source, rtol=1e-4)  # every pixel counts the same
+
+
+def test_pixel_embedding_is_the_picture() -> None:
+    model = load_world_model(PIXEL, None)
+    assert model.dimension == 4 * 8 * 8 * 3
+    video = np.zeros((4, 16, 16, 3), np.uint8)
+    video[2, :2, 4:6, 1] = 255  # exactly one small pixel: frame 2, row 0, column 2, green
+    expected = np.zeros((4, 8, 8, 3), np.float32)
+    expected[2, 0, 2, 1] = 1
+    np.testing.assert_allclose(model.embed(video).reshape(4, 8, 8, 3), expected, atol=1e-6)
+
+
+# ---- V-JEPA 2 --------------------------------------------------------------------------------------
+
+
+def test_preprocessing_of_a_constant_is_imagenet_normalisation() -> None:
+    colour = torch.tensor([255, 128, 0], dtype=torch.uint8)
+    pixels = preprocess(colour.expand(2, 96, 80, 3), 64)
+    assert pixels.shape == (2, 3, 64, 64) and pixels.dtype == torch.float32
+    expected = [(v / 255 - m) / s for v, m, s in zip([255, 128, 0], IMAGENET_MEAN, IMAGENET_STD, strict=True)]
+    np.testing.assert_allclose(expected, [2.2489, 0.2052, -1.8044], atol=1e-4)
+    torch.testing.assert_close(pixels, torch.tensor(expected).view(1, 3, 1, 1).expand(2, 3, 64, 64))
+
+
+def test_preprocessing_crops_the_centre_of_the_resized_picture() -> None:
+    # Size 28 resizes the short side to 32: a 32 × 64 picture stays and loses 2 rows and 18 columns a side.
+    video = torch.arange(32 * 64).remainder(251).to(torch.uint8).view(1, 32, 64, 1).expand(1, 32, 64, 3)
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    expected = ((video[:, 2:30, 18:46].float() / 255 - mean) / std).permute(0, 3, 1, 2)
+    torch.testing.assert_close(preprocess(video, 28), expected)
+
+
+def test_embedding_is_the_mean_of_the_patch_tokens(folder: Path) -> None:
+    [episode] = videos(4)
+    model = VJEPA2Model.from_pretrained(folder)
+    pixels = preprocess(torch.from_numpy(episode), 32)[None]
+    with torch.no_grad():
+        expected = model.get_vision_features(pixels).mean(1)[0]
+    embedding = load_world_model(VJEPA2, folder, device="cpu").embed(episode)
+    np.testing.assert_allclose(embedding, expected.numpy(), atol=1e-5)
+
+
+def test_half_precision_is_close_and_returns_float32(folder: Path) -> None:
+    [episode] = videos(4)
+    exact = load_world_model(VJEPA2, folder, device="cpu").embed(episode)
+    rough = load_world_model(VJEPA2.model_copy(update={"dtype": "bfloat16"}), folder, device="cpu").embed(
+        episode
+    )
+    assert rough.dtype == np.float32
+    assert np.linalg.norm(rough - exact) < 0.1 * np.linalg.norm(exact)
+
+
+def test_an_embedding_that_is_not_finite_is_an_error(folder: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["encoder.layernorm.bias"][0] = torch.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(FloatingPointError, match="not finite"):
+        load_world_model(VJEPA2, broken, device="cpu").embed_many(videos(4))
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*does not exist.*world_model\.checkpoint"):
+        load_world_model(VJEPA2, tmp_path / "nowhere")
+
+
+def test_folder_without_config(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+        load_world_model(VJEPA2, tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "vje')
+    with pytest.raises(FileNotFoundError, match=r"no readable config\.json"):
+        load_world_model(VJEPA2, tmp_path)
+
+
+def test_hub_model_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="owner/model has no"):
+        load_world_model(VJEPA2, None)
+
+
+def test_another_type_of_model(tmp_path: Path) -> None:
+    LlamaConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path.name} is of type 'llama', not 'vjepa2'"):
+        load_world_model(VJEPA2, tmp_path)
+
+
+def test_truncated_weights(folder: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"broken has no readable model\.safetensors"):
+        load_world_model(VJEPA2, broken)
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"broken has no readable model\.safetensors"):
+        load_world_model(VJEPA2, broken)
+
+
+def test_lacking_weights(folder: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    del weights["encoder.layernorm.bias"]
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 weights, such as encoder\.layernorm\.bias"):
+        load_world_model(VJEPA2, broken)
+
+
+def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    torch.save(load_file(broken / "model.safetensors"), broken / "pytorch_model.bin")
+    (broken / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"no readable model\.safetensors"):
+        load_world_model(VJEPA2, broken)
+
+
+def test_settings_that_do_not_fit_the_checkpoint(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"image_size is 64.*set image_size: 32"):
+        load_world_model(VJEPA2.model_copy(update={"image_size": 64}), folder)
+    assert json.loads((folder / "config.json").read_text())["tubelet_size"] == 2
+    with pytest.raises(ValueError, match="frames 3 is not a multiple"):
+        load_world_model(VJEPA2.model_copy(update={"frames": 3}), folder)
+
+
+def test_pretrained_by_the_workflow_needs_its_folder() -> None:
+    with pytest.raises(ValueError, match=r"srpo\.world_models\.pretrain"):
+        load_world_model(VJEPA2.model_copy(update={"checkpoint": None}), None)
