@@ -236,8 +236,8 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], schema: Schema) ->
 def read_rows(path: Path, schema: Schema) -> pd.DataFrame:
     """Read a parquet or CSV file (by suffix) and check it against the schema.
 
-    Columns come in the schema's order, as str, int64, float64 or bool; null is NaN. Raises `ResultError` naming
-    the file, and the column where one is at fault.
+    Columns come in the schema's order, as str, int64, float64 or bool; null is NaN. Raises `ResultError`
+    naming the file, and the column where one is at fault.
     """
     if not path.is_file():
         raise ResultError(f"{path}: no such file")
@@ -359,8 +359,8 @@ def _protocol(text: str) -> dict[str, Any]:
 def missing_rows(rows: pd.DataFrame, expected: pd.DataFrame, allow_incomplete: bool) -> pd.DataFrame:
     """The expected rows that `rows` lacks, compared on all of `expected`'s columns.
 
-    An infra error is a row like any other: it is counted apart later, but it is not missing. Raises `ResultError`
-    for rows that nobody expects, and, unless `allow_incomplete`, for missing ones.
+    An infra error is a row like any other: it is counted apart later, but it is not missing. Raises
+    `ResultError` for rows that nobody expects, and, unless `allow_incomplete`, for missing ones.
     """
     keys = list(expected.columns)
     both = expected.merge(rows[keys].drop_duplicates(), how="outer", on=keys, indicator=True)
