@@ -381,7 +381,7 @@ class TrainStage(Stage):
         states = len(self.protocol.train_states())
         if self.train.prompts > len(self.tasks) * states:
             raise ValueError(
-                f"train.prompts {self.train.prompts}: {len(self.tasks)} task(s) have {states} training states each"
+                f"train.prompts {self.train.prompts}: {len(self.tasks)} tasks × {states} states are fewer"
             )
         return self
 
@@ -396,7 +396,7 @@ class EvaluateStage(Stage):
         available = len(self.protocol.test_states())
         if self.evaluate.states > available:
             raise ValueError(
-                f"evaluate.states {self.evaluate.states}: the profile has {available} test states"
+                f"evaluate.states {self.evaluate.states}: {self.protocol.profile} has {available} test states"
             )
         return self
 
@@ -487,7 +487,7 @@ class Preset(Section):
         return tuple(range(TASKS_PER_SUITE)) if self.tasks == "all" else self.tasks[suite]
 
 
-# ---------------------------------------------------------------------------------------------- errors, loading
+# Loading, and errors that a reader of YAML can act on.
 
 
 class ConfigError(ValueError):
