@@ -1,0 +1,67 @@
+"""LIBERO, lean: the same physics and pictures as the stock environment, without its waiting.
+
+Importing this package decides the OpenGL back end for the process, before MuJoCo is imported: the
+environment variable `MUJOCO_GL` if it is set, else EGL where there is an NVIDIA device, else OSMesa.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib.util
+import logging
+import os
+import sys
+from pathlib import Path
+
+_LIBRARIES = {"osmesa": ("OSMesa", "libosmesa6"), "egl": ("EGL", "libegl1")}
+
+
+class MissingGL(RuntimeError):
+    """The OpenGL library of the chosen back end cannot be found."""
+
+
+def _choose_gl() -> str:
+    backend = os.environ.setdefault("MUJOCO_GL", "egl" if Path("/dev/nvidiactl").exists() else "osmesa")
+    os.environ.setdefault("PYOPENGL_PLATFORM", backend)
+    return backend
+
+
+def require_gl() -> None:
+    """Check that the chosen back end's library is there.
+
+    Raises:
+        MissingGL: with the Debian package that provides it.
+    """
+    if GL_BACKEND in _LIBRARIES:
+        library, package = _LIBRARIES[GL_BACKEND]
+        if ctypes.util.find_library(library) is None:
+            raise MissingGL(
+                f"MUJOCO_GL={GL_BACKEND} needs lib{library}, which is not installed. Install it "
+                f"(Debian, Ubuntu: apt-get install {package}; conda: mesalib) or choose another back end "
+                "with MUJOCO_GL=osmesa or MUJOCO_GL=egl."
+            )
+
+
+def _quiet_robosuite() -> None:
+    """Load robosuite's macros first and switch its log file off.
+
+    robosuite logs to /tmp/robosuite.log, which on a shared node belongs to whoever came first: the next
+    user's import would fail.
+    """
+    package = importlib.util.find_spec("robosuite")
+    if package is None or not package.submodule_search_locations or "robosuite.macros" in sys.modules:
+        return
+    path = Path(package.submodule_search_locations[0]) / "macros.py"
+    spec = importlib.util.spec_from_file_location("robosuite.macros", path)
+    assert spec is not None and spec.loader is not None
+    macros = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(macros)
+    macros.FILE_LOGGING_LEVEL = None  # type: ignore[attr-defined]
+    macros.CONSOLE_LOGGING_LEVEL = None  # type: ignore[attr-defined]
+    sys.modules["robosuite.macros"] = macros
+
+
+GL_BACKEND = _choose_gl()
+_quiet_robosuite()
+for _name in ("gym", "gymnasium", "root"):
+    logging.getLogger(_name).setLevel(logging.ERROR)

@@ -1,0 +1,293 @@
+"""One LIBERO task: real physics, real pictures, snapshots instead of resets.
+
+The stock environment rebuilds the whole scene at every reset and renders two cameras at every step. Here a
+task is built once; an initial state is set and settled once and from then on restored from a snapshot; a
+picture is rendered when somebody asks for one. What comes out is what the stock environment gives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from srpo.envs import require_gl  # decides the OpenGL back end before MuJoCo is imported
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import mujoco
+    import numpy as np
+    import robosuite
+    from libero.libero import benchmark
+    from libero.libero.envs import TASK_MAPPING, bddl_utils
+    from libero.libero.envs import robots as _robots  # noqa: F401  (registers LIBERO's robots)
+    from robosuite.utils import transform_utils
+    from robosuite.utils.binding_utils import MjSim
+
+from numpy.typing import NDArray
+
+from srpo.config import Protocol
+from srpo.envs.osc import ControllerState, OscStepper, Sight
+from srpo.envs.renderer import Renderer
+from srpo.types import ACTION_DIM
+
+SETTLE_ACTION = np.array([0.0, 0, 0, 0, 0, 0, -1])
+_STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A LIBERO task: its place in the suite, BDDL name and instruction."""
+
+    suite: str
+    task_id: int
+    name: str
+    language: str
+    bddl_file: Path
+
+
+@functools.cache
+def _suite(name: str) -> Any:
+    suites = benchmark.get_benchmark_dict()
+    if name not in suites:
+        raise ValueError(f"no LIBERO suite {name!r}; there are {', '.join(sorted(suites))}")
+    with contextlib.redirect_stdout(io.StringIO()):
+        return suites[name]()
+
+
+def load_task(suite: str, task_id: int) -> Task:
+    """Look up a task. Raises ValueError if the suite has no such task."""
+    loaded = _suite(suite)
+    if not 0 <= task_id < loaded.n_tasks:
+        raise ValueError(f"{suite} has tasks 0–{loaded.n_tasks - 1}, not {task_id}")
+    task = loaded.get_task(task_id)
+    return Task(suite, task_id, task.name, task.language, Path(loaded.get_task_bddl_file_path(task_id)))
+
+
+@functools.cache
+def init_states(suite: str, task_id: int) -> NDArray[np.float64]:
+    """LIBERO's initial states of a task, float64 (50, 1 + nq + nv): time, positions, velocities."""
+    return np.asarray(_suite(suite).get_task_init_states(task_id), np.float64)
+
+
+def _without_textures(xml: str) -> str:
+    """The same scene with every image texture replaced by a flat one: physics needs no pictures."""
+
+    def flatten(match: re.Match[str]) -> str:
+        tag = match.group(0)
+        if "file" not in tag:
+            return tag
+        name = re.search(r'name="[^"]*"', tag)
+        kind = re.search(r'type="([^"]*)"', tag)
+        shape = kind.group(1) if kind else "cube"
+        height = 8 if shape == "2d" else 48
+        return (
+            f'<texture {name.group(0) if name else ""} type="{shape}" builtin="flat" '
+            f'width="8" height="{height}" rgb1="1 1 1"/>'
+        )
+
+    return re.sub(r"<texture\b[^>]*?/>", flatten, xml)
+
+
+@functools.cache
+def _lean_domain(domain: type) -> type:
+    """A LIBERO problem class that compiles its scene without textures, once."""
+
+    def initialize_sim(self: Any, xml_string: str | None = None) -> None:
+        xml = xml_string or self.model.get_xml()
+        if getattr(self, "scene_xml", None) != xml:
+            self.scene_xml = xml
+            self._compiled = mujoco.MjModel.from_xml_string(_without_textures(xml))
+        # A reset moves fixtures in the model, so each simulation gets a fresh copy.
+        self.sim = MjSim(mujoco.MjModel.__copy__(self._compiled))
+        self.sim.forward()
+        self.initialize_time(self.control_freq)
+
+    # LIBERO checks that the class is named like the problem.
+    return type(domain.__name__, (domain,), {"_initialize_sim": initialize_sim})
+
+
+def _build(bddl_file: Path) -> Any:
+    """The robosuite environment of a task, as LIBERO's ControlEnv makes it, without cameras."""
+    problem = bddl_utils.get_problem_info(str(bddl_file))
+    domain = _lean_domain(TASK_MAPPING[problem["problem_name"]])
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return domain(
+            str(bddl_file),
+            robots=["Panda"],
+            controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
+            gripper_types="default",
+            initialization_noise=None,
+            use_camera_obs=False,
+            has_renderer=False,
+            has_offscreen_renderer=False,
+            control_freq=20,
+            horizon=1000,
+            hard_reset=True,
+        )
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    physics: NDArray[np.float64]
+    controller: ControllerState
+    site_rgba: NDArray[np.float32]
+    sight: Sight
+
+
+class LiberoEnv:
+    """One LIBERO task under one protocol.
+
+    Building takes a second or so; `reset` is a snapshot's restore after the first time. Not thread-safe: the
+    process has one OpenGL context, and robosuite draws from NumPy's global generator while it builds.
+    """
+
+    def __init__(self, suite: str, task_id: int, protocol: Protocol, bddl_file: Path | None = None) -> None:
+        self.task = load_task(suite, task_id)
+        self.protocol = protocol
+        self.env = _build(bddl_file or self.task.bddl_file)
+        self.env.seed(protocol.env_seed)
+        self._hard_reset()
+        self._stepper = OscStepper(self.env)
+        self.model: mujoco.MjModel = self._stepper.model
+        self.data: mujoco.MjData = self._stepper.data
+        self.steps = 0
+        self.sight = self._stepper.look()
+        """What can be seen now; `render` and `proprio` also take an earlier one."""
+        self._picture = mujoco.MjData(self.model)
+        self._fresh = self._snapshot()
+        self._snapshots: dict[int, _Snapshot] = {}
+        self._renderers: dict[int, Renderer] = {}
+        self._hand = self.model.body(self.env.robots[0].robot_model.eef_name).id
+        self._grip_site = self.env.robots[0].eef_site_id
+
+    def _hard_reset(self) -> None:
+        # LIBERO's own wrapper repeats a reset whose random placement fails.
+        for _ in range(100):
+            try:
+                self.env.reset()
+                return
+            except robosuite.utils.errors.RandomizationError:
+                continue
+        raise RuntimeError(f"{self.task.name}: no valid placement of its objects in 100 tries")
+
+    def reset(self, init_state: int) -> None:
+        """Put the task into one of its initial states, settled. Raises IndexError if there is no such state."""
+        if init_state not in self._snapshots:
+            states = init_states(self.task.suite, self.task.task_id)
+            if not 0 <= init_state < len(states):
+                raise IndexError(f"{self.task.name} has initial states 0–{len(states) - 1}, not {init_state}")
+            self._restore(self._fresh)
+            self.set_state(states[init_state])
+            for _ in range(self.protocol.settle_steps):
+                self.step(SETTLE_ACTION)
+            self._snapshots[init_state] = self._snapshot()
+        self._restore(self._snapshots[init_state])
+        self.steps = 0
+
+    def step(self, action: NDArray[np.floating]) -> bool:
+        """Run one control step (1/20 s) of 7 numbers in [-1, 1] (gripper: -1 opens, +1 closes).
+
+        Returns whether the task's goal holds now.
+        """
+        action = np.asarray(action, np.float64)
+        if action.shape != (ACTION_DIM,):
+            raise ValueError(f"an action has {ACTION_DIM} numbers, not shape {action.shape}")
+        if not np.isfinite(action).all():
+            raise ValueError(f"action {action} is not finite")
+        self.sight = self._stepper.step(action)
+        self.steps += 1
+        # The stock order: goals are checked, visible states (a stove's glow) follow, goals are checked again.
+        self.env._check_success()
+        self.env._post_process()
+        return bool(self.env._check_success())
+
+    @property
+    def success(self) -> bool:
+        """Whether the task's goal holds now."""
+        return bool(self.env._check_success())
+
+    def render(
+        self, camera: str = "agentview", size: int | None = None, sight: Sight | None = None
+    ) -> NDArray[np.uint8]:
+        """uint8 (size, size, 3) in the official orientation; `size` defaults to the protocol's.
+
+        Pictures can be made after the event: keep `env.sight` of a step and hand it in later.
+        """
+        size = size or self.protocol.image_size
+        if size not in self._renderers:
+            require_gl()
+            render_model = mujoco.MjModel.from_xml_string(self.env.scene_xml)
+            self._renderers[size] = Renderer(self.model, render_model, size, self.protocol.render)
+        sight = sight or self.sight
+        now = self.model.site_rgba.copy()
+        self.model.site_rgba[:] = sight.site_rgba
+        try:
+            return self._renderers[size](self._pose(sight), camera)
+        finally:
+            self.model.site_rgba[:] = now
+
+    def proprio(self) -> NDArray[np.float32]:
+        """float32 (8,): end-effector position (m), its orientation as axis-angle (rad), finger positions (m)."""
+        data = self._pose(self.sight)
+        quaternion = transform_utils.convert_quat(data.xquat[self._hand].copy(), to="xyzw")
+        orientation = transform_utils.quat2axisangle(quaternion)
+        return np.concatenate([data.site_xpos[self._grip_site], orientation, self.sight.fingers]).astype(
+            np.float32
+        )
+
+    def _pose(self, sight: Sight) -> mujoco.MjData:
+        """A second MjData with bodies, cameras and lights where `sight` has them; the simulation is untouched."""
+        self._picture.qpos[:] = sight.qpos
+        mujoco.mj_kinematics(self.model, self._picture)
+        mujoco.mj_camlight(self.model, self._picture)
+        return self._picture
+
+    def state(self) -> NDArray[np.float64]:
+        """LIBERO's flattened state, float64 (1 + nq + nv,): time, positions, velocities."""
+        return np.concatenate([[self.data.time], self.data.qpos, self.data.qvel])
+
+    def set_state(self, state: NDArray[np.float64]) -> None:
+        """Set LIBERO's flattened state, as the stock `set_init_state` does; the controller is untouched."""
+        expected = 1 + self.model.nq + self.model.nv
+        if state.shape != (expected,):
+            raise ValueError(f"{self.task.name}: a state has {expected} numbers, not shape {state.shape}")
+        self.data.time = state[0]
+        self.data.qpos[:] = state[1 : 1 + self.model.nq]
+        self.data.qvel[:] = state[1 + self.model.nq :]
+        mujoco.mj_forward(self.model, self.data)
+        self.env._check_success()
+        self.env._post_process()
+        self.sight = self._stepper.look()
+
+    def integration_state(self) -> NDArray[np.float64]:
+        """MuJoCo's whole integration state: equal states continue equally."""
+        state = np.empty(mujoco.mj_stateSize(self.model, _STATE))
+        mujoco.mj_getState(self.model, self.data, state, _STATE)
+        return state
+
+    def _snapshot(self) -> _Snapshot:
+        return _Snapshot(
+            self.integration_state(), self._stepper.state, self.model.site_rgba.copy(), self.sight
+        )
+
+    def _restore(self, snapshot: _Snapshot) -> None:
+        self.model.site_rgba[:] = snapshot.site_rgba
+        mujoco.mj_setState(self.model, self.data, snapshot.physics, _STATE)
+        mujoco.mj_forward(self.model, self.data)
+        self._stepper.state = snapshot.controller
+        self.sight = snapshot.sight
+        self.env._check_success()
+        self.env._post_process()
+
+    def close(self) -> None:
+        """Free the render contexts."""
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers.clear()

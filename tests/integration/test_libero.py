@@ -1,0 +1,130 @@
+"""The lean environment against the stock one: same physics, same pictures, same success, bit for bit."""
+
+import mujoco
+import numpy as np
+import pytest
+
+from srpo.config import Protocol
+from srpo.envs.libero import SETTLE_ACTION, LiberoEnv, init_states
+
+from libero.libero.envs import OffScreenRenderEnv  # isort: skip  (after the OpenGL back end is chosen)
+
+pytestmark = pytest.mark.integration
+STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
+
+
+def protocol(**changes: object) -> Protocol:
+    values = dict(
+        profile="held_out", max_steps=300, settle_steps=10, env_seed=0, image_size=128, render="exact"
+    )
+    return Protocol(**(values | changes))
+
+
+def rummage(steps: int, seed: int) -> np.ndarray:
+    """Random smooth actions that push down into the objects, with the gripper opening and closing."""
+    rng = np.random.default_rng(seed)
+    velocity, actions = np.zeros(6), np.zeros((steps, 7))
+    for k in range(steps):
+        velocity = 0.85 * velocity + 0.5 * rng.normal(size=6) * [1, 1, 1, 0.4, 0.4, 0.4]
+        actions[k, :6] = np.clip(velocity - [0, 0, 0.5, 0, 0, 0], -1, 1)
+        actions[k, 6] = 1 if (k // 15) % 2 else -1
+    actions[::5, 3:6] = 0  # a zero rotation keeps the old goal: a branch of its own
+    return actions
+
+
+@pytest.mark.parametrize(("suite", "task_id"), [("libero_goal", 7), ("libero_spatial", 5)])
+def test_lean_step_and_pictures_equal_the_stock_environments(suite: str, task_id: int) -> None:
+    lean = LiberoEnv(suite, task_id, protocol())
+    lean.reset(1)  # so that the state under test comes after a restore
+    lean.step(np.ones(7))
+    lean.reset(3)
+    stock = OffScreenRenderEnv(
+        bddl_file_name=str(lean.task.bddl_file),
+        camera_names=["agentview"],
+        camera_heights=128,
+        camera_widths=128,
+    )
+    stock.seed(0)
+    stock.reset()
+    stock.set_init_state(init_states(suite, task_id)[3])
+
+    def stock_state() -> np.ndarray:
+        state = np.empty(mujoco.mj_stateSize(lean.model, STATE))
+        sim = stock.env.sim
+        mujoco.mj_getState(sim.model._model, sim.data._data, state, STATE)
+        return state
+
+    def stock_step(action: np.ndarray) -> tuple:
+        # Both environments draw in this process: the stock one expects its context to be current.
+        stock.env.sim._render_context_offscreen.gl_ctx.make_current()
+        return stock.step(action.tolist())
+
+    for _ in range(10):
+        observation, *_ = stock_step(SETTLE_ACTION)
+    np.testing.assert_array_equal(lean.integration_state(), stock_state())
+    np.testing.assert_array_equal(lean.render(), observation["agentview_image"][::-1, ::-1])
+    contacts = 0
+    for k, action in enumerate(rummage(24, seed=task_id)):
+        observation, _, done, _ = stock_step(action)
+        assert lean.step(action) == done
+        np.testing.assert_array_equal(lean.integration_state(), stock_state())
+        np.testing.assert_array_equal(
+            lean.proprio()[[0, 1, 2, 6, 7]],
+            np.concatenate([observation["robot0_eef_pos"], observation["robot0_gripper_qpos"]]).astype(
+                np.float32
+            ),
+        )
+        contacts = max(contacts, lean.data.ncon)
+        if k % 8 == 7:
+            np.testing.assert_array_equal(lean.render(), observation["agentview_image"][::-1, ::-1])
+    assert contacts > 0
+    stock.close()
+    lean.close()
+
+
+@pytest.fixture(scope="module")
+def bowl_on_plate() -> LiberoEnv:
+    return LiberoEnv("libero_goal", 8, protocol(render="fast"))
+
+
+def test_a_reset_forgets_everything(bowl_on_plate: LiberoEnv) -> None:
+    env = bowl_on_plate
+    actions = rummage(20, seed=1)
+
+    def final() -> np.ndarray:
+        env.reset(0)
+        for action in actions:
+            env.step(action)
+        return env.integration_state()
+
+    first = final()
+    env.reset(7)
+    env.step(np.ones(7))
+    np.testing.assert_array_equal(final(), first)
+
+
+def test_a_picture_made_later_is_the_picture_made_then(bowl_on_plate: LiberoEnv) -> None:
+    env = bowl_on_plate
+    env.reset(0)
+    for action in rummage(10, seed=2):
+        env.step(action)
+    then, sight = env.render(), env.sight
+    for action in rummage(10, seed=3):
+        env.step(action)
+    before = env.integration_state()
+    assert (env.render() != then).any()
+    np.testing.assert_array_equal(env.render(sight=sight), then)
+    np.testing.assert_array_equal(env.integration_state(), before)
+
+
+def test_bad_requests_are_named(bowl_on_plate: LiberoEnv) -> None:
+    with pytest.raises(IndexError, match="initial states 0–49, not 50"):
+        bowl_on_plate.reset(50)
+    with pytest.raises(ValueError, match="7 numbers"):
+        bowl_on_plate.step(np.zeros(6))
+    with pytest.raises(ValueError, match="not finite"):
+        bowl_on_plate.step(np.full(7, np.nan))
+    with pytest.raises(ValueError, match="tasks 0–9, not 10"):
+        LiberoEnv("libero_goal", 10, protocol())
+    with pytest.raises(ValueError, match="no LIBERO suite 'libero_gaol'"):
+        LiberoEnv("libero_gaol", 0, protocol())
