@@ -1,0 +1,119 @@
+"""The policy loss: PPO's clipped surrogate, a KL penalty and an entropy bonus, averaged over valid tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MAX_LOG_RATIO = 20.0
+"""Log-probability ratios are cut here before exponentiation, as in verl: one token must not overflow."""
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """Scalars, each a sum over the valid tokens given, divided by the normaliser.
+
+    So the terms of micro-batches add up to those of the whole mini-batch, whatever the split.
+
+    total          with gradient: −surrogate objective + β·KL − entropy weight·entropy
+    surrogate      the clipped surrogate's part of the loss
+    kl             k3 estimate of KL(policy ‖ reference); 0 without reference
+    entropy        of the action distributions
+    clip_fraction  share of tokens whose gradient the clip removes
+    approx_kl      k3 estimate of KL(rollout policy ‖ policy): how far the update has gone
+    """
+
+    total: Tensor
+    surrogate: Tensor
+    kl: Tensor
+    entropy: Tensor
+    clip_fraction: Tensor
+    approx_kl: Tensor
+
+
+def policy_loss(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    valid: Tensor,
+    normaliser: float,
+    *,
+    clip_low: float,
+    clip_high: float,
+    reference_log_probs: Tensor | None = None,
+    kl_weight: float = 0.0,
+    entropy: Tensor | None = None,
+    entropy_weight: float = 0.0,
+) -> PolicyLoss:
+    """SRPO's loss (arXiv 2511.15605): GRPO's objective with DAPO's asymmetric clip and token mean.
+
+    With ratio r = exp(log π − log π_old), for each token
+    −min(r·A, clip(r, 1 − clip_low, 1 + clip_high)·A) + kl_weight·k3 − entropy_weight·H,
+    summed over valid tokens and divided by `normaliser`. siiRL's loss has verl's dual clip on top (a bound
+    of 3·|A| for A < 0); the paper's objective does not, and neither does this one.
+
+    Args:
+        log_probs: float (Q, T), of the sampled tokens under the policy; Q policy queries, T tokens each.
+        old_log_probs: float (Q, T), when they were sampled, without gradient.
+        advantages: float (Q,), of the query's episode: every token has the same.
+        valid: bool (Q, T), False for tokens of control steps after the episode's end.
+        normaliser: valid tokens of the whole mini-batch (not of this micro-batch), > 0.
+        reference_log_probs: float (Q, T), under the reference policy; needed if `kl_weight` > 0.
+        entropy: float (Q, T), of each token's distribution; needed if `entropy_weight` > 0.
+
+    Raises:
+        ValueError: a weighted term has no input, or the normaliser is not positive.
+    """
+    if normaliser <= 0:
+        raise ValueError(f"normaliser {normaliser}: a mini-batch without valid tokens has no loss")
+    if kl_weight > 0 and reference_log_probs is None:
+        raise ValueError("kl_weight > 0 needs reference_log_probs")
+    if entropy_weight > 0 and entropy is None:
+        raise ValueError("entropy_weight > 0 needs entropy")
+
+    def mean(values: Tensor) -> Tensor:
+        return torch.where(valid, values, 0.0).sum() / normaliser
+
+    ratio = _log_ratio(log_probs, old_log_probs, valid).exp()
+    advantage = advantages.unsqueeze(-1)
+    unclipped = -ratio * advantage
+    clipped = -ratio.clamp(1 - clip_low, 1 + clip_high) * advantage
+    surrogate = mean(torch.maximum(unclipped, clipped))
+    zero = log_probs.new_zeros(())
+    kl = zero if reference_log_probs is None else mean(k3(log_probs, reference_log_probs, valid))
+    bonus = zero if entropy is None else mean(entropy)
+    with torch.no_grad():
+        clip_fraction = mean((clipped > unclipped).to(log_probs.dtype))
+        approx_kl = mean(k3(old_log_probs, log_probs, valid))
+    return PolicyLoss(
+        total=surrogate + kl_weight * kl - entropy_weight * bonus,
+        surrogate=surrogate.detach(),
+        kl=kl.detach(),
+        entropy=bonus.detach(),
+        clip_fraction=clip_fraction,
+        approx_kl=approx_kl,
+    )
+
+
+def k3(log_probs: Tensor, other_log_probs: Tensor, valid: Tensor) -> Tensor:
+    """Estimate of KL(π ‖ other) from tokens sampled from π: other/π − 1 − log(other/π), never negative.
+
+    Unbiased, of lower variance than −log(other/π) (J. Schulman, "Approximating KL Divergence", 2020).
+    Shapes as in `policy_loss`; 0 at tokens that are not valid.
+    """
+    log_ratio = _log_ratio(other_log_probs, log_probs, valid)
+    return log_ratio.expm1() - log_ratio
+
+
+def categorical_entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of the distributions that logits (..., 256) stand for: float (...)."""
+    log_probs = logits.log_softmax(dim=-1)
+    return -(log_probs.exp() * log_probs).sum(dim=-1)
+
+
+def _log_ratio(log_probs: Tensor, other_log_probs: Tensor, valid: Tensor) -> Tensor:
+    """log_probs − other_log_probs, but 0 (and without gradient) at tokens that are not valid."""
+    difference = torch.where(valid, log_probs - other_log_probs, 0.0)
+    return difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)

@@ -1,0 +1,140 @@
+"""Progress curves and the five metrics of the progress-reward benchmark (SRPO, arXiv 2511.15605, Table 3).
+
+The metrics' names are the paper's; where it leaves something open (bandwidth, bins, base of the logarithm),
+the choice made here stands in the docstring. All functions raise ValueError on values that are not finite.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.distance import cdist, jensenshannon, pdist
+from scipy.stats import spearmanr
+
+JS_BINS = 10
+"""Bins of equal width over [0, 1]: few enough that some tens of trajectories fill them."""
+
+EQUAL_SPREAD = 1e-12
+"""Progress values (of order 1) within this are equal but for rounding."""
+
+
+def progress_curve(
+    prefix_embeddings: NDArray[np.floating], references: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """Progress p(t) = 1 − d(t)/max d along one trajectory: float64 (P,) in [0, 1].
+
+    d(t) is the L2 distance of the prefix o_0…t to the nearest reference; 1 is on a reference, 0 is the
+    trajectory's own farthest point. Dividing by that maximum (rather than by d(0), which would need clipping)
+    makes the curve free of the embedding's unit and keeps the order of all distances, which is what SC and
+    Mono measure: clipping would tie the points farther away than the start, and Mono counts ties as
+    progress. Invariant to isometries and to scale. If all distances are 0, progress is 1 throughout.
+
+    Args:
+        prefix_embeddings: float (P, D), of prefixes of rising length.
+        references: float (K, D), K ≥ 1; of a success, without the success itself.
+    """
+    if len(references) == 0:
+        raise ValueError("progress needs at least one reference")
+    _require_finite("prefix embeddings", prefix_embeddings)
+    _require_finite("references", references)
+    distances = cdist(prefix_embeddings.astype(np.float64), references.astype(np.float64)).min(axis=1)
+    farthest = distances.max()
+    return np.ones_like(distances) if farthest == 0 else 1 - distances / farthest
+
+
+def spearman_correlation(progress: NDArray[np.floating]) -> float:
+    """SC of one trajectory: Spearman's rank correlation of progress (P,), P ≥ 2, with time; ties share ranks.
+
+    A constant curve has no rank correlation; it says nothing of time, so it counts as 0. The table's SC is
+    the mean over successful trajectories.
+    """
+    _require_finite("progress", progress)
+    if len(progress) < 2:
+        raise ValueError("a correlation with time needs at least two points")
+    if np.ptp(progress) == 0:
+        return 0.0
+    return float(spearmanr(progress, np.arange(len(progress))).statistic)
+
+
+def monotonicity(progress: NDArray[np.floating]) -> float:
+    """Mono of one trajectory: share of consecutive pairs with p(t+1) ≥ p(t), of progress (P,), P ≥ 2.
+
+    The table's Mono is the mean over successful trajectories.
+    """
+    _require_finite("progress", progress)
+    if len(progress) < 2:
+        raise ValueError("monotonicity needs at least two points")
+    return float(np.mean(np.diff(progress) >= 0))
+
+
+def maximum_mean_discrepancy(successes: NDArray[np.floating], failures: NDArray[np.floating]) -> float:
+    """MMD between the final progress of successes (M,) and of failures (N,): in [0, √2].
+
+    √(mean k(x, x') + mean k(y, y') − 2·mean k(x, y)) with k(a, b) = exp(−(a − b)²/(2σ²)): the biased
+    estimate, whose means include a sample with itself, so that it is never negative (Gretton et al., "A
+    Kernel Two-Sample Test", JMLR 2012, eq. 5). σ is the median distance of distinct pairs of the pooled
+    sample (section 8 there); of the pairs at non-zero distance where that median is 0.
+    """
+    first, second = _samples(successes, failures)
+    pairwise = pdist(np.concatenate([first, second])[:, None])
+    sigma = np.median(pairwise)
+    if sigma == 0:
+        apart = pairwise[pairwise > 0]
+        if apart.size == 0:
+            return 0.0
+        sigma = np.median(apart)
+
+    def kernel(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+        return float(np.exp(-(((a[:, None] - b[None, :]) / sigma) ** 2) / 2).mean())
+
+    squared = kernel(first, first) + kernel(second, second) - 2 * kernel(first, second)
+    return float(np.sqrt(max(squared, 0.0)))  # rounding may leave -1e-17
+
+
+def jensen_shannon_divergence(successes: NDArray[np.floating], failures: NDArray[np.floating]) -> float:
+    """JS divergence of the histograms of final progress of successes (M,) and failures (N,): in [0, 1].
+
+    (KL(p ‖ m) + KL(q ‖ m))/2 with m = (p + q)/2 (Lin, "Divergence measures based on the Shannon entropy",
+    1991), logarithms to base 2, histograms of `JS_BINS` equal bins over [0, 1], without smoothing.
+    """
+    first, second = _samples(successes, failures)
+    for sample in (first, second):
+        if sample.min() < 0 or sample.max() > 1:
+            raise ValueError("progress lies in [0, 1]")
+    p, q = (np.histogram(sample, bins=JS_BINS, range=(0, 1))[0] for sample in (first, second))
+    # SciPy gives the distance, the root of the divergence; it normalises the counts.
+    return float(jensenshannon(p, q, base=2) ** 2)
+
+
+def standardised_mean_difference(successes: NDArray[np.floating], failures: NDArray[np.floating]) -> float:
+    """SMD of final progress, successes (M,) minus failures (N,): Cohen's d.
+
+    (mean_s − mean_f)/√(((M−1)·s_s² + (N−1)·s_f²)/(M+N−2)) with sample variances (Cohen, "Statistical Power
+    Analysis for the Behavioral Sciences", 1988, section 2.5). Neither sample spreading at all: 0 if the means
+    are equal, else ±∞. One of each: NaN, there is no spread to measure by.
+    """
+    first, second = _samples(successes, failures)
+    degrees = len(first) + len(second) - 2
+    if degrees == 0:
+        return float("nan")
+    difference = first.mean() - second.mean()
+    squares = ((first - first.mean()) ** 2).sum() + ((second - second.mean()) ** 2).sum()
+    pooled = np.sqrt(squares / degrees)
+    if pooled <= EQUAL_SPREAD:
+        return 0.0 if abs(difference) <= EQUAL_SPREAD else float(np.copysign(np.inf, difference))
+    return float(difference / pooled)
+
+
+def _samples(
+    successes: NDArray[np.floating], failures: NDArray[np.floating]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    for name, sample in (("successes", successes), ("failures", failures)):
+        if sample.ndim != 1 or len(sample) == 0:
+            raise ValueError(f"{name} must have shape (n,) with n ≥ 1, not {sample.shape}")
+        _require_finite(name, sample)
+    return successes.astype(np.float64), failures.astype(np.float64)
+
+
+def _require_finite(name: str, values: NDArray[np.floating]) -> None:
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} must be finite")

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from srpo.algo.losses import PolicyLoss, categorical_entropy, k3, policy_loss
+
+clipped_loss = partial(policy_loss, clip_low=0.2, clip_high=0.28)
+
+
+def logs(*ratios: float) -> Tensor:
+    return torch.tensor([list(ratios)], dtype=torch.float64).log()
+
+
+def one(ratio: float, advantage: float, valid: bool = True) -> PolicyLoss:
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    return clipped_loss(
+        logs(ratio), zero, torch.tensor([advantage], dtype=torch.float64), torch.tensor([[valid]]), 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "clipped"),
+    [
+        (1.5, 2.0, -2.56, 1),  # −min(1.5·2, 1.28·2)
+        (1.25, 2.0, -2.5, 0),  # inside: above 1 + 0.2, below 1 + 0.28
+        (0.5, 2.0, -1.0, 0),  # −min(0.5·2, 0.8·2): a good token made rarer is not clipped
+        (0.5, -1.0, 0.8, 1),  # −min(−0.5, −0.8)
+        (1.5, -1.0, 1.5, 0),  # −min(−1.5, −1.28): a bad token made likelier is not clipped
+        (1.5, 0.0, 0.0, 0),
+    ],
+)
+def test_clip_by_hand(ratio: float, advantage: float, loss: float, clipped: float) -> None:
+    found = one(ratio, advantage)
+    assert found.total.item() == pytest.approx(loss)
+    assert found.surrogate.item() == pytest.approx(loss)
+    assert found.clip_fraction.item() == clipped
+
+
+def test_aggregation_kl_and_entropy_by_hand() -> None:
+    # Ratios 1.5 | 0.5, 1.1; advantages 2 and −1; the second token of query one is not valid; 3 valid tokens.
+    # surrogate (−2.56 + 0.8 + 1.1)/3 = −0.22; clipped 2/3
+    # reference/policy 1, 2, 1/2: k3 = 0, 2 − 1 − ln 2, 1/2 − 1 + ln 2: mean 0.5/3 = 0.1666667
+    # entropy (1 + 2 + 3)/3 = 2; total −0.22 + 0.3·0.1666667 − 0.01·2 = −0.19
+    log_probs = torch.cat([logs(1.5, 7.0), logs(0.5, 1.1)])
+    found = clipped_loss(
+        log_probs,
+        torch.zeros(2, 2, dtype=torch.float64),
+        torch.tensor([2.0, -1.0], dtype=torch.float64),
+        torch.tensor([[True, False], [True, True]]),
+        3,
+        reference_log_probs=log_probs + torch.cat([logs(1.0, 9.0), logs(2.0, 0.5)]),
+        kl_weight=0.3,
+        entropy=torch.tensor([[1.0, 50.0], [2.0, 3.0]], dtype=torch.float64),
+        entropy_weight=0.01,
+    )
+    assert found.surrogate.item() == pytest.approx(-0.22)
+    assert found.kl.item() == pytest.approx(1 / 6)
+    assert found.entropy.item() == pytest.approx(2)
+    assert found.total.item() == pytest.approx(-0.19)
+    assert found.clip_fraction.item() == pytest.approx(2 / 3)
+    # ratio − 1 − ln ratio: 0.5 − 0.4054651, −0.5 + 0.6931472, 0.1 − 0.0953102, over 3
+    assert found.approx_kl.item() == pytest.approx((0.0945349 + 0.1931472 + 0.0046898) / 3, abs=1e-7)
+
+
+def random_batch(seed: int, queries: int = 6, tokens: int = 5) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    valid = torch.rand(queries, tokens, generator=generator) < 0.7
+    valid[0, 0] = True
+    return {
+        "logits": normal(queries, tokens, 8),
+        "actions": torch.randint(8, (queries, tokens), generator=generator),
+        "noise": normal(queries, tokens) * 0.3,
+        "reference_noise": normal(queries, tokens) * 0.3,
+        "advantages": normal(queries),
+        "valid": valid,
+    }
+
+
+def loss_of(batch: dict[str, Tensor], part: slice, normaliser: float, logits: Tensor) -> PolicyLoss:
+    log_probs = logits.log_softmax(-1).gather(-1, batch["actions"][part].unsqueeze(-1)).squeeze(-1)
+    fixed = log_probs.detach()
+    return clipped_loss(
+        log_probs,
+        fixed + batch["noise"][part],
+        batch["advantages"][part],
+        batch["valid"][part],
+        normaliser,
+        reference_log_probs=fixed + batch["reference_noise"][part],
+        kl_weight=0.1,
+        entropy=categorical_entropy(logits),
+        entropy_weight=0.05,
+    )
+
+
+@given(st.integers(0, 2**31 - 1))
+def test_value_and_gradient_are_those_of_the_written_formula(seed: int) -> None:
+    batch = random_batch(seed)
+    normaliser = batch["valid"].sum().item()
+    logits = batch["logits"].clone().requires_grad_()
+    found = loss_of(batch, slice(None), normaliser, logits).total
+    (gradient,) = torch.autograd.grad(found, logits)
+
+    # The formula token by token, with plain Python control flow.
+    again = batch["logits"].clone().requires_grad_()
+    total = torch.zeros((), dtype=torch.float64)
+    for q in range(6):
+        for t in range(5):
+            if not batch["valid"][q, t]:
+                continue
+            p = again[q, t].exp() / again[q, t].exp().sum()
+            new = p[batch["actions"][q, t]].log()
+            r = (new - new.detach() - batch["noise"][q, t]).exp()
+            a = batch["advantages"][q]
+            bound = 1.28 if a > 0 else 0.8
+            objective = bound * a if (r > bound if a > 0 else r < bound) else r * a
+            delta = new.detach() + batch["reference_noise"][q, t] - new
+            total = total - objective + 0.1 * (delta.exp() - 1 - delta) + 0.05 * (p * p.log()).sum()
+    (expected,) = torch.autograd.grad(total / normaliser, again)
+    assert found.item() == pytest.approx((total / normaliser).item())
+    torch.testing.assert_close(gradient, expected)
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(1, 6))
+def test_micro_batches_add_up(seed: int, size: int) -> None:
+    batch = random_batch(seed)
+    normaliser = batch["valid"].sum().item()
+    whole_logits = batch["logits"].clone().requires_grad_()
+    whole = loss_of(batch, slice(None), normaliser, whole_logits)
+    whole.total.backward()
+    logits = batch["logits"].clone().requires_grad_()
+    parts = []
+    for start in range(0, 6, size):
+        part = slice(start, start + size)
+        parts.append(loss_of(batch, part, normaliser, logits[part]))
+        parts[-1].total.backward()
+    torch.testing.assert_close(logits.grad, whole_logits.grad)
+    for term in ("total", "surrogate", "kl", "entropy", "clip_fraction", "approx_kl"):
+        added = sum(getattr(part, term).item() for part in parts)
+        assert added == pytest.approx(getattr(whole, term).item(), abs=1e-12), term
+
+
+def test_tokens_after_the_end_change_nothing_even_when_impossible() -> None:
+    log_probs = torch.tensor([[-1.0, -math.inf]], dtype=torch.float64, requires_grad=True)
+    old = torch.tensor([[-1.1, -math.inf]], dtype=torch.float64)
+    found = clipped_loss(
+        log_probs, old, torch.tensor([1.0]), torch.tensor([[True, False]]), 1, reference_log_probs=old
+    )
+    found.total.backward()
+    assert log_probs.grad is not None
+    assert found.total.item() == pytest.approx(-math.exp(0.1))
+    assert log_probs.grad.tolist() == [[pytest.approx(-math.exp(0.1)), 0.0]]
+
+
+def test_on_policy_gradient_is_the_policy_gradient() -> None:
+    log_probs = torch.tensor([[-1.0, -2.0]], dtype=torch.float64, requires_grad=True)
+    found = clipped_loss(
+        log_probs, log_probs.detach(), torch.tensor([0.5]), torch.ones(1, 2, dtype=torch.bool), 2
+    )
+    found.total.backward()
+    assert log_probs.grad is not None
+    assert log_probs.grad.tolist() == [[-0.25, -0.25]]  # −A/2 each
+    assert found.approx_kl.item() == 0 and found.clip_fraction.item() == 0
+
+
+def test_a_huge_ratio_stays_finite() -> None:
+    zero = torch.zeros(1, 1)
+    found = clipped_loss(
+        torch.full((1, 1), 500.0), zero, torch.tensor([-1.0]), torch.ones(1, 1, dtype=torch.bool), 1
+    )
+    assert torch.isfinite(found.total)
+
+
+@given(st.integers(0, 2**31 - 1), st.floats(0, 3))
+def test_k3_is_never_negative_and_zero_on_itself(seed: int, spread: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    log_probs = torch.randn(4, 3, generator=generator) - 2
+    other = log_probs + spread * torch.randn(4, 3, generator=generator)
+    valid = torch.ones(4, 3, dtype=torch.bool)
+    assert (k3(log_probs, other, valid) >= 0).all()
+    assert (k3(log_probs, log_probs, valid) == 0).all()
+
+
+def test_k3_is_an_unbiased_estimate_of_the_divergence() -> None:
+    p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.2, 0.6])
+    expectation = (p * k3(p.log(), q.log(), torch.ones(3, dtype=torch.bool))).sum()
+    assert expectation.item() == pytest.approx((p * (p / q).log()).sum().item(), abs=1e-6)
+
+
+def test_entropy_by_hand() -> None:
+    # 256 equal bins: ln 256; probabilities 1/2, 1/4, 1/4: ln 2/2 + ln 4/2 = 1.5·ln 2
+    assert categorical_entropy(torch.zeros(2, 256)).tolist() == pytest.approx([math.log(256)] * 2)
+    logits = torch.tensor([0.5, 0.25, 0.25]).log() + 3
+    assert categorical_entropy(logits).item() == pytest.approx(1.5 * math.log(2))
+
+
+def test_missing_inputs_are_errors() -> None:
+    zero, valid = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
+    arguments = (zero, zero, torch.zeros(1), valid)
+    with pytest.raises(ValueError, match="reference_log_probs"):
+        clipped_loss(*arguments, 1, kl_weight=0.1)
+    with pytest.raises(ValueError, match="entropy"):
+        clipped_loss(*arguments, 1, entropy_weight=0.1)
+    with pytest.raises(ValueError, match="valid tokens"):
+        clipped_loss(*arguments, 0)
