@@ -18,6 +18,8 @@ from pathlib import Path
 from srpo.files import atomic_file
 
 DIMENSIONS = ("camera", "robot", "language", "noise", "layout", "background", "light")
+INIT_STATE = 0
+"""The initial state of the base task from which camera, robot, language and noise episodes start."""
 COLUMNS = ("suite", "name", "base_task", "task_id", "dimension", "parameters")
 
 # Tasks a base task and dimension, in the order of DIMENSIONS; base tasks in the order of their task ids.
@@ -135,21 +137,22 @@ def _parameters(dimension: str, suffix: str) -> dict[str, int | str] | None:
     return {**numbers}
 
 
+def parse(name: str) -> PlusTask:
+    """Read an official task name (base tasks have different names in all suites). Raises ValueError."""
+    for suite, base_tasks in COUNTS.items():
+        for task_id, base_task in enumerate(base_tasks):
+            if name.startswith(f"{base_task}_"):
+                for dimension in DIMENSIONS:
+                    parameters = _parameters(dimension, name.removeprefix(base_task))
+                    if parameters is not None:
+                        return PlusTask(suite, name, base_task, task_id, dimension, parameters)
+    raise ValueError(f"{name!r} is not the name of a LIBERO-Plus task")
+
+
 def _suite(suite: str) -> dict[str, dict[str, int]]:
     if suite not in COUNTS:
         raise ValueError(f"LIBERO-Plus has no suite {suite!r}; it has {', '.join(COUNTS)}")
     return COUNTS[suite]
-
-
-def parse(suite: str, name: str) -> PlusTask:
-    """Read an official task name. Raises ValueError if it is none of the suite's."""
-    for task_id, base_task in enumerate(_suite(suite)):
-        if name.startswith(f"{base_task}_"):
-            for dimension in DIMENSIONS:
-                parameters = _parameters(dimension, name.removeprefix(base_task))
-                if parameters is not None:
-                    return PlusTask(suite, name, base_task, task_id, dimension, parameters)
-    raise ValueError(f"{name!r} is not the name of a LIBERO-Plus task of {suite}")
 
 
 def count(
@@ -202,14 +205,17 @@ def shard(tasks: Sequence[PlusTask], index: int, size: int) -> Sequence[PlusTask
     return tasks[index * size : (index + 1) * size]
 
 
+def _row(task: PlusTask) -> list[str]:
+    parameters = json.dumps(task.parameters)
+    return [task.suite, task.name, task.base_task, str(task.task_id), task.dimension, parameters]
+
+
 def write_tasks(path: Path, tasks: Iterable[PlusTask]) -> None:
     """Write a task list as CSV, atomically; `parameters` is JSON."""
     with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(COLUMNS)
-        for task in tasks:
-            parameters = json.dumps(task.parameters)
-            writer.writerow((task.suite, task.name, task.base_task, task.task_id, task.dimension, parameters))
+        writer.writerows(_row(task) for task in tasks)
 
 
 def read_tasks(path: Path) -> list[PlusTask]:
@@ -224,10 +230,9 @@ def read_tasks(path: Path) -> list[PlusTask]:
             raise ValueError(f"{path}: the first line is not {','.join(COLUMNS)}")
         for number, row in enumerate(rows, start=2):
             try:
-                suite, name, *others = row
-                task = parse(suite, name)
-                if [task.base_task, str(task.task_id), task.dimension, json.dumps(task.parameters)] != others:
-                    raise ValueError(f"the columns after {name!r} do not say what the name says")
+                task = parse(row[1] if len(row) > 1 else "")
+                if row != _row(task):
+                    raise ValueError(f"the columns beside {task.name!r} do not say what the name says")
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
             tasks.append(task)
