@@ -1,7 +1,7 @@
 """Play data: aimless manipulation in libero_90 scenes, from which a small V-JEPA 2 learns what can happen.
 
-No task is solved and none that is evaluated is touched: a scripted hand goes to random objects, grasps at them,
-carries what it caught somewhere else and lets go, with smooth noise on top.
+No task is solved and none that is evaluated is touched: a scripted hand goes to random objects, grasps at
+them, carries what it caught somewhere else and lets go, with smooth noise on top.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _handle_something(
     """Motions of one pick and place at random: target (3,) of the hand in metres, gripper, least steps."""
     names = sorted(env.env.objects_dict)
     thing, place = (env.env.obj_body_id[name] for name in rng.choice(names, 2))
-    # Boxes and bottles are grasped at the centre, bowls and mugs at the rim, between fingers that open along y.
+    # Boxes and bottles are grasped at the centre, bowls and mugs at the rim; the fingers open along y.
     offset = np.array([0.0, rng.choice([-RIM, 0.0, RIM]), rng.uniform(0.0, 0.05)]) + rng.normal(size=3) * 0.01
     up = np.array([0.0, 0.0, HOVER])
     yield env.data.xpos[thing] + offset + up, OPEN, 0
