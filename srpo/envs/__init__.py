@@ -16,7 +16,7 @@ from pathlib import Path
 _LIBRARIES = {"osmesa": ("OSMesa", "libosmesa6"), "egl": ("EGL", "libegl1")}
 
 
-class MissingGL(RuntimeError):
+class MissingGLError(RuntimeError):
     """The OpenGL library of the chosen back end cannot be found."""
 
 
@@ -30,12 +30,12 @@ def require_gl() -> None:
     """Check that the chosen back end's library is there.
 
     Raises:
-        MissingGL: with the Debian package that provides it.
+        MissingGLError: with the Debian package that provides it.
     """
     if GL_BACKEND in _LIBRARIES:
         library, package = _LIBRARIES[GL_BACKEND]
         if ctypes.util.find_library(library) is None:
-            raise MissingGL(
+            raise MissingGLError(
                 f"MUJOCO_GL={GL_BACKEND} needs lib{library}, which is not installed. Install it "
                 f"(Debian, Ubuntu: apt-get install {package}; conda: mesalib) or choose another back end "
                 "with MUJOCO_GL=osmesa or MUJOCO_GL=egl."

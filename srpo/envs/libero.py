@@ -178,7 +178,7 @@ class LiberoEnv:
         raise RuntimeError(f"{self.task.name}: no valid placement of its objects in 100 tries")
 
     def reset(self, init_state: int) -> None:
-        """Put the task into one of its initial states, settled. Raises IndexError if there is no such state."""
+        """Put the task into one of its initial states, settled. Raises IndexError if it has none such."""
         if init_state not in self._snapshots:
             states = init_states(self.task.suite, self.task.task_id)
             if not 0 <= init_state < len(states):
@@ -196,12 +196,12 @@ class LiberoEnv:
 
         Returns whether the task's goal holds now.
         """
-        action = np.asarray(action, np.float64)
-        if action.shape != (ACTION_DIM,):
-            raise ValueError(f"an action has {ACTION_DIM} numbers, not shape {action.shape}")
-        if not np.isfinite(action).all():
-            raise ValueError(f"action {action} is not finite")
-        self.sight = self._stepper.step(action)
+        command = np.asarray(action, np.float64)
+        if command.shape != (ACTION_DIM,):
+            raise ValueError(f"an action has {ACTION_DIM} numbers, not shape {command.shape}")
+        if not np.isfinite(command).all():
+            raise ValueError(f"action {command} is not finite")
+        self.sight = self._stepper.step(command)
         self.steps += 1
         # The stock order: goals are checked, visible states (a stove's glow) follow, goals are checked again.
         self.env._check_success()
@@ -234,7 +234,7 @@ class LiberoEnv:
             self.model.site_rgba[:] = now
 
     def proprio(self) -> NDArray[np.float32]:
-        """float32 (8,): end-effector position (m), its orientation as axis-angle (rad), finger positions (m)."""
+        """float32 (8,): hand position (m), its orientation as axis-angle (rad), finger positions (m)."""
         data = self._pose(self.sight)
         quaternion = transform_utils.convert_quat(data.xquat[self._hand].copy(), to="xyzw")
         orientation = transform_utils.quat2axisangle(quaternion)
@@ -243,7 +243,7 @@ class LiberoEnv:
         )
 
     def _pose(self, sight: Sight) -> mujoco.MjData:
-        """A second MjData with bodies, cameras and lights where `sight` has them; the simulation is untouched."""
+        """A second MjData with bodies, cameras and lights where `sight` has them."""
         self._picture.qpos[:] = sight.qpos
         mujoco.mj_kinematics(self.model, self._picture)
         mujoco.mj_camlight(self.model, self._picture)

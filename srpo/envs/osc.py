@@ -26,12 +26,12 @@ from robosuite.utils.control_utils import (
 Array = NDArray[np.float64]
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _osc_torques(  # type: ignore[no-untyped-def]
     goal_pos, goal_ori, ee_pos, ee_ori, ee_vel_pos, ee_vel_ori, mass, jacobian, jacobian_pos, jacobian_ori,
     bias, rest, joint_pos, joint_vel, kp, kd, low, high,
 ):  # fmt: skip
-    """Joint torques of robosuite's OSC_POSE controller (fixed impedance, uncoupled), clipped to the limits."""
+    """Joint torques of robosuite's OSC_POSE controller (fixed impedance, uncoupled), clipped."""
     rotation = orientation_error(goal_ori, ee_ori)
     force = (goal_pos - ee_pos) * kp[0:3] + (-ee_vel_pos) * kd[0:3]
     torque = rotation * kp[3:6] + (-ee_vel_ori) * kd[3:6]
