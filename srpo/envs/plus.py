@@ -123,7 +123,7 @@ def camera_pose(
         vertical: degrees upwards, around the y axis through the pivot (0, 0, 0.8).
         scale: percent of the distance from the pivot.
         turn: degrees around the vertical axis, in place.
-        tilt: degrees upwards around the y axis, in place.
+        tilt: degrees downwards around the y axis, in place.
 
     Returns:
         The new position (3,) and unit quaternion (4,).
@@ -199,7 +199,7 @@ def motion_blur(x: Image, severity: int, rng: np.random.Generator) -> Image:
     blurred = np.zeros_like(x)
     for weight, row, column in zip(weights, rows, columns, strict=True):
         blurred += weight * x[np.clip(pixels + row, 0, n - 1)][:, np.clip(pixels + column, 0, n - 1)]
-    return blurred + 0.5 / 255  # ImageMagick rounds to 8 bits where the other corruptions truncate
+    return blurred
 
 
 def gaussian_blur(x: Image, severity: int, rng: np.random.Generator) -> Image:
@@ -280,8 +280,8 @@ def displaced(offsets: NDArray[np.int_], shift: int) -> NDArray[np.int_]:
     """One round of upstream's pixel shuffle: which pixel each pixel's colour comes from.
 
     Upstream goes backwards over rows and columns `shift` + 1 … 224 − `shift` of the 256-pixel picture and
-    means to swap each pixel with the one at its offset; as both are views of one array, it copies that pixel and
-    leaves it as it is. A pixel copied from later in the picture has itself been overwritten before, which
+    means to swap each pixel with the one at its offset; as both are views of one array, it copies that pixel
+    and leaves it as it is. A pixel copied from later in the picture has itself been overwritten before, which
     makes chains: they are followed here by doubling instead of pixel by pixel.
 
     Args:
