@@ -333,7 +333,7 @@ def check_episodes(episodes: pd.DataFrame) -> None:
     for (suite, max_steps, profile, text), _ in episodes.groupby(
         ["suite", "max_steps", "profile", "protocol"]
     ):
-        record = _protocol(str(text))
+        record = protocol_record(str(text))
         if record["max_steps"] != max_steps or record["profile"] != profile:
             raise ResultError(f"{suite}: columns max_steps and profile contradict column protocol: {text}")
         for key, value in record.items():
@@ -347,7 +347,8 @@ def check_episodes(episodes: pd.DataFrame) -> None:
         raise ResultError(f"{len(twice)} episodes stand twice, the first: {_describe(twice.iloc[0])}")
 
 
-def _protocol(text: str) -> dict[str, Any]:
+def protocol_record(text: str) -> dict[str, Any]:
+    """Read a `protocol` column's value (`protocol_json`), checking it."""
     try:
         record = json.loads(text)
         mujoco = record.pop("mujoco")

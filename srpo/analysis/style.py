@@ -1,0 +1,95 @@
+"""One look for all figures: sizes, fonts, and the same colour for the same variant everywhere."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # no display on a compute node
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from srpo.files import atomic_file
+
+FULL_WIDTH = 7.0
+"""Inches of a page's text; a column of two is about half."""
+
+# Okabe & Ito's colours, told apart with every common colour blindness, less yellow: too faint on white.
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+PUBLISHED = "#767676"
+"""Grey of everything that others measured."""
+
+RC: dict[Any, Any] = {
+    "font.size": 8,
+    "font.family": "DejaVu Sans",
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "axes.grid": True,
+    "grid.color": "#E5E5E5",
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.4,
+    "legend.frameon": False,
+    "figure.dpi": 200,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,  # TrueType: text stays text, as venues ask
+    "ps.fonttype": 42,
+}
+
+# Variants and representations by name. A representation has the colour of the variant rewarded by it.
+_LOOKS = {
+    "sft": (BLACK, "s"),
+    "grpo": (ORANGE, "^"),
+    "srpo": (BLUE, "o"),
+    "vjepa2": (BLUE, "o"),
+    "pixel": (PURPLE, "D"),
+    "imagebind": (GREEN, "v"),
+}
+_OTHERS = [(colour, marker) for marker in "PX<>" for colour in (VERMILLION, SKY, GREEN, PURPLE, BLUE, ORANGE)]
+
+
+def look(name: str) -> tuple[str, str]:
+    """Colour and marker of a variant or representation: a function of its name alone."""
+    return _LOOKS.get(name) or _OTHERS[zlib.crc32(name.encode()) % len(_OTHERS)]
+
+
+def dot(axes: Axes, y: float, estimate: tuple[float, float, float], look: tuple[str, str]) -> None:
+    """A (value, low, high) of ours at height y: a filled marker on its interval."""
+    value, low, high = estimate
+    colour, marker = look
+    axes.plot([low, high], [y, y], color=colour, linewidth=1.3, solid_capstyle="butt", zorder=2)
+    axes.plot(value, y, marker, color=colour, markersize=4.5, markeredgewidth=0, clip_on=False, zorder=3)
+
+
+def published_dot(axes: Axes, y: float, value: float, marker: str = "o") -> None:
+    """A published value at height y: hollow, grey, without an interval."""
+    axes.plot(
+        value,
+        y,
+        marker,
+        markersize=4.5,
+        markerfacecolor="white",
+        markeredgecolor=PUBLISHED,
+        markeredgewidth=0.9,
+        clip_on=False,
+        zorder=3,
+    )
+
+
+def save(figure: Figure, stem: Path) -> None:
+    """Write `stem`.png and `stem`.pdf atomically, without a date: the same data give the same bytes."""
+    for suffix, metadata in ((".pdf", {"CreationDate": None}), (".png", {"Software": None})):
+        with atomic_file(stem.with_name(stem.name + suffix)) as temporary:
+            figure.savefig(temporary, format=suffix[1:], bbox_inches="tight", metadata=metadata)

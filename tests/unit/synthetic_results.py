@@ -1,0 +1,298 @@
+"""Result folders shaped like real runs, for tests of tables and figures. The numbers are drawn at random."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from srpo import plus_tasks
+from srpo.analysis.io import BENCHMARK, EPISODES, RL_METRICS, protocol_json, write_rows
+from srpo.config import (
+    EvaluateStage,
+    PlusStage,
+    Protocol,
+    RewardBenchmarkStage,
+    Stage,
+    Suite,
+    TrainStage,
+    WorldModel,
+)
+
+MAX_STEPS: dict[str, int] = {
+    "libero_spatial": 220,
+    "libero_object": 280,
+    "libero_goal": 300,
+    "libero_10": 520,
+}
+MUJOCO = "3.3.7"
+
+
+def protocol(suite: str, **changes: Any) -> Protocol:
+    values = {
+        "profile": "official",
+        "max_steps": MAX_STEPS[suite],
+        "settle_steps": 10,
+        "env_seed": 0,
+        "image_size": 128,
+        "render": "exact",
+    }
+    return Protocol.model_validate({**values, **changes})
+
+
+def write_config(folder: Path, stage: Stage) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(stage.model_dump(mode="json")), encoding="utf-8")
+
+
+def episode_row(suite: str = "libero_spatial", **changes: Any) -> dict[str, Any]:
+    """One valid episode row; `changes` replace columns."""
+    return {
+        "preset": "smoke",
+        "suite": suite,
+        "task_id": 0,
+        "task": "pick_up_the_bowl",
+        "init_state": 0,
+        "seed": 0,
+        "episode_seed": 11,
+        "policy": "tiny",
+        "variant": "sft",
+        "benchmark": "libero",
+        "perturbation": None,
+        "perturbation_task": None,
+        "perturbation_parameters": None,
+        "status": "success",
+        "error": None,
+        "steps": 80,
+        "max_steps": MAX_STEPS[suite],
+        "profile": "official",
+        "protocol": protocol_json(protocol(suite), MUJOCO),
+        "wall_seconds": 1.5,
+        "video": None,
+        **changes,
+    }
+
+
+def libero_run(
+    root: Path,
+    suite: Suite,
+    variant: str,
+    rate: float,
+    *,
+    seed: int = 0,
+    tasks: int = 2,
+    states: int = 10,
+    infra_errors: int = 0,
+) -> Path:
+    """An evaluation folder of `tasks` × `states` episodes, about `rate` of them solved; gives the parquet."""
+    folder = root / suite / variant / f"seed{seed}" / "evaluation"
+    rng = np.random.default_rng([seed, len(variant), MAX_STEPS[suite]])
+    config = {
+        "preset": "smoke",
+        "suite": suite,
+        "tasks": list(range(tasks)),
+        "protocol": protocol(suite).model_dump(),
+        "variant": variant,
+        "seed": seed,
+        "evaluate": {"states": states},
+    }
+    write_config(folder, EvaluateStage.model_validate(config))
+    rows = []
+    for task in range(tasks):
+        for state in range(states):
+            infra = len(rows) < infra_errors
+            status = "infra_error" if infra else "success" if rng.random() < rate else "failure"
+            error = "RuntimeError: out of memory" if infra else None
+            changes = {"task_id": task, "init_state": state, "seed": seed, "variant": variant}
+            rows.append(episode_row(suite, **changes, status=status, error=error))
+    write_rows(folder / "episodes.parquet", rows, EPISODES)
+    return folder / "episodes.parquet"
+
+
+def plus_tasks_file(path: Path, dimensions: tuple[str, ...], per_base_task: int = 6) -> Path:
+    """A task list with made-up numbers in officially shaped names, in every suite."""
+    suffixes = {
+        "camera": "_view_{n}_0_100_0_0_initstate_0",
+        "noise": "_view_0_0_100_0_0_initstate_0_noise_{n}",
+        "light": "_light_{n}",
+        "layout": "_add_{n}",
+        "background": "_table_{n}",
+        "robot": "_view_0_0_100_0_0_initstate_{n}",
+        "language": "_language_{n}_view_0_0_100_0_0_initstate_0",
+    }
+    tasks = [
+        plus_tasks.parse(suite, base + suffixes[dimension].format(n=n))
+        for suite, bases in plus_tasks.COUNTS.items()
+        for base in bases
+        for dimension in dimensions
+        for n in range(1, per_base_task + 1)
+    ]
+    plus_tasks.write_tasks(path, tasks)
+    return path
+
+
+def plus_run(
+    root: Path,
+    suite: Suite,
+    variant: str,
+    rates: dict[str, float],
+    tasks_file: Path,
+    *,
+    seed: int = 0,
+    per_dimension: int = 12,
+) -> Path:
+    """A LIBERO-Plus folder with `per_dimension` episodes for each dimension of `rates`; gives the parquet."""
+    folder = root / suite / variant / f"seed{seed}" / "plus"
+    plus = {"dimensions": list(rates), "per_dimension": per_dimension, "shard_size": 10, "seed": 0}
+    config = {
+        "preset": "smoke",
+        "suite": suite,
+        "tasks": [0, 1, 2],
+        "protocol": protocol(suite).model_dump(),
+        "variant": variant,
+        "seed": seed,
+        "plus": plus,
+    }
+    stage = PlusStage.model_validate(config)
+    write_config(folder, stage)
+    rng = np.random.default_rng([seed, len(variant)])
+    tasks = plus_tasks.sample(
+        plus_tasks.read_tasks(tasks_file), suite, stage.tasks, list(rates), per_dimension, stage.plus.seed
+    )
+    rows = [
+        episode_row(
+            suite,
+            benchmark="libero_plus",
+            variant=variant,
+            seed=seed,
+            task_id=task.task_id,
+            task=task.base_task,
+            perturbation=task.dimension,
+            perturbation_task=task.name,
+            perturbation_parameters=json.dumps(task.parameters),
+            status="success" if rng.random() < rates[task.dimension] else "failure",
+        )
+        for task in tasks
+    ]
+    write_rows(folder / "episodes.parquet", rows, EPISODES)
+    return folder / "episodes.parquet"
+
+
+def rl_run(
+    root: Path, suite: Suite, variant: str, rates: list[float], *, seed: int = 0, episodes: int = 32
+) -> Path:
+    """An RL folder with one metrics row a rate; gives the metrics.csv."""
+    folder = root / suite / variant / f"seed{seed}"
+    grpo = variant == "grpo"
+    config = {
+        "preset": "smoke",
+        "suite": suite,
+        "tasks": [0, 1],
+        "protocol": protocol(suite).model_dump(),
+        "variant": variant,
+        "seed": seed,
+        "world_model": None if grpo else world_model("pixel").model_dump(),
+        "reward": {
+            "shaping": "none" if grpo else "paper",
+            "alpha": 0.8,
+            "references": "dbscan",
+            "eps": 0.5,
+            "eps_relative": True,
+            "min_samples": 2,
+        },
+        "train": {
+            "steps": len(rates),
+            "prompts": 4,
+            "group_size": 8,
+            "temperature": 1.6,
+            "keep_success": [0.1, 0.9],
+            "learning_rate": 5e-6,
+            "weight_decay": 0.0,
+            "minibatch": 4,
+            "microbatch": 8,
+            "epochs": 1,
+            "clip_low": 0.2,
+            "clip_high": 0.28,
+            "kl": 0.0,
+            "entropy": 0.0,
+            "grad_clip": 1.0,
+            "checkpoint_every": 1,
+        },
+    }
+    write_config(folder, TrainStage.model_validate(config))
+    rng = np.random.default_rng([seed, len(variant), MAX_STEPS[suite]])
+    rows = []
+    for step, rate in enumerate(rates, start=1):
+        successes = int(rng.binomial(episodes, rate))
+        counts = {"episodes": episodes, "successes": successes, "success_rate": successes / episodes}
+        row: dict[str, Any] = {
+            name: 0 if column.kind == "int" else 0.5 for name, column in RL_METRICS.columns.items()
+        }
+        rows.append({**row, "step": step, **counts})
+    write_rows(folder / "metrics.csv", rows, RL_METRICS)
+    return folder / "metrics.csv"
+
+
+def world_model(name: str) -> WorldModel:
+    return WorldModel.model_validate(
+        {
+            "name": name,
+            "kind": "pixel",
+            "checkpoint": None,
+            "revision": None,
+            "frames": 16,
+            "image_size": 64,
+            "dtype": "float32",
+            "pretraining": None,
+        }
+    )
+
+
+def reward_benchmark(
+    root: Path, suite: Suite, quality: dict[str, float], *, successes: int = 14, failures: int = 6
+) -> list[Path]:
+    """Scores of the same trajectories under each representation, of a `quality` in [0, 1]; gives the files."""
+    folder = root / "reward_benchmark" / suite
+    config = {
+        "preset": "smoke",
+        "suite": suite,
+        "tasks": [0, 1],
+        "protocol": protocol(suite).model_dump(),
+        "reward_benchmark": {
+            "successes": successes,
+            "failures": failures,
+            "max_episodes": 100,
+            "temperature": 1.0,
+            "prefixes": 8,
+            "seed": 0,
+        },
+        "world_models": [world_model(name).model_dump() for name in quality],
+    }
+    write_config(folder, RewardBenchmarkStage.model_validate(config))
+    paths = []
+    for name, good in quality.items():
+        rng = np.random.default_rng([len(name), MAX_STEPS[suite]])
+        rows = []
+        for trajectory in range(successes + failures):
+            success = trajectory < successes
+            final = np.clip((good if success else 0.3) + 0.15 * rng.standard_normal(), 0, 1)
+            curve = np.clip(np.linspace(0, final, 8) + (1 - good) * 0.3 * rng.standard_normal(8), 0, 1)
+            rows.append(
+                {
+                    "suite": suite,
+                    "task_id": trajectory % 2,
+                    "trajectory": trajectory,
+                    "success": success,
+                    "representation": name,
+                    "spearman": float(good + 0.1 * rng.random()) - 0.1 if success else None,
+                    "monotonicity": float(good * rng.random()) if success else None,
+                    "final_progress": float(final),
+                    "progress": json.dumps(curve.tolist()),
+                }
+            )
+        paths.append(folder / f"{name}.parquet")
+        write_rows(paths[-1], rows, BENCHMARK)
+    return paths
