@@ -1,0 +1,31 @@
+# Targets only: the stages are in workflow/rules/, one file each, and call `python -m srpo...`.
+# The preset is Snakemake's configuration: `snakemake --cores all --configfile configs/presets/mini.yaml`.
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+if not set(config) - {"set"}:
+
+    configfile: "configs/presets/smoke.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/config.smk"
+include: "workflow/rules/demos.smk"
+include: "workflow/rules/world_model.smk"
+include: "workflow/rules/sft.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/robustness.smk"
+include: "workflow/rules/rewards.smk"
+include: "workflow/rules/tables.smk"
+include: "workflow/rules/figures.smk"
+include: "workflow/rules/dev.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        tables(),
+        figures(),

@@ -1,0 +1,16 @@
+# One config.yaml a run and stage. The settings are parameters and there is no input file: a comment edited in
+# configs/ reruns nothing, a changed setting reruns the runs that it changes.
+rule config:
+    output:
+        "<results>/{folder}/config.yaml",
+    log:
+        "<logs>/config/{folder}.log",
+    benchmark:
+        "<benchmarks>/config/{folder}.tsv"
+    localrule: True
+    conda:
+        "srpo"
+    params:
+        settings=lambda wildcards: to_yaml(PLAN.stages[wildcards.folder]),
+    shell:
+        "printf '%s' {params.settings:q} > {output:q} 2> {log:q}"

@@ -1,0 +1,21 @@
+# Demonstrations: the scripted expert's, or a folder of LIBERO's own files, checked.
+rule demos:
+    input:
+        config="<results>/demos/{suite}/config.yaml",
+    output:
+        directory("<results>/demos/{suite}/data"),
+    log:
+        "<logs>/demos/{suite}.log",
+    benchmark:
+        "<benchmarks>/demos/{suite}.tsv"
+    conda:
+        "srpo"
+    threads: 8
+    resources:
+        mem_mb=memory,
+        runtime=240,
+    params:
+        scratch=scratch,
+    shell:
+        "logged {log:q} python -m srpo.demos --config {input.config:q} --out {output:q}"
+        " --scratch {params.scratch:q} --workers {threads}"

@@ -1,0 +1,23 @@
+# Greedy evaluation on LIBERO: one row an episode.
+rule evaluate:
+    input:
+        config="<results>/runs/{suite}/{any_variant}/seed{seed}/evaluation/config.yaml",
+        policy="<results>/runs/{suite}/{any_variant}/seed{seed}/policy",
+    output:
+        "<results>/runs/{suite}/{any_variant}/seed{seed}/evaluation/episodes.parquet",
+    log:
+        "<logs>/evaluate/{suite}/{any_variant}/seed{seed}.log",
+    benchmark:
+        "<benchmarks>/evaluate/{suite}/{any_variant}/seed{seed}.tsv"
+    conda:
+        "srpo"
+    threads: 8
+    resources:
+        mem_mb=memory,
+        runtime=480,
+        gpu=PRESET.gpus,
+    params:
+        scratch=scratch,
+    shell:
+        "logged {log:q} python -m srpo.evaluate --config {input.config:q} --policy {input.policy:q}"
+        " --out {output:q} --scratch {params.scratch:q} --workers {threads}"

@@ -1,0 +1,51 @@
+# The progress-reward benchmark: one set of labelled trajectories, scored under every representation.
+rule trajectories:
+    input:
+        config="<results>/reward_benchmark/{suite}/config.yaml",
+        policy=sft_policy,
+    output:
+        directory("<results>/reward_benchmark/{suite}/trajectories"),
+    log:
+        "<logs>/trajectories/{suite}.log",
+    benchmark:
+        "<benchmarks>/trajectories/{suite}.tsv"
+    conda:
+        "srpo"
+    threads: 8
+    resources:
+        mem_mb=memory,
+        runtime=480,
+        gpu=PRESET.gpus,
+    params:
+        scratch=scratch,
+    shell:
+        "logged {log:q} python -m srpo.reward_benchmark collect --config {input.config:q}"
+        " --policy {input.policy:q} --out {output:q} --scratch {params.scratch:q} --workers {threads}"
+
+
+rule score:
+    input:
+        config="<results>/reward_benchmark/{suite}/config.yaml",
+        trajectories="<results>/reward_benchmark/{suite}/trajectories",
+        checkpoint=lambda wildcards: pretrained(wildcards.world_model),
+    output:
+        "<results>/reward_benchmark/{suite}/{world_model}.parquet",
+    log:
+        "<logs>/score/{suite}/{world_model}.log",
+    benchmark:
+        "<benchmarks>/score/{suite}/{world_model}.tsv"
+    conda:
+        "srpo"
+    threads: 8
+    resources:
+        mem_mb=memory,
+        runtime=480,
+        gpu=PRESET.gpus,
+    params:
+        checkpoint=lambda wildcards, input: flag(
+            "--checkpoint", input.get("checkpoint")
+        ),
+    shell:
+        "logged {log:q} python -m srpo.reward_benchmark score --config {input.config:q}"
+        " --world-model {wildcards.world_model:q} {params.checkpoint:q}"
+        " --trajectories {input.trajectories:q} --out {output:q}"

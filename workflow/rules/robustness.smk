@@ -1,0 +1,56 @@
+# LIBERO-Plus: the official task list, then each run's sweep in parts of many tasks (never a job a task).
+rule plus_tasks:
+    output:
+        "results/libero_plus/tasks.csv",
+    log:
+        "<logs>/plus_tasks.log",
+    benchmark:
+        "<benchmarks>/plus_tasks.tsv"
+    localrule: True
+    conda:
+        "srpo"
+    shell:
+        "logged {log:q} python -m srpo.plus fetch --out {output:q}"
+
+
+rule plus_shard:
+    input:
+        config="<results>/runs/{suite}/{any_variant}/seed{seed}/plus/config.yaml",
+        policy="<results>/runs/{suite}/{any_variant}/seed{seed}/policy",
+        tasks=rules.plus_tasks.output,
+    output:
+        "<results>/runs/{suite}/{any_variant}/seed{seed}/plus/shard-{shard}.parquet",
+    log:
+        "<logs>/plus/{suite}/{any_variant}/seed{seed}/shard-{shard}.log",
+    benchmark:
+        "<benchmarks>/plus/{suite}/{any_variant}/seed{seed}/shard-{shard}.tsv"
+    conda:
+        "srpo"
+    threads: 8
+    resources:
+        mem_mb=memory,
+        runtime=480,
+        gpu=PRESET.gpus,
+    params:
+        scratch=scratch,
+        number=lambda wildcards: len(plus_shards(wildcards)),
+    shell:
+        "logged {log:q} python -m srpo.evaluate --config {input.config:q} --policy {input.policy:q}"
+        " --plus {input.tasks:q} --shard {wildcards.shard}/{params.number}"
+        " --out {output:q} --scratch {params.scratch:q} --workers {threads}"
+
+
+rule plus:
+    input:
+        plus_shards,
+    output:
+        "<results>/runs/{suite}/{any_variant}/seed{seed}/plus/episodes.parquet",
+    log:
+        "<logs>/plus/{suite}/{any_variant}/seed{seed}.log",
+    benchmark:
+        "<benchmarks>/plus/{suite}/{any_variant}/seed{seed}.tsv"
+    localrule: True
+    conda:
+        "srpo"
+    shell:
+        "logged {log:q} python -m srpo.analysis.io merge --out {output:q} {input:q}"

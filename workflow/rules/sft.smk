@@ -1,0 +1,26 @@
+# Supervised fine-tuning: one run a suite, which all of the suite's other runs start from.
+rule sft:
+    input:
+        config=f"<results>/runs/{{suite}}/{SFT}/seed{{seed}}/config.yaml",
+        demos="<results>/demos/{suite}/data",
+    output:
+        policy=directory(f"<results>/runs/{{suite}}/{SFT}/seed{{seed}}/policy"),
+        metrics=f"<results>/runs/{{suite}}/{SFT}/seed{{seed}}/metrics.csv",
+        manifest=f"<results>/runs/{{suite}}/{SFT}/seed{{seed}}/manifest.json",
+    log:
+        f"<logs>/sft/{{suite}}/{SFT}/seed{{seed}}.log",
+    benchmark:
+        f"<benchmarks>/sft/{{suite}}/{SFT}/seed{{seed}}.tsv"
+    conda:
+        "srpo"
+    threads: 8
+    resources:
+        mem_mb=memory,
+        runtime=1440,
+        gpu=PRESET.gpus,
+    params:
+        out=subpath(output.policy, parent=True),
+        scratch=scratch,
+    shell:
+        "logged {log:q} python -m srpo.sft --config {input.config:q} --demos {input.demos:q}"
+        " --out {params.out:q} --scratch {params.scratch:q}"

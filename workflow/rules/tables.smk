@@ -1,0 +1,141 @@
+# Tables, each also as a picture: from the runs' own rows, with published values beside them.
+# They are computed in seconds, so they run where Snakemake runs.
+
+
+rule t1:
+    input:
+        episodes=runs("t1", "evaluation/episodes.parquet"),
+        configs=runs("t1", "evaluation/config.yaml"),
+        sheet=sheet("t1"),
+        published=source("configs/reference/published.csv"),
+        code=source("srpo/analysis/t1.py"),
+    output:
+        csv=report(
+            "<results>/tables/t1.csv",
+            caption="../report/t1.rst",
+            category="Tables",
+            labels={"table": "T1: LIBERO success", "form": "numbers"},
+        ),
+        tex="<results>/tables/t1.tex",
+        png=report(
+            "<results>/figures/t1.png",
+            caption="../report/t1.rst",
+            category="Tables",
+            labels={"table": "T1: LIBERO success", "form": "picture"},
+        ),
+        pdf="<results>/figures/t1.pdf",
+    log:
+        "<logs>/tables/t1.log",
+    benchmark:
+        "<benchmarks>/tables/t1.tsv"
+    localrule: True
+    conda:
+        "srpo"
+    params:
+        stem=stem,
+    shell:
+        "logged {log:q} python -m srpo.analysis.t1 --sheet {input.sheet:q} --published {input.published:q}"
+        " --episodes {input.episodes:q} --csv {output.csv:q} --tex {output.tex:q} --figure {params.stem:q}"
+
+
+use rule t1 as ablations with:
+    input:
+        episodes=runs("ablations", "evaluation/episodes.parquet"),
+        configs=runs("ablations", "evaluation/config.yaml"),
+        sheet=sheet("ablations"),
+        published=source("configs/reference/published.csv"),
+        code=source("srpo/analysis/t1.py"),
+    output:
+        csv=report(
+            "<results>/tables/ablations.csv",
+            caption="../report/ablations.rst",
+            category="Tables",
+            labels={"table": "Ablations", "form": "numbers"},
+        ),
+        tex="<results>/tables/ablations.tex",
+        png=report(
+            "<results>/figures/ablations.png",
+            caption="../report/ablations.rst",
+            category="Tables",
+            labels={"table": "Ablations", "form": "picture"},
+        ),
+        pdf="<results>/figures/ablations.pdf",
+    log:
+        "<logs>/tables/ablations.log",
+    benchmark:
+        "<benchmarks>/tables/ablations.tsv"
+
+
+rule t2:
+    input:
+        episodes=runs("t2", "plus/episodes.parquet"),
+        configs=runs("t2", "plus/config.yaml"),
+        sheet=sheet("t2"),
+        tasks=rules.plus_tasks.output,
+        published=source("configs/reference/published.csv"),
+        code=source("srpo/analysis/t2.py"),
+    output:
+        csv=report(
+            "<results>/tables/t2.csv",
+            caption="../report/t2.rst",
+            category="Tables",
+            labels={"table": "T2: LIBERO-Plus success", "form": "numbers"},
+        ),
+        tex="<results>/tables/t2.tex",
+        png=report(
+            "<results>/figures/t2.png",
+            caption="../report/t2.rst",
+            category="Tables",
+            labels={"table": "T2: LIBERO-Plus success", "form": "picture"},
+        ),
+        pdf="<results>/figures/t2.pdf",
+    log:
+        "<logs>/tables/t2.log",
+    benchmark:
+        "<benchmarks>/tables/t2.tsv"
+    localrule: True
+    conda:
+        "srpo"
+    params:
+        stem=stem,
+    shell:
+        "logged {log:q} python -m srpo.analysis.t2 --sheet {input.sheet:q} --published {input.published:q}"
+        " --tasks {input.tasks:q}"
+        " --episodes {input.episodes:q} --csv {output.csv:q} --tex {output.tex:q} --figure {params.stem:q}"
+
+
+rule t3:
+    input:
+        scores=scores(),
+        configs=expand(
+            "<results>/reward_benchmark/{suite}/config.yaml", suite=PRESET.suites
+        ),
+        published=source("configs/reference/published.csv"),
+        code=source("srpo/analysis/t3.py"),
+    output:
+        csv=report(
+            "<results>/tables/t3.csv",
+            caption="../report/t3.rst",
+            category="Tables",
+            labels={"table": "T3: progress rewards", "form": "numbers"},
+        ),
+        tex="<results>/tables/t3.tex",
+        png=report(
+            "<results>/figures/t3.png",
+            caption="../report/t3.rst",
+            category="Tables",
+            labels={"table": "T3: progress rewards", "form": "picture"},
+        ),
+        pdf="<results>/figures/t3.pdf",
+    log:
+        "<logs>/tables/t3.log",
+    benchmark:
+        "<benchmarks>/tables/t3.tsv"
+    localrule: True
+    conda:
+        "srpo"
+    params:
+        stem=stem,
+    shell:
+        "logged {log:q} python -m srpo.analysis.t3 --published {input.published:q}"
+        " --scores {input.scores:q} --csv {output.csv:q} --tex {output.tex:q} --figure {params.stem:q}"

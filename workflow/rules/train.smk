@@ -1,0 +1,31 @@
+# Reinforcement learning: SRPO, and GRPO, which needs no world model. A job that is killed goes on from its scratch.
+rule train:
+    input:
+        config="<results>/runs/{suite}/{variant}/seed{seed}/config.yaml",
+        policy=sft_policy,
+        world_model=world_model_of,
+    output:
+        policy=directory("<results>/runs/{suite}/{variant}/seed{seed}/policy"),
+        metrics="<results>/runs/{suite}/{variant}/seed{seed}/metrics.csv",
+        rewards="<results>/runs/{suite}/{variant}/seed{seed}/rewards.parquet",
+        manifest="<results>/runs/{suite}/{variant}/seed{seed}/manifest.json",
+    log:
+        "<logs>/train/{suite}/{variant}/seed{seed}.log",
+    benchmark:
+        "<benchmarks>/train/{suite}/{variant}/seed{seed}.tsv"
+    conda:
+        "srpo"
+    threads: 16
+    resources:
+        mem_mb=memory,
+        runtime=1440,
+        gpu=PRESET.gpus,
+    params:
+        out=subpath(output.policy, parent=True),
+        scratch=scratch,
+        world_model=lambda wildcards, input: flag(
+            "--world-model", input.get("world_model")
+        ),
+    shell:
+        "logged {log:q} python -m srpo.trainer --config {input.config:q} --policy {input.policy:q}"
+        " {params.world_model:q} --out {params.out:q} --scratch {params.scratch:q} --workers {threads}"

@@ -1,0 +1,22 @@
+# World models that have no released weights: pretrained here, on play in scenes that are never evaluated.
+rule world_model:
+    input:
+        config="<results>/world_models/{world_model}/config.yaml",
+    output:
+        directory("<results>/world_models/{world_model}/checkpoint"),
+    log:
+        "<logs>/world_model/{world_model}.log",
+    benchmark:
+        "<benchmarks>/world_model/{world_model}.tsv"
+    conda:
+        "srpo"
+    threads: 8
+    resources:
+        mem_mb=memory,
+        runtime=480,
+        gpu=PRESET.gpus,
+    params:
+        scratch=scratch,
+    shell:
+        "logged {log:q} python -m srpo.world_models.pretrain --config {input.config:q} --out {output:q}"
+        " --scratch {params.scratch:q} --workers {threads}"
