@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -103,6 +103,7 @@ def loss_of(batch: dict[str, Tensor], part: slice, normaliser: float, logits: Te
     )
 
 
+@settings(max_examples=15)
 @given(st.integers(0, 2**31 - 1))
 def test_value_and_gradient_are_those_of_the_written_formula(seed: int) -> None:
     batch = random_batch(seed)
@@ -131,6 +132,7 @@ def test_value_and_gradient_are_those_of_the_written_formula(seed: int) -> None:
     torch.testing.assert_close(gradient, expected)
 
 
+@settings(max_examples=15)
 @given(st.integers(0, 2**31 - 1), st.integers(1, 6))
 def test_micro_batches_add_up(seed: int, size: int) -> None:
     batch = random_batch(seed)

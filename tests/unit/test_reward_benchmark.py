@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+from scipy.stats import spearmanr
+
+from srpo import reward_benchmark
+from srpo.analysis.io import BENCHMARK, read_rows
+from srpo.config import RewardBenchmarkStage
+from srpo.reward_benchmark import (
+    episode_spec,
+    gather,
+    has_reference,
+    quotas,
+    score_rows,
+    stored_frames,
+    write_trajectories,
+)
+from srpo.types import Episode, EpisodeSpec, FailedRun
+
+SIZE = 16
+SUCCESS_RATE = {3: 0.5, 5: 0.9, 8: 0.0}
+
+
+def stage(**changes: object) -> RewardBenchmarkStage:
+    benchmark = {
+        "successes": 7,
+        "failures": 4,
+        "max_episodes": 60,
+        "temperature": 1.0,
+        "prefixes": 5,
+        "seed": 1,
+    }
+    pixel = {
+        "name": "pixel",
+        "kind": "pixel",
+        "checkpoint": None,
+        "revision": None,
+        "frames": 6,
+        "image_size": 4,
+        "dtype": "float32",
+        "pretraining": None,
+    }
+    protocol = {
+        "profile": "held_out",
+        "max_steps": 9,
+        "settle_steps": 10,
+        "env_seed": 0,
+        "image_size": SIZE,
+        "render": "fast",
+    }
+    return RewardBenchmarkStage.model_validate(
+        {
+            "preset": "test",
+            "suite": "libero_goal",
+            "tasks": [3, 5, 8],
+            "protocol": protocol,
+            "reward_benchmark": benchmark | changes,
+            "world_models": [pixel],
+        }
+    )
+
+
+def video(task: int, success: bool, count: int, rng: np.random.Generator) -> np.ndarray:
+    """A square that moves from left towards the task's row on the right; in a failure it stops half way."""
+    frames = np.zeros((count, SIZE, SIZE, 3), np.uint8)
+    for t in range(count):
+        x = round((SIZE - 4) * t / (count - 1) * (1 if success else 0.4))
+        frames[t, task : task + 4, x : x + 4] = 200
+    return frames + rng.integers(0, 20, frames.shape, dtype=np.uint8)
+
+
+class Simulation:
+    """Stands for the rollouts: every spec has one outcome; the order of results is shuffled, runs may die."""
+
+    def __init__(self, order: int = 0, dies_after: int | None = None, broken: bool = False) -> None:
+        self.order, self.dies_after, self.broken = np.random.default_rng(order), dies_after, broken
+        self.ran: list[EpisodeSpec] = []
+
+    def run(self, specs: Sequence[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
+        for index in self.order.permutation(len(specs)):
+            if self.dies_after is not None and len(self.ran) == self.dies_after:
+                raise KeyboardInterrupt
+            spec = specs[index]
+            self.ran.append(spec)
+            rng = np.random.default_rng(spec.seed)
+            if self.broken or rng.random() < 0.1:
+                yield FailedRun(spec, "no picture")
+                continue
+            success = bool(rng.random() < SUCCESS_RATE[spec.task_id])
+            nothing: Any = np.zeros(0)
+            frames = video(spec.task_id, success, spec.frames, rng)
+            yield Episode(spec, success, 5, nothing, nothing, nothing, nothing, nothing, frames, nothing, 0.0)
+
+
+def contents(path: Path) -> dict[str, np.ndarray]:
+    with h5py.File(path, "r") as file:
+        return {name: dataset[()] for name, dataset in file.items()}
+
+
+def collected(config: RewardBenchmarkStage, simulation: Simulation, folder: Path) -> dict[str, np.ndarray]:
+    collections = gather(config, simulation.run, folder)
+    write_trajectories(config, collections, folder / "trajectories.h5")
+    return contents(folder / "trajectories.h5")
+
+
+def test_quotas_are_even() -> None:
+    assert quotas(7, [3, 5, 8]) == {3: 3, 5: 2, 8: 2}
+    assert quotas(2, [3, 5, 8]) == {3: 1, 5: 1, 8: 0}
+
+
+def test_specs_differ_and_stay_on_training_states() -> None:
+    specs = [episode_spec(stage(), task, index) for task in (3, 5) for index in range(100)]
+    assert len({spec.seed for spec in specs}) == 200
+    assert {spec.init_state for spec in specs} == set(range(40))
+    assert {spec.frames for spec in specs} == {stored_frames(stage())} == {6}
+    assert stored_frames(stage(prefixes=11)) == 11
+    assert episode_spec(stage(seed=2), 3, 0).seed != episode_spec(stage(), 3, 0).seed
+
+
+def test_the_first_of_each_task_are_kept_and_no_more_run_than_needed(tmp_path: Path) -> None:
+    simulation = Simulation()
+    found = collected(stage(), simulation, tmp_path)
+    assert found["frames"].shape == (len(found["success"]), 6, SIZE, SIZE, 3)
+    by_task = {t: sorted((s for s in simulation.ran if s.task_id == t), key=order_of) for t in (3, 5, 8)}
+    # Task 3 (rate 0.5) fills both quotas, task 5 (0.9) at least its successes, task 8 (0) only its failure.
+    kept = {t: found["success"][found["task_id"] == t].tolist() for t in (3, 5, 8)}
+    assert kept[3] == [True] * 3 + [False] * 2
+    assert kept[5] == [True, True, False]
+    assert kept[8] == [False]
+    assert len(by_task[8]) == 20  # its share of max_episodes, in search of successes
+    assert len(by_task[3]) < 20 and len(by_task[5]) < 20
+    for t, specs in by_task.items():
+        outcomes = [outcome(spec) for spec in specs]
+        for success in (True, False):
+            own = (found["task_id"] == t) & (found["success"] == success)
+            first = [spec.seed for spec, o in zip(specs, outcomes, strict=True) if o is success]
+            assert found["episode_seed"][own].tolist() == first[: own.sum()]
+    # Each frame is its own trajectory's.
+    for index, seed in enumerate(found["episode_seed"]):
+        rng = np.random.default_rng(seed)
+        rng.random(2)
+        task, success = int(found["task_id"][index]), bool(found["success"][index])
+        assert (found["frames"][index] == video(task, success, 6, rng)).all()
+
+
+def order_of(spec: EpisodeSpec) -> int:
+    return [episode_spec(stage(), spec.task_id, index).seed for index in range(20)].index(spec.seed)
+
+
+def outcome(spec: EpisodeSpec) -> bool | None:
+    rng = np.random.default_rng(spec.seed)
+    return None if rng.random() < 0.1 else bool(rng.random() < SUCCESS_RATE[spec.task_id])
+
+
+def test_order_of_results_and_interruptions_do_not_matter(tmp_path: Path) -> None:
+    whole = Simulation(order=0)
+    expected = collected(stage(), whole, tmp_path / "whole")
+    first, second = Simulation(order=1, dies_after=11), Simulation(order=2)
+    with pytest.raises(KeyboardInterrupt):
+        collected(stage(), first, tmp_path / "killed")
+    found = collected(stage(), second, tmp_path / "killed")
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+    assert len(first.ran) + len(second.ran) == len(whole.ran)  # what was saved is not run again
+
+
+def test_rollouts_that_could_not_be_run_are_neither_successes_nor_failures(tmp_path: Path) -> None:
+    collections = gather(stage(), Simulation(broken=True).run, tmp_path)
+    for collection in collections:
+        assert collection.counts() == {
+            "rollouts": 20,
+            "successes": 0,
+            "not run": 20,
+            "kept successes": 0,
+            "kept failures": 0,
+        }
+
+
+def test_reference_leaves_the_trajectory_itself_out() -> None:
+    success = np.array([True, False, True, True, False, False])
+    task = np.array([1, 1, 2, 2, 3, 2])
+    # Task 1 has one success (no reference for itself, one for the failure), task 2 two, task 3 none.
+    assert has_reference(success, task).tolist() == [False, True, True, True, False, True]
+
+
+def test_scores_by_hand() -> None:
+    # One feature. Whole successes: 10, 8, 12. The reference of the first is 10, of the second 11, of the
+    # third 9, of the failure 10.
+    embeddings = np.array([[0, 5, 10], [1, 9, 8], [0, 9, 12], [5, 0, 2]], dtype=np.float32)[..., None]
+    scored = score_rows(embeddings, np.array([True, True, True, False]), np.zeros(4, int))
+    curves = [json.loads(row["progress"]) for row in scored]
+    assert curves[0] == pytest.approx([0, 0.5, 1])  # distances 10 5 0
+    assert curves[1] == pytest.approx([0, 0.8, 0.7])  # 10 2 3
+    assert curves[2] == pytest.approx([0, 1, 2 / 3])  # 9 0 3
+    assert curves[3] == pytest.approx([0.5, 0, 0.2])  # 5 10 8
+    assert [row["final_progress"] for row in scored] == pytest.approx([1, 0.7, 2 / 3, 0.2])
+    assert [row["spearman"] for row in scored] == [
+        pytest.approx(1),
+        pytest.approx(0.5),
+        pytest.approx(0.5),
+        None,
+    ]
+    assert [row["monotonicity"] for row in scored] == [1, 0.5, 0.5, None]
+
+
+def test_tasks_are_scored_apart() -> None:
+    rng = np.random.default_rng(0)
+    embeddings, success = rng.normal(size=(8, 4, 3)), np.arange(8) % 4 < 2
+    task = np.repeat([0, 1], 4)
+    together = score_rows(embeddings, success, task)
+    assert together[4:] == score_rows(embeddings[4:], success[4:], task[4:])
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A resolved configuration and trajectories of it."""
+    config = stage()
+    collected(config, Simulation(), tmp_path / "trajectories")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return tmp_path
+
+
+def command(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str = "pixel") -> Path:
+    out = folder / "pixel.parquet"
+    arguments = f"score --config {folder}/config.yaml --world-model {name}"
+    arguments += f" --trajectories {folder}/trajectories --out {out}"
+    monkeypatch.setattr("sys.argv", ["reward_benchmark", *arguments.split()])
+    reward_benchmark.main()
+    return out
+
+
+def test_score_writes_the_documented_table(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = read_rows(command(monkeypatch, files), BENCHMARK)
+    stored = contents(files / "trajectories" / "trajectories.h5")
+    usable = stored["task_id"] != 8  # no success there
+    assert found["trajectory"].tolist() == np.flatnonzero(usable).tolist()
+    assert found["success"].tolist() == stored["success"][usable].tolist()
+    assert "1 of 9 trajectories have no reference" in capsys.readouterr().out
+    assert set(found["representation"]) == {"pixel"} and set(found["suite"]) == {"libero_goal"}
+    curves = np.array([json.loads(text) for text in found["progress"]])
+    assert curves.shape == (8, 5)
+    assert (curves[:, -1] == found["final_progress"]).all()
+    successes = found[found["success"]]
+    for row, curve in zip(successes.itertuples(), curves[found["success"]], strict=True):
+        assert row.spearman == pytest.approx(spearmanr(curve, range(5)).statistic)
+    # The square of a success ends where that of other successes does, a failure's does not.
+    assert successes["final_progress"].min() > found[~found["success"]]["final_progress"].max()
+
+
+def test_an_unknown_world_model_is_named(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=r"no 'pixels'.*pixel"):
+        command(monkeypatch, files, "pixels")
+
+
+def test_a_truncated_file_is_named(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = files / "trajectories" / "trajectories.h5"
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(SystemExit, match=r"trajectories\.h5: not a whole HDF5 file"):
+        command(monkeypatch, files)
+    path.unlink()
+    with pytest.raises(SystemExit, match=r"trajectories\.h5: no such file"):
+        command(monkeypatch, files)
+
+
+def test_nothing_to_compare_with_is_an_error(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with h5py.File(files / "trajectories" / "trajectories.h5", "r+") as file:
+        file["success"][...] = False
+    with pytest.raises(SystemExit, match="no task has a success"):
+        command(monkeypatch, files)
+    assert not (files / "pixel.parquet").exists()
+
+
+def test_trajectories_of_another_suite_are_refused(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with h5py.File(files / "trajectories" / "trajectories.h5", "r+") as file:
+        file.attrs["suite"] = "libero_10"
+    with pytest.raises(SystemExit, match="libero_10"):
+        command(monkeypatch, files)
