@@ -31,14 +31,15 @@ def _number(value: object) -> object:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-Positive = Annotated[Number, Field(gt=0)]
-NonNegative = Annotated[Number, Field(ge=0)]
-Fraction = Annotated[Number, Field(ge=0, le=1)]
+_Lenient = BeforeValidator(_number)
+Number = Annotated[float, Field(allow_inf_nan=False), _Lenient]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), _Lenient]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), _Lenient]
+Fraction = Annotated[float, Field(ge=0, le=1), _Lenient]
+Share = Annotated[float, Field(gt=0, le=1), _Lenient]
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 TaskIds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
-Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 
 Suite = Literal["libero_spatial", "libero_object", "libero_goal", "libero_10"]
 SUITES: tuple[Suite, ...] = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
@@ -88,24 +89,34 @@ class Demos(Section):
     noise: NonNegative
     """Standard deviation of the noise on executed (not on labelled) actions; full action is 1."""
     seed: Whole
+    """Seed of the noise and of what else the expert draws."""
 
 
 class Encoder(Section):
     """One vision transformer of the policy (a fused policy has two)."""
 
     patch_size: Count
+    """Side of a patch in pixels."""
     hidden_size: Count
+    """Width; a multiple of `heads`."""
     depth: Count
+    """Blocks."""
     heads: Count
+    """Attention heads."""
     mlp_ratio: Positive
+    """Width of a block's MLP over `hidden_size`."""
     registers: Whole
     """Register tokens (DINOv2 has 4, SigLIP none)."""
     cls_token: bool
+    """A class token before the patches (DINOv2 has one, SigLIP none)."""
     layer_scale: bool
+    """A learned factor a channel on each residual branch, as DINOv2 has."""
     read_block: int
     """The block whose output is used: -1 the last, -2 the second to last."""
     mean: Annotated[tuple[Number, Number, Number], Field(strict=False)]
+    """Mean of the input's channels, subtracted from pictures in [0, 1]."""
     std: Annotated[tuple[Number, Number, Number], Field(strict=False)]
+    """Standard deviation of the input's channels, divided by."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Encoder:
@@ -118,15 +129,21 @@ class LanguageModel(Section):
     """The Llama of the policy."""
 
     hidden_size: Count
+    """Width; an even multiple of `heads`."""
     intermediate_size: Count
+    """Width of the MLP."""
     layers: Count
+    """Blocks."""
     heads: Count
+    """Attention heads."""
     vocab_size: Count
     """Token ids before padding; the last 256 are the actions."""
     padding: Whole
     """Rows that pad the embedding (64 in OpenVLA)."""
     rope_theta: Positive
+    """Base of the rotary embeddings' wavelengths."""
     rms_norm_eps: Positive
+    """Added to the mean square in RMSNorm."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> LanguageModel:
@@ -141,12 +158,15 @@ class Policy(Section):
     """An OpenVLA-OFT policy with discrete action tokens."""
 
     name: str
+    """The file's name; recorded with every episode."""
     checkpoint: str | None
-    """Start from these weights (a folder or a hub id; `{suite}` is replaced); none: random weights."""
+    """Start from these weights (a folder or a hub id); none: random weights. `{suite}` becomes libero-spatial,
+    libero-object, libero-goal or libero10."""
     revision: str | None
+    """Revision on the hub; none: the newest."""
     image_size: Count
     """Side of the policy's input picture, after the crop."""
-    crop_area: Annotated[Number, Field(gt=0, le=1)]
+    crop_area: Share
     """Share of the picture's area kept by the centre crop."""
     proprio: bool
     """Feed end-effector pose and gripper (8 numbers) as one token, as OpenVLA-OFT's proprio variant does."""
@@ -154,7 +174,9 @@ class Policy(Section):
     """Give each action position an input embedding of its own instead of zeros. With zeros the positions
     differ only through rotary embeddings, which costs a shallow model its first two layers."""
     encoders: Annotated[tuple[Encoder, ...], Field(strict=False, min_length=1, max_length=2)]
+    """One vision transformer, or two whose features are concatenated (OpenVLA: DINOv2 and SigLIP)."""
     llm: LanguageModel
+    """The language model."""
 
     @model_validator(mode="after")
     def _patches_divide(self) -> Policy:
@@ -172,8 +194,11 @@ class Sft(Section):
     updates: Whole
     """Optimiser steps; 0 takes the policy's checkpoint as it is."""
     batch_size: Count
+    """Samples of one update."""
     learning_rate: Positive
+    """Its highest value."""
     weight_decay: NonNegative
+    """AdamW's."""
     warmup: Fraction
     """Share of the updates over which the learning rate rises; then it falls along a cosine."""
     label_smoothing: NonNegative
@@ -183,6 +208,7 @@ class Sft(Section):
     stride: Count
     """Use every n-th step of a demonstration as a sample."""
     grad_clip: Positive
+    """Largest norm of the gradient."""
     checkpoint_every: Count
     """Updates between resumable checkpoints."""
 
@@ -197,35 +223,52 @@ class Pretraining(Section):
     steps: Count
     """Control steps of a play episode."""
     updates: Count
+    """Optimiser steps."""
     batch_size: Count
+    """Clips of one update."""
     learning_rate: Positive
+    """AdamW's."""
     ema: Fraction
     """Decay of the target encoder's moving average."""
-    mask_ratio: Annotated[Number, Field(gt=0, lt=1)]
+    mask_ratio: Annotated[float, Field(gt=0, lt=1), _Lenient]
+    """Share of the patches that the predictor must fill in."""
     hidden_size: Count
+    """Width of the encoder."""
     depth: Count
+    """Blocks of the encoder."""
     heads: Count
+    """Attention heads of the encoder."""
     patch_size: Count
+    """Side of a patch in pixels."""
     predictor_hidden_size: Count
+    """Width of the predictor."""
     predictor_depth: Count
+    """Blocks of the predictor."""
     predictor_heads: Count
+    """Attention heads of the predictor."""
     seed: Whole
+    """Seed of play, weights and masks."""
 
 
 class WorldModel(Section):
     """A representation: frames of an episode to one vector."""
 
     name: str
+    """The file's name."""
     kind: Literal["pixel", "vjepa2"]
+    """`pixel`: downsampled frames. `vjepa2`: a V-JEPA 2 encoder."""
     checkpoint: str | None
     """A folder or hub id of a V-JEPA 2; none: the workflow pretrains a small one (`pretraining`)."""
     revision: str | None
+    """Revision on the hub; none: the newest."""
     frames: Count
     """Frames taken evenly over the whole episode."""
     image_size: Count
     """Side of the encoder's input (after resizing the short side to 256/224 of it and a centre crop)."""
     dtype: Literal["float32", "float16", "bfloat16"]
+    """Precision of the encoder."""
     pretraining: Pretraining | None
+    """How the workflow pretrains it, if it has no `checkpoint`."""
 
     @model_validator(mode="after")
     def _complete(self) -> WorldModel:
@@ -250,6 +293,7 @@ class Reward(Section):
     eps_relative: bool
     """Measure `eps` in units of the median pairwise distance of the successes."""
     min_samples: Count
+    """Successes within `eps` that make a cluster."""
 
 
 class Train(Section):
@@ -262,22 +306,31 @@ class Train(Section):
     group_size: Annotated[int, Field(ge=2)]
     """Rollouts a group."""
     temperature: Positive
+    """Sampling temperature of the action tokens."""
     keep_success: Annotated[tuple[Fraction, Fraction], Field(strict=False)]
     """Groups whose success rate lies outside this range are left out of the update (dynamic sampling)."""
     learning_rate: Positive
+    """AdamW's."""
     weight_decay: NonNegative
+    """AdamW's."""
     minibatch: Count
     """Groups of one optimiser step; must divide `prompts`."""
     microbatch: Count
     """Policy queries in one forward pass; changes memory, not the result."""
     epochs: Count
+    """Passes over a step's rollouts."""
     clip_low: Positive
+    """Lower clip of the probability ratio: 1 − this."""
     clip_high: Positive
+    """Upper clip of the probability ratio: 1 + this."""
     kl: NonNegative
     """Weight of the k3 estimate of KL(policy ‖ SFT policy)."""
     entropy: NonNegative
+    """Weight of an entropy bonus."""
     grad_clip: Positive
+    """Largest norm of the gradient."""
     checkpoint_every: Count
+    """RL steps between resumable checkpoints."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Train:
@@ -299,24 +352,30 @@ class Plus(Section):
     """LIBERO-Plus robustness sweep."""
 
     dimensions: Annotated[tuple[Literal["camera", "noise"], ...], Field(strict=False, min_length=1)]
+    """Perturbations to run."""
     per_dimension: Count | None
     """A seeded sample of this many tasks a dimension; none: all of them."""
     shard_size: Count
     """Tasks of one job."""
     seed: Whole
+    """Seed of that sample, and of perturbations that draw."""
 
 
 class RewardBenchmark(Section):
     """Progress-reward benchmark: labelled trajectories, scored under several representations."""
 
     successes: Count
+    """Successful trajectories to collect, a suite."""
     failures: Count
+    """Failed trajectories to collect, a suite."""
     max_episodes: Count
     """Stop collecting after this many rollouts, with however many successes and failures there are."""
     temperature: Positive
+    """Sampling temperature of the rollouts."""
     prefixes: Annotated[int, Field(ge=3)]
     """Points along a trajectory at which progress is measured."""
     seed: Whole
+    """Seed of the rollouts."""
 
 
 class Stage(Section):
@@ -519,8 +578,13 @@ def _model_at(model: type[BaseModel], location: Iterable[int | str]) -> type[Bas
 
 def problems(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[str, str]]:
     """Translate pydantic's errors: (dotted key, what is wrong and the nearest valid name)."""
-    for item in error.errors(include_url=False):
+    items = error.errors(include_url=False)
+    for item in items:
         location = item["loc"]
+        if item["type"] == "too_short" and any(
+            other["loc"][: len(location)] == location != other["loc"] for other in items
+        ):
+            continue  # a list is short only because its elements are wrong
         key = ".".join(map(str, location))
         if item["type"] == "extra_forbidden":
             section = _model_at(model, location[:-1])
@@ -569,3 +633,9 @@ def validate(model: type[Model], values: Mapping[str, Any], source: str) -> Mode
 def load_stage(path: Path, stage: type[Model]) -> Model:
     """Read the resolved `config.yaml` of a stage, e.g. `load_stage(path, TrainStage)`."""
     return validate(stage, read_yaml(path), str(path))
+
+
+if __name__ == "__main__":
+    from srpo.config_docs import main
+
+    main()

@@ -6,8 +6,8 @@
 Each layer says only how it differs from those before it, and is checked by itself, so that an error names the
 file it stands in. A file's name is the name: a preset chooses its `policy`, a variant its `world_model`.
 
-The workflow calls `plan`, which resolves and so validates every stage of every run of a preset at once. To see
-one stage: `python -m srpo.resolve train --preset smoke --suite libero_goal --variant grpo --seed 0`.
+The workflow calls `plan`, which resolves and so validates every stage of every run of a preset at once.
+To see one stage: `python -m srpo.resolve train --preset smoke --suite libero_goal --variant grpo --seed 0`.
 """
 
 from __future__ import annotations
@@ -78,9 +78,13 @@ def _check(layer: Layer, values: Mapping[str, Any], section: type[BaseModel], pr
         if name not in section.model_fields:
             yield f"{layer.source}: {key}: unknown key{did_you_mean(name, section.model_fields)}"
             continue
-        inner = section_of(section.model_fields[name].annotation)
+        annotation = section.model_fields[name].annotation
+        inner = section_of(annotation)
         if inner and isinstance(value, Mapping):
             yield from _check(layer, value, inner, f"{key}.")
+            continue
+        if inner is annotation:
+            yield f"{layer.source}: {key}: holds settings, not {value!r}"
             continue
         try:
             _adapter(section, name).validate_python(value)
