@@ -160,8 +160,8 @@ class Policy(Section):
     name: str
     """The file's name; recorded with every episode."""
     checkpoint: str | None
-    """Start from these weights (a folder or a hub id); none: random weights. `{suite}` becomes libero-spatial,
-    libero-object, libero-goal or libero10."""
+    """Start from these weights (a folder or a hub id); none: random weights. `{suite}` becomes
+    libero-spatial, libero-object, libero-goal or libero10."""
     revision: str | None
     """Revision on the hub; none: the newest."""
     image_size: Count

@@ -37,7 +37,7 @@ Each run's resolved settings stand in its `config.yaml`. To see them beforehand:
 `python -m srpo.resolve train --preset smoke --suite libero_goal --variant grpo --seed 0`.
 Unknown keys, wrong types and combinations that cannot be are errors before any job starts.
 
-A variant's file holds any of the sections below, and `world_model: <name>`, a file in `configs/world_models/`.
+A variant's file has any of the sections below, and `world_model: <name>`, a file of `configs/world_models/`.
 A dash in the column *base* means that base.yaml leaves the setting to another layer.
 """
 
