@@ -73,3 +73,10 @@ def test_filter_includes_its_bounds() -> None:
     assert keep.reshape(4, 10).any(dim=1).tolist() == [True, True, False, False]
     assert keep_groups(success, groups, 0.0, 1.0).all()
     assert not keep_groups(success, groups, 0.11, 0.89).any()
+
+
+@pytest.mark.parametrize("successes", range(11))
+def test_a_rate_equals_the_literal_bound(successes: int) -> None:
+    # In float32, 3/10 is above 0.3 and 7/10 below 0.7.
+    rate = successes / 10
+    assert keep_groups(torch.arange(10) < successes, torch.zeros(10, dtype=torch.int64), rate, rate).all()

@@ -191,6 +191,7 @@ def test_k3_is_never_negative_and_zero_on_itself(seed: int, spread: float) -> No
     valid = torch.ones(4, 3, dtype=torch.bool)
     assert (k3(log_probs, other, valid) >= 0).all()
     assert (k3(log_probs, log_probs, valid) == 0).all()
+    assert (k3(log_probs, other, ~valid) == 0).all()
 
 
 def test_k3_is_an_unbiased_estimate_of_the_divergence() -> None:
