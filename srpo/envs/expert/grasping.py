@@ -128,7 +128,10 @@ def _body_grasps(scene: Scene, name: str) -> Iterator[Grasp]:
         width = np.ptp(a)
         if width <= WIDEST:
             xy = across * (a.max() + a.min()) / 2 + along * (b.max() + b.min()) / 2
-            yield Grasp(np.append(xy, height), top_down(angle), 8 * width)
+            # Off the middle by most of what the open fingers allow: away from a neighbour.
+            aside = 0.6 * (FINGER_OPENING - width / 2)
+            for shift, cost in ((0.0, 0.0), (aside, 0.4), (-aside, 0.4)):
+                yield Grasp(np.append(xy + shift * across, height), top_down(angle), 8 * width + cost)
 
 
 def candidate_grasps(scene: Scene, name: str) -> list[Grasp]:
@@ -147,16 +150,21 @@ def _inside(points: Vector, x: tuple[float, float], y: float, z: tuple[float, fl
     return int(((ax > x[0]) & (ax < x[1]) & (ay < y) & (pz > z[0]) & (pz < z[1])).sum())
 
 
-def gripper_collisions(position: Vector, rotation: Matrix, obstacles: Vector) -> int:
-    """Obstacle points inside the open gripper (fingers, hand, wrist) there and on the last 7 cm before it."""
+def gripper_collisions(position: Vector, rotation: Matrix, obstacles: Vector, margin: float = 0.0) -> int:
+    """Obstacle points inside the open gripper (fingers, hand, wrist) there and on the last 7 cm before it.
+
+    `margin` widens the gripper on all sides, to count near misses too.
+    """
+    hand, half_depth, wrist = 0.107 + margin, 0.035 + margin, 0.06 + margin
+    fingers = (FINGER_OPENING - 0.004 - margin, FINGER_OPENING + 0.026 + margin)
     local = (obstacles - position) @ rotation
-    local = local[(np.abs(local[:, 0]) < 0.107) & (np.abs(local[:, 1]) < 0.06)]
+    local = local[(np.abs(local[:, 0]) < hand) & (np.abs(local[:, 1]) < wrist)]
     count = 0
     for back in (0.0, 0.03, 0.07):
         shifted = local + np.array([0.0, 0.0, back])
-        count += _inside(shifted, (-1.0, 0.107), 0.035, (-0.123, -0.028))
-        count += _inside(shifted, (FINGER_OPENING - 0.004, FINGER_OPENING + 0.026), 0.014, (-0.045, 0.011))
-        count += _inside(shifted, (-1.0, 0.06), 0.06, (-0.25, -0.123))
+        count += _inside(shifted, (-1.0, hand), half_depth, (-0.123, -0.028))
+        count += _inside(shifted, fingers, 0.014 + margin, (-0.045, 0.011))
+        count += _inside(shifted, (-1.0, wrist), wrist, (-0.25, -0.123))
     return count
 
 
@@ -198,6 +206,8 @@ class Hand:
         cost = grasp.cost + 0.5 * angle + 0.8 * max(0.0, angle - 1.1)
         collisions = gripper_collisions(grasp.position, grasp.rotation, obstacles)
         cost += _collision_cost(collisions + grasp_collisions(grasp, own))
+        near_misses = gripper_collisions(grasp.position, grasp.rotation, obstacles, margin=0.012)
+        cost += min(1.0, 0.05 * near_misses)
         cost += self._reach_cost(grasp.position[:2])
         if towards is not None:
             cost += self._reach_cost(towards[:2] + (grasp.position - start)[:2])
@@ -228,6 +238,16 @@ class Hand:
             grasp.position, grasp.rotation, OPEN, tolerance=0.006, angle=0.1, steps=45, gain=1.3, speed=0.8
         )
 
+    def _travel(self, name: str, target: Vector, rotation: Matrix) -> None:
+        """Bring the open gripper to `target`; over it first, at the present height, if something is on the way."""
+        arm = self.arm
+        obstacles = self.scene.obstacles(name)
+        way = np.linspace(arm.position, target, 6)[1:-1]
+        if any(gripper_collisions(point, arm.rotation, obstacles, margin=0.02) for point in way):
+            over = np.append(target[:2], max(arm.position[2], target[2]))
+            arm.move(over, rotation, OPEN, tolerance=0.015, angle=0.4, steps=60)
+        arm.move(target, rotation, OPEN, tolerance=0.02, angle=0.12, steps=90)
+
     def pick(
         self,
         name: str,
@@ -245,7 +265,7 @@ class Hand:
             if attempt or arm.position[2] < grasp.position[2] + 0.05:
                 rotation = None if attempt else grasp.rotation
                 arm.move(arm.shift(z=0.08), rotation, OPEN, tolerance=0.03, steps=25)
-            arm.move(grasp.before(0.09), grasp.rotation, OPEN, tolerance=0.02, angle=0.12, steps=90)
+            self._travel(name, grasp.before(0.09), grasp.rotation)
             again = self.plan(name, towards, place)  # the object may have been pushed
             if np.linalg.norm(again.position - grasp.position) > 0.004:
                 grasp = again
