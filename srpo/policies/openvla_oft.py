@@ -1,0 +1,314 @@
+"""OpenVLA-OFT with discrete action tokens, from about a million parameters to seven billion.
+
+One forward pass predicts a whole chunk of eight actions: the sequence
+
+    BOS | image patches | (proprioception) | prompt | 56 action placeholders | stop
+
+goes through a Llama with *bidirectional* attention, and the hidden state before each placeholder gives the
+logits of its action token (OpenVLA-OFT, arXiv 2502.19645; a causal mask costs the released checkpoints a third
+of their success). Module names are those of the released checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from srpo import config as settings
+from srpo.files import atomic_directory
+from srpo.policies import action_tokens
+from srpo.policies.processing import prepare_images, prepare_prompts
+from srpo.policies.vision import VisionTransformer
+from srpo.types import ACTION_DIM, CHUNK, PROPRIO_DIM, TOKENS
+
+MODEL_TYPE = "srpo_openvla_oft"
+
+
+class CheckpointError(ValueError):
+    """A policy checkpoint that cannot be loaded as it is."""
+
+
+class OpenVLAOFTConfig(PreTrainedConfig):
+    """`policy` is a dumped `srpo.config.Policy`; `norm_stats` maps a suite to its action and proprio statistics."""
+
+    model_type = MODEL_TYPE
+    policy: dict | None = None
+    norm_stats: dict | None = None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A prepared batch of N observations.
+
+    pixels  float32 (N, 3, size, size) in [0, 1]
+    ids     int64 (N, L) prompt tokens, padded on the left; mask bool (N, L)
+    proprio float32 (N, 8) normalised to [-1, 1], or None for a policy without proprioception
+    """
+
+    pixels: torch.Tensor
+    ids: torch.Tensor
+    mask: torch.Tensor
+    proprio: torch.Tensor | None
+
+    def __getitem__(self, index: Any) -> Inputs:
+        proprio = None if self.proprio is None else self.proprio[index]
+        return Inputs(self.pixels[index], self.ids[index], self.mask[index], proprio)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def to(self, device: torch.device) -> Inputs:
+        proprio = None if self.proprio is None else self.proprio.to(device)
+        return Inputs(self.pixels.to(device), self.ids.to(device), self.mask.to(device), proprio)
+
+
+class _VisionBackbone(nn.Module):
+    def __init__(self, policy: settings.Policy) -> None:
+        super().__init__()
+        encoders = [VisionTransformer(e.model_dump(), policy.image_size) for e in policy.encoders]
+        self.featurizer = encoders[0]
+        self.fused_featurizer = encoders[1] if len(encoders) == 2 else None
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.featurizer(pixels)
+        if self.fused_featurizer is None:
+            return features
+        return torch.cat([features, self.fused_featurizer(pixels)], dim=2)
+
+
+class _Projector(nn.Module):
+    """Vision features to the language model's width; OpenVLA's fused policies have a third layer."""
+
+    def __init__(self, vision_width: int, llm_width: int, fused: bool) -> None:
+        super().__init__()
+        hidden = 4 * vision_width if fused else llm_width
+        self.fc1 = nn.Linear(vision_width, hidden)
+        self.fc2 = nn.Linear(hidden, llm_width)
+        self.fc3 = nn.Linear(llm_width, llm_width) if fused else None
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        projected: torch.Tensor = self.fc2(F.gelu(self.fc1(features)))
+        return projected if self.fc3 is None else self.fc3(F.gelu(projected))
+
+
+class _ProprioProjector(nn.Module):
+    def __init__(self, llm_width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(PROPRIO_DIM, llm_width)
+        self.fc2 = nn.Linear(llm_width, llm_width)
+
+    def forward(self, proprio: torch.Tensor) -> torch.Tensor:
+        projected: torch.Tensor = self.fc2(F.gelu(self.fc1(proprio)))
+        return projected
+
+
+class OpenVLAOFT(PreTrainedModel):
+    """The policy. `tokenizer` travels with it: `load_policy` and `save_policy` keep both in one folder."""
+
+    config_class = OpenVLAOFTConfig
+    _supports_sdpa = True
+    tokenizer: PreTrainedTokenizerFast
+
+    def __init__(self, config: OpenVLAOFTConfig) -> None:
+        super().__init__(config)
+        self.settings = settings.Policy.model_validate(config.policy)
+        llm = self.settings.llm
+        self.vision_backbone = _VisionBackbone(self.settings)
+        vision_width = sum(encoder.hidden_size for encoder in self.settings.encoders)
+        self.projector = _Projector(vision_width, llm.hidden_size, len(self.settings.encoders) == 2)
+        self.proprio_projector = _ProprioProjector(llm.hidden_size) if self.settings.proprio else None
+        self.placeholders = (
+            nn.Parameter(torch.randn(TOKENS, llm.hidden_size) * 0.02) if self.settings.learned_placeholders else None
+        )
+        llama = LlamaConfig(
+            vocab_size=llm.vocab_size + llm.padding,
+            hidden_size=llm.hidden_size,
+            intermediate_size=llm.intermediate_size,
+            num_hidden_layers=llm.layers,
+            num_attention_heads=llm.heads,
+            rms_norm_eps=llm.rms_norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": llm.rope_theta},
+            use_cache=False,
+        )
+        llama.is_causal = False  # transformers then builds bidirectional masks
+        self.language_model = LlamaForCausalLM(llama)
+        for layer in self.language_model.model.layers:
+            layer.self_attn.is_causal = False  # and the kernels must not add causality where no mask is needed
+        self.post_init()
+
+    def prepare(
+        self,
+        suite: str,
+        images: NDArray[np.uint8],
+        instructions: Sequence[str],
+        proprio: NDArray[np.float32],
+    ) -> Inputs:
+        """Observations (N pictures, instructions, proprioceptions) as the network's inputs, on the CPU."""
+        ids, mask = prepare_prompts(self.tokenizer, instructions)
+        pixels = prepare_images(images, self.settings.image_size, self.settings.crop_area)
+        felt = None
+        if self.settings.proprio:
+            statistics = self._statistics(suite)["proprio"]
+            felt = torch.from_numpy(action_tokens.normalise(proprio, statistics)).float()
+        return Inputs(pixels, ids, mask, felt)
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        """float (N, 3, size, size) in [0, 1] → projected patches (N, patches, llm width)."""
+        projected: torch.Tensor = self.projector(self.vision_backbone(pixels))
+        return projected
+
+    def action_logits(self, inputs: Inputs, patches: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits of the 256 action tokens at the 56 positions, float32 (N, 56, 256).
+
+        Args:
+            patches: the result of `encode_images`, if it is at hand already.
+        """
+        if patches is None:
+            patches = self.encode_images(inputs.pixels)
+        embed = self.language_model.get_input_embeddings()
+        batch = len(inputs)
+        special = torch.tensor([self._bos, self._eos], device=inputs.ids.device)
+        bos, stop = embed(special).to(patches.dtype)[:, None, None].expand(-1, batch, 1, -1)
+        prefix = [bos, patches]
+        if self.proprio_projector is not None:
+            prefix.append(self.proprio_projector(inputs.proprio)[:, None].to(patches.dtype))
+        if self.placeholders is None:
+            holes = patches.new_zeros(batch, TOKENS, patches.shape[2])
+        else:
+            holes = self.placeholders.to(patches.dtype).expand(batch, -1, -1)
+        words = embed(inputs.ids).to(patches.dtype)
+        sequence = torch.cat([*prefix, words, holes, stop], dim=1)
+
+        ahead, behind = sum(part.shape[1] for part in prefix), TOKENS + 1
+        mask = F.pad(inputs.mask, (ahead, behind), value=True)
+        # Positions count real tokens only, so that padding changes nothing.
+        positions = mask.long().cumsum(1) - 1
+        hidden = self.language_model.model(
+            inputs_embeds=sequence,
+            attention_mask=None if bool(inputs.mask.all()) else mask,
+            position_ids=positions,
+        ).last_hidden_state
+        start = sequence.shape[1] - behind - 1
+        # Only the action positions go through the output matrix, and only its action rows: token k is row
+        # vocab_size - 1 - k.
+        vocab = self.settings.llm.vocab_size
+        rows = self.language_model.lm_head.weight[vocab - action_tokens.BINS : vocab].flip(0)
+        return F.linear(hidden[:, start : start + TOKENS], rows).float()
+
+    def forward(self, inputs: Inputs) -> torch.Tensor:
+        """`action_logits`."""
+        return self.action_logits(inputs)
+
+    def log_probs(
+        self, inputs: Inputs, tokens: torch.Tensor, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities of `tokens` int64 (N, 56) and the entropy, both (N, 56), at `temperature`.
+
+        Both are over the 256 action tokens only, as in the published training code.
+        """
+        log_p = torch.log_softmax(self.action_logits(inputs) / temperature, dim=-1)
+        chosen = log_p.gather(-1, tokens[..., None])[..., 0]
+        return chosen, -(log_p.exp() * log_p).sum(-1)
+
+    @torch.inference_mode()
+    def act(
+        self, inputs: Inputs, temperature: float, generators: Sequence[torch.Generator] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Choose the tokens of one chunk for each observation.
+
+        Args:
+            temperature: 0 is greedy.
+            generators: one CPU generator for each observation, so that an episode's draws are its own.
+
+        Returns:
+            tokens int64 (N, 56) and their log-probabilities float32 (N, 56) (zeros when greedy).
+        """
+        logits = self.action_logits(inputs.to(self.device)).cpu()
+        if temperature == 0:
+            return logits.argmax(-1).numpy(), np.zeros(logits.shape[:2], np.float32)
+        if generators is None or len(generators) != len(inputs):
+            raise ValueError(f"sampling {len(inputs)} observations needs as many generators")
+        log_p = torch.log_softmax(logits / temperature, dim=-1)
+        tokens = torch.cat(
+            [torch.multinomial(p.exp(), 1, generator=g).T for p, g in zip(log_p, generators, strict=True)]
+        )
+        return tokens.numpy(), log_p.gather(-1, tokens[..., None])[..., 0].numpy()
+
+    def actions(self, suite: str, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Tokens (N, 56) as LIBERO actions, float64 (N, 8, 7)."""
+        values = action_tokens.decode(tokens).reshape(-1, CHUNK, ACTION_DIM)
+        statistics = self._statistics(suite)["action"]
+        return action_tokens.to_libero(action_tokens.unnormalise(values, statistics))
+
+    def _statistics(self, suite: str) -> dict[str, Any]:
+        stats: dict[str, Any] = self.config.norm_stats or {}
+        for key in (suite, f"{suite}_no_noops"):
+            if key in stats:
+                return stats[key]
+        raise CheckpointError(f"this policy has action statistics for {sorted(stats)}, not for {suite!r}")
+
+    @property
+    def _bos(self) -> int:
+        return 1 if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id
+
+    @property
+    def _eos(self) -> int:
+        return 2 if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
+
+
+def create_policy(
+    policy: settings.Policy, tokenizer: PreTrainedTokenizerFast, norm_stats: dict[str, Any]
+) -> OpenVLAOFT:
+    """A policy with random weights (seed torch first)."""
+    room = policy.llm.vocab_size - action_tokens.BINS
+    if len(tokenizer) > room:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens; llm.vocab_size {policy.llm.vocab_size} leaves {room} "
+            "beside the action tokens"
+        )
+    model = OpenVLAOFT(OpenVLAOFTConfig(policy=policy.model_dump(mode="json"), norm_stats=norm_stats))
+    model.tokenizer = tokenizer
+    return model
+
+
+def save_policy(model: OpenVLAOFT, folder: Path) -> None:
+    """Write weights (safetensors), configuration, statistics and tokenizer as one folder, atomically."""
+    with atomic_directory(folder) as temporary:
+        model.save_pretrained(temporary)
+        model.tokenizer.save_pretrained(temporary)
+
+
+def load_policy(folder: Path, device: str | torch.device = "cpu") -> OpenVLAOFT:
+    """Load what `save_policy` wrote.
+
+    Raises:
+        CheckpointError: the folder is missing, of another architecture, or its tensors do not fit.
+    """
+    description = folder / "config.json"
+    if not description.is_file():
+        raise CheckpointError(f"{folder} is not a policy checkpoint: it has no config.json")
+    kind = json.loads(description.read_text()).get("model_type")
+    if kind != MODEL_TYPE:
+        raise CheckpointError(f"{description}: model_type is {kind!r}, this version loads {MODEL_TYPE!r}")
+    try:
+        model, report = OpenVLAOFT.from_pretrained(
+            folder, output_loading_info=True, use_safetensors=True, local_files_only=True, dtype=torch.float32
+        )
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{folder} cannot be loaded ({error}); delete it and make it again") from error
+    wrong = {key: report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if report.get(key)}
+    if wrong:
+        raise CheckpointError(f"{folder}: tensors do not fit the architecture: {wrong}")
+    model.tokenizer = tokenizer
+    return model.to(device)
