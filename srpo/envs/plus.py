@@ -2,8 +2,8 @@
 
 What upstream does (github.com/sylvestf/LIBERO-plus, `libero/libero/envs/problems/*.py` for the camera and
 `env_wrapper.py` for the noise), with two differences: nothing is drawn from NumPy's global generator, and
-noise is defined for any picture size. Upstream's lengths are pixels of a 256-pixel picture; at that size they
-are taken as they are, in another size they scale with it, so that a severity means the same.
+noise is defined for any picture size. Upstream's lengths are pixels of a 256-pixel picture, so a picture of
+another size is brought to that one, corrupted, and brought back: a severity means the same for both.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import mujoco
 import numpy as np
@@ -18,8 +19,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from srpo.envs.libero import LiberoEnv
 from srpo.plus_tasks import parse
+
+if TYPE_CHECKING:
+    from srpo.envs.libero import LiberoEnv
 
 AVAILABLE = ("camera", "noise")
 """Dimensions that run today."""
@@ -95,7 +98,8 @@ class Perturbation:
         if image.ndim != 3 or image.shape[0] != image.shape[1]:
             raise ValueError(f"noise is defined for square pictures, not shape {image.shape}")
         corruption = _CORRUPTIONS[str(self.parameters["kind"])]
-        noisy = corruption(image[::-1, ::-1] / 255, int(self.parameters["severity"]), rng)
+        raw = resize(image[::-1, ::-1] / 255, SIDE)
+        noisy = resize(corruption(raw, int(self.parameters["severity"]), rng), len(image))
         return np.ascontiguousarray((np.clip(noisy, 0, 1) * 255).astype(np.uint8)[::-1, ::-1])
 
 
@@ -157,7 +161,8 @@ def camera_pose(
     return position, orientation.as_quat(scalar_first=True)
 
 
-# Strengths by severity 1…10, from upstream's env_wrapper.py.
+# Corruptions take and give pictures of float64 (SIDE, SIDE, 3) in [0, 1], in the camera's own orientation.
+# Their strengths by severity 1…10 are from upstream's env_wrapper.py.
 _MOTION = ((5, 2), (8, 3), (10, 4), (12, 5), (15, 6), (18, 8), (20, 10), (25, 12), (30, 15), (35, 20))
 _ZOOM = (
     *((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)),
@@ -173,54 +178,55 @@ _GLASS = (
 )
 
 
-def _grid(n: int) -> NDArray[np.int_]:
-    """Where the pixels of an n-pixel side lie on a side of SIDE pixels."""
-    return (2 * np.arange(n) + 1) * SIDE // (2 * n)
+def resize(x: Image, side: int) -> Image:
+    """Bring a picture (n, n, 3) to (side, side, 3); each new pixel is the mean of the area it covers."""
+    n = len(x)
+    if n == side:
+        return x
+    old, new = np.arange(n) * side, np.arange(side)[:, None] * n  # where pixels begin, in common units
+    overlap = np.clip(np.minimum(old + side, new + n) - np.maximum(old, new), 0, None) / n
+    return overlap @ np.tensordot(overlap, x, axes=1)
 
 
 def _blur(x: Image, sigma: float) -> Image:
-    sigma *= len(x) / SIDE
     return gaussian_filter(x, (sigma, sigma, 0), mode="nearest")
 
 
 def motion_blur(x: Image, severity: int, rng: np.random.Generator) -> Image:
-    """ImageMagick's MotionBlur, a one-sided Gaussian comb along a line at −45…45°; x (n, n, 3) in [0, 1]."""
+    """ImageMagick's MotionBlur, a one-sided Gaussian comb along a line at −45…45°."""
     radius, sigma = _MOTION[severity - 1]
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     weights /= weights.sum()
     angle = np.radians(rng.uniform(-45, 45))
-    n = len(x)
-    columns, rows = (
-        np.ceil(steps * n / SIDE * direction - 0.5).astype(int)
-        for direction in (np.cos(angle), np.sin(angle))
-    )
-    pixels = np.arange(n)
+    rows = np.ceil(steps * np.sin(angle) - 0.5).astype(int)
+    columns = np.ceil(steps * np.cos(angle) - 0.5).astype(int)
+    margin = 2 * radius
+    padded = np.pad(x, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
     blurred = np.zeros_like(x)
-    for weight, row, column in zip(weights, rows, columns, strict=True):
-        blurred += weight * x[np.clip(pixels + row, 0, n - 1)][:, np.clip(pixels + column, 0, n - 1)]
+    for weight, row, column in zip(weights, margin + rows, margin + columns, strict=True):
+        blurred += weight * padded[row : row + SIDE, column : column + SIDE]
     return blurred
 
 
 def gaussian_blur(x: Image, severity: int, rng: np.random.Generator) -> Image:
-    """A Gaussian blur of `severity` pixels' standard deviation; x is (n, n, 3) in [0, 1]."""
+    """A Gaussian blur of `severity` pixels' standard deviation."""
     return _blur(x, severity)
 
 
 def zoom_blur(x: Image, severity: int, rng: np.random.Generator) -> Image:
-    """The mean of the picture and of its central zooms; x is (n, n, 3) in [0, 1]."""
+    """The mean of the picture and of its central zooms."""
     factors = np.arange(1, *_ZOOM[severity - 1])
     return (x + sum(_zoomed(x, factor) for factor in factors)) / (len(factors) + 1)
 
 
 def _zoomed(x: Image, factor: float) -> Image:
     """Upstream's `clipped_zoom`: the centre, enlarged linearly (corners on corners) and cut to size."""
-    n = len(x)
-    crop = int(np.ceil(n / factor))
+    crop = int(np.ceil(SIDE / factor))
     enlarged = round(crop * factor)
-    cut = (enlarged - n) // 2
-    place = (n - crop) // 2 + np.arange(cut, cut + n) * (crop - 1) / (enlarged - 1)
-    low = np.minimum(place.astype(int), n - 2)
+    cut = (enlarged - SIDE) // 2
+    place = (SIDE - crop) // 2 + np.arange(cut, cut + SIDE) * (crop - 1) / (enlarged - 1)
+    low = np.minimum(place.astype(int), SIDE - 2)
     part = (place - low)[:, None, None]
     x = x[low] * (1 - part) + x[low + 1] * part
     part = part[:, 0]
@@ -256,24 +262,19 @@ def plasma(decay: float, rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def fog(x: Image, severity: int, rng: np.random.Generator) -> Image:
-    """Add a plasma fractal and scale back to the picture's brightness; x is (n, n, 3) in [0, 1]."""
+    """Add a plasma fractal and scale back to the picture's brightness."""
     amount, decay = _FOG[severity - 1]
-    grid = _grid(len(x))
     brightest = x.max()
-    return (x + amount * plasma(decay, rng)[grid][:, grid, None]) * brightest / (brightest + amount)
+    return (x + amount * plasma(decay, rng)[..., None]) * brightest / (brightest + amount)
 
 
 def glass_blur(x: Image, severity: int, rng: np.random.Generator) -> Image:
-    """Blur, displace pixels locally, blur; x is (n, n, 3) in [0, 1]."""
+    """Blur, displace pixels locally, blur."""
     sigma, shift, rounds = _GLASS[severity - 1]
-    n = len(x)
-    x = np.floor(_blur(x, sigma) * 255) / 255
-    source = np.arange(SIDE**2)
+    pixels = np.floor(_blur(x, sigma) * 255).reshape(-1, 3) / 255
     for _ in range(rounds):
-        source = source[displaced(rng.integers(-shift, shift, (SIDE, SIDE, 2)), shift)]
-    grid = _grid(n)
-    rows, columns = np.divmod(source.reshape(SIDE, SIDE)[np.ix_(grid, grid)], SIDE)
-    return _blur(x[rows * n // SIDE, columns * n // SIDE], sigma)
+        pixels = pixels[displaced(rng.integers(-shift, shift, (SIDE, SIDE, 2)), shift)]
+    return _blur(pixels.reshape(x.shape), sigma)
 
 
 def displaced(offsets: NDArray[np.int_], shift: int) -> NDArray[np.int_]:
