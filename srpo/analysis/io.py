@@ -183,7 +183,9 @@ BENCHMARK = Schema(
         "monotonicity": Column(
             "float", "share of steps on which progress does not fall; null for failures", True
         ),
-        "final_progress": Column("float", "progress of the whole trajectory, 0 to 1"),
+        "final_progress": Column(
+            "float", "progress of the whole trajectory, 0 to 1; null: nothing to compare it with", True
+        ),
         "progress": Column("str", "progress over the trajectory's prefixes, as a JSON list"),
     },
 )

@@ -46,19 +46,20 @@ def wilson(successes: int, episodes: int) -> Estimate:
     return Estimate(successes / episodes, float(low), float(high))
 
 
-def macro(counts: Sequence[tuple[int, int]]) -> Estimate:
-    """Unweighted mean of the rates of independent groups, given as (successes, episodes).
+def combine(estimates: Sequence[Estimate], weights: Sequence[float] | None = None) -> Estimate:
+    """Weighted mean Σ wᵢ·xᵢ / Σ wᵢ of independent estimates (weights None: all equal).
 
-    The interval puts the groups' Wilson intervals together by squares (MOVER: Zou & Donner, Statistics in
-    Medicine 2008): the mean's distance to its limit is √(Σ d²)/k with d each rate's distance to its own.
-    NaN if a group is empty, for then the mean is another quantity.
+    The interval puts theirs together by squares (MOVER: Zou & Donner, Statistics in Medicine 2008): the
+    mean's distance to its limit is √(Σ (wᵢ·dᵢ)²) / Σ wᵢ with dᵢ each estimate's distance to its own. NaN if
+    one of them is, for without it the mean would be another quantity.
     """
-    estimates = [wilson(successes, episodes) for successes, episodes in counts]
     if not estimates:
         return Estimate(NAN, NAN, NAN)
-    mean = float(np.mean([e.value for e in estimates]))
-    below = np.sqrt(sum((e.value - e.low) ** 2 for e in estimates)) / len(estimates)
-    above = np.sqrt(sum((e.high - e.value) ** 2 for e in estimates)) / len(estimates)
+    share = np.ones(len(estimates)) if weights is None else np.asarray(weights, dtype=float)
+    share = share / share.sum()
+    value, low, high = np.array([(e.value, e.low, e.high) for e in estimates]).T
+    mean = float(share @ value)
+    below, above = np.hypot.reduce(share * (value - low)), np.hypot.reduce(share * (high - value))
     return Estimate(mean, float(mean - below), float(mean + above))
 
 

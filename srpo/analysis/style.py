@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")  # no display on a compute node
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from srpo.files import atomic_file
 
@@ -48,16 +49,27 @@ RC: dict[Any, Any] = {
     "ps.fonttype": 42,
 }
 
-# Variants and representations by name. A representation has the colour of the variant rewarded by it.
+# Variants and representations by name; a representation looks like the variant that it rewards.
 _LOOKS = {
     "sft": (BLACK, "s"),
     "grpo": (ORANGE, "^"),
     "srpo": (BLUE, "o"),
-    "vjepa2": (BLUE, "o"),
+    "srpo-pixel": (PURPLE, "D"),
+    "srpo-vjepa2-tiny": (BLUE, "p"),
+    "srpo-siirl": (VERMILLION, "v"),
+    "srpo-mean": (GREEN, "X"),
+    "srpo-dbscan-relative": (SKY, "P"),
+    "srpo-alpha-0": (VERMILLION, "<"),
+    "srpo-alpha-0.3": (PURPLE, "<"),
+    "srpo-alpha-0.5": (SKY, "<"),
+    "srpo-alpha-1": (GREEN, "<"),
     "pixel": (PURPLE, "D"),
     "imagebind": (GREEN, "v"),
+    "vjepa2-tiny": (BLUE, "p"),
+    "vjepa2-vitl": (SKY, "o"),
+    "vjepa2-vitg": (BLUE, "o"),
 }
-_OTHERS = [(colour, marker) for marker in "PX<>" for colour in (VERMILLION, SKY, GREEN, PURPLE, BLUE, ORANGE)]
+_OTHERS = [(colour, marker) for marker in "*h>d" for colour in (VERMILLION, SKY, GREEN, PURPLE, BLUE, ORANGE)]
 
 
 def look(name: str) -> tuple[str, str]:
@@ -85,6 +97,14 @@ def published_dot(axes: Axes, y: float, value: float, marker: str = "o") -> None
         markeredgewidth=0.9,
         clip_on=False,
         zorder=3,
+    )
+
+
+def legend_marker(colour: str, marker: str, label: str, hollow: bool = False) -> Line2D:
+    """A marker for a legend, as `dot` and (hollow) `published_dot` draw it."""
+    face = "white" if hollow else colour
+    return Line2D(
+        [], [], marker=marker, color=colour, markerfacecolor=face, markersize=4.5, linestyle="", label=label
     )
 
 

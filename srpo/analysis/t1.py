@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 
 from srpo.analysis import latex, style, tables
 from srpo.analysis.io import read_config
-from srpo.analysis.stats import macro, wilson
-from srpo.config import SUITES, EvaluateStage
+from srpo.analysis.stats import combine, wilson
+from srpo.config import SUITES, TASKS_PER_SUITE, EvaluateStage
 
 AVERAGE = "average"
 
@@ -53,6 +53,7 @@ def estimate(
             ran = own[own["status"] != "infra_error"]
             count = tables.counts(own)
             of_suite.append(count)
+            first = here[here["variant"] == baseline]
             compared = own if variant != baseline else own.head(0)
             rows.append(
                 {
@@ -62,9 +63,10 @@ def estimate(
                     "suite": suite,
                     **tables.columns_of(wilson(count["successes"], count["episodes"])),
                     **count,
+                    "tasks": own["task_id"].nunique(),
                     "missing": int(((missing["variant"] == variant) & (missing["suite"] == suite)).sum()),
                     "mean_over_tasks": (ran["status"] == "success").groupby(ran["task_id"]).mean().mean(),
-                    **tables.compare(here[here["variant"] == baseline], compared),
+                    **tables.comparison_columns(tables.compare(first, compared)),
                     "protocol": here["protocol"].iloc[0],
                     "note": "",
                 }
@@ -78,7 +80,7 @@ def estimate(
                 "variant": variant,
                 "label": label,
                 "suite": AVERAGE,
-                **tables.columns_of(macro([(count["successes"], count["episodes"]) for count in of_suite])),
+                **tables.columns_of(combine([wilson(c["successes"], c["episodes"]) for c in of_suite])),
                 **totals,
                 "seeds": max(count["seeds"] for count in of_suite),
                 "missing": int((missing["variant"] == variant).sum()),
@@ -102,7 +104,7 @@ def estimate(
                 }
             )
     table = pd.DataFrame(rows)
-    integers = ["successes", "episodes", "infra_errors", "seeds", "missing", "pairs"]
+    integers = ["successes", "episodes", "infra_errors", "seeds", "tasks", "missing", "pairs"]
     return table.astype(dict.fromkeys(integers, "Int64"))
 
 
@@ -115,6 +117,12 @@ def _columns(table: pd.DataFrame) -> dict[str, str]:
     """Suite → heading; the average only where it is one of several."""
     suites = [suite for suite in SUITES if suite in set(table["suite"])]
     return {s: tables.SUITE_LABELS[s] for s in suites} | ({AVERAGE: "Average"} if len(suites) > 1 else {})
+
+
+def _tasks(table: pd.DataFrame) -> dict[str, int]:
+    """Suite → tasks evaluated, of the suites evaluated in part only."""
+    most = table.groupby("suite")["tasks"].max().dropna()
+    return {suite: int(most[suite]) for suite in SUITES if most.get(suite, TASKS_PER_SUITE) < TASKS_PER_SUITE}
 
 
 def to_latex(table: pd.DataFrame, protocol: str) -> str:
@@ -132,6 +140,7 @@ def to_latex(table: pd.DataFrame, protocol: str) -> str:
     notes = [
         "Success in percent; beneath it the 95% Wilson interval and successes/episodes. Average: unweighted "
         "mean of the suites. Published rows: other code and protocols, so not a like-for-like comparison.",
+        *(f"{columns[s]}: {n} of {TASKS_PER_SUITE} tasks only." for s, n in _tasks(table).items()),
         protocol,
         *tables.coverage_notes(int(ours["infra_errors"].sum()), int(ours["missing"].sum())),
     ]
@@ -159,12 +168,13 @@ def _cell(row: Mapping[str, Any]) -> list[str]:
 def draw(table: pd.DataFrame) -> Figure:
     """A dot plot: one panel a suite, one row a model; ours above the line, published hollow below it."""
     columns = _columns(table)
+    few = _tasks(table)
     cells = tables.cells(table, "source", "variant", "suite")
     models = list(dict.fromkeys((source, variant) for source, variant, _ in cells))
     ours = sum(source == "ours" for source, _ in models)
     # Published rows stand closer together: they carry one number each.
     heights = [-float(i) if i < ours else -ours - 0.2 - 0.72 * (i - ours) for i in range(len(models))]
-    size = (1.6 + 1.25 * len(columns), 0.8 - 0.2 * min(heights))
+    size = (1.6 + 1.08 * len(columns), 0.8 - 0.2 * min(heights))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     for axes, (suite, heading) in zip(panels, columns.items(), strict=True):
@@ -187,6 +197,8 @@ def draw(table: pd.DataFrame) -> Figure:
                 axes.text(109, y, f"{row['successes']}/{row['episodes']}", va="center", fontsize=5.5)
         if ours < len(models):
             axes.axhline((heights[ours - 1] + heights[ours]) / 2, color="#999999", linewidth=0.6)
+        if suite in few:
+            heading += f"\n({few[suite]} of {TASKS_PER_SUITE} tasks)"
         axes.set(xlim=(-4, 104), xticks=[0, 50, 100], ylim=(min(heights) - 0.6, 0.7), title=heading)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)

@@ -108,14 +108,13 @@ def counts(episodes: pd.DataFrame) -> dict[str, int]:
     }
 
 
-def columns_of(estimate: Estimate, name: str = "rate") -> dict[str, float]:
-    """Flatten an estimate into a tidy row: the value under `name`, the interval beside it."""
-    prefix = "" if name == "rate" else f"{name}_"
+def columns_of(estimate: Estimate, name: str = "rate", prefix: str = "") -> dict[str, float]:
+    """Flatten an estimate into a tidy row: the value under `name`, its interval under `low` and `high`."""
     return {name: estimate.value, f"{prefix}low": estimate.low, f"{prefix}high": estimate.high}
 
 
-def compare(baseline: pd.DataFrame, method: pd.DataFrame) -> dict[str, Any]:
-    """Paired difference of two variants' episodes on the tasks and states that both ran, as tidy columns."""
+def compare(baseline: pd.DataFrame, method: pd.DataFrame) -> PairedDifference:
+    """Paired difference of two variants' episodes on the tasks and states that both ran."""
     keys = ["suite", "task_id", "init_state", "perturbation_task"]
 
     def rates(episodes: pd.DataFrame) -> pd.Series:
@@ -123,15 +122,13 @@ def compare(baseline: pd.DataFrame, method: pd.DataFrame) -> dict[str, Any]:
         return (ran["status"] == "success").groupby([ran[key] for key in keys], dropna=False).mean()
 
     pairs = pd.concat([rates(baseline), rates(method)], axis=1, join="inner", keys=["baseline", "method"])
-    result = paired_difference(pairs["baseline"].to_numpy(float), pairs["method"].to_numpy(float))
-    return comparison_columns(result)
+    return paired_difference(pairs["baseline"].to_numpy(float), pairs["method"].to_numpy(float))
 
 
-def comparison_columns(result: PairedDifference | None) -> dict[str, Any]:
-    if result is None:
-        result = PairedDifference(0, Estimate(np.nan, np.nan, np.nan), np.nan, "")
+def comparison_columns(result: PairedDifference) -> dict[str, Any]:
+    """Flatten a paired difference into a tidy row."""
     return {
-        **columns_of(result.estimate, "difference"),
+        **columns_of(result.estimate, "difference", "difference_"),
         "pairs": result.pairs,
         "p_value": result.p_value,
         "test": result.test,

@@ -124,8 +124,8 @@ def plus_tasks_file(path: Path, dimensions: tuple[str, ...], per_base_task: int 
         "language": "_language_{n}_view_0_0_100_0_0_initstate_0",
     }
     tasks = [
-        plus_tasks.parse(suite, base + suffixes[dimension].format(n=n))
-        for suite, bases in plus_tasks.COUNTS.items()
+        plus_tasks.parse(base + suffixes[dimension].format(n=n))
+        for bases in plus_tasks.COUNTS.values()
         for base in bases
         for dimension in dimensions
         for n in range(1, per_base_task + 1)
@@ -254,7 +254,7 @@ def world_model(name: str) -> WorldModel:
 def reward_benchmark(
     root: Path, suite: Suite, quality: dict[str, float], *, successes: int = 14, failures: int = 6
 ) -> list[Path]:
-    """Scores of the same trajectories under each representation, of a `quality` in [0, 1]; gives the files."""
+    """Scores of the same trajectories under each representation of a `quality` in [0, 1]; gives the files."""
     folder = root / "reward_benchmark" / suite
     config = {
         "preset": "smoke",
@@ -262,8 +262,8 @@ def reward_benchmark(
         "tasks": [0, 1],
         "protocol": protocol(suite).model_dump(),
         "reward_benchmark": {
-            "successes": successes,
-            "failures": failures,
+            "successes": max(successes, 1),
+            "failures": max(failures, 1),
             "max_episodes": 100,
             "temperature": 1.0,
             "prefixes": 8,

@@ -1,0 +1,304 @@
+"""Table T2: success on LIBERO-Plus for each perturbation dimension, every variant against the sheet's first.
+
+Every episode file has its run's resolved `config.yaml` beside it; coverage is checked against it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from srpo import plus_tasks
+from srpo.analysis import latex, style, tables
+from srpo.analysis.io import DIMENSIONS, ResultError, read_config
+from srpo.analysis.stats import Estimate, PairedDifference, combine, wilson
+from srpo.config import PlusStage
+
+TOTALS = ("macro", "micro")
+LABELS = {dimension: dimension.capitalize() for dimension in DIMENSIONS} | {
+    "macro": "Total (macro)",
+    "micro": "Total (micro)",
+}
+
+
+def expected_episodes(configs: Sequence[PlusStage], tasks: Sequence[plus_tasks.PlusTask]) -> pd.DataFrame:
+    """The episodes asked for: suite, variant, seed, task_id, perturbation, perturbation_task."""
+    return pd.DataFrame(
+        [
+            (config.suite, config.variant, config.seed, task.task_id, task.dimension, task.name)
+            for config in configs
+            for task in plus_tasks.sample(
+                tasks,
+                config.suite,
+                config.tasks,
+                config.plus.dimensions,
+                config.plus.per_dimension,
+                config.plus.seed,
+            )
+        ],
+        columns=["suite", "variant", "seed", "task_id", "perturbation", "perturbation_task"],
+    )
+
+
+def benchmark_sizes(suites: Sequence[str]) -> dict[str, int]:
+    """Tasks that LIBERO-Plus has in these suites, by dimension."""
+    return {
+        dimension: sum(counts[dimension] for suite in suites for counts in plus_tasks.COUNTS[suite].values())
+        for dimension in DIMENSIONS
+    }
+
+
+def estimate(
+    episodes: pd.DataFrame, missing: pd.DataFrame, sheet: Mapping[str, str], published: pd.DataFrame
+) -> pd.DataFrame:
+    """The tidy table: a row for each variant or published model, and dimension or total. Rates are fractions.
+
+    Suites and seeds are pooled. Totals are over the dimensions that ran: `macro` is their unweighted mean
+    (the SRPO paper's), `micro` weighs them by LIBERO-Plus' number of tasks (the leaderboard's). A total's
+    p-value is of the test over all pairs. A dimension that did not run has no counts and no rate.
+    """
+    ran = [dimension for dimension in DIMENSIONS if dimension in set(episodes["perturbation"])]
+    sizes = benchmark_sizes(sorted(set(episodes["suite"])))
+    baseline = next(iter(sheet))
+    rows: list[dict[str, Any]] = []
+    for variant, label in sheet.items():
+        own = episodes[episodes["variant"] == variant]
+        first = episodes[episodes["variant"] == baseline]
+        identity: dict[str, Any] = {"source": "ours", "variant": variant, "label": label}
+        rates: list[Estimate] = []
+        differences: list[Estimate] = []
+        for dimension in DIMENSIONS:
+            if dimension not in ran:
+                rows.append({**identity, "dimension": dimension, "note": tables.NOT_RUN})
+                continue
+            here = own[own["perturbation"] == dimension]
+            count = tables.counts(here)
+            rates.append(wilson(count["successes"], count["episodes"]))
+            comparison = _compare(first[first["perturbation"] == dimension], here, variant == baseline)
+            differences.append(comparison.estimate)
+            rows.append(
+                {
+                    **identity,
+                    "dimension": dimension,
+                    **tables.columns_of(rates[-1]),
+                    **count,
+                    "tasks": here["perturbation_task"].nunique(),
+                    "benchmark_tasks": sizes[dimension],
+                    "missing": _missing(missing, variant, dimension),
+                    **tables.comparison_columns(comparison),
+                    "note": "",
+                }
+            )
+        overall = _compare(first, own, variant == baseline)
+        for total in TOTALS:
+            weights = [float(sizes[dimension]) for dimension in ran] if total == "micro" else None
+            rows.append(
+                {
+                    **identity,
+                    "dimension": total,
+                    **tables.columns_of(combine(rates, weights)),
+                    **tables.counts(own),
+                    "tasks": own["perturbation_task"].nunique(),
+                    "benchmark_tasks": sum(sizes[dimension] for dimension in ran),
+                    "missing": _missing(missing, variant),
+                    **tables.comparison_columns(overall),
+                    **tables.columns_of(combine(differences, weights), "difference", "difference_"),
+                    "note": f"over {len(ran)} of {len(DIMENSIONS)} dimensions",
+                }
+            )
+    rows += _published_rows(published, ran)
+    integers = [
+        "successes",
+        "episodes",
+        "infra_errors",
+        "seeds",
+        "tasks",
+        "benchmark_tasks",
+        "missing",
+        "pairs",
+    ]
+    return pd.DataFrame(rows).astype(dict.fromkeys(integers, "Int64"))
+
+
+def _compare(first: pd.DataFrame, own: pd.DataFrame, is_baseline: bool) -> PairedDifference:
+    return tables.compare(first, own.head(0) if is_baseline else own)
+
+
+def _missing(missing: pd.DataFrame, variant: str, dimension: str | None = None) -> int:
+    lacking = missing["variant"] == variant
+    return int((lacking if dimension is None else lacking & (missing["perturbation"] == dimension)).sum())
+
+
+def _published_rows(published: pd.DataFrame, ran: Sequence[str]) -> list[dict[str, Any]]:
+    """Published models with a value for at least one dimension that ran, or, if all ran, with a total.
+
+    A printed total is macro or micro as its note says. Over fewer dimensions than seven there is no printed
+    total: macro is then the mean of the printed values of the same dimensions, and micro stays empty.
+    """
+    rows = []
+    for (model, inputs), values in published.groupby(["model", "inputs"], sort=False):
+        printed = dict(zip(values["column"], values["value"], strict=True))
+        rates = {dimension: printed.get(dimension, np.nan) for dimension in DIMENSIONS}
+        if len(ran) == len(DIMENSIONS):
+            totals = _printed_totals(values[values["column"] == "total"])
+        else:
+            totals = {"macro": float(np.mean([rates[dimension] for dimension in ran])), "micro": np.nan}
+        rates |= totals
+        if np.isnan([rates[dimension] for dimension in (*ran, *TOTALS)]).all():
+            continue
+        for dimension, rate in rates.items():
+            rows.append(
+                {
+                    "source": "published",
+                    "variant": f"{model} ({inputs})" if inputs else model,
+                    "label": f"{model} ({inputs})" if str(inputs).startswith("trained") else model,
+                    "dimension": dimension,
+                    "rate": rate,
+                    "note": ", ".join(sorted(set(values["source"]))),
+                }
+            )
+    return rows
+
+
+def _printed_totals(total: pd.DataFrame) -> dict[str, float]:
+    """Read "a macro average; micro is 57.3" and its like; a total of unknown kind is left out."""
+    result = dict.fromkeys(TOTALS, np.nan)
+    for value, note in zip(total["value"], total["note"], strict=True):
+        for kind in re.findall(r"a (macro|micro) average", note):
+            result[kind] = value
+        for kind, other in re.findall(r"(macro|micro) is ([\d.]+)", note):
+            result[kind] = float(other) / 100
+    return result
+
+
+def _text(row: Mapping[str, Any]) -> list[str]:
+    if row["source"] == "published":
+        return [tables.percent(row["rate"])]
+    if row["note"] == tables.NOT_RUN:
+        return [tables.NOT_RUN]
+    if np.isnan(row["rate"]):
+        return ["–"]
+    return [
+        tables.percent(row["rate"]),
+        f"[{tables.percent(row['low'])}, {tables.percent(row['high'])}]",
+        f"{row['successes']}/{row['episodes']}",
+    ]
+
+
+def _difference(row: Mapping[str, Any]) -> list[str]:
+    if np.isnan(row["difference"]):
+        return [""]
+    low, high = (tables.percent(row[f"difference_{side}"], sign=True) for side in ("low", "high"))
+    return [tables.percent(row["difference"], sign=True), f"[{low}, {high}]", tables.p_text(row["p_value"])]
+
+
+def to_latex(table: pd.DataFrame, protocol: str) -> str:
+    """Per variant its success, then its paired difference to the first; published rows below a rule."""
+    cells = tables.cells(table, "source", "variant", "dimension")
+    models = list(dict.fromkeys((source, variant) for source, variant, _ in cells))
+    baseline = cells[*models[0], "macro"]["label"]
+    ours, published = [], []
+    for model in models:
+        own = [cells[*model, dimension] for dimension in LABELS]
+        if model[0] == "published":
+            published.append(latex.Row([own[0]["label"]], [_text(cell) for cell in own]))
+            continue
+        seeds = own[-1]["seeds"]
+        label = [own[0]["label"], *([f"{seeds} seeds"] if seeds > 1 else [])]
+        ours.append(latex.Row(label, [_text(cell) for cell in own]))
+        if model != models[0]:
+            ours.append(latex.Row([f"  − {baseline}"], [_difference(cell) for cell in own]))
+    totals = table[(table["source"] == "ours") & (table["dimension"] == "micro")]
+    notes = [
+        "Success on LIBERO-Plus in percent; beneath it the 95% interval (Wilson; totals combined by MOVER) "
+        "and successes/episodes. Differences in percentage points, paired by task, with interval and "
+        "two-sided p (exact McNemar; sign-flip test over several seeds). Total (macro): mean of the "
+        "dimensions; (micro): weighted by LIBERO-Plus' number of tasks. "
+        f"Our totals are {totals['note'].iloc[0]}. "
+        "Published rows: other code and protocols, so not a like-for-like comparison.",
+        protocol,
+        *tables.coverage_notes(int(totals["infra_errors"].sum()), int(totals["missing"].sum())),
+    ]
+    groups = [latex.Group("", ours), latex.Group("Published, as printed elsewhere", published)]
+    return latex.tabular("Model", list(LABELS.values()), groups, notes)
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Grouped dots: one group a dimension, in it one line a variant and one for all published values."""
+    cells = tables.cells(table, "source", "variant", "dimension")
+    models = list(dict.fromkeys((source, variant) for source, variant, _ in cells))
+    ours = [variant for source, variant in models if source == "ours"]
+    published = [variant for source, variant in models if source == "published"]
+    markers = dict(zip(published, itertools.cycle("osD^v<>phX*d"), strict=False))
+    figure = Figure(layout="constrained")
+    axes = figure.subplots()
+    y = 0.0  # of the next line; lines lie one apart, downwards
+    ticks = []
+    for dimension in LABELS:
+        top = y
+        run = [v for v in ours if cells["ours", v, dimension]["note"] != tables.NOT_RUN]
+        for variant in run:
+            row = cells["ours", variant, dimension]
+            style.dot(axes, y, (100 * row["rate"], 100 * row["low"], 100 * row["high"]), style.look(variant))
+            axes.text(107, y, f"{row['successes']}/{row['episodes']}", va="center", fontsize=5.5)
+            y -= 1
+        if not run:
+            axes.text(107, y, tables.NOT_RUN, va="center", fontsize=5.5)
+        rates = {v: cells["published", v, dimension]["rate"] for v in published}
+        shown = {variant: rate for variant, rate in rates.items() if not np.isnan(rate)}
+        for variant, rate in shown.items():
+            style.published_dot(axes, y, 100 * rate, markers[variant])
+        if shown or not run:
+            y -= 1
+        ticks.append((top + y + 1) / 2)
+        last = dimension == list(LABELS)[-1]
+        before_totals = dimension == DIMENSIONS[-1]
+        if not last:
+            axes.axhline(y + 0.1, color="#999999" if before_totals else "#E5E5E5", linewidth=0.6, zorder=0)
+            y -= 0.8
+    some = cells["ours", ours[0], "macro"]["note"].removeprefix("over ")
+    partly = some != f"{len(DIMENSIONS)} of {len(DIMENSIONS)} dimensions"
+    axes.set_yticks(ticks, [f"{LABELS[d]}\n{some}" if partly and d in TOTALS else LABELS[d] for d in LABELS])
+    axes.set(xlim=(-3, 103), ylim=(y + 0.2, 0.8), xlabel="success (%)")
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    handles = []
+    for source, variant in models:
+        colour, marker = style.look(variant) if source == "ours" else (style.PUBLISHED, markers[variant])
+        label = cells[source, variant, "macro"]["label"] + (" (published)" if source == "published" else "")
+        handles.append(style.legend_marker(colour, marker, label, hollow=source == "published"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=1, fontsize=6.5)
+    figure.set_size_inches(3.6, 0.6 + 0.14 * (len(handles) - y))
+    return figure
+
+
+def main() -> None:
+    parser = tables.parser("t2", __doc__)
+    parser.add_argument("--sheet", type=Path, required=True, help="variants and labels (TSV), baseline first")
+    parser.add_argument("--tasks", type=Path, required=True, help="LIBERO-Plus task list (CSV)")
+    parser.add_argument(
+        "--episodes", type=Path, nargs="+", required=True, help="episodes.parquet of every run"
+    )
+    arguments = parser.parse_args()
+    sheet = tables.read_sheet(arguments.sheet)
+    try:
+        tasks = plus_tasks.read_tasks(arguments.tasks)
+    except (OSError, ValueError) as error:
+        raise ResultError(str(error)) from None
+    expected = expected_episodes([read_config(path, PlusStage) for path in arguments.episodes], tasks)
+    episodes, missing = tables.load_episodes(
+        arguments.episodes, "libero_plus", sheet, expected, arguments.allow_incomplete
+    )
+    table = estimate(episodes, missing, sheet, tables.read_published(arguments.published, "T2"))
+    tables.write(arguments, table, draw, to_latex(table, tables.protocol_note(episodes)))
+
+
+if __name__ == "__main__":
+    tables.run(main)

@@ -1,0 +1,214 @@
+"""Table T3: how well the progress reward of each representation tells successes from failures.
+
+Every file of scores has its run's resolved `config.yaml` beside it, naming the representations to expect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from srpo.analysis import latex, style, tables
+from srpo.analysis.io import BENCHMARK, ResultError, read_config, read_rows
+from srpo.analysis.stats import Estimate, bootstrap
+from srpo.config import RewardBenchmarkStage
+from srpo.rewards.benchmark import (
+    jensen_shannon_divergence,
+    maximum_mean_discrepancy,
+    standardised_mean_difference,
+)
+
+RESAMPLES = 1_000
+"""Bootstrap resamples; MMD costs the square of the trajectories each time."""
+
+MEANS = {"SC": "spearman", "Mono": "monotonicity"}
+"""Metrics that are means over the successes of a score per trajectory."""
+
+CONTRASTS: dict[str, Callable[[NDArray[np.float64], NDArray[np.float64]], float]] = {
+    "MMD": maximum_mean_discrepancy,
+    "JS": jensen_shannon_divergence,
+    "SMD": standardised_mean_difference,
+}
+"""Metrics of the final progress of successes against failures."""
+
+METRICS = (*MEANS, *CONTRASTS)
+
+
+def read_scores(paths: Sequence[Path], allow_incomplete: bool) -> pd.DataFrame:
+    """Scores of all suites and representations, refused unless all scored the same trajectories."""
+    scores = pd.concat([read_rows(path, BENCHMARK) for path in paths], ignore_index=True)
+    configs = {path.parent: read_config(path, RewardBenchmarkStage) for path in paths}
+    if len({config.preset for config in configs.values()}) > 1:
+        raise ResultError("the files of scores belong to several presets")
+    protocols = {config.protocol.model_copy(update={"max_steps": 1}) for config in configs.values()}
+    if len(protocols) > 1:
+        raise ResultError("the files of scores belong to several protocols")
+    keys = ["suite", "task_id", "trajectory"]
+    if scores.duplicated([*keys, "representation"]).any():
+        raise ResultError("a trajectory stands twice under the same representation")
+    if (scores.groupby(keys)["success"].nunique() > 1).any():
+        raise ResultError("column success: representations disagree on a trajectory's outcome")
+    expected = {(config.suite, model.name) for config in configs.values() for model in config.world_models}
+    found = set(zip(scores["suite"], scores["representation"], strict=True))
+    if found - expected:
+        raise ResultError(f"scores that no config asks for: {sorted(found - expected)}")
+    if expected - found and not allow_incomplete:
+        raise ResultError(f"incomplete: no scores of {sorted(expected - found)}")
+    for suite, own in scores.groupby("suite"):
+        by_name = own.groupby("representation")
+        sets = {frozenset(zip(rows["task_id"], rows["trajectory"], strict=True)) for _, rows in by_name}
+        if len(sets) > 1:
+            raise ResultError(f"{suite}: representations scored different trajectories")
+    order = list(dict.fromkeys(model.name for config in configs.values() for model in config.world_models))
+    scores["representation"] = pd.Categorical(scores["representation"], order, ordered=True)
+    return scores.sort_values(["representation", *keys], ignore_index=True)
+
+
+def estimate(scores: pd.DataFrame, published: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """The tidy table, one row a (representation, metric).
+
+    Intervals: percentile bootstrap over trajectories, successes and failures apart, seeded. A metric without
+    trajectories to compute it from is NaN; so is an SMD without spread, infinite as it would be.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, own in scores.groupby("representation", observed=True, sort=True):
+        own = own[own["final_progress"].notna()]
+        for metric in METRICS:
+            value = _metric(metric, own[own["success"]], own[~own["success"]], seed)
+            rows.append(
+                {
+                    "source": "ours",
+                    "representation": name,
+                    "metric": metric,
+                    **tables.columns_of(value, "value"),
+                    "successes": int(own["success"].sum()),
+                    "failures": int((~own["success"]).sum()),
+                    "suites": ", ".join(sorted(set(own["suite"]))),
+                    "note": "",
+                }
+            )
+    for (model, _), values in published.groupby(["model", "inputs"], sort=False):
+        printed = dict(zip(values["column"], values["value"], strict=True))
+        for metric in METRICS:
+            rows.append(
+                {
+                    "source": "published",
+                    "representation": model,
+                    "metric": metric,
+                    "value": printed.get(metric, np.nan),
+                    "note": "; ".join(sorted({*values["source"], *values["note"]} - {""})),
+                }
+            )
+    return pd.DataFrame(rows).astype({"successes": "Int64", "failures": "Int64"})
+
+
+def _metric(metric: str, successes: pd.DataFrame, failures: pd.DataFrame, seed: int) -> Estimate:
+    rng = np.random.default_rng(seed)
+    nothing = Estimate(np.nan, np.nan, np.nan)
+    if metric in MEANS:
+        values = successes[MEANS[metric]].dropna().to_numpy(float)
+        if not len(values):
+            return nothing
+        interval = bootstrap(lambda index: float(values[index].mean()), [len(values)], rng, RESAMPLES)
+        return Estimate(float(values.mean()), *interval)
+    first, second = successes["final_progress"].to_numpy(float), failures["final_progress"].to_numpy(float)
+    if not len(first) or not len(second):
+        return nothing
+    contrast = CONTRASTS[metric]
+    value = contrast(first, second)
+    if not np.isfinite(value):
+        return nothing
+    sizes = [len(first), len(second)]
+    return Estimate(value, *bootstrap(lambda i, j: contrast(first[i], second[j]), sizes, rng, RESAMPLES))
+
+
+def _number(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.3f}".replace("-", "−")
+
+
+def _text(row: Mapping[str, Any]) -> list[str]:
+    lines = [_number(row["value"])]
+    if row["source"] == "ours" and not np.isnan(row["low"]):
+        lines.append(f"[{_number(row['low'])}, {_number(row['high'])}]")
+    return lines
+
+
+def to_latex(table: pd.DataFrame) -> str:
+    """Ours above the rule, with intervals and counts; published rows below it."""
+    cells = tables.cells(table, "source", "representation", "metric")
+    rows: dict[str, list[latex.Row]] = {"ours": [], "published": []}
+    for source, name in dict.fromkeys((source, name) for source, name, _ in cells):
+        own = [cells[source, name, metric] for metric in METRICS]
+        label = [name]
+        if source == "ours":
+            label.append(f"{own[0]['successes']} successes, {own[0]['failures']} failures")
+        rows[source].append(latex.Row(label, [_text(cell) for cell in own]))
+    suites = table.loc[table["source"] == "ours", "suites"].iloc[0]
+    notes = [
+        "All metrics: higher is better. Beneath the value, its 95% interval (percentile bootstrap over "
+        "trajectories). SC and Mono: means over successes. MMD, JS, SMD: final progress of successes against "
+        f"failures. Trajectories: our policy's on {suites}. Published rows: other trajectories of other "
+        "policies (700 successes, 300 failures), so not a like-for-like comparison.",
+    ]
+    groups = [
+        latex.Group("", rows["ours"]),
+        latex.Group("Published, as printed elsewhere", rows["published"]),
+    ]
+    return latex.tabular("Representation", [f"{metric} ↑" for metric in METRICS], groups, notes)
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """One panel a metric, one row a representation; published ones hollow below the line."""
+    cells = tables.cells(table, "source", "representation", "metric")
+    names = list(dict.fromkeys((source, name) for source, name, _ in cells))
+    ours = sum(source == "ours" for source, _ in names)
+    heights = [-float(i) - (0.3 if i >= ours else 0) for i in range(len(names))]
+    size = (1.1 + 1.18 * len(METRICS), 0.85 - 0.24 * min(heights))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(METRICS), sharey=True)
+    for axes, metric in zip(panels, METRICS, strict=True):
+        if metric == "SMD":  # the published values span two orders of magnitude, ours may be negative
+            axes.set_xscale("symlog", linthresh=1, linscale=0.6)
+        for y, (source, name) in zip(heights, names, strict=True):
+            row = cells[source, name, metric]
+            if np.isnan(row["value"]):
+                axes.text(0.5, y, "–", transform=axes.get_yaxis_transform(), ha="center", va="center")
+            elif source == "published":
+                style.published_dot(axes, y, row["value"])
+            else:
+                style.dot(axes, y, (row["value"], row["low"], row["high"]), style.look(name))
+        if ours < len(names):
+            axes.axhline((heights[ours - 1] + heights[ours]) / 2, color="#999999", linewidth=0.6)
+        axes.set(ylim=(min(heights) - 0.6, 0.6), title=f"{metric} ↑")
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+    labels = []
+    for source, name in names:
+        row = cells[source, name, METRICS[0]]
+        labels.append(f"{name} ({row['successes']} + {row['failures']})" if source == "ours" else name)
+    panels[0].set_yticks(heights, labels)
+    for text, (source, _) in zip(panels[0].get_yticklabels(), names, strict=True):
+        text.set_color(style.PUBLISHED if source == "published" else "black")
+    figure.supxlabel("ours: (successes + failures); hollow: published", fontsize=7)
+    return figure
+
+
+def main() -> None:
+    parser = tables.parser("t3", __doc__)
+    parser.add_argument(
+        "--scores", type=Path, nargs="+", required=True, help="scores of every representation"
+    )
+    arguments = parser.parse_args()
+    scores = read_scores(arguments.scores, arguments.allow_incomplete)
+    table = estimate(scores, tables.read_published(arguments.published, "T3"))
+    tables.write(arguments, table, draw, to_latex(table))
+
+
+if __name__ == "__main__":
+    tables.run(main)
