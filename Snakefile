@@ -7,7 +7,7 @@ min_version("9.0")
 
 if not set(config) - {"set"}:
 
-    configfile: "configs/presets/smoke.yaml"
+    configfile: f"{workflow.basedir}/configs/presets/smoke.yaml"
 
 
 include: "workflow/rules/common.smk"

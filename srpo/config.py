@@ -512,6 +512,7 @@ class Preset(Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     """Results stand in `results/<name>/`."""
     suites: Annotated[tuple[Suite, ...], Field(strict=False, min_length=1)]
+    """LIBERO suites to run."""
     tasks: Literal["all"] | dict[Suite, TaskIds]
     """`all`, or the task ids of each suite."""
     seeds: Annotated[tuple[Whole, ...], Field(strict=False, min_length=1)]

@@ -229,6 +229,7 @@ class Resolver:
         values["preset"] = self.preset.name
         if suite is not None:
             values |= {"suite": suite, "tasks": self.preset.task_ids(suite)}
+            origins |= {"suites": self.source, "tasks": self.source}
         if "variant" in model.model_fields:
             values |= {"variant": variant, "seed": seed}
         if "policy" in values and values["policy"].get("checkpoint") and suite is not None:
@@ -237,9 +238,13 @@ class Resolver:
         if kind == "train" and variant is not None and self.world_model_of(variant) is None:
             values["world_model"] = None
         if kind == "reward_benchmark":
-            values["world_models"] = [
-                self.settings(suite, world_model=name)[0]["world_model"] for name in self.preset.world_models
-            ]
+            values["world_models"] = []
+            for i, name in enumerate(self.preset.world_models):
+                own, own_origins = self.settings(suite, world_model=name)
+                values["world_models"].append(own["world_model"])
+                for key, origin in own_origins.items():
+                    if key.startswith("world_model."):
+                        origins[key.replace("world_model.", f"world_models.{i}.", 1)] = origin
         what = "/".join(str(part) for part in (kind, suite, variant, world_model) if part is not None)
         return self._validated(model, values, origins, what)
 
@@ -257,7 +262,9 @@ class Resolver:
             for key, message in problems(error, model):
                 # A message about several settings is traced to the files that set those it names.
                 inside = [o for o in origins if o == key or not key or o.startswith(f"{key}.")]
-                named = [o for o in inside if o == key or re.search(rf"\b{o.split('.')[-1]}\b", message)]
+                named = [o for o in inside if o == key or re.search(rf"\b{re.escape(o)}\b", message)] or [
+                    o for o in inside if re.search(rf"\b{o.split('.')[-1]}\b", message)
+                ]
                 files = list(dict.fromkeys(origins[o] for o in named)) or [self.source]
                 keys = ", ".join(named) or key
                 lines.append(f"{', '.join(files)}: {keys}: {message} (in {what})")

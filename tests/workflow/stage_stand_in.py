@@ -1,0 +1,39 @@
+"""Stands in for `python -m srpo...` where a test is about the workflow alone: makes the files of a stage.
+
+logged LOG python -m MODULE ARGUMENTS...    (see workflow/shell.sh)
+"""
+
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360f8cfc0f01f00"
+    "05050102a4d1d2ef0000000049454e44ae426082"
+)
+FILES = {
+    "srpo.sft": ("policy/config.json", "metrics.csv", "manifest.json"),
+    "srpo.trainer": ("policy/config.json", "metrics.csv", "rewards.parquet", "manifest.json"),
+    "srpo.demos": ("task_demo.hdf5",),
+    "srpo.world_models.pretrain": ("config.json",),
+    "srpo.reward_benchmark": ("trajectories.h5",),
+}
+
+
+def make(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(PIXEL if path.suffix == ".png" else b"a,b\n1,2\n")
+
+
+log, _, _, module, *arguments = sys.argv[1:]
+Path(log).parent.mkdir(parents=True, exist_ok=True)
+Path(log).write_text(" ".join([module, *arguments]))
+for name, value in pairwise(arguments):
+    if name == "--figure":
+        make(Path(f"{value}.png"))
+        make(Path(f"{value}.pdf"))
+    elif name in ("--csv", "--tex") or (name == "--out" and Path(value).suffix):
+        make(Path(value))
+    elif name == "--out":
+        for file in FILES[module]:
+            make(Path(value, file))

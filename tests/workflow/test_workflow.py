@@ -1,0 +1,233 @@
+"""The DAG: counts of jobs, errors at parse time, what reruns and what does not. No simulation."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+SNAKEMAKE = Path(sys.executable).with_name("snakemake")
+PLUS = {  # tasks of LIBERO-Plus by suite: camera, noise (the benchmark's own list)
+    "libero_spatial": (376, 351),
+    "libero_object": (396, 418),
+    "libero_goal": (408, 379),
+    "libero_10": (419, 453),
+}
+
+
+def snakemake(where: Path, *arguments: str, snakefile: Path = ROOT / "Snakefile") -> str:
+    """Run Snakemake in a folder and return all it prints; AssertionError when it fails."""
+    done = run(where, *arguments, snakefile=snakefile)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def run(where: Path, *arguments: str, snakefile: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(SNAKEMAKE), "--snakefile", str(snakefile), "--directory", str(where), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(snakefile.parent)}
+    return subprocess.run(
+        command, cwd=where, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def job_counts(output: str) -> dict[str, int]:
+    """The last table `job  count` that Snakemake printed."""
+    table = output.rsplit("Job stats:", 1)[1].split("\n\n")[0]
+    return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+
+
+def sheet(name: str) -> list[str]:
+    with (ROOT / "configs/experiments" / f"{name}.tsv").open(newline="") as handle:
+        return [row["variant"] for row in csv.DictReader(handle, delimiter="\t")]
+
+
+def expected_counts(preset: dict[str, Any]) -> dict[str, int]:
+    """Jobs by rule, counted from the preset's own words and not by the workflow's code."""
+    runs: dict[str, set[tuple[str, str, int]]] = {
+        table: {
+            (suite, variant, seed)
+            for suite in spec.get("suites", preset["suites"])
+            for variant in sheet(spec["sheet"])
+            for seed in (preset["seeds"] if variant != "sft" else preset["seeds"][:1])
+        }
+        for table, spec in preset["tables"].items()
+    }
+    base = yaml.safe_load((ROOT / "configs/base.yaml").read_text())
+    plus = base["plus"] | preset["settings"].get("plus", {})
+    assert plus["dimensions"] == ["camera", "noise"]
+
+    def shards(suite: str) -> int:
+        most = plus["per_dimension"] or math.inf
+        return math.ceil(sum(min(number, most) for number in PLUS[suite]) / plus["shard_size"])
+
+    trained = {run for table in runs.values() for run in table if run[1] != "sft"}
+    evaluated = runs["t1"] | runs.get("ablations", set())
+    world_models = set(preset["world_models"])
+    for _, variant, _ in trained:
+        named = yaml.safe_load((ROOT / f"configs/variants/{variant}.yaml").read_text())["world_model"]
+        world_models |= {named} if named else set()
+    pretrained = {
+        name
+        for name in world_models
+        if yaml.safe_load((ROOT / f"configs/world_models/{name}.yaml").read_text())["world_model"][
+            "pretraining"
+        ]
+    }
+    suites = len(preset["suites"])
+    counts = {
+        "demos": suites,
+        "sft": suites,
+        "world_model": len(pretrained),
+        "train": len(trained),
+        "evaluate": len(evaluated),
+        "plus_tasks": 1,
+        "plus_shard": sum(shards(suite) for suite, _, _ in runs["t2"]),
+        "plus": len(runs["t2"]),
+        "trajectories": suites,
+        "score": suites * len(preset["world_models"]),
+        "t3": 1,
+        **dict.fromkeys(preset["tables"], 1),
+        "all": 1,
+    }
+    counts["config"] = sum(
+        counts[rule] for rule in ("demos", "sft", "world_model", "train", "evaluate", "plus", "trajectories")
+    )
+    counts["total"] = sum(counts.values())
+    return {rule: count for rule, count in counts.items() if count}
+
+
+@pytest.mark.parametrize("name", ["smoke", "mini", "paper"])
+def test_dry_run_lists_every_job(tmp_path: Path, name: str) -> None:
+    file = ROOT / "configs/presets" / f"{name}.yaml"
+    chosen = [] if name == "smoke" else ["--configfile", str(file)]  # smoke is the default
+    start = time.perf_counter()
+    output = snakemake(tmp_path, "--dry-run", "--quiet", "rules", *chosen)
+    assert time.perf_counter() - start < 20
+    assert job_counts(output) == expected_counts(yaml.safe_load(file.read_text()))
+
+
+def test_mistakes_fail_at_parse_time(tmp_path: Path) -> None:
+    preset = tmp_path / "mine.yaml"
+    text = (ROOT / "configs/presets/smoke.yaml").read_text()
+    preset.write_text(text.replace("group_size: 4", "groupsize: 4"))
+    start = time.perf_counter()
+    done = run(tmp_path, "--dry-run", "--configfile", str(preset), snakefile=ROOT / "Snakefile")
+    seconds = time.perf_counter() - start
+    assert done.returncode != 0
+    assert "mine.yaml: settings.train.groupsize: unknown key (did you mean `group_size`?)" in done.stdout
+    assert seconds < 10  # 2 s on an idle machine; tests share theirs
+
+
+def test_a_preset_is_not_mixed_with_smoke(tmp_path: Path) -> None:
+    """What a preset leaves out is missing; it does not come from the default preset."""
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("name: mine\nsuites: [libero_10]\ntasks: all\n")
+    done = run(tmp_path, "--dry-run", "--configfile", str(preset), snakefile=ROOT / "Snakefile")
+    assert done.returncode != 0
+    assert "mine.yaml: seeds: is missing" in done.stdout
+
+
+def test_lint(tmp_path: Path) -> None:
+    assert "workflow is in a good condition" in snakemake(tmp_path, "--lint")
+
+
+def test_imports_are_light(tmp_path: Path) -> None:
+    """Every job of a cluster parses the workflow again."""
+    allowed = re.compile(r"^(from|import) (shlex|sys|pathlib|snakemake|srpo\.(config|resolve|plus_tasks))\b")
+    for file in [ROOT / "Snakefile", *(ROOT / "workflow/rules").glob("*.smk")]:
+        for line in file.read_text().splitlines():
+            if re.match(r"\s*(from\s.+\simport|import)\s", line):
+                assert allowed.match(line), f"{file.name}: {line}"
+
+
+def test_the_package_does_not_know_the_workflow() -> None:
+    for file in (ROOT / "srpo").rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) snakemake", file.read_text(), re.MULTILINE), file
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A copy of the workflow with a finished smoke preset, whose stages were stood in for."""
+    copy = tmp_path_factory.mktemp("copy")
+    for name in ("configs", "workflow", "profiles", "srpo"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "Snakefile", copy)
+    stand_in = ROOT / "tests/workflow/stage_stand_in.py"
+    (copy / "workflow/shell.sh").write_text(f'logged() {{ "{sys.executable}" "{stand_in}" "$@"; }}\n')
+    snakemake(copy, "--cores", "2", snakefile=copy / "Snakefile")
+    yield copy
+
+
+def dry_run(copy: Path, *arguments: str) -> str:
+    return snakemake(copy, "--dry-run", *arguments, snakefile=copy / "Snakefile")
+
+
+def test_a_finished_preset_has_nothing_to_do_and_comments_change_nothing(finished: Path) -> None:
+    for file in (finished / "configs").rglob("*.yaml"):
+        file.write_text(f"# a comment\n{file.read_text()}")
+    (finished / "workflow/rules/train.smk").open("a").write("\n# a comment\n")
+    assert "Nothing to be done" in dry_run(finished)
+
+
+def test_stages_get_what_they_need(finished: Path) -> None:
+    """The command lines, of which the logs of the stand-in tell."""
+    logs = finished / "results/smoke/logs"
+    run = "results/smoke/runs/libero_goal"
+    assert (logs / "train/libero_goal/srpo-vjepa2-tiny/seed0.log").read_text() == (
+        f"srpo.trainer --config {run}/srpo-vjepa2-tiny/seed0/config.yaml --policy {run}/sft/seed0/policy"
+        " --world-model results/smoke/world_models/vjepa2-tiny/checkpoint"
+        f" --out {run}/srpo-vjepa2-tiny/seed0"
+        " --scratch scratch/smoke/runs/libero_goal/srpo-vjepa2-tiny/seed0/policy"
+        " --workers 2"
+    )
+    assert "--world-model" not in (logs / "train/libero_goal/grpo/seed0.log").read_text()
+    assert (
+        "--plus results/libero_plus/tasks.csv --shard 0/1 "
+        in (logs / "plus/libero_goal/grpo/seed0/shard-0.log").read_text()
+    )
+    assert "--checkpoint" not in (logs / "score/libero_goal/pixel.log").read_text()
+    assert "--checkpoint" in (logs / "score/libero_goal/vjepa2-tiny.log").read_text()
+
+
+def test_a_changed_variant_reruns_its_own_runs(finished: Path) -> None:
+    file = finished / "configs/variants/grpo.yaml"
+    text = file.read_text()
+    file.write_text(text + "train:\n  epochs: 2\n")
+    counts = job_counts(dry_run(finished, "--quiet", "rules"))
+    file.write_text(text)
+    assert counts == {
+        **{"config": 1, "train": 1, "evaluate": 1, "plus_shard": 1, "plus": 1},
+        **{"t1": 1, "t2": 1, "f2": 1, "all": 1, "total": 9},
+    }
+
+
+def test_an_override_reruns_what_it_changes(finished: Path) -> None:
+    counts = job_counts(
+        dry_run(finished, "--quiet", "rules", "--config", "set=evaluate.states=5 plus.seed=1")
+    )
+    assert {"config": 6, "evaluate": 3, "plus_shard": 3}.items() <= counts.items()
+    assert "train" not in counts and "sft" not in counts
+
+
+def test_report_has_every_table_and_figure(finished: Path) -> None:
+    snakemake(finished, "--report", "report.html", snakefile=finished / "Snakefile")
+    page = (finished / "report.html").read_text()
+    for label in (
+        "T1: LIBERO success",
+        "T2: LIBERO-Plus success",
+        "T3: progress rewards",
+        "F2: training efficiency",
+    ):
+        assert label in page
