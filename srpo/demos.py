@@ -184,15 +184,15 @@ def _read_recording(group: h5py.Group, where: str) -> Recording:
 
 def write_recordings(path: Path, attributes: Mapping[str, Any], recordings: Iterable[Recording]) -> None:
     """Write a demonstration file atomically; `attributes` are those of its group `data`."""
-    with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
+    # HDF5 1.10's format checksums its own structure; fletcher32 does the same for the arrays.
+    with atomic_file(path) as temporary, h5py.File(temporary, "w", libver="v110") as file:
         data = file.create_group("data")
         data.attrs.update(attributes)
         count = total = 0
         for recording in recordings:
             group = data.create_group(f"demo_{count}")
             for name, values in recording.items():
-                # Checksummed, so that damage is noticed; compressed losslessly, one picture a chunk.
-                chunks = (1, *values.shape[1:]) if name == IMAGES else None
+                chunks = (1, *values.shape[1:]) if name == IMAGES else None  # one picture each
                 group.create_dataset(
                     name, data=values, chunks=chunks, compression="gzip", compression_opts=1, fletcher32=True
                 )

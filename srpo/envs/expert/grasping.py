@@ -239,7 +239,7 @@ class Hand:
         )
 
     def _travel(self, name: str, target: Vector, rotation: Matrix) -> None:
-        """Bring the open gripper to `target`; over it first, at the present height, if something is on the way."""
+        """Bring the open gripper to `target`; first over it, without sinking, if something is on the way."""
         arm = self.arm
         obstacles = self.scene.obstacles(name)
         way = np.linspace(arm.position, target, 6)[1:-1]
