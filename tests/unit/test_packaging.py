@@ -26,7 +26,7 @@ def test_conda_environment_repeats_no_version() -> None:
 def test_rules_name_the_conda_environment() -> None:
     text = "".join(file.read_text() for file in (ROOT / "workflow/rules").glob("*.smk"))
     named = re.findall(r"conda:\n\s+\"(.+)\"", text)
-    assert len(named) >= 10 and set(named) == {"srpo"}
+    assert len(named) >= 10 and set(named) == {"../../environment.yml"}
 
 
 def test_results_depend_on_pinned_versions() -> None:

@@ -163,7 +163,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     copy = tmp_path_factory.mktemp("copy")
     for name in ("configs", "workflow", "profiles", "srpo"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "Snakefile", copy)
+    for name in ("Snakefile", "environment.yml"):
+        shutil.copy(ROOT / name, copy)
     stand_in = ROOT / "tests/workflow/stage_stand_in.py"
     (copy / "workflow/shell.sh").write_text(f'logged() {{ "{sys.executable}" "{stand_in}" "$@"; }}\n')
     snakemake(copy, "--cores", "2", snakefile=copy / "Snakefile")

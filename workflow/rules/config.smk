@@ -9,7 +9,7 @@ rule config:
         "<benchmarks>/config/{folder}.tsv"
     localrule: True
     conda:
-        "srpo"
+        "../../environment.yml"
     params:
         settings=lambda wildcards: to_yaml(PLAN.stages[wildcards.folder]),
     shell:

@@ -9,7 +9,7 @@ rule demos:
     benchmark:
         "<benchmarks>/demos/{suite}.tsv"
     conda:
-        "srpo"
+        "../../environment.yml"
     threads: 8
     resources:
         mem_mb=memory,

@@ -15,7 +15,7 @@ rule generated:
         "<benchmarks>/generated.tsv"
     localrule: True
     conda:
-        "srpo"
+        "../../environment.yml"
     params:
         schemas=lambda wildcards, output: Path(output.schemas[0]).parent.as_posix(),
     shell:

@@ -10,7 +10,7 @@ rule evaluate:
     benchmark:
         "<benchmarks>/evaluate/{suite}/{any_variant}/seed{seed}.tsv"
     conda:
-        "srpo"
+        "../../environment.yml"
     threads: 8
     resources:
         mem_mb=memory,

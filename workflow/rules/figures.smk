@@ -25,7 +25,7 @@ rule f2:
         "<benchmarks>/figures/f2.tsv"
     localrule: True
     conda:
-        "srpo"
+        "../../environment.yml"
     params:
         stem=stem,
     shell:

@@ -10,7 +10,7 @@ rule trajectories:
     benchmark:
         "<benchmarks>/trajectories/{suite}.tsv"
     conda:
-        "srpo"
+        "../../environment.yml"
     threads: 8
     resources:
         mem_mb=memory,
@@ -35,7 +35,7 @@ rule score:
     benchmark:
         "<benchmarks>/score/{suite}/{world_model}.tsv"
     conda:
-        "srpo"
+        "../../environment.yml"
     threads: 8
     resources:
         mem_mb=memory,

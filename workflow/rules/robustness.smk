@@ -8,7 +8,7 @@ rule plus_tasks:
         "<benchmarks>/plus_tasks.tsv"
     localrule: True
     conda:
-        "srpo"
+        "../../environment.yml"
     shell:
         "logged {log:q} python -m srpo.plus fetch --out {output:q}"
 
@@ -25,7 +25,7 @@ rule plus_shard:
     benchmark:
         "<benchmarks>/plus/{suite}/{any_variant}/seed{seed}/shard-{shard}.tsv"
     conda:
-        "srpo"
+        "../../environment.yml"
     threads: 8
     resources:
         mem_mb=memory,
@@ -51,6 +51,6 @@ rule plus:
         "<benchmarks>/plus/{suite}/{any_variant}/seed{seed}.tsv"
     localrule: True
     conda:
-        "srpo"
+        "../../environment.yml"
     shell:
         "logged {log:q} python -m srpo.analysis.io merge --out {output:q} {input:q}"

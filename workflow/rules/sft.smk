@@ -12,7 +12,7 @@ rule sft:
     benchmark:
         f"<benchmarks>/sft/{{suite}}/{SFT}/seed{{seed}}.tsv"
     conda:
-        "srpo"
+        "../../environment.yml"
     threads: 8
     resources:
         mem_mb=memory,

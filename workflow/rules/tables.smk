@@ -30,7 +30,7 @@ rule t1:
         "<benchmarks>/tables/t1.tsv"
     localrule: True
     conda:
-        "srpo"
+        "../../environment.yml"
     params:
         stem=stem,
     shell:
@@ -95,7 +95,7 @@ rule t2:
         "<benchmarks>/tables/t2.tsv"
     localrule: True
     conda:
-        "srpo"
+        "../../environment.yml"
     params:
         stem=stem,
     shell:
@@ -133,7 +133,7 @@ rule t3:
         "<benchmarks>/tables/t3.tsv"
     localrule: True
     conda:
-        "srpo"
+        "../../environment.yml"
     params:
         stem=stem,
     shell:

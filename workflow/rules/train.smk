@@ -14,7 +14,7 @@ rule train:
     benchmark:
         "<benchmarks>/train/{suite}/{variant}/seed{seed}.tsv"
     conda:
-        "srpo"
+        "../../environment.yml"
     threads: 16
     resources:
         mem_mb=memory,

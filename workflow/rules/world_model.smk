@@ -9,7 +9,7 @@ rule world_model:
     benchmark:
         "<benchmarks>/world_model/{world_model}.tsv"
     conda:
-        "srpo"
+        "../../environment.yml"
     threads: 8
     resources:
         mem_mb=memory,
