@@ -98,12 +98,13 @@ def draw(table: pd.DataFrame) -> Figure:
             # Markers on a line of many steps would hide it.
             shape = {"marker": marker, "markersize": 3.5} if last <= 25 else {}
             axes.plot(own["step"], 100 * own["rate"], color=colour, label=label, zorder=3, **shape)
-            axes.fill_between(
-                own["step"], 100 * own["low"], 100 * own["high"], color=colour, alpha=0.18, linewidth=0
-            )
-        axes.set(xlim=(0.7, max(last, 2) + 0.3), ylim=(-3, 103), xlabel="RL step")
+            low, high = 100 * own["low"], 100 * own["high"]
+            axes.fill_between(own["step"], low, high, color=colour, alpha=0.18, linewidth=0)
+            if last == 1:  # a band of no width shows nothing
+                axes.vlines(own["step"], low, high, color=colour)
+        axes.set(xlim=(0.7, last + 0.3), ylim=(-3, 103), xlabel="RL step")
         axes.set_title(tables.SUITE_LABELS[suite])
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
     panels[0].set_ylabel("success of rollouts (%)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))

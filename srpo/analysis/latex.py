@@ -52,6 +52,7 @@ def tabular(corner: str, columns: Sequence[str], groups: Sequence[Group], notes:
     width = len(columns) + 1
     lines = [
         "% Needs \\usepackage{booktabs}. Written by the workflow: edit the data, not this file.",
+        r"\begingroup\footnotesize\setlength{\tabcolsep}{2.5pt}",
         f"\\begin{{tabular}}{{@{{}}l{'c' * len(columns)}@{{}}}}",
         r"\toprule",
         _line([corner, *columns]),
@@ -68,7 +69,7 @@ def tabular(corner: str, columns: Sequence[str], groups: Sequence[Group], notes:
                 lines.append(
                     _line([cell[level] if level < len(cell) else "" for cell in cells], small=level > 0)
                 )
-    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [r"\bottomrule", r"\end{tabular}\endgroup"]
     if notes:
         lines.append(r"\par\smallskip\noindent{\footnotesize " + escape(" ".join(notes)) + r"\par}")
     return "\n".join([*lines, ""])

@@ -160,7 +160,7 @@ def _cell(row: Mapping[str, Any]) -> list[str]:
         return ["–"]
     return [
         tables.percent(row["rate"]),
-        f"[{tables.percent(row['low'])}, {tables.percent(row['high'])}]",
+        f"[{tables.percent(row['low'])},{tables.percent(row['high'])}]",
         f"{row['successes']}/{row['episodes']}",
     ]
 

@@ -187,7 +187,7 @@ def _text(row: Mapping[str, Any]) -> list[str]:
         return ["–"]
     return [
         tables.percent(row["rate"]),
-        f"[{tables.percent(row['low'])}, {tables.percent(row['high'])}]",
+        f"[{tables.percent(row['low'])},{tables.percent(row['high'])}]",
         f"{row['successes']}/{row['episodes']}",
     ]
 
@@ -195,8 +195,8 @@ def _text(row: Mapping[str, Any]) -> list[str]:
 def _difference(row: Mapping[str, Any]) -> list[str]:
     if np.isnan(row["difference"]):
         return [""]
-    low, high = (tables.percent(row[f"difference_{side}"], sign=True) for side in ("low", "high"))
-    return [tables.percent(row["difference"], sign=True), f"[{low}, {high}]", tables.p_text(row["p_value"])]
+    low, high = (tables.percent(row[f"difference_{side}"]) for side in ("low", "high"))
+    return [tables.percent(row["difference"], sign=True), f"[{low},{high}]", tables.p_text(row["p_value"])]
 
 
 def to_latex(table: pd.DataFrame, protocol: str) -> str:
@@ -208,26 +208,28 @@ def to_latex(table: pd.DataFrame, protocol: str) -> str:
     for model in models:
         own = [cells[*model, dimension] for dimension in LABELS]
         if model[0] == "published":
-            published.append(latex.Row([own[0]["label"]], [_text(cell) for cell in own]))
+            label = own[0]["label"].replace(" (", "\n(").split("\n")  # what it was trained on goes below
+            published.append(latex.Row(label, [_text(cell) for cell in own]))
             continue
         seeds = own[-1]["seeds"]
-        label = [own[0]["label"], *([f"{seeds} seeds"] if seeds > 1 else [])]
-        ours.append(latex.Row(label, [_text(cell) for cell in own]))
+        name = [own[0]["label"], *([f"{seeds} seeds"] if seeds > 1 else [])]
+        ours.append(latex.Row(name, [_text(cell) for cell in own]))
         if model != models[0]:
-            ours.append(latex.Row([f"  − {baseline}"], [_difference(cell) for cell in own]))
+            ours.append(latex.Row([f"− {baseline}"], [_difference(cell) for cell in own]))
     totals = table[(table["source"] == "ours") & (table["dimension"] == "micro")]
     notes = [
         "Success on LIBERO-Plus in percent; beneath it the 95% interval (Wilson; totals combined by MOVER) "
         "and successes/episodes. Differences in percentage points, paired by task, with interval and "
-        "two-sided p (exact McNemar; sign-flip test over several seeds). Total (macro): mean of the "
-        "dimensions; (micro): weighted by LIBERO-Plus' number of tasks. "
+        "two-sided p (exact McNemar; sign-flip test over several seeds). Totals: (macro), the mean of the "
+        "dimensions; (micro), weighted by LIBERO-Plus' number of tasks. "
         f"Our totals are {totals['note'].iloc[0]}. "
         "Published rows: other code and protocols, so not a like-for-like comparison.",
         protocol,
         *tables.coverage_notes(int(totals["infra_errors"].sum()), int(totals["missing"].sum())),
     ]
     groups = [latex.Group("", ours), latex.Group("Published, as printed elsewhere", published)]
-    return latex.tabular("Model", list(LABELS.values()), groups, notes)
+    columns = [LABELS[dimension].removeprefix("Total ") for dimension in LABELS]
+    return latex.tabular("Model", columns, groups, notes)
 
 
 def draw(table: pd.DataFrame) -> Figure:

@@ -173,8 +173,17 @@ def draw(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(METRICS), sharey=True)
     for axes, metric in zip(panels, METRICS, strict=True):
+        values = table.loc[table["metric"] == metric, ["value", "low", "high"]]
+        lowest, highest = float(np.nanmin(values)), float(np.nanmax(values))
         if metric == "SMD":  # the published values span two orders of magnitude, ours may be negative
-            axes.set_xscale("symlog", linthresh=1, linscale=0.6)
+            axes.set_xscale("symlog", linthresh=1, linscale=0.7)
+            ticks = [tick for tick in (-100, -10, -1, 0, 1, 10, 100) if min(lowest, 1) - 1 <= tick <= highest]
+            axes.set_xticks(ticks, [f"{tick}".replace("-", "−") for tick in ticks])
+            axes.set_xlim(min(-0.3, 1.5 * lowest), max(2.0, 1.5 * highest))
+            axes.minorticks_off()
+        else:  # at most 1 but for MMD's √2
+            axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["−1", "−.5", "0", ".5", "1"])
+            axes.set_xlim(min(-0.06, lowest - 0.06), max(1.06, highest + 0.06))
         for y, (source, name) in zip(heights, names, strict=True):
             row = cells[source, name, metric]
             if np.isnan(row["value"]):
