@@ -22,7 +22,7 @@ import yaml
 from pydantic import ValidationError
 
 from srpo.config import Protocol, Section
-from srpo.files import write_with
+from srpo.files import write_text, write_with
 
 
 class ResultError(Exception):
@@ -386,13 +386,43 @@ def _describe(row: pd.Series) -> str:
     return ", ".join(f"{key}={row[key]}" for key in row.index if key in IDENTITY and pd.notna(row[key]))
 
 
+def document() -> str:
+    """The schemas as Markdown: docs/results_schema.md."""
+    text = [
+        "<!-- Written by `python -m srpo.analysis.io document`; edit the schemas in srpo/analysis/io.py. -->",
+        "# Result files",
+        "",
+        "What a run leaves behind, column by column. Writing (`write_rows`) and reading (`read_rows`) check names, "
+        "types, nulls and allowed values, and name the file and the column when one is wrong. In a CSV, null is an "
+        "empty field. Parquet types: str is utf8, int is int64, float is float64.",
+        "",
+        f"An episode is identified by {', '.join(f'`{name}`' for name in IDENTITY)}; no table takes one twice. "
+        "No table mixes presets or protocols; only `max_steps` may differ between suites.",
+    ]
+    for schema in SCHEMAS:
+        text += ["", f"## {schema.name}", "", f"One row: {schema.row}.", ""]
+        text += ["| column | type | null | meaning |", "|---|---|---|---|"]
+        for name, column in schema.columns.items():
+            values = f" One of {', '.join(f'`{value}`' for value in column.values)}." if column.values else ""
+            null = "yes" if column.optional else ""
+            text.append(
+                f"| `{name}` | {column.kind} | {null} | {column.meaning.replace('|', '/')}.{values} |"
+            )
+    return "\n".join([*text, ""])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m srpo.analysis.io", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     merge = commands.add_parser("merge", help="put the episodes of several shards into one file")
     merge.add_argument("shards", nargs="+", type=Path)
     merge.add_argument("--out", required=True, type=Path)
+    schema = commands.add_parser("document", help="write the schemas as Markdown")
+    schema.add_argument("--out", type=Path, default=Path("docs/results_schema.md"))
     arguments = parser.parse_args()
+    if arguments.command == "document":
+        write_text(arguments.out, document())
+        return
     try:
         episodes = read_episodes(arguments.shards)
         rows = [{str(name): value for name, value in row.items()} for row in episodes.to_dict("records")]
