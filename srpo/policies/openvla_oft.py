@@ -22,7 +22,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from srpo import config as settings
 from srpo.files import atomic_directory
@@ -128,7 +134,9 @@ class OpenVLAOFT(PreTrainedModel):
         self.projector = _Projector(vision_width, llm.hidden_size, len(self.settings.encoders) == 2)
         self.proprio_projector = _ProprioProjector(llm.hidden_size) if self.settings.proprio else None
         self.placeholders = (
-            nn.Parameter(torch.randn(TOKENS, llm.hidden_size) * 0.02) if self.settings.learned_placeholders else None
+            nn.Parameter(torch.randn(TOKENS, llm.hidden_size) * 0.02)
+            if self.settings.learned_placeholders
+            else None
         )
         llama = LlamaConfig(
             vocab_size=llm.vocab_size + llm.padding,
@@ -143,7 +151,9 @@ class OpenVLAOFT(PreTrainedModel):
         llama.is_causal = False  # transformers then builds bidirectional masks
         self.language_model = LlamaForCausalLM(llama)
         for layer in self.language_model.model.layers:
-            layer.self_attn.is_causal = False  # and the kernels must not add causality where no mask is needed
+            layer.self_attn.is_causal = (
+                False  # and the kernels must not add causality where no mask is needed
+            )
         self.post_init()
 
     def prepare(
@@ -307,7 +317,9 @@ def load_policy(folder: Path, device: str | torch.device = "cpu") -> OpenVLAOFT:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         raise CheckpointError(f"{folder} cannot be loaded ({error}); delete it and make it again") from error
-    wrong = {key: report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if report.get(key)}
+    wrong = {
+        key: report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if report.get(key)
+    }
     if wrong:
         raise CheckpointError(f"{folder}: tensors do not fit the architecture: {wrong}")
     model.tokenizer = tokenizer

@@ -92,7 +92,8 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, patches, width))
         built = encoder["depth"] + encoder["read_block"] + 1
         self.blocks = nn.ModuleList(
-            _Block(width, encoder["heads"], encoder["mlp_ratio"], encoder["layer_scale"]) for _ in range(built)
+            _Block(width, encoder["heads"], encoder["mlp_ratio"], encoder["layer_scale"])
+            for _ in range(built)
         )
         self.register_buffer("mean", torch.tensor(encoder["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(encoder["std"]).view(3, 1, 1), persistent=False)
