@@ -21,6 +21,11 @@ TOKENS_PER_BATCH = 16384
 """Patch tokens encoded at once. One clip of the released ViT-g/384 (64 frames) has 18,432: one at a time."""
 
 
+def resized_side(size: int) -> int:
+    """Pixels of the short side after the resize, of which the centre `size` are kept."""
+    return int(size * 256 / 224)
+
+
 def preprocess(video: Tensor, size: int) -> Tensor:
     """V-JEPA 2's evaluation transform: uint8 (..., H, W, 3) to float32 (..., 3, size, size).
 
@@ -30,7 +35,7 @@ def preprocess(video: Tensor, size: int) -> Tensor:
     """
     *leading, height, width, _ = video.shape
     pixels = video.reshape(-1, height, width, 3).permute(0, 3, 1, 2).float() / 255
-    short = int(size * 256 / 224)
+    short = resized_side(size)
     scale = short / min(height, width)
     resized = (short, int(width * scale)) if height <= width else (int(height * scale), short)
     if resized != (height, width):

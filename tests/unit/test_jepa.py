@@ -1,0 +1,221 @@
+"""Masked latent prediction: masks, what the context encoder sees, the moving average, resuming."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from srpo.config import Pretraining, WorldModel
+from srpo.world_models import jepa
+
+CPU = torch.device("cpu")
+PRETRAINING = Pretraining(
+    scenes=(0,),
+    episodes=8,
+    steps=8,
+    updates=40,
+    batch_size=8,
+    learning_rate=2e-3,
+    ema=0.95,
+    mask_ratio=0.5,
+    hidden_size=24,
+    depth=2,
+    heads=2,
+    patch_size=8,
+    predictor_hidden_size=12,
+    predictor_depth=1,
+    predictor_heads=1,
+    seed=3,
+)
+CONFIG = WorldModel(
+    name="tiny",
+    kind="vjepa2",
+    checkpoint=None,
+    revision=None,
+    frames=4,
+    image_size=32,
+    dtype="float32",
+    pretraining=PRETRAINING,
+)
+
+
+def settings(**changes: object) -> WorldModel:
+    """The small configuration with other pretraining settings."""
+    return CONFIG.model_copy(update={"pretraining": PRETRAINING.model_copy(update=changes)})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Operations this small only lose time to threads, a lot of it when other tests share the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def clips() -> torch.Tensor:
+    """Bright squares that wander over a grey ground: float16 (12, 4, 3, 32, 32)."""
+    rng = np.random.default_rng(0)
+    videos = np.zeros((12, 4, 3, 32, 32), np.float16)
+    for video in videos:
+        place, speed = rng.integers(0, 24, 2), rng.integers(-3, 4, 2)
+        for time, frame in enumerate(video):
+            y, x = np.clip(place + time * speed, 0, 24)
+            frame[:, y : y + 8, x : x + 8] = rng.uniform(0.5, 2, (3, 1, 1))
+    return torch.from_numpy(videos)
+
+
+@given(
+    depth=st.integers(1, 8),
+    side=st.integers(1, 9),
+    ratio=st.floats(0.05, 0.95),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_masks_split_the_tokens_into_disjoint_complete_sets(
+    depth: int, side: int, ratio: float, seed: int
+) -> None:
+    if depth * side < 2:
+        return
+    rng = np.random.default_rng(seed)
+    tokens = depth * side**2
+    masks = np.stack([jepa.sample_mask(rng, depth, side, ratio) for _ in range(3)])
+    visible, hidden = jepa.split(masks)
+    assert hidden.shape == (3, min(max(round(ratio * tokens), 1), tokens - 1))
+    for mask, seen, unseen in zip(masks, visible.numpy(), hidden.numpy(), strict=True):
+        assert sorted([*seen, *unseen]) == list(range(tokens))
+        assert mask[unseen].all() and not mask[seen].any()
+        assert (np.diff(seen) > 0).all() and (np.diff(unseen) > 0).all()
+        # Blocks go through the whole clip in time; at most one column of the last block is cut short.
+        columns = mask.reshape(depth, -1).sum(0)
+        assert ((columns > 0) & (columns < depth)).sum() <= 1
+
+
+def test_masks_are_blocks_not_scattered_tokens() -> None:
+    rng = np.random.default_rng(0)
+    neighbours = []
+    for _ in range(200):
+        mask = jepa.sample_mask(rng, 2, 8, 0.5).reshape(2, 8, 8)[0]
+        neighbours.append((mask[:, 1:] == mask[:, :-1]).mean())
+    assert np.mean(neighbours) > 0.8  # 0.5 for independent tokens
+
+
+def test_prediction_sees_the_visible_tokens_alone(clips: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    model = jepa.VJEPA2Model(jepa.architecture(CONFIG, PRETRAINING)).eval()
+    rng = np.random.default_rng(1)
+    visible, hidden = jepa.split(np.stack([jepa.sample_mask(rng, 2, 4, 0.5) for _ in range(2)]))
+    pixels = clips[:2].float()
+    prediction = jepa.predict_hidden(model, pixels, visible, hidden)
+    assert prediction.shape == (2, 16, 24)
+
+    def repaint(tokens: torch.Tensor) -> torch.Tensor:
+        """Other pixels in these tokens' tubelets (2 frames × 8 × 8 pixels)."""
+        cells = torch.zeros(2, 32).scatter(1, tokens, 1.0).reshape(2, 2, 1, 4, 4)
+        where = cells.repeat_interleave(2, 1).repeat_interleave(8, 3).repeat_interleave(8, 4)
+        return pixels + 5 * where
+
+    torch.testing.assert_close(jepa.predict_hidden(model, repaint(hidden), visible, hidden), prediction)
+    seen = jepa.predict_hidden(model, repaint(visible[:, :1]), visible, hidden)
+    assert (seen - prediction).abs().max() > 1e-4
+
+
+def test_prediction_with_everything_visible_is_transformers_own(clips: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    model = jepa.VJEPA2Model(jepa.architecture(CONFIG, PRETRAINING)).eval()
+    everything = torch.arange(32).expand(2, -1)
+    hidden = torch.tensor([[3, 17], [0, 30]])
+    pixels = clips[:2].float()
+    expected = model(pixels, context_mask=[everything], target_mask=[hidden]).predictor_output
+    torch.testing.assert_close(
+        jepa.predict_hidden(model, pixels, everything, hidden), expected.last_hidden_state
+    )
+
+
+def test_moving_average() -> None:
+    target, online = nn.Linear(2, 1), nn.Linear(2, 1)
+    with torch.no_grad():
+        target.weight.copy_(torch.tensor([[1.0, -2.0]]))
+        online.weight.copy_(torch.tensor([[3.0, 0.0]]))
+    before = copy.deepcopy(online.state_dict())
+    jepa.follow(target, online, 0.75)
+    torch.testing.assert_close(target.weight.data, torch.tensor([[1.5, -1.5]]))
+    torch.testing.assert_close(online.state_dict(), before)
+
+
+def test_learning_rate_rises_then_falls_along_a_cosine() -> None:
+    pretraining = PRETRAINING.model_copy(update={"updates": 100, "learning_rate": 1.0})
+    rates = [jepa.learning_rate(update, pretraining) for update in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.5) and rates[100] == pytest.approx(0.0)
+    assert all(later < earlier for earlier, later in pairwise(rates[10:]))
+
+
+def test_spread() -> None:
+    # Four clips of two identical tokens: independent unit variances in two of three dimensions.
+    corners = torch.tensor([[1.0, 1, 5], [1, -1, 5], [-1, 1, 5], [-1, -1, 5]])[:, None].repeat(1, 2, 1)
+    deviation, rank = jepa.spread(corners)
+    assert deviation == pytest.approx(2 / 3 * (4 / 3) ** 0.5)
+    assert rank == pytest.approx(2.0)
+    line = torch.arange(4.0)[:, None, None] * torch.ones(1, 2, 3)
+    assert jepa.spread(line)[1] == pytest.approx(1.0)
+    assert jepa.spread(torch.ones(4, 2, 3)) == (0.0, 0.0)
+
+
+def test_loss_falls_without_collapse(clips: torch.Tensor, tmp_path: Path) -> None:
+    _, metrics = jepa.train(settings(updates=100), clips, tmp_path / "checkpoint.pt", CPU)
+    losses = [row["loss"] for row in metrics]
+    assert [row["update"] for row in metrics] == list(range(1, 101))
+    assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:20])
+    assert metrics[-1]["feature_std"] > jepa.COLLAPSED
+
+
+def test_collapse_is_reported(clips: torch.Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        jepa.train(settings(updates=2), torch.zeros_like(clips), tmp_path / "checkpoint.pt", CPU)
+    assert "collapsed at update 2" in caplog.text
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(
+    clips: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jepa, "CHECKPOINT_EVERY", 2)
+    config = settings(updates=7)
+    expected, metrics = jepa.train(config, clips, tmp_path / "whole.pt", CPU)
+
+    follow = jepa.follow
+    calls = iter(range(100))
+
+    def killed(*arguments: object) -> None:
+        if next(calls) == 4:  # in update 5, after the checkpoint of update 4
+            raise KeyboardInterrupt
+        follow(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jepa, "follow", killed)
+        with pytest.raises(KeyboardInterrupt):
+            jepa.train(config, clips, tmp_path / "part.pt", CPU)
+    resumed, again = jepa.train(config, clips, tmp_path / "part.pt", CPU)
+    assert list(resumed.state_dict()) == list(expected.state_dict())
+    for name, weight in resumed.state_dict().items():
+        assert torch.equal(weight, expected.state_dict()[name]), name
+    timeless = [[{**row, "seconds": 0} for row in rows] for rows in (metrics, again)]
+    assert timeless[0] == timeless[1]
+
+
+def test_training_depends_on_the_seed(clips: torch.Tensor, tmp_path: Path) -> None:
+    losses = [
+        jepa.train(settings(updates=1, seed=seed), clips, tmp_path / f"{seed}.pt", CPU)[1][0]["loss"]
+        for seed in (0, 1)
+    ]
+    assert losses[0] != losses[1]
