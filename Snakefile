@@ -10,6 +10,9 @@ if not set(config) - {"set"}:
     configfile: f"{workflow.basedir}/configs/presets/smoke.yaml"
 
 
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/config.smk"
 include: "workflow/rules/demos.smk"
