@@ -13,7 +13,7 @@ BIN := .venv/bin
 SNAKEMAKE := $(BIN)/snakemake --configfile configs/presets/$(PRESET).yaml
 # The kernel drops this lock when its holder dies, so whoever has it may clear what a killed Snakemake left locked.
 LOCKED := flock --nonblock --conflict-exit-code 75 .venv/lock
-BUSY := { code=$$?; [ $$code -ne 75 ] || echo "Another make demo is at work in this folder."; exit $$code; }
+BUSY := { code=$$?; [ $$code -ne 75 ] || echo "Another make demo, or a job that a killed one left behind, is at work in this folder."; exit $$code; }
 
 demo: .venv/installed gl
 	@$(LOCKED) $(SHELL) $(.SHELLFLAGS) '\
