@@ -249,6 +249,15 @@ class Pretraining(Section):
     seed: Whole
     """Seed of play, weights and masks."""
 
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Pretraining:
+        for size, heads in (("hidden_size", "heads"), ("predictor_hidden_size", "predictor_heads")):
+            if getattr(self, size) % getattr(self, heads):
+                raise ValueError(
+                    f"{size} {getattr(self, size)} is not a multiple of {heads} {getattr(self, heads)}"
+                )
+        return self
+
 
 class WorldModel(Section):
     """A representation: frames of an episode to one vector."""
@@ -276,6 +285,9 @@ class WorldModel(Section):
             raise ValueError("a vjepa2 world model needs either `checkpoint` or `pretraining`")
         if self.kind == "vjepa2" and self.frames % 2:
             raise ValueError(f"frames {self.frames} must be even: V-JEPA 2 takes them in pairs")
+        if self.pretraining and self.image_size % self.pretraining.patch_size:
+            patch_size = self.pretraining.patch_size
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {patch_size}")
         return self
 
 
@@ -338,6 +350,11 @@ class Train(Section):
             raise ValueError(f"prompts {self.prompts} is not a multiple of minibatch {self.minibatch}")
         if self.keep_success[0] > self.keep_success[1]:
             raise ValueError(f"keep_success {list(self.keep_success)} must rise")
+        low, high = self.keep_success
+        if not any(low <= count / self.group_size <= high for count in range(self.group_size + 1)):
+            raise ValueError(
+                f"keep_success [{low}, {high}] leaves out every group of group_size {self.group_size}"
+            )
         return self
 
 

@@ -76,6 +76,7 @@ def test_numbers_yaml_reads_as_strings(tmp_path: Path, text: str) -> None:
         (TrainStage, "train.group_size", 1, "train.group_size"),
         (TrainStage, "train.minibatch", 3, "prompts 8 is not a multiple of minibatch 3"),
         (TrainStage, "train.keep_success", [0.9, 0.1], "must rise"),
+        (TrainStage, "train.keep_success", [0.3, 0.4], "leaves out every group of group_size 4"),
         (TrainStage, "train.keep_success", [0.1], "train.keep_success.1: is missing"),
         (TrainStage, "train.prompts", 800, "train.prompts 800: 2 tasks × 40 states are fewer"),
         (TrainStage, "world_model", None, "goes without a world_model"),

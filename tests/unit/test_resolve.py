@@ -280,6 +280,18 @@ WRONG = [
     ("variants/srpo-vjepa2-tiny.yaml", ": vjepa2-tiny", ": 3", r"tiny\.yaml: world_model: 3 is not the name"),
     (
         "world_models/vjepa2-tiny.yaml",
+        "patch_size: 8",
+        "patch_size: 7",
+        r"vjepa2-tiny\.yaml: .*multiple of patch_size 7",
+    ),
+    (
+        "world_models/vjepa2-tiny.yaml",
+        "    heads: 4",
+        "    heads: 5",
+        r"vjepa2-tiny\.yaml: .*multiple of heads 5",
+    ),
+    (
+        "world_models/vjepa2-tiny.yaml",
         "frames: 16",
         "frames: 15",
         r"vjepa2-tiny\.yaml: world_model.*frames.*even",
