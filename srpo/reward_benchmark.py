@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
 import sys
@@ -28,6 +27,7 @@ from tqdm import tqdm
 from srpo.analysis.io import BENCHMARK, ResultError, write_rows
 from srpo.config import ConfigError, RewardBenchmarkStage, did_you_mean, load_stage
 from srpo.files import atomic_directory, write_text, write_with
+from srpo.manifest import sha256
 from srpo.rewards.benchmark import monotonicity, progress_curve, spearman_correlation
 from srpo.types import Episode, EpisodeSpec, FailedRun
 from srpo.world_models import WorldModel, load_world_model, select_frames
@@ -217,30 +217,37 @@ def _prepare(scratch: Path, config: RewardBenchmarkStage, policy: Path) -> None:
             "seed": config.reward_benchmark.seed,
             "temperature": config.reward_benchmark.temperature,
             "frames": stored_frames(config),
-            "policy": {file.name: _sha256(file) for file in sorted(policy.glob("*.safetensors"))},
+            "policy": sha256(policy),
         },
         sort_keys=True,
     )
     note = scratch / "settings.json"
     if not note.is_file() or note.read_text(encoding="utf-8") != settings:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch.exists():
+            print(f"{scratch}: holds rollouts under other settings or of another policy; starting anew")
+            shutil.rmtree(scratch)
         write_text(note, settings)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def collect(config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path, workers: int) -> None:
     """Collect trajectories of the policy in `policy` and write them to `out`/trajectories.h5.
 
     Finished rollouts are kept in `scratch`, so that a killed run loses only those in progress.
+
+    Raises:
+        TrajectoryError: the policy or OpenGL cannot be loaded, or no rollout could be run.
     """
-    from srpo.policies.openvla_oft import load_policy
+    import torch  # here, so that --help and errors in the configuration come at once
+
+    from srpo.envs import MissingGLError, require_gl
+    from srpo.policies.openvla_oft import CheckpointError, load_policy
     from srpo.rollout import Rollouts
 
-    loaded = load_policy(policy)
+    try:
+        require_gl()
+        loaded = load_policy(policy, "cuda" if torch.cuda.is_available() else "cpu")
+    except (MissingGLError, CheckpointError) as error:
+        raise TrajectoryError(str(error)) from error
     _prepare(scratch, config, policy)
     with Rollouts(config.suite, config.protocol, loaded, workers=workers) as rollouts:
         collections = gather(config, rollouts.run, scratch)

@@ -107,12 +107,6 @@ def k3(log_probs: Tensor, other_log_probs: Tensor, valid: Tensor) -> Tensor:
     return log_ratio.expm1() - log_ratio
 
 
-def categorical_entropy(logits: Tensor) -> Tensor:
-    """Entropy in nats of the distributions that logits (..., 256) stand for: float (...)."""
-    log_probs = logits.log_softmax(dim=-1)
-    return -(log_probs.exp() * log_probs).sum(dim=-1)
-
-
 def _log_ratio(log_probs: Tensor, other_log_probs: Tensor, valid: Tensor) -> Tensor:
     """log_probs − other_log_probs, but 0 (and without gradient) at tokens that are not valid."""
     difference = torch.where(valid, log_probs - other_log_probs, 0.0)
