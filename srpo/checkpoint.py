@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -48,19 +46,15 @@ class Checkpoints:
     def save(
         self, step: int, model: nn.Module, optimiser: torch.optim.Optimizer, progress: dict[str, Any]
     ) -> None:
-        """Keep model, optimiser, every generator's state and `progress` (JSON) after `step`."""
+        """Keep model, optimiser and `progress` (JSON) after `step`.
+
+        Generators need no keeping: every random draw of a run is seeded by (seed, step).
+        """
         with atomic_directory(self._folder / f"checkpoint-{step:08d}") as folder:
             save_file(
                 {name: t.contiguous() for name, t in model.state_dict().items()}, folder / "model.safetensors"
             )
             torch.save(optimiser.state_dict(), folder / "optimiser.pt")
-            torch.save(
-                {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
-                folder / "generators.pt",
-            )
-            python, numpy = random.getstate(), np.random.get_state(legacy=False)
-            numpy["state"]["key"] = numpy["state"]["key"].tolist()
-            write_json(folder / "generators.json", {"python": python, "numpy": numpy})
             write_json(folder / "progress.json", progress)
             hashes = {file.name: sha256(file) for file in folder.iterdir()}
             write_json(folder / "hashes.json", hashes)
@@ -78,15 +72,6 @@ class Checkpoints:
                 continue
             model.load_state_dict(load_file(folder / "model.safetensors"))
             optimiser.load_state_dict(torch.load(folder / "optimiser.pt", weights_only=True))
-            generators = torch.load(folder / "generators.pt", weights_only=True)
-            torch.set_rng_state(generators["torch"])
-            if generators["cuda"] and torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(generators["cuda"])
-            saved = json.loads((folder / "generators.json").read_text())
-            version, words, gauss = saved["python"]
-            random.setstate((version, tuple(words), gauss))
-            saved["numpy"]["state"]["key"] = np.array(saved["numpy"]["state"]["key"], np.uint32)
-            np.random.set_state(saved["numpy"])
             return int(folder.name.rsplit("-", 1)[1]), json.loads((folder / "progress.json").read_text())
         return None
 

@@ -142,7 +142,7 @@ SFT_METRICS = Schema(
         "loss": Column("float", "total loss"),
         "cross_entropy": Column("float", "cross-entropy of the action tokens, nats"),
         "position_error": Column(
-            "float", "error of the auxiliary proprioception regression; null: not used", True
+            "float", "mean absolute error of the expected xyz actions, in normalised units (full range 2)"
         ),
         "learning_rate": Column("float", "learning rate of the update"),
         "seconds": Column("float", "seconds since the start of the run"),
@@ -304,7 +304,7 @@ def read_config(beside: Path, stage: type[S]) -> S:
             f"{path}: no such file: {beside.name} needs its run's resolved config beside it"
         ) from None
     except (ValidationError, yaml.YAMLError) as error:
-        raise ResultError(f"{path}: not a {stage.__name__} config: {error}") from None
+        raise ResultError(f"{path}: no valid {stage.__name__}: {error}") from None
 
 
 def read_episodes(paths: Sequence[Path]) -> pd.DataFrame:
@@ -392,12 +392,12 @@ def document() -> str:
         "<!-- Written by `python -m srpo.analysis.io document`; edit the schemas in srpo/analysis/io.py. -->",
         "# Result files",
         "",
-        "What a run leaves behind, column by column. Writing (`write_rows`) and reading (`read_rows`) check names, "
-        "types, nulls and allowed values, and name the file and the column when one is wrong. In a CSV, null is an "
-        "empty field. Parquet types: str is utf8, int is int64, float is float64.",
+        "What a run leaves behind, column by column. Writing (`write_rows`) and reading (`read_rows`) check",
+        "names, types, nulls and allowed values, and name the file and the column when one is wrong. In a",
+        "CSV, null is an empty field. Parquet types: str is utf8, int is int64, float is float64.",
         "",
-        f"An episode is identified by {', '.join(f'`{name}`' for name in IDENTITY)}; no table takes one twice. "
-        "No table mixes presets or protocols; only `max_steps` may differ between suites.",
+        f"An episode is identified by {', '.join(f'`{name}`' for name in IDENTITY)};",
+        "no table takes one twice, mixes presets, or mixes protocols (`max_steps` may differ by suite).",
     ]
     for schema in SCHEMAS:
         text += ["", f"## {schema.name}", "", f"One row: {schema.row}.", ""]

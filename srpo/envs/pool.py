@@ -12,7 +12,7 @@ import time
 import traceback
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -48,7 +48,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Answer:
-    """The caller's answer: float64 (8, 7) LIBERO actions, their tokens int64 (56,) and float32 (56,) log-probs."""
+    """The caller's answer: LIBERO actions float64 (8, 7), tokens int64 (56,), log-probs float32 (56,)."""
 
     actions: NDArray[np.float64]
     tokens: NDArray[np.int64]
@@ -64,7 +64,10 @@ def run_episode(
     """Run one episode in a `LiberoEnv`; `perturbation` is a `srpo.envs.plus.Perturbation` or None."""
     started = time.perf_counter()
     rng = np.random.default_rng(spec.seed)
-    images, proprio, answers, sights = [], [], [], []
+    images: list[NDArray[np.uint8]] = []
+    proprio: list[NDArray[np.float32]] = []
+    answers: list[Answer] = []
+    sights = []
     with perturbation.apply(env) if perturbation is not None else nullcontext():
         env.reset(spec.init_state)
         sights.append(env.sight)
@@ -225,10 +228,8 @@ class EnvPool(AbstractContextManager["EnvPool"]):
             if waiting:
                 now, waiting = waiting[:batch], waiting[batch:]
                 for query, answer in zip(now, act(now), strict=True):
-                    try:
+                    with suppress(OSError):  # it may have died: the next look at its connection finds out
                         self._workers[query.worker].connection.send(answer)
-                    except OSError:
-                        pass  # it died meanwhile: the next look at its connection finds out
 
     def _assign_idle(self, todo: deque[EpisodeSpec]) -> None:
         for worker in self._workers:
@@ -243,10 +244,8 @@ class EnvPool(AbstractContextManager["EnvPool"]):
         worker.spec = todo[index]
         del todo[index]
         worker.tasks.add(worker.spec.task_id)
-        try:
+        with suppress(OSError):  # a worker that died idle is found when its connection is looked at
             worker.connection.send(worker.spec)
-        except OSError:
-            pass  # a worker that died idle is found when its connection is looked at
 
     def close(self) -> None:
         """End all workers."""

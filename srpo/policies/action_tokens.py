@@ -1,7 +1,8 @@
 """Actions as tokens, as OpenVLA does it (github.com/openvla/openvla, `ActionTokenizer`).
 
 256 bin edges evenly over [-1, 1] make 255 bins; an action's token is the number of edges at or below it,
-minus one (0…255), and decodes to the centre of its bin. Token k is the language model's id `vocab_size - 1 - k`.
+minus one (0…255), and decodes to the centre of its bin. Token k is the language model's id
+`vocab_size - 1 - k`.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ One forward pass predicts a whole chunk of eight actions: the sequence
     BOS | image patches | (proprioception) | prompt | 56 action placeholders | stop
 
 goes through a Llama with *bidirectional* attention, and the hidden state before each placeholder gives the
-logits of its action token (OpenVLA-OFT, arXiv 2502.19645; a causal mask costs the released checkpoints a third
-of their success). Module names are those of the released checkpoints.
+logits of its action token (OpenVLA-OFT, arXiv 2502.19645; a causal mask costs the released checkpoints a
+third of their success). Module names are those of the released checkpoints.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class CheckpointError(ValueError):
 
 
 class OpenVLAOFTConfig(PreTrainedConfig):
-    """`policy` is a dumped `srpo.config.Policy`; `norm_stats` maps a suite to its action and proprio statistics."""
+    """`policy`: a dumped `srpo.config.Policy`; `norm_stats`: a suite's action and proprio statistics."""
 
     model_type = MODEL_TYPE
     policy: dict | None = None
@@ -309,7 +309,7 @@ def load_policy(folder: Path, device: str | torch.device = "cpu") -> OpenVLAOFT:
         raise CheckpointError(f"{folder} is not a policy checkpoint: it has no config.json")
     kind = json.loads(description.read_text()).get("model_type")
     if kind != MODEL_TYPE:
-        raise CheckpointError(f"{description}: model_type is {kind!r}, this version loads {MODEL_TYPE!r}")
+        raise CheckpointError(f"{description}: model_type {kind!r} is not {MODEL_TYPE!r}")
     try:
         model, report = OpenVLAOFT.from_pretrained(
             folder, output_loading_info=True, use_safetensors=True, local_files_only=True, dtype=torch.float32

@@ -1,0 +1,192 @@
+"""Greedy evaluation on LIBERO or LIBERO-Plus: one row an episode, resumable, a crash is not a failure.
+
+python -m srpo.evaluate --config CONFIG --policy FOLDER --out EPISODES.parquet --scratch FOLDER
+python -m srpo.evaluate ... --plus TASKS.csv --shard 0/4
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mujoco
+import torch
+from tqdm import tqdm
+
+from srpo.analysis.io import EPISODES, protocol_json, write_rows
+from srpo.checkpoint import fingerprint
+from srpo.config import EvaluateStage, PlusStage, load_stage
+from srpo.envs.libero import load_task
+from srpo.files import write_json
+from srpo.manifest import sha256, write_manifest
+from srpo.plus_tasks import INIT_STATE, PlusTask, parse, read_tasks, sample, shard
+from srpo.policies.openvla_oft import load_policy
+from srpo.rollout import Rollouts
+from srpo.types import Episode, EpisodeSpec, FailedRun
+
+
+def libero_specs(config: EvaluateStage) -> list[EpisodeSpec]:
+    """Every task from its first test states; the episode's seed is its initial state's number."""
+    states = list(config.protocol.test_states())[: config.evaluate.states]
+    return [EpisodeSpec(config.suite, task, state, state, 0.0) for task in config.tasks for state in states]
+
+
+def plus_specs(config: PlusStage, tasks: Sequence[PlusTask], index: int, number: int) -> list[EpisodeSpec]:
+    """One part of the (sampled) LIBERO-Plus tasks; the seed draws a perturbation's randomness."""
+    plus = config.plus
+    chosen = sample(tasks, config.suite, config.tasks, plus.dimensions, plus.per_dimension, plus.seed)
+    part = shard(chosen, index, plus.shard_size)
+    if not part:
+        raise SystemExit(f"--shard {index}/{number}: there are only {len(chosen)} tasks")
+    return [
+        EpisodeSpec(config.suite, task.task_id, INIT_STATE, plus.seed, 0.0, variant=task.name)
+        for task in part
+    ]
+
+
+def episode_row(
+    config: EvaluateStage | PlusStage, policy: str, result: Episode | FailedRun
+) -> dict[str, Any]:
+    """One row of episodes.parquet."""
+    spec = result.spec
+    perturbed = parse(spec.variant) if spec.variant else None
+    row = {
+        "preset": config.preset,
+        "suite": spec.suite,
+        "task_id": spec.task_id,
+        "task": load_task(spec.suite, spec.task_id).name,
+        "init_state": spec.init_state,
+        "seed": config.seed,
+        "episode_seed": spec.seed,
+        "policy": policy,
+        "variant": config.variant,
+        "benchmark": "libero_plus" if perturbed else "libero",
+        "perturbation": perturbed.dimension if perturbed else None,
+        "perturbation_task": spec.variant,
+        "perturbation_parameters": json.dumps(perturbed.parameters, sort_keys=True) if perturbed else None,
+        "max_steps": config.protocol.max_steps,
+        "profile": config.protocol.profile,
+        "protocol": protocol_json(config.protocol, mujoco.__version__),
+        "video": None,
+    }
+    if isinstance(result, FailedRun):
+        return row | {"status": "infra_error", "error": result.error, "steps": 0, "wall_seconds": 0.0}
+    status = "success" if result.success else "failure"
+    return row | {"status": status, "error": None, "steps": result.steps, "wall_seconds": result.wall_seconds}
+
+
+class Journal:
+    """The rows so far, one JSON line each, flushed to disk as they come; a torn last line is dropped.
+
+    Rows of another run (settings or policy changed) are discarded. Episodes that could not be run are tried
+    again by the next attempt, so they are not resumed from here.
+    """
+
+    def __init__(self, folder: Path, run: str) -> None:
+        self._file = folder / "rows.jsonl"
+        note = folder / "run.json"
+        if note.exists() and json.loads(note.read_text()).get("run") != run:
+            print(
+                f"{folder}: holds another run's rows (settings or policy changed); starting anew", flush=True
+            )
+            self._file.unlink(missing_ok=True)
+        write_json(note, {"run": run})
+        self.rows: list[dict[str, Any]] = []
+        if self._file.exists():
+            for line in self._file.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue
+                if row["status"] != "infra_error":
+                    self.rows.append(row)
+            self._file.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        with self._file.open("a") as handle:
+            handle.write(json.dumps(row) + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+
+    def clear(self) -> None:
+        for file in (self._file, self._file.with_name("run.json")):
+            file.unlink(missing_ok=True)
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["task_id"], row["init_state"], row["perturbation_task"] or ""
+
+
+def evaluate(
+    config: EvaluateStage | PlusStage,
+    specs: Sequence[EpisodeSpec],
+    policy_folder: Path,
+    out: Path,
+    scratch: Path,
+    workers: int,
+) -> None:
+    """Run the episodes that are not in the journal yet, then write all rows and a manifest beside them."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    policy = load_policy(policy_folder, device)
+    digest = sha256(policy_folder)
+    journal = Journal(scratch, fingerprint(config.model_dump_json(), digest, mujoco.__version__))
+    finished = {_key(row) for row in journal.rows}
+    todo = [spec for spec in specs if (spec.task_id, spec.init_state, spec.variant or "") not in finished]
+    if len(todo) < len(specs):
+        print(f"resuming: {len(specs) - len(todo)} of {len(specs)} episodes are done", flush=True)
+    successes = sum(row["status"] == "success" for row in journal.rows)
+    with tqdm(total=len(specs), initial=len(specs) - len(todo), desc=config.variant, disable=None) as bar:
+        if todo:
+            with Rollouts(config.suite, config.protocol, policy, min(workers, len(todo))) as rollouts:
+                for result in rollouts.run(todo):
+                    row = episode_row(config, policy.settings.name, result)
+                    if isinstance(result, FailedRun):
+                        print(f"infrastructure error: {result.spec}: {result.error}", flush=True)
+                    successes += row["status"] == "success"
+                    journal.add(row)
+                    bar.update()
+                    bar.set_postfix_str(f"{successes} successes")
+    wanted = {(spec.task_id, spec.init_state, spec.variant or "") for spec in specs}
+    rows = sorted((row for row in journal.rows if _key(row) in wanted), key=_key)
+    write_rows(out, rows, EPISODES)
+    write_manifest(out.with_suffix(".manifest.json"), config, policy=digest, workers=workers)
+    errors = sum(row["status"] == "infra_error" for row in rows)
+    print(f"{successes} of {len(rows) - errors} episodes succeeded, {errors} could not be run", flush=True)
+    journal.clear()
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, _, number = text.partition("/")
+    if not (index.isdigit() and number.isdigit() and int(index) < int(number)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not INDEX/NUMBER with INDEX from 0 to NUMBER - 1")
+    return int(index), int(number)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Greedy evaluation, one row an episode.")
+    parser.add_argument("--config", type=Path, required=True, help="resolved configuration of the evaluation")
+    parser.add_argument("--policy", type=Path, required=True, help="policy checkpoint folder")
+    parser.add_argument("--plus", type=Path, help="LIBERO-Plus task list: evaluate on it instead of LIBERO")
+    parser.add_argument("--shard", type=_shard, default=(0, 1), help="part of the LIBERO-Plus tasks, as 0/4")
+    parser.add_argument("--out", type=Path, required=True, help="parquet file for the episodes")
+    parser.add_argument("--scratch", type=Path, required=True, help="folder for resumable state")
+    parser.add_argument("--workers", type=int, default=2, help="simulation processes (default: 2)")
+    arguments = parser.parse_args()
+    arguments.scratch.mkdir(parents=True, exist_ok=True)
+    config: EvaluateStage | PlusStage
+    if arguments.plus is None:
+        config = load_stage(arguments.config, EvaluateStage)
+        specs = libero_specs(config)
+    else:
+        config = load_stage(arguments.config, PlusStage)
+        specs = plus_specs(config, read_tasks(arguments.plus), *arguments.shard)
+    evaluate(config, specs, arguments.policy, arguments.out, arguments.scratch, arguments.workers)
+
+
+if __name__ == "__main__":
+    main()
