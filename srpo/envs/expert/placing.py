@@ -155,12 +155,11 @@ def _put_in_drawer(hand: Hand, name: str, region: str, cabinet: str) -> None:
 def _put_in_caddy(hand: Hand, name: str, region: str, caddy: str) -> None:
     """Turn the book so that its thin side crosses the slot, and drop it in."""
     scene, arm = hand.scene, hand.arm
-    fingers_along_x = top_down(0.0)
-    for _ in range(2):
+    fingers_along_x = (top_down(0.0), top_down(0.0) @ np.diag([-1.0, -1.0, 1.0]))
+    for _ in range(TRIES):
         hand.pick(name, lift=0.14)
-        if np.linalg.norm(rotation_vector(arm.rotation, fingers_along_x)) >= 1.6:
-            fingers_along_x = top_down(0.0) @ np.diag([-1.0, -1.0, 1.0])
-        arm.move(arm.position, fingers_along_x, tolerance=0.03, angle=0.12, steps=60)
+        nearer = min(fingers_along_x, key=lambda way: np.linalg.norm(rotation_vector(arm.rotation, way)))
+        arm.move(arm.position, nearer, tolerance=0.03, angle=0.12, steps=60)
         middle = scene.data.geom_xpos[scene.collision_geoms(scene.domain.obj_body_id[name])[0]]
         xy = scene.region_position(region)[:2] - (middle - scene.position(name))[:2]
         low, high = scene.bounds(caddy)
