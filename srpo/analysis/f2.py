@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from srpo.analysis import style, tables
-from srpo.analysis.io import RL_METRICS, ResultError, missing_rows, read_config, read_rows
+from srpo.analysis.io import RL_METRICS, ResultError, missing_rows, read_config, read_rows, run
 from srpo.analysis.stats import wilson
 from srpo.config import SUITES, TrainStage
 
@@ -111,23 +111,16 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = tables.parser("f2", __doc__, tex=False)
     parser.add_argument("--sheet", type=Path, required=True, help="variants and labels (TSV)")
     parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="metrics.csv of every run")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     sheet = tables.read_sheet(arguments.sheet)
     metrics, missing = read_metrics(arguments.metrics, sheet, arguments.allow_incomplete)
     table = estimate(metrics, sheet)
-
-    def draw_noted(table: pd.DataFrame) -> Figure:
-        figure = draw(table)
-        if missing:
-            figure.suptitle(f"incomplete: {missing} RL steps missing", fontsize=7)
-        return figure
-
-    tables.write(arguments, table, draw_noted)
+    tables.write(arguments, table, draw, tables.count_of("RL steps", missing))
 
 
 if __name__ == "__main__":
-    tables.run(main)
+    run(main)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -411,7 +411,7 @@ def document() -> str:
     return "\n".join([*text, ""])
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m srpo.analysis.io", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     merge = commands.add_parser("merge", help="put the episodes of several shards into one file")
@@ -419,17 +419,22 @@ def main() -> None:
     merge.add_argument("--out", required=True, type=Path)
     schema = commands.add_parser("document", help="write the schemas as Markdown")
     schema.add_argument("--out", type=Path, default=Path("docs/results_schema.md"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.command == "document":
         write_text(arguments.out, document())
         return
+    episodes = read_episodes(arguments.shards)
+    rows = [{str(name): value for name, value in row.items()} for row in episodes.to_dict("records")]
+    write_rows(arguments.out, rows, EPISODES)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a CLI's main; a result file that cannot be used ends it with one line and exit status 1."""
     try:
-        episodes = read_episodes(arguments.shards)
-        rows = [{str(name): value for name, value in row.items()} for row in episodes.to_dict("records")]
-        write_rows(arguments.out, rows, EPISODES)
+        main()
     except ResultError as error:
         sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from srpo.analysis import latex, style, tables
-from srpo.analysis.io import read_config
+from srpo.analysis.io import read_config, run
 from srpo.analysis.stats import combine, wilson
 from srpo.config import SUITES, TASKS_PER_SUITE, EvaluateStage
 
@@ -209,21 +209,22 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = tables.parser("t1", __doc__)
     parser.add_argument("--sheet", type=Path, required=True, help="variants and labels (TSV)")
     parser.add_argument(
         "--episodes", type=Path, nargs="+", required=True, help="episodes.parquet of every run"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     sheet = tables.read_sheet(arguments.sheet)
     expected = expected_episodes([read_config(path, EvaluateStage) for path in arguments.episodes])
     episodes, missing = tables.load_episodes(
         arguments.episodes, "libero", sheet, expected, arguments.allow_incomplete
     )
     table = estimate(episodes, missing, sheet, tables.read_published(arguments.published, "T1"))
-    tables.write(arguments, table, draw, to_latex(table, tables.protocol_note(episodes)))
+    lacking = tables.count_of("episodes", len(missing))
+    tables.write(arguments, table, draw, lacking, to_latex(table, tables.protocol_note(episodes)))
 
 
 if __name__ == "__main__":
-    tables.run(main)
+    run(main)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from srpo import plus_tasks
 from srpo.analysis import latex, style, tables
-from srpo.analysis.io import DIMENSIONS, ResultError, read_config
+from srpo.analysis.io import DIMENSIONS, ResultError, read_config, run
 from srpo.analysis.stats import Estimate, PairedDifference, combine, wilson
 from srpo.config import PlusStage
 
@@ -281,14 +281,14 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = tables.parser("t2", __doc__)
     parser.add_argument("--sheet", type=Path, required=True, help="variants and labels (TSV), baseline first")
     parser.add_argument("--tasks", type=Path, required=True, help="LIBERO-Plus task list (CSV)")
     parser.add_argument(
         "--episodes", type=Path, nargs="+", required=True, help="episodes.parquet of every run"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     sheet = tables.read_sheet(arguments.sheet)
     try:
         tasks = plus_tasks.read_tasks(arguments.tasks)
@@ -299,8 +299,9 @@ def main() -> None:
         arguments.episodes, "libero_plus", sheet, expected, arguments.allow_incomplete
     )
     table = estimate(episodes, missing, sheet, tables.read_published(arguments.published, "T2"))
-    tables.write(arguments, table, draw, to_latex(table, tables.protocol_note(episodes)))
+    lacking = tables.count_of("episodes", len(missing))
+    tables.write(arguments, table, draw, lacking, to_latex(table, tables.protocol_note(episodes)))
 
 
 if __name__ == "__main__":
-    tables.run(main)
+    run(main)

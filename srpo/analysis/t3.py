@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from srpo.analysis import latex, style, tables
-from srpo.analysis.io import BENCHMARK, ResultError, read_config, read_rows
+from srpo.analysis.io import BENCHMARK, ResultError, read_config, read_rows, run
 from srpo.analysis.stats import Estimate, bootstrap
 from srpo.config import RewardBenchmarkStage
 from srpo.rewards.benchmark import (
@@ -40,8 +40,11 @@ CONTRASTS: dict[str, Callable[[NDArray[np.float64], NDArray[np.float64]], float]
 METRICS = (*MEANS, *CONTRASTS)
 
 
-def read_scores(paths: Sequence[Path], allow_incomplete: bool) -> pd.DataFrame:
-    """Scores of all suites and representations, refused unless all scored the same trajectories."""
+def read_scores(paths: Sequence[Path], allow_incomplete: bool) -> tuple[pd.DataFrame, int]:
+    """Scores of all suites and representations, refused unless all scored the same trajectories.
+
+    Also gives the number of (suite, representation) that are missing.
+    """
     scores = pd.concat([read_rows(path, BENCHMARK) for path in paths], ignore_index=True)
     configs = {path.parent: read_config(path, RewardBenchmarkStage) for path in paths}
     if len({config.preset for config in configs.values()}) > 1:
@@ -67,7 +70,7 @@ def read_scores(paths: Sequence[Path], allow_incomplete: bool) -> pd.DataFrame:
             raise ResultError(f"{suite}: representations scored different trajectories")
     order = list(dict.fromkeys(model.name for config in configs.values() for model in config.world_models))
     scores["representation"] = pd.Categorical(scores["representation"], order, ordered=True)
-    return scores.sort_values(["representation", *keys], ignore_index=True)
+    return scores.sort_values(["representation", *keys], ignore_index=True), len(expected - found)
 
 
 def estimate(scores: pd.DataFrame, published: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -208,16 +211,16 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = tables.parser("t3", __doc__)
     parser.add_argument(
         "--scores", type=Path, nargs="+", required=True, help="scores of every representation"
     )
-    arguments = parser.parse_args()
-    scores = read_scores(arguments.scores, arguments.allow_incomplete)
+    arguments = parser.parse_args(argv)
+    scores, missing = read_scores(arguments.scores, arguments.allow_incomplete)
     table = estimate(scores, tables.read_published(arguments.published, "T3"))
-    tables.write(arguments, table, draw, to_latex(table))
+    tables.write(arguments, table, draw, tables.count_of("sets of scores", missing), to_latex(table))
 
 
 if __name__ == "__main__":
-    tables.run(main)
+    run(main)

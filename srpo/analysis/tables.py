@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -166,6 +165,11 @@ def protocol_note(episodes: pd.DataFrame) -> str:
     )
 
 
+def count_of(things: str, number: int) -> str:
+    """ "3 episodes"; nothing of none."""
+    return f"{number} {things}" if number else ""
+
+
 def coverage_notes(infra_errors: int, missing: int) -> list[str]:
     """What the counts leave out; nothing if nothing."""
     notes = []
@@ -195,19 +199,18 @@ def write(
     arguments: argparse.Namespace,
     table: pd.DataFrame,
     draw: Callable[[pd.DataFrame], Figure],
+    missing: str,
     tex: str | None = None,
 ) -> None:
-    """Write the tidy CSV, the LaTeX table if there is one, and the figure drawn from the tidy table."""
+    """Write the tidy CSV, the LaTeX table if there is one, and the figure drawn from the tidy table.
+
+    `missing` says what an incomplete figure is without; empty for a complete one.
+    """
     with mpl.rc_context(style.RC):
-        style.save(draw(table), arguments.figure)
+        figure = draw(table)
+        if missing:
+            figure.suptitle(f"incomplete: without {missing}", fontsize=7)
+        style.save(figure, arguments.figure)
     if tex is not None:
         write_text(arguments.tex, tex)
     write_with(arguments.csv, lambda temporary: table.to_csv(temporary, index=False))
-
-
-def run(main: Callable[[], None]) -> None:
-    """Call a CLI's main; an unusable result file ends it with one line and exit status 1."""
-    try:
-        main()
-    except ResultError as error:
-        sys.exit(f"error: {error}")

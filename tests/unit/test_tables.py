@@ -1,0 +1,432 @@
+"""Tables T1, T2, T3 from result files: what is counted, compared, refused and printed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_results import (
+    MAX_STEPS,
+    episode_row,
+    libero_run,
+    plus_run,
+    plus_tasks_file,
+    reward_benchmark,
+)
+
+from srpo.analysis import f2, latex, t1, t2, t3, tables
+from srpo.analysis.io import DIMENSIONS, EPISODES, ResultError, read_rows, write_rows
+from srpo.analysis.stats import newcombe, wilson
+from srpo.config import SUITES
+from srpo.rewards.benchmark import standardised_mean_difference
+
+REPOSITORY = Path(__file__).parents[2]
+PUBLISHED = REPOSITORY / "configs" / "reference" / "published.csv"
+SHEET = {"sft": "SFT", "srpo": "SRPO"}
+
+
+def run(module: ModuleType, out: Path, *arguments: object) -> None:
+    """Call a command line, writing to `out`.csv, .tex, .png and .pdf."""
+    command = [*map(str, arguments), "--figure", str(out), "--csv", f"{out}.csv"]
+    if module is not f2:
+        command += ["--tex", f"{out}.tex", "--published", str(PUBLISHED)]
+    module.main(command)
+
+
+def write_sheet(path: Path, sheet: dict[str, str] = SHEET) -> Path:
+    path.write_text("variant\tlabel\n" + "".join(f"{k}\t{v}\n" for k, v in sheet.items()), encoding="utf-8")
+    return path
+
+
+def load(paths: list[Path], expected: pd.DataFrame, **changes: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
+    arguments = {"benchmark": "libero", "sheet": SHEET, "incomplete": False, **changes}
+    return tables.load_episodes(paths, expected=expected, **arguments)
+
+
+def t1_of(paths: list[Path], incomplete: bool = False) -> pd.DataFrame:
+    configs = [t1.read_config(path, t1.EvaluateStage) for path in paths]
+    episodes, missing = load(paths, t1.expected_episodes(configs), incomplete=incomplete)
+    return t1.estimate(episodes, missing, SHEET, tables.read_published(PUBLISHED, "T1"))
+
+
+def cell(table: pd.DataFrame, **where: str) -> dict[str, Any]:
+    rows = table[np.logical_and.reduce([table[key] == value for key, value in where.items()])]
+    assert len(rows) == 1
+    return {str(key): value for key, value in rows.iloc[0].items()}
+
+
+# -------------------------------------------------------------------------------------------------------- T1
+
+
+def test_t1_counts_rates_and_average(tmp_path: Path) -> None:
+    paths = [
+        libero_run(tmp_path, s, v, r)
+        for s in ("libero_goal", "libero_10")
+        for v, r in (("sft", 0.2), ("srpo", 0.7))
+    ]
+    table = t1_of(paths)
+    rates = []
+    for path in paths:
+        rows = read_rows(path, EPISODES)
+        own = cell(table, variant=rows["variant"][0], suite=rows["suite"][0])
+        successes = int((rows["status"] == "success").sum())
+        assert (own["successes"], own["episodes"], own["seeds"], own["tasks"]) == (successes, 20, 1, 2)
+        estimate = wilson(successes, 20)
+        assert (own["rate"], own["low"], own["high"]) == (estimate.value, estimate.low, estimate.high)
+        rates.append(estimate.value)
+    average = cell(table, variant="srpo", suite="average")
+    assert average["rate"] == pytest.approx((rates[1] + rates[3]) / 2)
+    assert average["episodes"] == 40
+    # Published averages are over the same suites; one for four suites is not put beside one for two.
+    one = cell(table, source="published", variant="OpenVLA*-One (T+I)", suite="average")
+    assert one["rate"] == pytest.approx((0.596 + 0.173) / 2)
+    assert one["label"] == "OpenVLA*-One"
+
+
+def test_t1_published_averages_as_printed_over_all_suites(tmp_path: Path) -> None:
+    table = t1_of([libero_run(tmp_path, s, v, 0.5, states=2) for s in SUITES for v in SHEET])
+    assert cell(table, variant="OpenVLA*-One (T+I)", suite="average")["rate"] == pytest.approx(0.489)
+    assert list(table["source"]) == sorted(table["source"])  # ours first, published below
+    published = table[table["source"] == "published"]
+    assert published["low"].isna().all()
+    assert published["episodes"].isna().all()
+
+
+def test_t1_infra_errors_are_no_failures(tmp_path: Path) -> None:
+    paths = [libero_run(tmp_path, "libero_goal", v, 1.0, infra_errors=3) for v in SHEET]
+    table = t1_of(paths)
+    own = cell(table, variant="srpo", suite="libero_goal")
+    assert (own["successes"], own["episodes"], own["infra_errors"], own["missing"]) == (17, 17, 3, 0)
+    assert own["rate"] == own["mean_over_tasks"] == 1
+    assert own["pairs"] == 17
+    assert "6 episodes could not be run" in t1.to_latex(table, "")
+
+
+def test_t1_pairs_are_the_same_task_and_state(tmp_path: Path) -> None:
+    paths = [libero_run(tmp_path, "libero_goal", v, r) for v, r in (("sft", 0.2), ("srpo", 0.7))]
+    keys = ["task_id", "init_state"]
+    first, second = (read_rows(p, EPISODES).set_index(keys)["status"] == "success" for p in paths)
+    write_rows(paths[1], read_rows(paths[1], EPISODES)[::-1].to_dict("records"), EPISODES)
+    own = cell(t1_of(paths), variant="srpo", suite="libero_goal")
+    both, gained = int((first & second).sum()), int((~first & second).sum())
+    lost, neither = int((first & ~second).sum()), int((~first & ~second).sum())
+    expected = newcombe(both, gained, lost, neither)
+    assert (own["difference"], own["difference_low"]) == (expected.value, expected.low)
+    assert own["test"] == "mcnemar"
+
+
+def test_t1_pools_seeds(tmp_path: Path) -> None:
+    paths = [libero_run(tmp_path, "libero_goal", "sft", 0.3)]
+    paths += [libero_run(tmp_path, "libero_goal", "srpo", 0.7, seed=seed) for seed in (0, 1, 2)]
+    table = t1_of(paths)
+    own = cell(table, variant="srpo", suite="libero_goal")
+    assert (own["episodes"], own["seeds"], own["pairs"], own["test"]) == (60, 3, 20, "sign flip")
+    assert "3 seeds" in t1.to_latex(table, "")
+
+
+def test_t1_refuses_and_allows_incomplete(tmp_path: Path) -> None:
+    paths = [libero_run(tmp_path, "libero_goal", variant, 0.5) for variant in SHEET]
+    rows = read_rows(paths[1], EPISODES).to_dict("records")
+    write_rows(paths[1], rows[:-2], EPISODES)
+    with pytest.raises(ResultError, match="incomplete: 2 of 40 rows are missing"):
+        t1_of(paths)
+    with pytest.raises(ResultError, match="incomplete: no episodes of srpo on libero_goal"):
+        t1_of(paths[:1])
+    table = t1_of(paths, incomplete=True)
+    assert cell(table, variant="srpo", suite="libero_goal")["missing"] == 2
+    assert cell(table, variant="sft", suite="libero_goal")["missing"] == 0
+    assert "Incomplete: 2 expected episodes are missing" in t1.to_latex(table, "")
+    alone = t1_of(paths[:1], incomplete=True)
+    assert np.isnan(cell(alone, variant="srpo", suite="libero_goal")["rate"])
+    assert r"SRPO & not run \\" in t1.to_latex(alone, "")
+
+
+def test_t1_refuses_more_than_was_asked_for(tmp_path: Path) -> None:
+    paths = [libero_run(tmp_path, "libero_goal", variant, 0.5) for variant in SHEET]
+    rows = read_rows(paths[1], EPISODES).to_dict("records")
+    extra = episode_row("libero_goal", variant="srpo", init_state=30)
+    write_rows(paths[1], [*rows, extra], EPISODES)
+    with pytest.raises(
+        ResultError, match=r"1 rows that their config does not ask for, the first: .*init_state=30"
+    ):
+        t1_of(paths, incomplete=True)
+
+
+def test_t1_refuses_unknown_variants_and_other_benchmarks(tmp_path: Path) -> None:
+    paths = [libero_run(tmp_path, "libero_goal", variant, 0.5) for variant in (*SHEET, "grpo")]
+    with pytest.raises(ResultError, match=r"variants \['grpo'\] are not in the sheet"):
+        t1_of(paths)
+    expected = pd.DataFrame({"suite": [], "variant": []})
+    with pytest.raises(ResultError, match=r"column benchmark: \['libero'\] in a table of libero_plus"):
+        load(paths[:2], expected, benchmark="libero_plus")
+
+
+def test_t1_command_line(tmp_path: Path) -> None:
+    sheet = write_sheet(tmp_path / "t1.tsv", {"sft": "SFT", "srpo": "SRPO (50% & more)"})
+    paths = [libero_run(tmp_path, "libero_goal", variant, 0.5) for variant in SHEET]
+    run(t1, tmp_path / "out" / "t1", "--sheet", sheet, "--episodes", *paths)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"t1.csv", "t1.tex", "t1.png", "t1.pdf"}
+    assert len(pd.read_csv(tmp_path / "out" / "t1.csv").query("source == 'ours'")) == 4
+    tex = (tmp_path / "out" / "t1.tex").read_text()
+    check_latex(tex)
+    assert r"SRPO (50\% \& more)" in tex
+    assert "Goal: 2 of 10 tasks only. Protocol: official initial states, at most 300 (Goal) steps" in tex
+
+
+def test_a_refusal_is_one_line_and_leaves_no_file(tmp_path: Path) -> None:
+    sheet, path = write_sheet(tmp_path / "t1.tsv"), libero_run(tmp_path, "libero_goal", "sft", 0.5)
+    out = tmp_path / "out" / "t1"
+    command = [sys.executable, "-m", "srpo.analysis.t1", "--sheet", sheet, "--episodes", path]
+    command += ["--published", PUBLISHED, "--csv", f"{out}.csv", "--tex", f"{out}.tex", "--figure", out]
+    refused = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=REPOSITORY)
+    assert (refused.returncode, refused.stderr) == (
+        1,
+        "error: incomplete: no episodes of srpo on libero_goal\n",
+    )
+    assert not out.parent.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "variant\tlabel\n",
+        "variant,label\nsft,SFT\n",
+        "variant\tlabel\nsft\tA\nsft\tB\n",
+        "variant\tlabel\nsft\t\n",
+    ],
+)
+def test_broken_sheets_are_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "sheet.tsv").write_text(text)
+    with pytest.raises(ResultError, match=r"sheet\.tsv"):
+        tables.read_sheet(tmp_path / "sheet.tsv")
+
+
+def test_the_projects_own_sheets_are_sound() -> None:
+    sheets = sorted((REPOSITORY / "configs" / "experiments").rglob("*.tsv"))
+    assert sheets
+    for path in sheets:
+        assert tables.read_sheet(path)
+
+
+# -------------------------------------------------------------------------------------------------------- T2
+
+
+def plus_runs(root: Path, rates: dict[str, dict[str, float]]) -> tuple[Path, list[Path]]:
+    tasks = plus_tasks_file(root / "tasks.csv", ("camera", "noise"))
+    return tasks, [plus_run(root, "libero_goal", variant, rate, tasks) for variant, rate in rates.items()]
+
+
+def t2_of(tasks: Path, paths: list[Path], incomplete: bool = False) -> pd.DataFrame:
+    configs = [t2.read_config(path, t2.PlusStage) for path in paths]
+    expected = t2.expected_episodes(configs, t2.plus_tasks.read_tasks(tasks))
+    episodes, missing = load(paths, expected, benchmark="libero_plus", incomplete=incomplete)
+    return t2.estimate(episodes, missing, SHEET, tables.read_published(PUBLISHED, "T2"))
+
+
+def test_t2_dimensions_totals_and_what_did_not_run(tmp_path: Path) -> None:
+    tasks, paths = plus_runs(
+        tmp_path, {"sft": {"camera": 0, "noise": 0.5}, "srpo": {"camera": 1, "noise": 0.5}}
+    )
+    table = t2_of(tasks, paths)
+    camera, noise, macro, micro = (
+        cell(table, variant="srpo", dimension=d) for d in ("camera", "noise", "macro", "micro")
+    )
+    assert (camera["successes"], camera["episodes"], camera["difference"]) == (12, 12, 1)
+    assert camera["p_value"] == pytest.approx(2 / 2**12)
+    assert macro["rate"] == pytest.approx((camera["rate"] + noise["rate"]) / 2)
+    size = t2.benchmark_sizes(["libero_goal"])
+    total = size["camera"] + size["noise"]
+    assert micro["rate"] == pytest.approx(
+        (camera["rate"] * size["camera"] + noise["rate"] * size["noise"]) / total
+    )
+    assert micro["benchmark_tasks"] == total
+    assert macro["note"] == "over 2 of 7 dimensions"
+    assert macro["difference"] == pytest.approx((1 + noise["difference"]) / 2)
+    for dimension in set(DIMENSIONS) - {"camera", "noise"}:
+        absent = cell(table, variant="srpo", dimension=dimension)
+        assert absent["note"] == "not run"
+        assert pd.isna(absent["rate"])
+        assert pd.isna(absent["episodes"])
+    row = next(line for line in t2.to_latex(table, "").splitlines() if line.startswith("SRPO &"))
+    assert row.count("not run") == 5
+    one = cell(table, variant="OpenVLA*-One (zero-shot)", dimension="macro")
+    assert one["rate"] == pytest.approx((0.032 + 0.064) / 2)
+
+
+def test_t2_sizes_are_the_benchmarks() -> None:
+    sizes = t2.benchmark_sizes(list(SUITES))
+    assert [sizes[dimension] for dimension in ("camera", "robot", "language", "noise")] == [
+        1599,
+        1550,
+        1537,
+        1601,
+    ]
+    assert [sizes[dimension] for dimension in ("layout", "background", "light")] == [1525, 1076, 1142]
+    assert sum(sizes.values()) == 10_030
+
+
+def test_t2_published_totals_are_macro_or_micro_as_printed() -> None:
+    rng = np.random.default_rng(0)
+    episodes = pd.DataFrame(
+        episode_row(
+            benchmark="libero_plus",
+            variant=variant,
+            perturbation=dimension,
+            perturbation_task=f"{dimension} {i}",
+            status=rng.choice(["success", "failure"]),
+        )
+        for variant in SHEET
+        for dimension in DIMENSIONS
+        for i in range(5)
+    )
+    nothing = pd.DataFrame(columns=["variant", "perturbation"])
+    table = t2.estimate(episodes, nothing, SHEET, tables.read_published(PUBLISHED, "T2"))
+
+    def totals(variant: str) -> list[float]:
+        return [cell(table, variant=variant, dimension=total)["rate"] for total in t2.TOTALS]
+
+    assert totals("OpenVLA*-One + online SRPO (zero-shot)") == pytest.approx([0.596, 0.573])
+    assert totals("OpenVLA-OFT") == pytest.approx([np.nan, 0.696], nan_ok=True)
+    assert totals("OpenVLA*-One (zero-shot)") == pytest.approx([0.194, np.nan], nan_ok=True)
+    check_latex(t2.to_latex(table, ""))
+
+
+def test_t2_refuses_another_sample_of_tasks(tmp_path: Path) -> None:
+    tasks, paths = plus_runs(tmp_path, {"sft": {"camera": 0}, "srpo": {"camera": 1}})
+    rows = read_rows(paths[1], EPISODES).to_dict("records")
+    write_rows(paths[1], rows[1:], EPISODES)
+    with pytest.raises(ResultError, match="1 of 24 rows are missing"):
+        t2_of(tasks, paths)
+    assert cell(t2_of(tasks, paths, incomplete=True), variant="srpo", dimension="camera")["missing"] == 1
+    rows[0]["perturbation_task"] = rows[0]["perturbation_task"].replace("_view_", "_view_9")
+    write_rows(paths[1], rows, EPISODES)
+    with pytest.raises(ResultError, match="config does not ask for"):
+        t2_of(tasks, paths)
+
+
+def test_t2_command_line(tmp_path: Path) -> None:
+    tasks, paths = plus_runs(tmp_path, {"sft": {"camera": 0, "noise": 0}, "srpo": {"camera": 0, "noise": 0}})
+    arguments = ["--sheet", write_sheet(tmp_path / "t2.tsv"), "--episodes", *paths]
+    run(t2, tmp_path / "t2", *arguments, "--tasks", tasks)
+    check_latex((tmp_path / "t2.tex").read_text())
+    with pytest.raises(ResultError, match=r"absent\.csv"):
+        run(t2, tmp_path / "no", *arguments, "--tasks", tmp_path / "absent.csv")
+
+
+# -------------------------------------------------------------------------------------------------------- T3
+
+
+def test_t3_metrics_counts_and_intervals(tmp_path: Path) -> None:
+    paths = reward_benchmark(tmp_path, "libero_goal", {"pixel": 0.35, "vjepa2-tiny": 0.8})
+    scores, missing = t3.read_scores(paths, allow_incomplete=False)
+    assert missing == 0
+    published = tables.read_published(PUBLISHED, "T3")
+    table = t3.estimate(scores, published)
+    own = scores[scores["representation"] == "pixel"]
+    successes, failures = own[own["success"]], own[~own["success"]]
+    sc = cell(table, representation="pixel", metric="SC", source="ours")
+    assert sc["value"] == pytest.approx(successes["spearman"].mean())
+    assert (sc["successes"], sc["failures"]) == (14, 6)
+    smd = cell(table, representation="pixel", metric="SMD", source="ours")
+    expected = standardised_mean_difference(
+        successes["final_progress"].to_numpy(), failures["final_progress"].to_numpy()
+    )
+    assert smd["value"] == expected
+    assert smd["low"] < smd["value"] < smd["high"]
+    pd.testing.assert_frame_equal(table, t3.estimate(scores, published))  # seeded
+    assert cell(table, representation="pixel", metric="SMD", source="published")["value"] == 2.1
+    check_latex(t3.to_latex(table))
+
+
+def test_t3_without_failures(tmp_path: Path) -> None:
+    scores, _ = t3.read_scores(reward_benchmark(tmp_path, "libero_goal", {"pixel": 0.5}, failures=0), False)
+    table = t3.estimate(scores, tables.read_published(PUBLISHED, "T3").head(0))
+    assert np.isnan(cell(table, metric="MMD")["value"])
+    assert not np.isnan(cell(table, metric="SC")["value"])
+    assert "--" in t3.to_latex(table)
+
+
+def test_t3_refuses(tmp_path: Path) -> None:
+    paths = reward_benchmark(tmp_path, "libero_goal", {"pixel": 0.4, "vjepa2-tiny": 0.8})
+    with pytest.raises(ResultError, match=r"incomplete: no scores of \[\('libero_goal', 'vjepa2-tiny'\)\]"):
+        t3.read_scores(paths[:1], allow_incomplete=False)
+    scores, missing = t3.read_scores(paths[:1], allow_incomplete=True)
+    assert set(scores["representation"]) == {"pixel"}
+    assert missing == 1
+    with pytest.raises(ResultError, match="twice under the same representation"):
+        t3.read_scores([*paths, paths[0]], allow_incomplete=False)
+    rows = read_rows(paths[1], t3.BENCHMARK).to_dict("records")
+    write_rows(paths[1], rows[:-1], t3.BENCHMARK)
+    with pytest.raises(ResultError, match="libero_goal: representations scored different trajectories"):
+        t3.read_scores(paths, allow_incomplete=False)
+    rows[0]["success"] = False
+    write_rows(paths[1], rows, t3.BENCHMARK)
+    with pytest.raises(ResultError, match="disagree on a trajectory's outcome"):
+        t3.read_scores(paths, allow_incomplete=False)
+
+
+# ----------------------------------------------------------------------------------------------------- LaTeX
+
+
+def check_latex(tex: str) -> None:
+    """Balanced braces and environments, the same number of cells in every row, no bare special character."""
+    assert not re.search(r"(?<!\\)[&%#_$]{2}", tex)
+    body = tex.split("\n", 1)[1]  # less the comment
+    bare = re.sub(r"\\[\\&%$#_{}]", "", body)
+    assert bare.count("{") == bare.count("}")
+    assert "%" not in bare
+    assert "#" not in bare
+    assert "_" not in bare
+    assert re.findall(r"\\begin\{(\w+)\}", tex) == re.findall(r"\\end\{(\w+)\}", tex) == ["tabular"]
+    assert tex.count(r"\begingroup") == tex.count(r"\endgroup") == 1
+    columns = len(re.search(r"\\begin\{tabular\}\{@\{\}(l?c*)@", tex)[1])
+    rows = [line for line in tex.split("\n") if line.endswith(r" \\") and "multicolumn" not in line]
+    assert len(rows) > 1
+    assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in rows} == {columns}
+    assert tex.isascii()
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("50% & a_b #1 {x} $5", r"50\% \& a\_b \#1 \{x\} \$5"),
+        ("a\\b~c^d", r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d"),
+        ("p < 0.1", r"p \textless{} 0.1"),
+        ("[−1]", "{[}$-$1]"),
+        ("SRPO (α = 0.3)", r"SRPO ($\alpha$ = 0.3)"),
+    ],
+)
+def test_latex_escaping(text: str, escaped: str) -> None:
+    assert latex.escape(text) == escaped
+
+
+def test_latex_table() -> None:
+    groups = [
+        latex.Group("", [latex.Row(["ours"], [["1", "[0, 2]"], ["–"]])]),
+        latex.Group("none", []),
+        latex.Group("Published", [latex.Row(["theirs"], [["2"], ["3"]])]),
+    ]
+    tex = latex.tabular("Model", ["A", "B"], groups, ["100%."])
+    check_latex(tex)
+    assert r"\toprule" + "\n" + r"Model & A & B \\" + "\n" + r"\midrule" + "\n" + r"ours & 1 & -- \\" in tex
+    assert r" & {\scriptsize {[}0, 2]} &  \\" in tex
+    assert tex.count(r"\midrule") == 2
+    assert "none" not in tex
+
+
+def test_percent() -> None:
+    assert [tables.percent(v) for v in (0, 0.125, 1, np.nan)] == ["0.0", "12.5", "100.0", "–"]
+    assert [tables.percent(v, sign=True) for v in (-0.05, 0.05)] == ["−5.0", "+5.0"]
+    assert [tables.p_text(p) for p in (1, 0.0312, 0.0004)] == ["p = 1.000", "p = 0.031", "p < 0.001"]
+
+
+def test_every_suite_has_a_label() -> None:
+    assert set(tables.SUITE_LABELS) == set(SUITES) == set(MAX_STEPS)
