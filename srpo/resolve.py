@@ -30,6 +30,7 @@ from srpo.config import (
     ConfigError,
     Preset,
     Settings,
+    SftStage,
     Stage,
     Suite,
     WorldModelStage,
@@ -40,7 +41,7 @@ from srpo.config import (
     validate,
 )
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS: Path = Path(__file__).resolve().parents[1] / "configs"
 SFT = "sft"
 """The variant that is not trained by reinforcement: what every other variant starts from."""
 SUITES_ON_HUB = {
@@ -389,9 +390,10 @@ def plan(preset: Preset, source: str, configs: Path = CONFIGS, overrides: Sequen
     stages = found.stages
     pretrained = [*preset.world_models]
     for suite in preset.suites:
-        stages[f"demos/{suite}"] = resolver.stage("demos", suite)
         sft = found.sft_of(suite)
-        stages[sft.folder] = resolver.stage("sft", *sft)
+        stages[sft.folder] = tuned = resolver.stage("sft", *sft)
+        if isinstance(tuned, SftStage) and tuned.sft.updates:
+            stages[f"demos/{suite}"] = resolver.stage("demos", suite)
         if preset.world_models:
             stages[f"reward_benchmark/{suite}"] = resolver.stage("reward_benchmark", suite)
     for run in found.runs(*tables):

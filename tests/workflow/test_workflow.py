@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import pty
 import re
 import shutil
 import subprocess
@@ -85,9 +86,11 @@ def expected_counts(preset: dict[str, Any]) -> dict[str, int]:
             "pretraining"
         ]
     }
+    policy = yaml.safe_load((ROOT / f"configs/policies/{preset['policy']}.yaml").read_text())
+    updates = (base["sft"] | policy["sft"] | preset["settings"].get("sft", {}))["updates"]
     suites = len(preset["suites"])
     counts = {
-        "demos": suites,
+        "demos": suites if updates else 0,
         "sft": suites,
         "world_model": len(pretrained),
         "train": len(trained),
@@ -150,6 +153,31 @@ def test_imports_are_light(tmp_path: Path) -> None:
         for line in file.read_text().splitlines():
             if re.match(r"\s*(from\s.+\simport|import)\s", line):
                 assert allowed.match(line), f"{file.name}: {line}"
+
+
+LOGGED = f'. "{ROOT}/workflow/shell.sh"; logged "$@"'
+SPEAK = "import sys; print(sys.stderr.isatty(), sys.argv[1:], file=sys.stderr); sys.exit(3)"
+
+
+def test_a_job_is_logged_and_its_failure_kept(tmp_path: Path) -> None:
+    log = tmp_path / "a log"
+    command = ["bash", "-c", LOGGED, "bash", str(log), sys.executable, "-c", SPEAK, "two words", "it's"]
+    assert subprocess.run(command).returncode == 3
+    assert log.read_text() == "False ['two words', \"it's\"]\n"
+
+
+@pytest.mark.skipif(shutil.which("script") is None, reason="needs util-linux")
+def test_on_a_terminal_a_job_has_a_terminal(tmp_path: Path) -> None:
+    """So that its progress bars show, while the log is kept all the same."""
+    log = tmp_path / "a log"
+    command = ["bash", "-c", LOGGED, "bash", str(log), sys.executable, "-c", SPEAK, "two words", "it's"]
+    ours, theirs = pty.openpty()
+    assert subprocess.run(command, stderr=theirs).returncode == 3
+    os.close(theirs)
+    line = "True ['two words', \"it's\"]"
+    assert line in log.read_text()
+    assert line in os.read(ours, 1000).decode()
+    os.close(ours)
 
 
 def test_the_package_does_not_know_the_workflow() -> None:

@@ -74,6 +74,12 @@ def memory(wildcards, threads, attempt):
     return attempt * (4000 + 2000 * threads + 64000 * bool(PRESET.gpus))
 
 
+def demos_of(wildcards):
+    """What SFT learns from, unless it takes a released checkpoint as it is."""
+    folder = f"demos/{wildcards.suite}"
+    return f"<results>/{folder}/data" if folder in PLAN.stages else []
+
+
 def sft_policy(wildcards):
     """The policy that a suite's other runs start from."""
     return f"<results>/{PLAN.sft_of(wildcards.suite).folder}/policy"

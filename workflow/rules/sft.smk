@@ -2,7 +2,7 @@
 rule sft:
     input:
         config=f"<results>/runs/{{suite}}/{SFT}/seed{{seed}}/config.yaml",
-        demos="<results>/demos/{suite}/data",
+        demos=demos_of,
     output:
         policy=directory(f"<results>/runs/{{suite}}/{SFT}/seed{{seed}}/policy"),
         metrics=f"<results>/runs/{{suite}}/{SFT}/seed{{seed}}/metrics.csv",
@@ -19,8 +19,9 @@ rule sft:
         runtime=1440,
         gpu=PRESET.gpus,
     params:
+        demos=f"results/{PRESET.name}/demos/{{suite}}/data",
         out=subpath(output.policy, parent=True),
         scratch=scratch,
     shell:
-        "logged {log:q} python -m srpo.sft --config {input.config:q} --demos {input.demos:q}"
+        "logged {log:q} python -m srpo.sft --config {input.config:q} --demos {params.demos:q}"
         " --out {params.out:q} --scratch {params.scratch:q}"
