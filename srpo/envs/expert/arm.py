@@ -19,6 +19,10 @@ ROTATION_LIMIT = 0.6
 NOISE_CORRELATION = 0.8
 NOISE_SCALE = np.array([1.0, 1.0, 1.0, 0.3, 0.3, 0.3])
 """Noise on xyz and on rotation, as shares of the configured standard deviation."""
+CAREFUL = 0.8
+"""At or below this speed the gripper is near things: noise would spoil grasps rather than show recoveries."""
+CAREFUL_NOISE = 0.5
+"""The share of the noise that is left then."""
 CLOSING_STEPS = 12
 """Control steps that the gripper takes to close."""
 
@@ -96,7 +100,8 @@ class Arm:
         action[3:6] *= min(1.0, ROTATION_LIMIT / max(np.abs(action[3:6]).max(), 1e-9))
         action[6] = self._command
         self._before_step(action.copy())
-        action[:6] = np.clip(action[:6] + self._noise(), -1.0, 1.0)
+        noise = self._noise() * (CAREFUL_NOISE if speed <= CAREFUL else 1.0)
+        action[:6] = np.clip(action[:6] + noise, -1.0, 1.0)
         self._steps_left -= 1
         if self._env.step(action):
             raise EpisodeEnd(success=True)
@@ -148,4 +153,4 @@ class Arm:
         self._command = gripper
         target = self.position
         for _ in range(steps):
-            self._act(target, GAIN, speed=1.0)
+            self._act(target, GAIN, CAREFUL)

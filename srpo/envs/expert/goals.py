@@ -40,7 +40,7 @@ def run_expert(
         env: any task of libero_spatial, libero_object, libero_goal or libero_10.
         init_state: the initial state to start from.
         noise: standard deviation of the noise added to executed translations (full action is 1; rotations get
-            0.3 of it). It is correlated in time: AR(1) with ρ = 0.8.
+            0.3 of it, and slow moves near things half). It is correlated in time: AR(1) with ρ = 0.8.
         rng: source of the noise, and of nothing else.
         max_steps: control steps after which the episode has failed.
         before_step: called before each step with the intended action (7,), without noise; what `env` shows at

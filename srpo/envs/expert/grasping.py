@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from srpo.envs.expert.arm import CLOSED, CLOSING_STEPS, OPEN, Arm
+from srpo.envs.expert.arm import CAREFUL, CLOSED, CLOSING_STEPS, OPEN, Arm
 from srpo.envs.expert.scene import (
     FINGERS_ALONG_Y,
     Matrix,
@@ -235,7 +235,14 @@ class Hand:
     def approach(self, grasp: Grasp) -> None:
         """Bring the open gripper down (or in) to a grasp."""
         self.arm.move(
-            grasp.position, grasp.rotation, OPEN, tolerance=0.006, angle=0.1, steps=45, gain=1.3, speed=0.8
+            grasp.position,
+            grasp.rotation,
+            OPEN,
+            tolerance=0.006,
+            angle=0.1,
+            steps=45,
+            gain=1.3,
+            speed=CAREFUL,
         )
 
     def _travel(self, name: str, target: Vector, rotation: Matrix) -> None:
@@ -271,7 +278,7 @@ class Hand:
                 grasp = again
                 arm.move(grasp.before(0.07), grasp.rotation, OPEN, tolerance=0.02, angle=0.12, steps=60)
             self.approach(grasp)
-            arm.move(grasp.position, gripper=CLOSED, tolerance=0.0, steps=CLOSING_STEPS)
+            arm.move(grasp.position, gripper=CLOSED, tolerance=0.0, steps=CLOSING_STEPS, speed=CAREFUL)
             arm.move(grasp.before(-lift / grasp.rotation[2, 2]), tolerance=0.02, steps=40, speed=0.9)
             if scene.position(name)[2] > height + 0.4 * lift:
                 return
