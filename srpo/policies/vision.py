@@ -78,9 +78,6 @@ class VisionTransformer(nn.Module):
     Blocks behind the one that is read are not built: checkpoints carry them, nothing needs them.
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
-
     def __init__(self, encoder: dict[str, Any], image_size: int) -> None:
         super().__init__()
         width = encoder["hidden_size"]
@@ -95,13 +92,14 @@ class VisionTransformer(nn.Module):
             _Block(width, encoder["heads"], encoder["mlp_ratio"], encoder["layer_scale"])
             for _ in range(built)
         )
-        self.register_buffer("mean", torch.tensor(encoder["mean"]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(encoder["std"]).view(3, 1, 1), persistent=False)
+        # Plain numbers: transformers leaves buffers that are not in a checkpoint uninitialised.
+        self._mean, self._std = encoder["mean"], encoder["std"]
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """float (N, 3, size, size) in [0, 1] → patch tokens (N, patches, hidden_size)."""
-        hidden = self.patch_embed((pixels - self.mean) / self.std) + self.pos_embed
+        mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (self._mean, self._std))
+        hidden = self.patch_embed((pixels - mean) / std) + self.pos_embed
         prefix = [token for token in (self.cls_token, self.reg_token) if token is not None]
         skip = sum(token.shape[1] for token in prefix)
         hidden = torch.cat([*(token.expand(len(pixels), -1, -1) for token in prefix), hidden], 1)
