@@ -30,6 +30,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from transformers.utils.logging import disable_progress_bar
+
 from srpo import config as settings
 from srpo.files import atomic_directory
 from srpo.policies import action_tokens
@@ -38,6 +40,8 @@ from srpo.policies.vision import VisionTransformer
 from srpo.types import ACTION_DIM, CHUNK, PROPRIO_DIM, TOKENS
 
 MODEL_TYPE = "srpo_openvla_oft"
+
+disable_progress_bar()  # transformers' bars for loading and saving, noise in a log
 
 
 class CheckpointError(ValueError):
@@ -312,7 +316,12 @@ def load_policy(folder: Path, device: str | torch.device = "cpu") -> OpenVLAOFT:
         raise CheckpointError(f"{description}: model_type {kind!r} is not {MODEL_TYPE!r}")
     try:
         model, report = OpenVLAOFT.from_pretrained(
-            folder, output_loading_info=True, use_safetensors=True, local_files_only=True, dtype=torch.float32
+            folder,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are listed below, with all else that does not fit
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=torch.float32,
         )
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:

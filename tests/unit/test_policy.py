@@ -1,0 +1,174 @@
+"""The OpenVLA-OFT class: what goes in, what comes out, and what a checkpoint must be."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from policies import ENCODER, INSTRUCTIONS, SUITE, observations, small_policy
+from scipy.stats import chisquare
+
+from srpo.policies import action_tokens
+from srpo.policies.openvla_oft import CheckpointError, load_policy, save_policy
+
+
+def test_sequence_is_read_before_each_placeholder_and_through_the_action_rows() -> None:
+    """The same logits from the parts, put together by hand with an explicit all-to-all mask."""
+    policy = small_policy()
+    inputs = policy.prepare(SUITE, *observations(1))
+    with torch.no_grad():
+        embed = policy.language_model.get_input_embeddings()
+        bos, stop = embed(torch.tensor([[policy.tokenizer.bos_token_id]])), embed(torch.tensor([[2]]))
+        assert policy.tokenizer.eos_token_id == 2
+        parts = [
+            bos,
+            policy.projector(policy.vision_backbone(inputs.pixels)),
+            policy.proprio_projector(inputs.proprio)[:, None],
+            embed(inputs.ids),
+            policy.placeholders[None],
+            stop,
+        ]
+        sequence = torch.cat(parts, 1)
+        everything = torch.zeros(1, 1, sequence.shape[1], sequence.shape[1])
+        hidden = policy.language_model.model(
+            inputs_embeds=sequence, attention_mask=everything
+        ).last_hidden_state
+        logits = policy.language_model.lm_head(hidden)[0]
+        expected = [logits[-58 + k, [640 - 1 - bin_ for bin_ in range(256)]] for k in range(56)]
+        np.testing.assert_allclose(policy.action_logits(inputs)[0], torch.stack(expected), atol=1e-5)
+
+
+def test_attention_looks_both_ways() -> None:
+    policy = small_policy()
+    inputs = policy.prepare(SUITE, *observations(1))
+    with torch.no_grad():
+        before = policy.action_logits(inputs)
+        policy.placeholders[-1] += 1.0  # the last position, behind all that is read for the first action
+        assert (policy.action_logits(inputs)[0, 0] - before[0, 0]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("changes", [{}, {"proprio": False, "learned_placeholders": False}])
+def test_a_sample_does_not_depend_on_its_batch(changes: dict) -> None:
+    policy = small_policy(**changes)
+    images, words, proprio = observations(5)
+    assert len({len(policy.tokenizer(word)["input_ids"]) for word in words}) > 1  # so padding takes part
+    with torch.no_grad():
+        together = policy.action_logits(policy.prepare(SUITE, images, words, proprio))
+        for k in range(5):
+            one = slice(k, k + 1)
+            alone = policy.action_logits(policy.prepare(SUITE, images[one], words[one], proprio[one]))
+            np.testing.assert_allclose(together[k], alone[0], atol=1e-5)
+
+
+def test_acting_and_learning_agree() -> None:
+    policy = small_policy()
+    inputs = policy.prepare(SUITE, *observations(4))
+    generators = [torch.Generator().manual_seed(k) for k in range(4)]
+    tokens, log_probs = policy.act(inputs, 1.6, generators)
+    with torch.no_grad():
+        again, entropy = policy.log_probs(inputs, torch.from_numpy(tokens), 1.6)
+    np.testing.assert_allclose(log_probs, again, atol=1e-5)
+    assert (entropy > 0).all() and (entropy <= np.log(256) + 1e-5).all()
+    greedy, _ = policy.act(inputs, 0.0)
+    with torch.no_grad():
+        np.testing.assert_array_equal(greedy, policy.action_logits(inputs).argmax(-1))
+
+
+def test_sampling_follows_the_softmax_of_each_episodes_own_generator() -> None:
+    policy = small_policy()
+    one = policy.prepare(SUITE, *observations(1))
+    inputs = one[torch.zeros(100, dtype=torch.long)]
+    generators = [torch.Generator().manual_seed(k) for k in range(100)]
+    draws = np.concatenate([policy.act(inputs, 1.0, generators)[0][:, :4] for _ in range(15)])
+    with torch.no_grad():
+        probabilities = torch.softmax(policy.action_logits(one)[0, :4].double(), -1).numpy()
+    for position in range(4):
+        counts = np.bincount(draws[:, position], minlength=256)
+        # Bins in eight parts of about equal probability, so that the χ² approximation holds.
+        part = np.minimum((np.cumsum(probabilities[position]) * 8).astype(int), 7)
+        expected = np.bincount(part, probabilities[position], 8) * len(draws)
+        assert chisquare(np.bincount(part, counts, 8), expected).pvalue > 1e-4
+    first = policy.act(one, 1.0, [torch.Generator().manual_seed(5)])[0]
+    np.testing.assert_array_equal(first, policy.act(one, 1.0, [torch.Generator().manual_seed(5)])[0])
+
+
+def test_gradients_reach_every_parameter() -> None:
+    policy = small_policy()
+    inputs = policy.prepare(SUITE, *observations(3))
+    log_probs, _ = policy.log_probs(inputs, torch.zeros(3, 56, dtype=torch.long), 1.0)
+    log_probs.sum().backward()
+    silent = [n for n, p in policy.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert silent == []
+
+
+def test_two_encoders_are_fused() -> None:
+    policy = small_policy(encoders=(ENCODER, ENCODER.model_copy(update={"cls_token": True, "registers": 2})))
+    names = dict(policy.named_parameters())
+    assert names["projector.fc1.weight"].shape == (4 * 32, 32)
+    assert "vision_backbone.fused_featurizer.reg_token" in names and "projector.fc3.weight" in names
+    assert policy.action_logits(policy.prepare(SUITE, *observations(2))).shape == (2, 56, 256)
+
+
+def test_actions_are_unnormalised_and_the_gripper_inverted() -> None:
+    policy = small_policy()
+    tokens = np.full((1, 56), 255)
+    tokens[0, 6] = 0  # gripper of the first step: the model's 0 closes
+    actions = policy.actions(SUITE, tokens)
+    assert actions.shape == (1, 8, 7)
+    top = action_tokens.CENTRES[-1]
+    np.testing.assert_allclose(actions[0, 0, :6], 0.5 * (top + 1) * 1.5 - 0.5)
+    assert actions[0, 0, 6] == 1 and actions[0, 1, 6] == -1
+    with pytest.raises(CheckpointError, match="libero_10"):
+        policy.actions("libero_10", tokens)
+
+
+class TestCheckpoint:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        save_policy(small_policy(), tmp_path / "policy")
+        return tmp_path / "policy"
+
+    def test_a_loaded_policy_acts_as_the_saved_one(self, folder: Path) -> None:
+        saved, loaded = small_policy(), load_policy(folder)
+        inputs = saved.prepare(SUITE, *observations(3))
+        with torch.no_grad():
+            assert torch.equal(saved.action_logits(inputs), loaded.action_logits(inputs))
+        assert loaded.tokenizer(INSTRUCTIONS[0])["input_ids"] == saved.tokenizer(INSTRUCTIONS[0])["input_ids"]
+        assert loaded.config.norm_stats == saved.config.norm_stats
+        assert {file.suffix for file in folder.iterdir()} == {".json", ".safetensors"}
+
+    def test_missing_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match=r"no config\.json"):
+            load_policy(tmp_path)
+
+    def test_another_architecture(self, folder: Path) -> None:
+        (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+        with pytest.raises(CheckpointError, match="'llama' is not 'srpo_openvla_oft'"):
+            load_policy(folder)
+
+    def test_a_truncated_file(self, folder: Path) -> None:
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1000])
+        with pytest.raises(CheckpointError, match="cannot be loaded"):
+            load_policy(folder)
+
+    @pytest.mark.parametrize("damage", ["missing", "unexpected", "shape"])
+    def test_tensors_that_do_not_fit(self, folder: Path, damage: str) -> None:
+        from safetensors.torch import load_file, save_file
+
+        tensors = load_file(folder / "model.safetensors")
+        if damage == "missing":
+            del tensors["projector.fc1.bias"]
+        elif damage == "unexpected":
+            tensors["surplus"] = torch.zeros(1)
+        else:
+            tensors["projector.fc1.bias"] = torch.zeros(3)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(CheckpointError, match="surplus" if damage == "unexpected" else r"fc1\.bias"):
+            load_policy(folder)
+
+    def test_a_pickle_is_not_read(self, folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+        with pytest.raises(CheckpointError):
+            load_policy(folder)
