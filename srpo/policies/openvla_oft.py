@@ -29,7 +29,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-
 from transformers.utils.logging import disable_progress_bar
 
 from srpo import config as settings
@@ -287,8 +286,8 @@ def create_policy(
     room = policy.llm.vocab_size - action_tokens.BINS
     if len(tokenizer) > room:
         raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens; llm.vocab_size {policy.llm.vocab_size} leaves {room} "
-            "beside the action tokens"
+            f"the tokenizer has {len(tokenizer)} tokens; llm.vocab_size {policy.llm.vocab_size} leaves "
+            f"{room} beside the action tokens"
         )
     model = OpenVLAOFT(OpenVLAOFTConfig(policy=policy.model_dump(mode="json"), norm_stats=norm_stats))
     model.tokenizer = tokenizer

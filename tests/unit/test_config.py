@@ -25,11 +25,12 @@ from srpo.config_docs import documentation, schemas
 from srpo.resolve import Resolver, load_preset, to_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "tests/example.yaml"
 
 
 def resolved(kind: str, variant: str = "srpo-pixel") -> dict[str, Any]:
-    """The smoke preset's settings of a stage, as plain data to spoil."""
-    preset, source = load_preset("smoke")
+    """The example preset's settings of a stage, as plain data to spoil."""
+    preset, source = load_preset(str(EXAMPLE))
     stage = Resolver(preset, source).stage(kind, preset.suites[0], variant, 0)
     values: dict[str, Any] = yaml.safe_load(to_yaml(stage))
     return values
@@ -43,7 +44,7 @@ def spoil(values: dict[str, Any], key: str, value: object) -> None:
 
 
 def test_resolved_file_loads_to_the_same_stage(tmp_path: Path) -> None:
-    preset, source = load_preset("smoke")
+    preset, source = load_preset(str(EXAMPLE))
     for kind in ("demos", "sft", "train", "evaluate", "plus", "reward_benchmark"):
         stage = Resolver(preset, source).stage(kind, preset.suites[0], "srpo-vjepa2-tiny", 0)
         path = tmp_path / f"{kind}.yaml"
@@ -85,7 +86,7 @@ def test_numbers_yaml_reads_as_strings(tmp_path: Path, text: str) -> None:
         (TrainStage, "tasks", [], "tasks"),
         (EvaluateStage, "evaluate.states", 11, "held_out has 10 test states"),
         (SftStage, "sft.updates", 0, "there is none"),
-        (SftStage, "policy.image_size", 90, "not a multiple of patch_size"),
+        (SftStage, "policy.image_size", 97, "not a multiple of patch_size"),
         (SftStage, "policy.llm.heads", 128, "not an even multiple of heads 128"),
         (SftStage, "policy.llm.vocab_size", 256, "leaves no room"),
         (SftStage, "policy.encoders", [], "policy.encoders"),
@@ -141,7 +142,7 @@ def test_missing_file(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_presets(change: dict[str, Any], message: str) -> None:
-    values = yaml.safe_load((ROOT / "configs/presets/smoke.yaml").read_text())
+    values = yaml.safe_load(EXAMPLE.read_text())
     with pytest.raises(ConfigError) as error:
         validate(Preset, values | change, "here.yaml")
     assert "here.yaml" in str(error.value)

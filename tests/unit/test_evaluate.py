@@ -1,0 +1,95 @@
+"""Evaluation's bookkeeping: which episodes, which rows, and what survives a kill."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from srpo.analysis.io import EPISODES, write_rows
+from srpo.config import Evaluate, EvaluateStage, Protocol
+from srpo.evaluate import Journal, _shard, episode_row, libero_specs
+from srpo.types import Episode, EpisodeSpec, FailedRun
+
+CONFIG = EvaluateStage(
+    preset="test",
+    suite="libero_goal",
+    tasks=(7, 8),
+    protocol=Protocol(
+        profile="held_out", max_steps=20, settle_steps=0, env_seed=0, image_size=16, render="fast"
+    ),
+    variant="sft",
+    seed=0,
+    evaluate=Evaluate(states=3),
+)
+
+
+def finished(spec: EpisodeSpec, success: bool) -> Episode:
+    empty = np.zeros((0,))
+    return Episode(spec, success, 12, empty, empty, empty, empty, empty, empty, empty, 0.5)
+
+
+def test_held_out_states_are_evaluated_in_order() -> None:
+    specs = libero_specs(CONFIG)
+    assert [(s.task_id, s.init_state) for s in specs] == [(t, s) for t in (7, 8) for s in (40, 41, 42)]
+    assert all(spec.temperature == 0 for spec in specs)
+
+
+def test_rows_fit_the_schema_and_a_crash_is_no_failure(tmp_path: Path) -> None:
+    spec = libero_specs(CONFIG)[0]
+    plus = EpisodeSpec(
+        "libero_goal", 7, 0, 0, 0.0,
+        variant="turn_on_the_stove_view_0_0_100_0_0_initstate_0_noise_12",
+    )  # fmt: skip
+    rows = [
+        episode_row(CONFIG, "tiny", finished(spec, True)),
+        episode_row(CONFIG, "tiny", finished(libero_specs(CONFIG)[1], False)),
+        episode_row(CONFIG, "tiny", FailedRun(libero_specs(CONFIG)[2], "GL context lost")),
+        episode_row(CONFIG, "tiny", finished(plus, True)),
+    ]
+    assert [row["status"] for row in rows] == ["success", "failure", "infra_error", "success"]
+    assert rows[2]["error"] == "GL context lost" and rows[0]["task"] == "turn_on_the_stove"
+    assert rows[3]["perturbation"] == "noise" and json.loads(rows[3]["perturbation_parameters"]) == {
+        "kind": "gaussian", "severity": 2,
+    }  # fmt: skip
+    protocol = json.loads(rows[0]["protocol"])
+    assert protocol["render"] == "fast" and protocol["mujoco"]
+    write_rows(tmp_path / "episodes.parquet", rows, EPISODES)
+
+
+class TestJournal:
+    def rows(self, *statuses: str) -> list[dict]:
+        specs = libero_specs(CONFIG)
+        made = {
+            "success": lambda spec: finished(spec, True),
+            "infra_error": lambda spec: FailedRun(spec, "lost"),
+        }
+        return [
+            episode_row(CONFIG, "tiny", made[status](spec))
+            for status, spec in zip(statuses, specs, strict=False)
+        ]
+
+    def test_a_torn_last_line_is_dropped_and_errors_are_tried_again(self, tmp_path: Path) -> None:
+        journal = Journal(tmp_path, "run")
+        for row in self.rows("success", "infra_error", "success"):
+            journal.add(row)
+        file = tmp_path / "rows.jsonl"
+        file.write_text(file.read_text()[:-40])
+        again = Journal(tmp_path, "run")
+        assert [row["init_state"] for row in again.rows] == [40]
+        again.add(self.rows("success", "success")[1])
+        assert [row["init_state"] for row in Journal(tmp_path, "run").rows] == [40, 41]
+
+    def test_another_runs_rows_are_discarded(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        Journal(tmp_path, "run").add(self.rows("success")[0])
+        assert Journal(tmp_path, "other").rows == []
+        assert "another run's rows" in capsys.readouterr().out
+
+
+def test_shards() -> None:
+    assert _shard("2/4") == (2, 4)
+    for wrong in ("4/4", "x/2", "1", "-1/3"):
+        with pytest.raises(Exception, match="INDEX/NUMBER"):
+            _shard(wrong)

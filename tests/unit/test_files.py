@@ -1,0 +1,61 @@
+"""Writes leave the old file, the new file, or nothing."""
+
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from srpo.files import atomic_directory, atomic_file, write_json, write_text
+
+
+def entries(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "rows.txt"
+    write_text(target, "old")
+    with pytest.raises(RuntimeError), atomic_file(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old" and entries(tmp_path) == {"rows.txt"}
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "policy"
+    for content in ("old", "new"):
+        with atomic_directory(target) as temporary:
+            (temporary / "weights").write_text(content)
+    assert (target / "weights").read_text() == "new"
+    with pytest.raises(RuntimeError), atomic_directory(target) as temporary:
+        (temporary / "weights").write_text("half")
+        raise RuntimeError
+    assert (target / "weights").read_text() == "new" and entries(tmp_path) == {"policy"}
+
+
+def test_missing_parents_are_made(tmp_path: Path) -> None:
+    write_json(tmp_path / "a" / "b.json", {"x": 1})
+    assert (tmp_path / "a" / "b.json").read_text() == '{\n  "x": 1\n}\n'
+
+
+def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path: Path) -> None:
+    """The kernel refuses to let the file grow, as on a full disk or over a quota."""
+    target = tmp_path / "rows.txt"
+    write_text(target, "old")
+    code = (
+        "from pathlib import Path; from srpo.files import write_text; "
+        f"write_text(Path({str(target)!r}), 'x' * 10**6)"
+    )
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code], preexec_fn=limit, capture_output=True, text=True
+    )
+    assert done.returncode != 0 and "File too large" in done.stderr
+    assert target.read_text() == "old" and entries(tmp_path) == {"rows.txt"}
