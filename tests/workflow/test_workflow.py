@@ -7,10 +7,10 @@ import math
 import os
 import pty
 import re
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,12 @@ def run(where: Path, *arguments: str, snakefile: Path) -> subprocess.CompletedPr
     return subprocess.run(
         command, cwd=where, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+def seconds() -> float:
+    """CPU time of the commands run so far: unlike the clock's, it does not depend on who else is at work."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def job_counts(output: str) -> dict[str, int]:
@@ -115,22 +121,21 @@ def expected_counts(preset: dict[str, Any]) -> dict[str, int]:
 def test_dry_run_lists_every_job(tmp_path: Path, name: str) -> None:
     file = ROOT / "configs/presets" / f"{name}.yaml"
     chosen = [] if name == "smoke" else ["--configfile", str(file)]  # smoke is the default
-    start = time.perf_counter()
+    start = seconds()
     output = snakemake(tmp_path, "--dry-run", "--quiet", "rules", *chosen)
-    assert time.perf_counter() - start < 20
+    assert seconds() - start < 20
     assert job_counts(output) == expected_counts(yaml.safe_load(file.read_text()))
 
 
 def test_mistakes_fail_at_parse_time(tmp_path: Path) -> None:
     preset = tmp_path / "mine.yaml"
-    text = (ROOT / "configs/presets/smoke.yaml").read_text()
+    text = (ROOT / "tests/example.yaml").read_text()
     preset.write_text(text.replace("group_size: 4", "groupsize: 4"))
-    start = time.perf_counter()
+    start = seconds()
     done = run(tmp_path, "--dry-run", "--configfile", str(preset), snakefile=ROOT / "Snakefile")
-    seconds = time.perf_counter() - start
     assert done.returncode != 0
     assert "mine.yaml: settings.train.groupsize: unknown key (did you mean `group_size`?)" in done.stdout
-    assert seconds < 10  # 2 s on an idle machine; tests share theirs
+    assert seconds() - start < 3
 
 
 def test_a_preset_is_not_mixed_with_smoke(tmp_path: Path) -> None:
@@ -187,20 +192,24 @@ def test_the_package_does_not_know_the_workflow() -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A copy of the workflow with a finished smoke preset, whose stages were stood in for."""
+    """A copy of the workflow with a finished example preset, whose stages were stood in for."""
     copy = tmp_path_factory.mktemp("copy")
     for name in ("configs", "workflow", "profiles", "srpo"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Snakefile", "environment.yml"):
+    for name in ("Snakefile", "environment.yml", "tests/example.yaml"):
         shutil.copy(ROOT / name, copy)
     stand_in = ROOT / "tests/workflow/stage_stand_in.py"
     (copy / "workflow/shell.sh").write_text(f'logged() {{ "{sys.executable}" "{stand_in}" "$@"; }}\n')
-    snakemake(copy, "--cores", "2", snakefile=copy / "Snakefile")
+    in_copy(copy, "--cores", "2")
     yield copy
 
 
+def in_copy(copy: Path, *arguments: str) -> str:
+    return snakemake(copy, "--configfile", "example.yaml", *arguments, snakefile=copy / "Snakefile")
+
+
 def dry_run(copy: Path, *arguments: str) -> str:
-    return snakemake(copy, "--dry-run", *arguments, snakefile=copy / "Snakefile")
+    return in_copy(copy, "--dry-run", *arguments)
 
 
 def test_a_finished_preset_has_nothing_to_do_and_comments_change_nothing(finished: Path) -> None:
@@ -212,13 +221,13 @@ def test_a_finished_preset_has_nothing_to_do_and_comments_change_nothing(finishe
 
 def test_stages_get_what_they_need(finished: Path) -> None:
     """The command lines, of which the logs of the stand-in tell."""
-    logs = finished / "results/smoke/logs"
-    run = "results/smoke/runs/libero_goal"
+    logs = finished / "results/example/logs"
+    run = "results/example/runs/libero_goal"
     assert (logs / "train/libero_goal/srpo-vjepa2-tiny/seed0.log").read_text() == (
         f"srpo.trainer --config {run}/srpo-vjepa2-tiny/seed0/config.yaml --policy {run}/sft/seed0/policy"
-        " --world-model results/smoke/world_models/vjepa2-tiny/checkpoint"
+        " --world-model results/example/world_models/vjepa2-tiny/checkpoint"
         f" --out {run}/srpo-vjepa2-tiny/seed0"
-        " --scratch scratch/smoke/runs/libero_goal/srpo-vjepa2-tiny/seed0/policy"
+        " --scratch scratch/example/runs/libero_goal/srpo-vjepa2-tiny/seed0/policy"
         " --workers 2"
     )
     assert "--world-model" not in (logs / "train/libero_goal/grpo/seed0.log").read_text()
@@ -251,7 +260,7 @@ def test_an_override_reruns_what_it_changes(finished: Path) -> None:
 
 
 def test_report_has_every_table_and_figure(finished: Path) -> None:
-    snakemake(finished, "--report", "report.html", snakefile=finished / "Snakefile")
+    in_copy(finished, "--report", "report.html")
     page = (finished / "report.html").read_text()
     for label in (
         "T1: LIBERO success",
