@@ -7,10 +7,10 @@ environment variable `MUJOCO_GL` if it is set, else EGL where there is an NVIDIA
 from __future__ import annotations
 
 import ctypes.util
-import importlib.util
 import logging
 import os
 import sys
+import types
 from pathlib import Path
 
 _LIBRARIES = {"osmesa": ("OSMesa", "libosmesa6"), "egl": ("EGL", "libegl1")}
@@ -43,22 +43,15 @@ def require_gl() -> None:
 
 
 def _quiet_robosuite() -> None:
-    """Load robosuite's macros first and switch its log file off.
+    """Switch robosuite's logging off, through the private settings it looks for.
 
-    robosuite logs to /tmp/robosuite.log, which on a shared node belongs to whoever came first: the next
-    user's import would fail.
+    It logs to /tmp/robosuite.log, which on a shared node belongs to whoever came first: the next user's
+    import would fail.
     """
-    package = importlib.util.find_spec("robosuite")
-    if package is None or not package.submodule_search_locations or "robosuite.macros" in sys.modules:
-        return
-    path = Path(package.submodule_search_locations[0]) / "macros.py"
-    spec = importlib.util.spec_from_file_location("robosuite.macros", path)
-    assert spec is not None and spec.loader is not None
-    macros = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(macros)
-    macros.FILE_LOGGING_LEVEL = None  # type: ignore[attr-defined]
-    macros.CONSOLE_LOGGING_LEVEL = None  # type: ignore[attr-defined]
-    sys.modules["robosuite.macros"] = macros
+    private = types.ModuleType("robosuite.macros_private")
+    private.FILE_LOGGING_LEVEL = None  # type: ignore[attr-defined]
+    private.CONSOLE_LOGGING_LEVEL = None  # type: ignore[attr-defined]
+    sys.modules.setdefault(private.__name__, private)
 
 
 GL_BACKEND = _choose_gl()
