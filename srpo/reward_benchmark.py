@@ -288,7 +288,7 @@ def score(
         numbers = np.flatnonzero(has_reference(success, task))
         if not len(numbers):
             raise TrajectoryError(
-                f"{trajectories / FILE}: no task has a success to compare with: raise "
+                f"{trajectories / FILE}: no task has two successes to compare with: raise "
                 "reward_benchmark.max_episodes or collect with a better policy"
             )
         if len(numbers) < len(success):
@@ -306,9 +306,9 @@ def score(
 
 
 def has_reference(success: NDArray[np.bool_], task: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Which trajectories have a success of the same task, other than themselves: bool (N,)."""
+    """Which trajectories belong to a task with two successes, so that each has one to compare with: bool (N,)."""
     successes_of_task = ((task[:, None] == task[None, :]) & success[None, :]).sum(axis=1)
-    return successes_of_task - success > 0
+    return successes_of_task >= 2
 
 
 def score_rows(

@@ -188,8 +188,8 @@ def test_rollouts_that_could_not_be_run_are_neither_successes_nor_failures(tmp_p
 def test_reference_leaves_the_trajectory_itself_out() -> None:
     success = np.array([True, False, True, True, False, False])
     task = np.array([1, 1, 2, 2, 3, 2])
-    # Task 1 has one success (no reference for itself, one for the failure), task 2 two, task 3 none.
-    assert has_reference(success, task).tolist() == [False, True, True, True, False, True]
+    # Task 1 has one success (which would have nothing to be compared with), task 2 two, task 3 none.
+    assert has_reference(success, task).tolist() == [False, False, True, True, False, True]
 
 
 def test_scores_by_hand() -> None:

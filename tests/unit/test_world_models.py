@@ -200,13 +200,13 @@ def test_half_precision_is_close_and_returns_float32(folder: Path) -> None:
     assert np.linalg.norm(rough - exact) < 0.1 * np.linalg.norm(exact)
 
 
-def test_an_embedding_that_is_not_finite_is_an_error(folder: Path, tmp_path: Path) -> None:
+def test_an_embedding_that_is_not_finite_comes_back_as_it_is(folder: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(folder, tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
     weights["encoder.layernorm.bias"][0] = torch.nan
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(FloatingPointError, match="not finite"):
-        load_world_model(VJEPA2, broken, device="cpu").embed_many(videos(4))
+    embeddings = load_world_model(VJEPA2, broken, device="cpu").embed_many(videos(4))
+    assert not np.isfinite(embeddings).all(axis=1).any()
 
 
 def test_missing_folder(tmp_path: Path) -> None:
