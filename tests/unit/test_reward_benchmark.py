@@ -276,7 +276,7 @@ def test_a_truncated_file_is_named(files: Path, monkeypatch: pytest.MonkeyPatch)
 def test_nothing_to_compare_with_is_an_error(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with h5py.File(files / "trajectories" / "trajectories.h5", "r+") as file:
         file["success"][...] = False
-    with pytest.raises(SystemExit, match="no task has a success"):
+    with pytest.raises(SystemExit, match="no task has two successes"):
         command(monkeypatch, files)
     assert not (files / "pixel.parquet").exists()
 
