@@ -21,7 +21,7 @@ from srpo.analysis.io import EPISODES, protocol_json, write_rows
 from srpo.checkpoint import fingerprint
 from srpo.config import EvaluateStage, PlusStage, load_stage
 from srpo.envs.libero import load_task
-from srpo.files import write_json
+from srpo.files import write_json, write_text
 from srpo.manifest import sha256, write_manifest
 from srpo.plus_tasks import INIT_STATE, PlusTask, parse, read_tasks, sample, shard
 from srpo.policies.openvla_oft import load_policy
@@ -104,7 +104,7 @@ class Journal:
                     continue
                 if row["status"] != "infra_error":
                     self.rows.append(row)
-            self._file.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+            write_text(self._file, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)

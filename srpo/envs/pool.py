@@ -208,6 +208,8 @@ class EnvPool(AbstractContextManager["EnvPool"]):
                     cause = f"worker process {worker.process.pid} ended with code {worker.process.exitcode}"
                     result = FailedRun(worker.spec, cause)
                     worker = self._workers[number] = self._start(number)
+                    # What the dead one still asked must not be answered to its successor.
+                    waiting = [query for query in waiting if query.worker != number]
                 if isinstance(result, Query):
                     waiting.append(result)
                     continue

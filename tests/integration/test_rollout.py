@@ -1,0 +1,133 @@
+"""Rollouts in worker processes: the same episodes however they are spread, and whatever dies on the way."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from sweeping import BOWL, PROTOCOL, STOVE, SUITE, sweeping_policy
+
+from srpo.envs.libero import LiberoEnv
+from srpo.policies.openvla_oft import OpenVLAOFT, load_policy, save_policy
+from srpo.rollout import Rollouts
+from srpo.types import CHUNK, Episode, EpisodeSpec, FailedRun
+from srpo.world_models import select_frames
+
+pytestmark = pytest.mark.integration
+
+SPECS = [
+    EpisodeSpec(SUITE, task, state, seed=10 * state + task, temperature=1.0, frames=12)
+    for state in range(3, 6)
+    for task in (STOVE, BOWL)
+]
+IMPOSSIBLE = EpisodeSpec(SUITE, BOWL, init_state=99, seed=0, temperature=1.0, frames=12)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> OpenVLAOFT:
+    folder = tmp_path_factory.mktemp("policy") / "policy"
+    save_policy(sweeping_policy(), folder)
+    return load_policy(folder)
+
+
+@pytest.fixture(scope="module")
+def two_workers(policy: OpenVLAOFT) -> Iterator[Rollouts]:
+    with Rollouts(SUITE, PROTOCOL, policy, workers=2) as rollouts:
+        yield rollouts
+
+
+@pytest.fixture(scope="module")
+def episodes(two_workers: Rollouts) -> dict[EpisodeSpec, Episode]:
+    """What two undisturbed workers make of the specs."""
+    return by_spec(list(two_workers.run(SPECS)))
+
+
+def by_spec(results: list[Episode | FailedRun]) -> dict[EpisodeSpec, Episode]:
+    """Every episode of SPECS, each of which must be there once."""
+    found = {result.spec: result for result in results if isinstance(result, Episode)}
+    assert len(results) == len(found) and set(found) == set(SPECS)
+    return found
+
+
+def assert_same(one: Episode, other: Episode) -> None:
+    assert (one.spec, one.success, one.steps) == (other.spec, other.success, other.steps)
+    for name in ("images", "proprio", "tokens", "log_probs", "valid", "frames", "path"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+
+
+def test_episodes_do_not_depend_on_the_workers(
+    policy: OpenVLAOFT, episodes: dict[EpisodeSpec, Episode]
+) -> None:
+    with Rollouts(SUITE, PROTOCOL, policy, workers=1) as rollouts:
+        alone = by_spec(list(rollouts.run(SPECS)))
+    for spec in SPECS:
+        assert_same(alone[spec], episodes[spec])
+    # What was compared are different episodes, of both outcomes.
+    assert len({episode.tokens.tobytes() for episode in alone.values()}) == len(SPECS)
+    assert {episode.success for episode in alone.values()} == {True, False}
+
+
+def test_an_episode_is_what_a_plain_loop_gives(
+    policy: OpenVLAOFT, episodes: dict[EpisodeSpec, Episode]
+) -> None:
+    """One episode step by step in this process, with a picture of every step."""
+    spec = SPECS[1]
+    episode = episodes[spec]
+    env = LiberoEnv(SUITE, spec.task_id, PROTOCOL)
+    env.reset(spec.init_state)
+    generator = torch.Generator().manual_seed(spec.seed)
+    pictures, path, success = [env.render()], [env.proprio()[:3]], False
+    for query, image in enumerate(episode.images):
+        assert not success
+        np.testing.assert_array_equal(image, pictures[-1])
+        np.testing.assert_array_equal(episode.proprio[query], env.proprio())
+        inputs = policy.prepare(SUITE, image[None], [env.task.language], env.proprio()[None])
+        tokens, log_probs = policy.act(inputs, spec.temperature, [generator])
+        np.testing.assert_array_equal(episode.tokens[query], tokens[0])
+        np.testing.assert_array_equal(episode.log_probs[query], log_probs[0])
+        for action in policy.actions(SUITE, tokens)[0]:
+            if success or env.steps == PROTOCOL.max_steps:
+                break
+            success = env.step(action)
+            pictures.append(env.render())
+            path.append(env.proprio()[:3])
+    env.close()
+    assert (episode.steps, episode.success) == (env.steps, success)
+    np.testing.assert_array_equal(episode.path, path)
+    np.testing.assert_array_equal(episode.valid.sum(1), 7 * np.diff([*range(0, env.steps, CHUNK), env.steps]))
+    chosen = select_frames(len(pictures), spec.frames)
+    assert (chosen % CHUNK != 0).any(), "some frames are none of those that the policy saw"
+    np.testing.assert_array_equal(episode.frames, np.stack(pictures)[chosen])
+
+
+def test_dead_workers_and_impossible_episodes(
+    two_workers: Rollouts, episodes: dict[EpisodeSpec, Episode], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both workers are killed while they wait for an answer; nothing of what they asked may linger."""
+    results: list[Episode | FailedRun] = []
+    killed: list[int] = []
+    for result in two_workers.run([*SPECS, IMPOSSIBLE]):
+        results.append(result)
+        if len(results) == 2:  # both have begun their next episode
+            time.sleep(3)  # until both have asked what to do
+            for process in multiprocessing.active_children():
+                assert process.pid is not None
+                process.kill()
+                process.join()
+                killed.append(process.pid)
+    log = capsys.readouterr().out
+    assert len(killed) == 2
+    for pid in killed:
+        assert f"worker process {pid} ended with code -9" in log
+    (failed,) = [result for result in results if isinstance(result, FailedRun)]
+    assert failed.spec == IMPOSSIBLE
+    assert "initial states 0–49, not 99" in failed.error
+    assert log.count(f"trying again: {IMPOSSIBLE}") == 2, "three tries"
+    results.remove(failed)
+    finished = by_spec(results)
+    for spec in SPECS:
+        assert_same(finished[spec], episodes[spec])
