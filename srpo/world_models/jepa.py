@@ -4,6 +4,11 @@ The recipe is V-JEPA's (Bardes et al. 2024, arXiv 2404.08471; V-JEPA 2: Assran e
 2506.09985): an encoder sees the visible patch tokens only, a narrow predictor guesses the features of the
 hidden ones, the targets are layer-normalised features of a second encoder that follows the first as a moving
 average, and the loss is L1. Encoder and predictor are transformers' own, so the result is a normal V-JEPA 2.
+
+One thing is added. In hundreds instead of tens of thousands of updates, the moving average alone lets the
+features shrink to a single direction that tells scenes apart and little else (participation rank 1.0). So the
+visible tokens' features are also asked to vary and to be uncorrelated, by the variance and covariance terms
+of VICReg (Bardes et al. 2022, arXiv 2105.04906).
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 from transformers import VJEPA2Config, VJEPA2Model
+from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Encoder
 
 from srpo.config import Pretraining
 from srpo.config import WorldModel as WorldModelConfig
@@ -44,6 +50,11 @@ BETAS = (0.9, 0.95)
 GRAD_CLIP = 1.0
 CHECKPOINT_EVERY = 50
 """Updates between resumable checkpoints."""
+VARIANCE_WEIGHT = 1.0
+COVARIANCE_WEIGHT = 0.04
+"""VICReg's ratio of the two, 25 to 1; the prediction has weight 1."""
+INITIALIZER_RANGE = 0.1
+"""About 1/√96: with the released models' 0.02 a network this narrow starts almost linear and learns slowly."""
 COLLAPSED = 0.02
 """Below this standard deviation of pooled features (which are layer-normalised) clips all look alike."""
 
@@ -64,6 +75,7 @@ def architecture(config: WorldModelConfig, pretraining: Pretraining) -> VJEPA2Co
         pred_num_attention_heads=pretraining.predictor_heads,
         pred_num_mask_tokens=2,  # the predictor uses the second
         pred_zero_init_mask_tokens=False,
+        initializer_range=INITIALIZER_RANGE,
     )
 
 
@@ -103,27 +115,58 @@ def take(tokens: Tensor, indices: Tensor) -> Tensor:
     return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
-def predict_hidden(model: VJEPA2Model, pixels: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
-    """The model's guess (B, M, D) of the hidden tokens' features, having seen the visible tokens alone.
+def patchify(pixels: Tensor, config: VJEPA2Config) -> Tensor:
+    """Cut clips (B, F, 3, S, S) into the encoder's patches (B, N, 3 · tubelet · patch²), in its order.
 
-    `VJEPA2Model.forward` encodes all tokens and drops some afterwards; here they are dropped first.
+    The encoder's convolution over whole clips is then a matrix product over just the patches that are wanted.
     """
-    tokens = model.encoder.embeddings(pixels)
-    seen = take(tokens, visible)
-    for layer in model.encoder.layer:
-        seen = layer(seen, visible)[0]
-    seen = model.encoder.layernorm(seen)
+    tubelet, patch = config.tubelet_size, config.patch_size
+    parts = pixels.unflatten(4, (-1, patch)).unflatten(3, (-1, patch)).unflatten(1, (-1, tubelet))
+    return parts.permute(0, 1, 4, 6, 3, 2, 5, 7).flatten(4).flatten(1, 3)
+
+
+def encode(encoder: VJEPA2Encoder, patches: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Features (B, K, D) of patches (B, K, P) at `positions` (B, K) of the clip; None: a whole clip's.
+
+    `VJEPA2Encoder.forward` without its restriction to whole clips.
+    """
+    projection = encoder.embeddings.patch_embeddings.proj
+    tokens = functional.linear(patches, projection.weight.flatten(1), projection.bias)
+    for layer in encoder.layer:
+        tokens = layer(tokens, positions)[0]
+    features: Tensor = encoder.layernorm(tokens)
+    return features
+
+
+def predict(model: VJEPA2Model, seen: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
+    """The predictor's guess (B, M, D) at `hidden` (B, M) from features (B, V, D) `seen` at `visible`."""
     # The predictor picks its context out of a whole clip by position: put the visible tokens there.
-    places = visible[..., None].expand(-1, -1, seen.shape[-1])
-    context = seen.new_zeros(*tokens.shape[:2], seen.shape[-1]).scatter(1, places, seen)
-    return model.predictor(context, [visible], [hidden]).last_hidden_state
+    tokens = visible.shape[1] + hidden.shape[1]
+    places = visible[..., None].expand_as(seen)
+    context = seen.new_zeros(len(seen), tokens, seen.shape[-1]).scatter(1, places, seen)
+    guess: Tensor = model.predictor(context, [visible], [hidden]).last_hidden_state
+    return guess
 
 
 @torch.no_grad()
-def target_features(target: nn.Module, pixels: Tensor) -> Tensor:
-    """Layer-normalised features (B, N, D) of all tokens under the target encoder, float32."""
-    features = target(pixels).last_hidden_state.float()
+def target_features(target: VJEPA2Encoder, patches: Tensor) -> Tensor:
+    """Layer-normalised features (B, N, D) of all tokens under the target encoder."""
+    features = encode(target, patches)
     return functional.layer_norm(features, features.shape[-1:])
+
+
+def variance_and_covariance(features: Tensor) -> tuple[Tensor, Tensor]:
+    """VICReg's two regularisers of features (B, V, D), taken as B · V samples.
+
+    The variance term is the mean of max(0, 1 − standard deviation) over dimensions; the covariance term is
+    the sum of the squared off-diagonal entries of the covariance, over D.
+    """
+    samples = features.flatten(0, 1)
+    samples = samples - samples.mean(0)
+    deviations = (samples.var(0) + 1e-4).sqrt()
+    covariance = samples.T @ samples / (len(samples) - 1)
+    off_diagonal = covariance.square().sum() - covariance.diagonal().square().sum()
+    return functional.relu(1 - deviations).mean(), off_diagonal / samples.shape[1]
 
 
 @torch.no_grad()
@@ -226,15 +269,17 @@ def train(
         rng = np.random.default_rng([pretraining.seed, update])
         batch = sample_batch(rng, clips, pretraining.batch_size, depth, side, pretraining.mask_ratio)
         pixels, visible, hidden = (part.to(device) for part in batch)
-        with torch.autocast(device.type, torch.bfloat16):
-            features = target_features(target, pixels)
-            prediction = predict_hidden(model, pixels, visible, hidden)
-            loss = functional.l1_loss(prediction.float(), take(features, hidden))
+        patches = patchify(pixels, model.config)
+        features = target_features(target, patches)
+        seen = encode(model.encoder, take(patches, visible), visible)
+        loss = functional.l1_loss(predict(model, seen, visible, hidden), take(features, hidden))
+        variance, covariance = variance_and_covariance(seen)
+        objective = loss + VARIANCE_WEIGHT * variance + COVARIANCE_WEIGHT * covariance
         rate = learning_rate(update, pretraining)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
-        loss.backward()
+        objective.backward()
         grad_norm = nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
         optimizer.step()
         follow(target, model.encoder, pretraining.ema)
@@ -244,6 +289,8 @@ def train(
             {
                 "update": update + 1,
                 "loss": loss.item(),
+                "variance": variance.item(),
+                "covariance": covariance.item(),
                 "feature_std": deviation,
                 "participation_rank": rank,
                 "grad_norm": float(grad_norm),
