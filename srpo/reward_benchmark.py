@@ -306,7 +306,7 @@ def score(
 
 
 def has_reference(success: NDArray[np.bool_], task: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Which trajectories are of a task with at least two successes, so that each can be compared: bool (N,)."""
+    """Which trajectories are of a task with two successes, so that each has one to compare to: bool (N,)."""
     successes_of_task = ((task[:, None] == task[None, :]) & success[None, :]).sum(axis=1)
     return successes_of_task >= 2
 
