@@ -54,7 +54,7 @@ VARIANCE_WEIGHT = 1.0
 COVARIANCE_WEIGHT = 0.04
 """VICReg's ratio of the two, 25 to 1; the prediction has weight 1."""
 INITIALIZER_RANGE = 0.1
-"""About 1/√96: with the released models' 0.02 so narrow a network starts almost linear and learns slowly."""
+"""About 1/√96: with the released models' 0.02 a network this narrow starts almost linear and learns slowly."""
 COLLAPSED = 0.02
 """Below this standard deviation of pooled features (which are layer-normalised) clips all look alike."""
 
@@ -137,8 +137,9 @@ def encode(encoder: VJEPA2Encoder, patches: Tensor, positions: Tensor | None = N
     features: Tensor = encoder.layernorm(tokens)
     return features
 
-    """The predictor's guess (B, M, D) at `hidden` (B, M), from features `seen` (B, V, D) at `visible` (B, V)."""
-    """The guess (B, M, D) at `hidden` (B, M) from features (B, V, D) `seen` at `visible`."""
+
+def predict(model: VJEPA2Model, seen: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
+    """The predictor's guess (B, M, D) at `hidden` (B, M) from features (B, V, D) `seen` at `visible`."""
     # The predictor picks its context out of a whole clip by position: put the visible tokens there.
     tokens = visible.shape[1] + hidden.shape[1]
     places = visible[..., None].expand_as(seen)
