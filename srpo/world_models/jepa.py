@@ -54,9 +54,10 @@ VARIANCE_WEIGHT = 1.0
 COVARIANCE_WEIGHT = 0.04
 """VICReg's ratio of the two, 25 to 1; the prediction has weight 1."""
 INITIALIZER_RANGE = 0.1
-"""About 1/√96: with the released models' 0.02 a network this narrow starts almost linear and learns slowly."""
-COLLAPSED = 0.02
-"""Below this standard deviation of pooled features (which are layer-normalised) clips all look alike."""
+"""About 1/√96: with the released models' 0.02 a network so narrow is almost linear and learns slowly."""
+COLLAPSED_STD, COLLAPSED_RANK = 0.02, 1.2
+"""Below this standard deviation of pooled features (which are layer-normalised) clips all look alike, and
+below this participation rank they differ along one line only."""
 
 Metrics = dict[str, float]
 
@@ -201,6 +202,22 @@ def spread(features: Tensor) -> tuple[float, float]:
     return deviation, float(gram.trace()) ** 2 / energy if energy > 0 else 0.0
 
 
+def warn_if_collapsed(metrics: list[Metrics]) -> None:
+    """Log a warning if the features of the last 20 updates tell clips apart too little."""
+    deviation = float(np.mean([row["feature_std"] for row in metrics[-20:]]))
+    rank = float(np.mean([row["participation_rank"] for row in metrics[-20:]]))
+    if deviation < COLLAPSED_STD or rank < COLLAPSED_RANK:
+        log.warning(
+            "the features have collapsed: over clips their standard deviation is %.4f (at least %g is sound) "
+            "and their participation rank %.2f (at least %g). Raise world_model.pretraining's updates or "
+            "batch_size, or lower its learning_rate",
+            deviation,
+            COLLAPSED_STD,
+            rank,
+            COLLAPSED_RANK,
+        )
+
+
 def prepare(files: list[Path], image_size: int) -> Tensor:
     """Read play episodes, uint8 (F, H, W, 3) each, as encoder input: float16 (E, F, 3, S, S)."""
     clips = []
@@ -307,13 +324,6 @@ def train(
                 "metrics": metrics,
             }
             write_with(checkpoint, partial(torch.save, state))
-            if deviation < COLLAPSED:
-                log.warning(
-                    "the features have collapsed at update %d: standard deviation %.4f over clips "
-                    "(below %g). Raise world_model.pretraining.ema or lower its learning_rate",
-                    update + 1,
-                    deviation,
-                    COLLAPSED,
-                )
+    warn_if_collapsed(metrics)
     model.encoder = target
     return model.eval(), metrics

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from srpo.config import WorldModelStage
 from srpo.envs.libero import LiberoEnv
 from srpo.files import write_with
+from srpo.processes import end_with_parent
 from srpo.types import ACTION_DIM
 from srpo.world_models.base import Frames, select_frames
 
@@ -69,7 +69,7 @@ def collect(config: WorldModelStage, folder: Path, workers: int) -> list[Path]:
         spawn = multiprocessing.get_context("spawn")
         total = sum(len(todo) for _, todo in jobs)
         with (
-            ProcessPoolExecutor(min(workers, len(jobs)), spawn, _end_with_parent) as pool,
+            ProcessPoolExecutor(min(workers, len(jobs)), spawn, end_with_parent) as pool,
             tqdm(total=total, desc="play", unit="episode", disable=None) as bar,
         ):
             played = {pool.submit(partial(_play_scene, config, folder), *job): len(job[1]) for job in jobs}
@@ -79,18 +79,6 @@ def collect(config: WorldModelStage, folder: Path, workers: int) -> list[Path]:
     return [
         episode_file(folder, scene, n) for scene in pretraining.scenes for n in range(pretraining.episodes)
     ]
-
-
-def _end_with_parent() -> None:
-    """Make a worker end when the main process is killed, instead of waiting for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _play_scene(config: WorldModelStage, folder: Path, scene: int, episodes: Sequence[int]) -> None:

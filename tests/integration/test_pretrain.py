@@ -85,8 +85,16 @@ def test_play_does_not_depend_on_the_workers(played: Path, tmp_path: Path) -> No
 def test_pretraining_survives_a_kill(played: Path, tmp_path: Path) -> None:
     settings, out, scratch = tmp_path / "config.yaml", tmp_path / "out", tmp_path / "scratch"
     settings.write_text(yaml.safe_dump(json.loads(CONFIG.model_dump_json())))
-    command = [sys.executable, "-m", "srpo.world_models.pretrain", "--config", settings, "--workers", "1"]
-    command += ["--out", out, "--scratch", scratch]
+    command = [
+        sys.executable,
+        "-m",
+        "srpo.world_models.pretrain",
+        "--config",
+        str(settings),
+        "--workers",
+        "1",
+    ]
+    command += ["--out", str(out), "--scratch", str(scratch)]
     checkpoint = scratch / "checkpoint.pt"
 
     process = subprocess.Popen(command, start_new_session=True)
@@ -126,15 +134,8 @@ def test_a_world_model_without_pretraining_is_refused(tmp_path: Path) -> None:
     settings = tmp_path / "config.yaml"
     stage = CONFIG.model_copy(update={"world_model": pixel})
     settings.write_text(yaml.safe_dump(json.loads(stage.model_dump_json())))
-    command = [
-        sys.executable,
-        "-m",
-        "srpo.world_models.pretrain",
-        "--config",
-        settings,
-        "--out",
-        tmp_path / "o",
-    ]
-    result = subprocess.run([*command, "--scratch", tmp_path / "s"], capture_output=True, text=True)
+    command = [sys.executable, "-m", "srpo.world_models.pretrain", "--config", str(settings)]
+    command += ["--out", str(tmp_path / "out"), "--scratch", str(tmp_path / "scratch")]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode != 0
     assert "error: world model pixel: world_model.pretraining is not set" in result.stderr

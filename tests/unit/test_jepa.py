@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -185,18 +184,35 @@ def test_spread() -> None:
     assert jepa.spread(torch.ones(4, 2, 3)) == (0.0, 0.0)
 
 
-def test_loss_falls_without_collapse(clips: torch.Tensor, tmp_path: Path) -> None:
-    _, metrics = jepa.train(settings(updates=250), clips, tmp_path / "checkpoint.pt", CPU)
+def test_loss_falls(clips: torch.Tensor, tmp_path: Path) -> None:
+    # With a decay of 1 the target stands still, so that losses early and late can be compared.
+    _, metrics = jepa.train(settings(updates=120, ema=1.0), clips, tmp_path / "checkpoint.pt", CPU)
     losses = [row["loss"] for row in metrics]
-    assert [row["update"] for row in metrics] == list(range(1, 251))
-    assert np.mean(losses[-20:]) < 0.85 * np.mean(losses[:20])
-    assert metrics[-1]["feature_std"] > jepa.COLLAPSED
+    assert [row["update"] for row in metrics] == list(range(1, 121))
+    assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:20])
 
 
-def test_collapse_is_reported(clips: torch.Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        jepa.train(settings(updates=2), torch.zeros_like(clips), tmp_path / "checkpoint.pt", CPU)
-    assert "collapsed at update 2" in caplog.text
+def test_regularisers_keep_clips_apart(
+    clips: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def final_deviation(name: str) -> float:
+        _, metrics = jepa.train(settings(updates=150), clips, tmp_path / name, CPU)
+        return float(np.mean([row["feature_std"] for row in metrics[-20:]]))
+
+    regularised = final_deviation("with.pt")
+    monkeypatch.setattr(jepa, "VARIANCE_WEIGHT", 0.0)
+    monkeypatch.setattr(jepa, "COVARIANCE_WEIGHT", 0.0)
+    assert regularised > 4 * final_deviation("without.pt")
+
+
+@pytest.mark.parametrize(("deviation", "rank"), [(0.001, 3.0), (0.5, 1.0)])
+def test_collapse_is_told_by_spread_and_by_rank(
+    deviation: float, rank: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    jepa.warn_if_collapsed([{"feature_std": 0.5, "participation_rank": 3.0}] * 30)
+    assert not caplog.text
+    jepa.warn_if_collapsed([{"feature_std": deviation, "participation_rank": rank}] * 30)
+    assert "the features have collapsed" in caplog.text
 
 
 def test_an_interrupted_run_ends_with_the_same_weights(
