@@ -29,7 +29,6 @@ import os
 import re
 import shutil
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -44,6 +43,7 @@ from tqdm import tqdm
 from srpo.config import SUITES, ConfigError, DemosStage, load_stage
 from srpo.envs import MissingGLError, require_gl
 from srpo.files import atomic_directory, atomic_file, write_text
+from srpo.processes import end_with_parent
 
 if TYPE_CHECKING:
     from srpo.envs.libero import LiberoEnv, Task
@@ -326,18 +326,6 @@ def _record_block(config: DemosStage, task_id: int, indices: list[int], scratch:
     env.close()
 
 
-def _end_with_parent() -> None:
-    """Make a worker end when the main process is killed, instead of waiting for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _prepare(scratch: Path, config: DemosStage) -> None:
     """Empty the scratch folder if what lies there was recorded under other settings."""
     # Which tasks and how many are recorded does not change a demonstration.
@@ -377,7 +365,7 @@ def record_all(config: DemosStage, out: Path, scratch: Path, workers: int) -> No
     context = multiprocessing.get_context("spawn")
     with (
         tqdm(total=total, initial=count(), desc="demonstrations", unit="demo", disable=None) as bar,
-        ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool,
+        ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool,
     ):
         running: set[Future[None]] = {
             pool.submit(_record_block, config, task, indices, scratch) for task, indices in blocks

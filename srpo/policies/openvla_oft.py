@@ -245,8 +245,13 @@ class OpenVLAOFT(PreTrainedModel):
 
         Returns:
             tokens int64 (N, 56) and their log-probabilities float32 (N, 56) (zeros when greedy).
+
+        Raises:
+            FloatingPointError: the logits are not finite; greedy decoding would hide it.
         """
         logits = self.action_logits(inputs.to(self.device)).cpu()
+        if not torch.isfinite(logits).all():
+            raise FloatingPointError("the policy's logits are not finite: its weights are broken")
         if temperature == 0:
             return logits.argmax(-1).numpy(), np.zeros(logits.shape[:2], np.float32)
         if generators is None or len(generators) != len(inputs):

@@ -93,6 +93,15 @@ def test_sampling_follows_the_softmax_of_each_episodes_own_generator() -> None:
     np.testing.assert_array_equal(first, policy.act(one, 1.0, [torch.Generator().manual_seed(5)])[0])
 
 
+def test_broken_weights_do_not_act() -> None:
+    policy = small_policy()
+    inputs = policy.prepare(SUITE, *observations(1))
+    with torch.no_grad():
+        policy.projector.fc1.bias[0] = torch.nan
+    with pytest.raises(FloatingPointError, match="not finite"):
+        policy.act(inputs, 0.0)
+
+
 def test_gradients_reach_every_parameter() -> None:
     policy = small_policy()
     inputs = policy.prepare(SUITE, *observations(3))
