@@ -1,0 +1,208 @@
+"""Reinforcement learning and evaluation by the command line, killed on the way and run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+from sweeping import BOWL, PROTOCOL, STOVE, SUITE, sweeping_policy, write_config
+
+from srpo.analysis.io import EPISODES, REWARDS, RL_METRICS, read_rows
+from srpo.config import Evaluate, EvaluateStage, Reward, Train, TrainStage, WorldModel
+from srpo.evaluate import evaluate, libero_specs
+from srpo.policies.openvla_oft import save_policy
+from srpo.types import EpisodeSpec
+
+pytestmark = pytest.mark.integration
+
+TRAINING = TrainStage(
+    preset="test",
+    suite=SUITE,
+    tasks=(STOVE,),
+    protocol=PROTOCOL,
+    variant="srpo-pixel",
+    seed=5,
+    world_model=WorldModel(
+        name="pixel",
+        kind="pixel",
+        checkpoint=None,
+        revision=None,
+        frames=8,
+        image_size=8,
+        dtype="float32",
+        pretraining=None,
+    ),
+    reward=Reward(shaping="siirl", alpha=0.8, references="mean", eps=0.5, eps_relative=False, min_samples=2),
+    train=Train(
+        steps=3,
+        prompts=2,
+        group_size=2,
+        temperature=1.0,
+        keep_success=(0.0, 1.0),
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        minibatch=1,
+        microbatch=5,
+        epochs=1,
+        clip_low=0.2,
+        clip_high=0.28,
+        kl=0.01,
+        entropy=0.0,
+        grad_clip=1.0,
+        checkpoint_every=1,
+    ),
+)
+EVALUATION = EvaluateStage(
+    preset="test",
+    suite=SUITE,
+    tasks=(STOVE,),
+    protocol=PROTOCOL.model_copy(update={"max_steps": 29}),  # a greedy sweep takes 28 to 30
+    variant="sft",
+    seed=0,
+    evaluate=Evaluate(states=6),
+)
+PATIENCE = 300
+"""Seconds; a run takes some ten on an idle machine."""
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("policy") / "policy"
+    save_policy(sweeping_policy(), folder)
+    return folder
+
+
+def command(module: str, **options: object) -> list[str]:
+    parts = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    return [sys.executable, "-m", module, *parts]
+
+
+def run(arguments: list[str]) -> str:
+    """What a run to its end prints."""
+    done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def run_and_kill(arguments: list[str], when: Callable[[], bool]) -> None:
+    """Start a run, kill its main process as soon as `when` holds, and see its workers go, too."""
+    process = subprocess.Popen(arguments, start_new_session=True)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not when():
+            assert process.poll() is None, "it ended too early"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert len(session(process.pid)) > 2, "no workers"
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        deadline = time.monotonic() + 10
+        while left := session(process.pid):
+            assert time.monotonic() < deadline, f"processes {left} outlive the one that started them"
+            time.sleep(0.1)
+    finally:
+        if session(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def session(leader: int) -> list[int]:
+    """The running processes of the session that `leader` began."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        if int(fields[3]) == leader and fields[0] != "Z":
+            found.append(int(status.parent.name))
+    return found
+
+
+def without_times(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[[name for name in rows if "seconds" not in str(name)]]
+
+
+def test_training_survives_a_kill(policy: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "config.yaml", TRAINING)
+    before = load_file(policy / "model.safetensors")
+
+    def training(name: str, workers: int) -> list[str]:
+        out, scratch = tmp_path / name, tmp_path / f"{name}-scratch"
+        return command(
+            "srpo.trainer", config=config, policy=policy, out=out, scratch=scratch, workers=workers
+        )
+
+    assert "resuming" not in run(training("whole", workers=1))
+    scratch = tmp_path / "killed-scratch"
+    run_and_kill(training("killed", workers=2), when=(scratch / "metrics.csv").exists)
+    assert [path.name for path in scratch.glob("checkpoint-*")] == ["checkpoint-00000001"], "not in step 2"
+    assert not (tmp_path / "killed").exists()
+    log = run(training("killed", workers=1))
+    assert "resuming after step 1\n" in log
+    assert "step 1:" not in log and "step 2:" in log and "step 3:" in log
+    assert not scratch.exists()
+
+    whole, killed = (load_file(tmp_path / name / "policy/model.safetensors") for name in ("whole", "killed"))
+    assert whole.keys() == killed.keys()
+    assert all((whole[name] == killed[name]).all() for name in whole)
+    metrics, again = (read_rows(tmp_path / name / "metrics.csv", RL_METRICS) for name in ("whole", "killed"))
+    assert list(again["step"]) == [1, 2, 3]
+    pd.testing.assert_frame_equal(without_times(metrics), without_times(again), check_exact=True)
+    rewards, again = (read_rows(tmp_path / name / "rewards.parquet", REWARDS) for name in ("whole", "killed"))
+    pd.testing.assert_frame_equal(rewards, again, check_exact=True)
+
+    # And what was compared is training: weights moved before the kill and after it.
+    assert any((whole[name] != before[name]).any() for name in whole)
+    learnt = metrics["grad_norm"] > 0
+    assert learnt[0] and learnt[1:].any()
+    assert len(rewards) == 12 and set(rewards["success"]) == {True, False}
+    shaped = rewards[rewards["distance"].notna()]
+    assert len(shaped) and not shaped["success"].any() and shaped["reward"].between(0, 0.6).all()
+
+
+def test_evaluation_survives_a_kill(policy: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "config.yaml", EVALUATION)
+    whole, out, scratch = tmp_path / "whole.parquet", tmp_path / "killed.parquet", tmp_path / "scratch"
+    # Uninterrupted, and with an episode that cannot be run, which must not disturb the others.
+    impossible = EpisodeSpec(SUITE, BOWL, init_state=99, seed=99, temperature=0.0)
+    specs = libero_specs(EVALUATION)
+    evaluate(EVALUATION, [*specs, impossible], policy, whole, tmp_path / "whole", workers=1)
+    expected = read_rows(whole, EPISODES)
+    errors = expected[expected["status"] == "infra_error"]
+    assert list(errors["init_state"]) == [99]
+    assert "initial states 0–49, not 99" in errors["error"].iloc[0]
+    expected = expected.drop(index=errors.index).reset_index(drop=True)
+    assert set(expected["status"]) == {"success", "failure"}
+
+    def evaluation(workers: int) -> list[str]:
+        return command(
+            "srpo.evaluate", config=config, policy=policy, out=out, scratch=scratch, workers=workers
+        )
+
+    journal = scratch / "rows.jsonl"
+    run_and_kill(
+        evaluation(workers=2), when=lambda: journal.exists() and journal.read_text().count("\n") >= 2
+    )
+    kept = journal.read_text().splitlines()
+    assert 2 <= len(kept) < len(specs) and not out.exists()
+    log = run(evaluation(workers=1))
+    assert f"resuming: {len(kept)} of {len(specs)} episodes are done\n" in log
+    assert not journal.exists()
+    rows = read_rows(out, EPISODES)
+    assert list(rows["init_state"]) == list(range(40, 46))
+    pd.testing.assert_frame_equal(without_times(rows), without_times(expected), check_exact=True)
+    # Those from before the kill were kept, not run again.
+    for line in kept:
+        row = json.loads(line)
+        same = rows[rows["init_state"] == row["init_state"]]
+        assert same["wall_seconds"].item() == row["wall_seconds"]
