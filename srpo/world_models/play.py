@@ -63,13 +63,16 @@ def collect(config: WorldModelStage, folder: Path, workers: int) -> list[Path]:
     jobs = [(scene, todo[part::parts]) for scene, todo in wanted.items() for part in range(parts)]
     jobs = [(scene, todo) for scene, todo in jobs if todo]
     if jobs:
-        # One core a worker: the software renderer and linear algebra would otherwise start threads in each.
+        # A process does one job, since a scene keeps its memory. It gets one core: the software renderer and
+        # linear algebra would otherwise start threads in each.
         os.environ.setdefault("LP_NUM_THREADS", "0")
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         spawn = multiprocessing.get_context("spawn")
         total = sum(len(todo) for _, todo in jobs)
         with (
-            ProcessPoolExecutor(min(workers, len(jobs)), spawn, end_with_parent) as pool,
+            ProcessPoolExecutor(
+                min(workers, len(jobs)), spawn, end_with_parent, max_tasks_per_child=1
+            ) as pool,
             tqdm(total=total, desc="play", unit="episode", disable=None) as bar,
         ):
             played = {pool.submit(partial(_play_scene, config, folder), *job): len(job[1]) for job in jobs}

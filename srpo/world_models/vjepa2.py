@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 from transformers import VJEPA2Config, VJEPA2Model
+from transformers.utils import logging as transformers_logging
 
 from srpo.config import WorldModel as WorldModelConfig
 from srpo.world_models.base import Embedding, Frames, WorldModel
@@ -72,6 +74,8 @@ def load_vjepa2(source: str, revision: str | None, dtype: torch.dtype) -> VJEPA2
             f"world model {source} is of type {facts.get('model_type')!r}, not 'vjepa2': set "
             "world_model.checkpoint to a V-JEPA 2, such as facebook/vjepa2-vitg-fpc64-384"
         )
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()  # a log file is no place for one
     try:
         model, report = VJEPA2Model.from_pretrained(
             source, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True
