@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ SETTINGS = Policy(
 
 def sweeping_policy() -> OpenVLAOFT:
     """The policy, always with the same weights."""
-    statistics = {
+    statistics: dict[str, Any] = {
         SUITE: {
             "action": {
                 "q01": (SWEEP - SPREAD).tolist(),
