@@ -7,7 +7,6 @@ environment variable `MUJOCO_GL` if it is set, else EGL where there is an NVIDIA
 from __future__ import annotations
 
 import ctypes.util
-import logging
 import os
 import sys
 import types
@@ -56,5 +55,3 @@ def _quiet_robosuite() -> None:
 
 GL_BACKEND = _choose_gl()
 _quiet_robosuite()
-for _name in ("gym", "gymnasium", "root"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
