@@ -49,10 +49,10 @@ generated: .venv/installed-dev # after a change of srpo/config.py or configs/bas
 
 # LIBERO renders through OSMesa or EGL. Where neither is there, Debian's OSMesa is installed if that is allowed.
 gl: .venv/installed
-	@if ! $(BIN)/python -c 'from srpo.envs import require_gl; require_gl()' 2>/dev/null \
+	@if ! $(BIN)/python -m srpo.envs >/dev/null 2>&1 \
 	    && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    (apt-get update && apt-get install --yes libosmesa6) >/dev/null || true; fi
-	@$(BIN)/python -c 'import sys, srpo.envs as envs; sys.tracebacklimit = 0; envs.require_gl()'
+	@$(BIN)/python -m srpo.envs
 
 clean: # everything but results/
 	rm -rf .venv .snakemake scratch report.html .mypy_cache .pytest_cache .ruff_cache .hypothesis

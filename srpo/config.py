@@ -67,8 +67,9 @@ class Protocol(Section):
     """Seed of the simulator's own reset: it places fixtures and objects that initial states leave open."""
     image_size: Count
     """Side in pixels of the rendered agent-view picture."""
-    render: Literal["exact", "fast"]
-    """`exact`: the stock picture. `fast`: without multisampling and reflections, about three times faster."""
+    render: Literal["exact", "near", "fast"]
+    """`exact`: the stock picture, pixel for pixel. `near`: meshes decimated to what a pixel shows, a slightly
+    different picture. `fast`: coarser meshes, no multisampling, no reflections."""
 
     def train_states(self) -> range:
         """Initial states that training may use."""

@@ -25,7 +25,6 @@ import argparse
 import json
 import math
 import multiprocessing
-import os
 import re
 import shutil
 import sys
@@ -41,9 +40,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from srpo.config import SUITES, ConfigError, DemosStage, load_stage
-from srpo.envs import MissingGLError, require_gl
+from srpo.envs.gl import MissingGLError, require_gl
 from srpo.files import atomic_directory, atomic_file, write_text
-from srpo.processes import end_with_parent
+from srpo.processes import end_with_parent, one_core_each
 
 if TYPE_CHECKING:
     from srpo.envs.libero import LiberoEnv, Task
@@ -323,7 +322,6 @@ def _record_block(config: DemosStage, task_id: int, indices: list[int], scratch:
     attributes = _attributes(env.task, config)
     for index in indices:
         write_recordings(_part(scratch, task_id, index), attributes, [record(env, config, index)])
-    env.close()
 
 
 def _prepare(scratch: Path, config: DemosStage) -> None:
@@ -355,8 +353,6 @@ def record_all(config: DemosStage, out: Path, scratch: Path, workers: int) -> No
         for block in np.array_split([i for i in every if not parts[task][i].is_file()], blocks_per_task)
         if len(block)
     ]
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ.setdefault(variable, "1")  # one core a worker
 
     def count() -> int:
         return sum(part.is_file() for task in config.tasks for part in parts[task])
@@ -364,6 +360,7 @@ def record_all(config: DemosStage, out: Path, scratch: Path, workers: int) -> No
     total = len(every) * len(config.tasks)
     context = multiprocessing.get_context("spawn")
     with (
+        one_core_each(),
         tqdm(total=total, initial=count(), desc="demonstrations", unit="demo", disable=None) as bar,
         ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool,
     ):

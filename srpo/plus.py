@@ -104,7 +104,6 @@ def show(name: str, out: Path) -> None:
     base = env.render()
     with perturbation.apply(env):
         variant = perturbation.corrupt(env.render(), np.random.default_rng(0))
-    env.close()
     with atomic_file(out) as temporary:
         matplotlib.image.imsave(temporary, np.concatenate([base, variant], axis=1), format="png")
 

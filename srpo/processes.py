@@ -1,10 +1,30 @@
-"""Worker processes that do not outlive their parent."""
+"""Worker processes: one core each, and none that outlives its parent."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
+"""No threads in NumPy, none in Mesa's software renderer."""
+
+
+@contextmanager
+def one_core_each() -> Iterator[None]:
+    """Processes started within use one core: their libraries read these variables when they are loaded."""
+    before = {name: os.environ.get(name) for name in SINGLE_THREADED}
+    os.environ.update(SINGLE_THREADED)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def end_with_parent() -> None:

@@ -239,7 +239,7 @@ def collect(config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path
     """
     import torch  # here, so that --help and errors in the configuration come at once
 
-    from srpo.envs import MissingGLError, require_gl
+    from srpo.envs.gl import MissingGLError, require_gl
     from srpo.policies.openvla_oft import CheckpointError, load_policy
     from srpo.rollout import Rollouts
 

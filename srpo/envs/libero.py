@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from srpo.envs import require_gl  # decides the OpenGL back end before MuJoCo is imported
+import srpo.envs  # noqa: F401  (decides the OpenGL back end before MuJoCo is imported)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -32,6 +31,7 @@ with warnings.catch_warnings():
 from numpy.typing import NDArray
 
 from srpo.config import Protocol
+from srpo.envs.models import physics_model
 from srpo.envs.osc import ControllerState, OscStepper, Sight
 from srpo.envs.renderer import Renderer
 from srpo.types import ACTION_DIM
@@ -75,41 +75,22 @@ def init_states(suite: str, task_id: int) -> NDArray[np.float64]:
     return np.asarray(_suite(suite).get_task_init_states(task_id), np.float64)
 
 
-def _without_textures(xml: str) -> str:
-    """The same scene with every image texture replaced by a flat one: physics needs no pictures."""
-
-    def flatten(match: re.Match[str]) -> str:
-        tag = match.group(0)
-        if "file" not in tag:
-            return tag
-        name = re.search(r'name="[^"]*"', tag)
-        kind = re.search(r'type="([^"]*)"', tag)
-        shape = kind.group(1) if kind else "cube"
-        height = 8 if shape == "2d" else 48
-        return (
-            f'<texture {name.group(0) if name else ""} type="{shape}" builtin="flat" '
-            f'width="8" height="{height}" rgb1="1 1 1"/>'
-        )
-
-    return re.sub(r"<texture\b[^>]*?/>", flatten, xml)
-
-
 @functools.cache
 def _lean_domain(domain: type) -> type:
-    """A LIBERO problem class that compiles its scene without textures, once."""
+    """A LIBERO problem class whose scene is compiled without textures, and only once."""
 
     def initialize_sim(self: Any, xml_string: str | None = None) -> None:
-        xml = xml_string or self.model.get_xml()
-        if getattr(self, "scene_xml", None) != xml:
-            self.scene_xml = xml
-            self._compiled = mujoco.MjModel.from_xml_string(_without_textures(xml))
-        # A reset moves fixtures in the model, so each simulation gets a fresh copy.
-        self.sim = MjSim(mujoco.MjModel.__copy__(self._compiled))
+        self.scene_xml = xml_string or self.model.get_xml()
+        # A reset moves fixtures in the model, so each simulation gets a copy.
+        self.sim = MjSim(mujoco.MjModel.__copy__(physics_model(self.scene_xml)))
         self.sim.forward()
         self.initialize_time(self.control_freq)
 
+    def destroy_sim(self: Any) -> None:
+        self.sim = None  # stock robosuite also collects garbage here, in every reset
+
     # LIBERO checks that the class is named like the problem.
-    return type(domain.__name__, (domain,), {"_initialize_sim": initialize_sim})
+    return type(domain.__name__, (domain,), {"_initialize_sim": initialize_sim, "_destroy_sim": destroy_sim})
 
 
 def _build(bddl_file: Path) -> Any:
@@ -163,7 +144,7 @@ class LiberoEnv:
         self._picture = mujoco.MjData(self.model)
         self._fresh = self._snapshot()
         self._snapshots: dict[int, _Snapshot] = {}
-        self._renderers: dict[int, Renderer] = {}
+        self._renderer = Renderer(self.model, self.env.scene_xml, protocol.render)
         self._hand = self.model.body(self.env.robots[0].robot_model.eef_name).id
         self._grip_site = self.env.robots[0].eef_site_id
 
@@ -221,15 +202,11 @@ class LiberoEnv:
         Pictures can be made after the event: keep `env.sight` of a step and hand it in later.
         """
         size = size or self.protocol.image_size
-        if size not in self._renderers:
-            require_gl()
-            render_model = mujoco.MjModel.from_xml_string(self.env.scene_xml)
-            self._renderers[size] = Renderer(self.model, render_model, size, self.protocol.render)
         sight = sight or self.sight
         now = self.model.site_rgba.copy()
         self.model.site_rgba[:] = sight.site_rgba
         try:
-            return self._renderers[size](self._pose(sight), camera)
+            return self._renderer(self._pose(sight), camera, size)
         finally:
             self.model.site_rgba[:] = now
 
@@ -285,9 +262,3 @@ class LiberoEnv:
         self.sight = snapshot.sight
         self.env._check_success()
         self.env._post_process()
-
-    def close(self) -> None:
-        """Free the render contexts."""
-        for renderer in self._renderers.values():
-            renderer.close()
-        self._renderers.clear()

@@ -2,59 +2,105 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+from collections import OrderedDict
 from typing import Any
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from srpo.envs.gl import create_context
+from srpo.envs.models import render_model
+
+CONTEXTS = 4
+"""Scenes whose meshes and textures a process keeps in OpenGL's memory."""
+
 
 @functools.cache
 def _gl_context() -> Any:
     """The process's one OpenGL context; each render model has a MuJoCo context of its own in it."""
-    from robosuite.utils.binding_utils import GLContext
+    context = create_context(640)
+    atexit.register(free_contexts)  # before the OpenGL context itself goes
+    return context
 
-    return GLContext(max_width=640, max_height=480, device_id=-1)
+
+class RenderContext:
+    """The meshes and textures of a scene in OpenGL's memory, for pictures of one size.
+
+    exact: the picture of robosuite's stock offscreen renderer, pixel for pixel.
+    near:  the same with meshes decimated below what a pixel shows, and smaller textures.
+    fast:  decimated further, without multisampling and without reflections.
+    """
+
+    def __init__(self, scene: str, size: int, render: str) -> None:
+        model = render_model(scene, render)
+        if render == "fast":
+            model.vis.quality.offsamples = 0
+        model.vis.global_.offwidth = model.vis.global_.offheight = size
+        self._gl = _gl_context()
+        self._gl.make_current()
+        self.mujoco = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+
+    def make_current(self) -> None:
+        """Direct OpenGL to this context: several of MuJoCo's share one of OpenGL's."""
+        self._gl.make_current()
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.mujoco)
+
+    def free(self) -> None:
+        """Give the memory back, while the OpenGL context is still there."""
+        self._gl.make_current()
+        self.mujoco.free()
+
+
+_contexts: OrderedDict[tuple[str, int, str], RenderContext] = OrderedDict()
+
+
+def render_context(scene: str, size: int, render: str) -> RenderContext:
+    """The context of a scene (XML), shared by all tasks that have it.
+
+    A process keeps the `CONTEXTS` that were used last: some scenes take half a gigabyte with stock textures.
+    """
+    key = (scene, size, render)
+    if key not in _contexts:
+        if len(_contexts) == CONTEXTS:
+            _contexts.popitem(last=False)[1].free()
+        _contexts[key] = RenderContext(scene, size, render)
+    _contexts.move_to_end(key)
+    return _contexts[key]
+
+
+def free_contexts() -> None:
+    """Free all of this process's contexts; they come back when they are needed."""
+    while _contexts:
+        _contexts.popitem()[1].free()
 
 
 class Renderer:
-    """Renders a physics model's state with the meshes and textures of `render_model`.
+    """Renders the states of one physics model, with the meshes and textures of its scene (XML)."""
 
-    exact: the picture of robosuite's stock offscreen renderer, pixel for pixel.
-    fast:  the same scene without multisampling and without reflections.
-    """
-
-    def __init__(self, physics: mujoco.MjModel, render_model: mujoco.MjModel, size: int, mode: str) -> None:
-        self._gl = _gl_context()
-        self._gl.make_current()
+    def __init__(self, physics: mujoco.MjModel, scene: str, render: str) -> None:
         self._physics = physics
-        self._size = size
-        if mode == "fast":
-            render_model.vis.quality.offsamples = 0
-        render_model.vis.global_.offwidth = max(size, 640)
-        render_model.vis.global_.offheight = max(size, 480)
-        self._context = mujoco.MjrContext(render_model, mujoco.mjtFontScale.mjFONTSCALE_150)
+        self._xml, self._render = scene, render
         self._scene = mujoco.MjvScene(physics, maxgeom=1000)
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = int(mode != "fast")
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = int(render != "fast")
         self._options = mujoco.MjvOption()
         self._options.geomgroup[0] = 0  # collision geometry
         self._options.geomgroup[1] = 1
         self._perturb = mujoco.MjvPerturb()
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self._viewport = mujoco.MjrRect(0, 0, size, size)
 
-    def __call__(self, data: mujoco.MjData, camera: str) -> NDArray[np.uint8]:
+    def __call__(self, data: mujoco.MjData, camera: str, size: int) -> NDArray[np.uint8]:
         """Render one camera.
 
         Returns:
             uint8 (size, size, 3), rotated by 180° from OpenGL's order as the official stacks do
             (`image[::-1, ::-1]`): upright and mirrored.
         """
-        self._gl.make_current()
-        # Several MuJoCo contexts share the GL context: the buffer must be chosen anew each time.
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        context = render_context(self._xml, size, self._render)
+        context.make_current()
         self._camera.fixedcamid = self._physics.camera(camera).id
         mujoco.mjv_updateScene(
             self._physics,
@@ -65,12 +111,8 @@ class Renderer:
             mujoco.mjtCatBit.mjCAT_ALL,
             self._scene,
         )
-        mujoco.mjr_render(self._viewport, self._scene, self._context)
-        image = np.empty((self._size, self._size, 3), np.uint8)
-        mujoco.mjr_readPixels(image, None, self._viewport, self._context)
+        viewport = mujoco.MjrRect(0, 0, size, size)
+        mujoco.mjr_render(viewport, self._scene, context.mujoco)
+        image = np.empty((size, size, 3), np.uint8)
+        mujoco.mjr_readPixels(image, None, viewport, context.mujoco)
         return np.ascontiguousarray(image[::-1, ::-1])
-
-    def close(self) -> None:
-        """Free the MuJoCo context while its OpenGL context is still alive."""
-        self._gl.make_current()
-        self._context.free()

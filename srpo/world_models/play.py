@@ -7,7 +7,6 @@ them, carries what it caught somewhere else and lets go, with smooth noise on to
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from srpo.config import WorldModelStage
 from srpo.envs.libero import LiberoEnv
 from srpo.files import write_with
-from srpo.processes import end_with_parent
+from srpo.processes import end_with_parent, one_core_each
 from srpo.types import ACTION_DIM
 from srpo.world_models.base import Frames, select_frames
 
@@ -63,13 +62,11 @@ def collect(config: WorldModelStage, folder: Path, workers: int) -> list[Path]:
     jobs = [(scene, todo[part::parts]) for scene, todo in wanted.items() for part in range(parts)]
     jobs = [(scene, todo) for scene, todo in jobs if todo]
     if jobs:
-        # A process does one job, since a scene keeps its memory. It gets one core: the software renderer and
-        # linear algebra would otherwise start threads in each.
-        os.environ.setdefault("LP_NUM_THREADS", "0")
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        # A process does one job, since a scene keeps its memory.
         spawn = multiprocessing.get_context("spawn")
         total = sum(len(todo) for _, todo in jobs)
         with (
+            one_core_each(),
             ProcessPoolExecutor(
                 min(workers, len(jobs)), spawn, end_with_parent, max_tasks_per_child=1
             ) as pool,
@@ -88,13 +85,10 @@ def _play_scene(config: WorldModelStage, folder: Path, scene: int, episodes: Seq
     pretraining = config.world_model.pretraining
     assert pretraining is not None
     env = LiberoEnv(SUITE, scene, config.protocol)
-    try:
-        for episode in episodes:
-            rng = np.random.default_rng([pretraining.seed, scene, episode])
-            frames = play_episode(env, episode % 50, pretraining.steps, config.world_model.frames, rng)
-            write_with(episode_file(folder, scene, episode), partial(_save, frames))
-    finally:
-        env.close()
+    for episode in episodes:
+        rng = np.random.default_rng([pretraining.seed, scene, episode])
+        frames = play_episode(env, episode % 50, pretraining.steps, config.world_model.frames, rng)
+        write_with(episode_file(folder, scene, episode), partial(_save, frames))
 
 
 def _save(frames: Frames, path: Path) -> None:

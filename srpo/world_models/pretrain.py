@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from srpo.config import ConfigError, WorldModelStage, load_stage
-from srpo.envs import MissingGLError, require_gl
+from srpo.envs.gl import MissingGLError, require_gl
 from srpo.files import atomic_directory, write_json
 from srpo.manifest import write_manifest
 

@@ -90,7 +90,6 @@ def test_actions_replay_to_success_through_the_recorded_states(recorded: Path) -
         np.testing.assert_array_equal(demonstrations[0].images[0], env.render())
         np.testing.assert_array_equal(demonstrations[0].proprio[0], env.proprio())
         assert demonstrations[0].language == env.task.language
-        env.close()
 
 
 def test_killed_run_keeps_what_was_finished(recorded: Path) -> None:
@@ -104,7 +103,6 @@ def test_recording_depends_on_the_configuration_alone(recorded: Path) -> None:
     env.reset(7)
     env.step(np.ones(7))
     again = record(env, CONFIG, index=0)
-    env.close()
     (kept,) = read_recordings(recorded / file_name(env.task.name))
     for name, values in kept.items():
         np.testing.assert_array_equal(again[name], values)
@@ -152,4 +150,3 @@ def test_noise_is_executed_but_not_labelled() -> None:
     assert np.linalg.norm(env.proprio()[:3] - positions[20]) > 0.005
     assert not run_expert(env, 41, noise=0.0, rng=rng, max_steps=20, before_step=keep), "out of steps"
     assert env.steps == 20
-    env.close()

@@ -79,7 +79,6 @@ def test_lean_step_and_pictures_equal_the_stock_environments(suite: str, task_id
             np.testing.assert_array_equal(lean.render(), observation["agentview_image"][::-1, ::-1])
     assert contacts > 0
     stock.close()
-    lean.close()
 
 
 @pytest.fixture(scope="module")

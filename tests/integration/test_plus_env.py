@@ -18,9 +18,7 @@ def env():
     protocol = Protocol(
         profile="official", max_steps=280, settle_steps=10, env_seed=0, image_size=96, render="exact"
     )
-    env = LiberoEnv("libero_object", 0, protocol)
-    yield env
-    env.close()
+    return LiberoEnv("libero_object", 0, protocol)
 
 
 def run(env: LiberoEnv, perturbation: Perturbation, seed: int) -> tuple[list[np.ndarray], np.ndarray]:

@@ -1,0 +1,269 @@
+"""Fewer triangles for the same picture: error-bounded simplification of a render model's meshes.
+
+LIBERO's meshes are scans: a scene has 240–400 thousand triangles, drawn at 128 or 256 pixels. Edges are
+collapsed in the order of their quadric error (Garland and Heckbert, "Surface Simplification Using Quadric
+Error Metrics", SIGGRAPH 1997) until no collapse stays within a tolerance in metres. A collapse moves a vertex
+onto its neighbour, so every corner of the result is a corner of the original, with its normal and its place
+in the texture: MuJoCo's compiled arrays need no new vertices, only fewer faces.
+"""
+
+from __future__ import annotations
+
+import mujoco
+import numba
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+SMALL = 150
+"""Meshes of fewer faces are left alone."""
+MARGIN = 1e-7
+"""Corners nearer than this (metres, texture units) are one vertex."""
+PASSES = (1 / 256, 1 / 64, 1 / 16, 1 / 4, 1 / 4, 1.0, 1.0, 1.0)
+"""Shares of the squared tolerance allowed in each sweep over the vertices: cheap collapses come first."""
+TURN = 0.5
+"""Cosine of the angle (60°) by which a face may turn in one collapse."""
+
+
+def decimate(
+    points: NDArray[np.float64],
+    faces: NDArray[np.int64],
+    charts: NDArray[np.int64],
+    normals: NDArray[np.float64],
+    tolerance: float,
+    shade: float,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Collapse edges of a triangle mesh as long as neither its surface nor its shading shifts.
+
+    A face never leaves its chart: a vertex moves only onto one that each of its faces' charts has too, so
+    that seams of the texture neither open nor smear.
+
+    Args:
+        points: float64 (V, 3), metres; coincident corners must already be one vertex.
+        faces: int64 (F, 3), vertex numbers.
+        charts: int64 (F,), texture chart of each face (all equal for a mesh without texture).
+        normals: float64 (F, 3, 3), unit normal at each corner.
+        tolerance: largest root mean square distance (m) of a vertex to the planes it stands for.
+        shade: by how much the cosine between a corner's normal and its face may fall in one collapse. Without
+            a bound (2) a flat panel loses its inner vertices, and the normals of its edges shade all of it.
+
+    Returns:
+        int64 (F', 3) faces that are left, as vertex numbers, and as numbers 3 f + j of the original corners
+        whose normal and texture coordinates they take.
+    """
+    left = np.ascontiguousarray(faces).copy()
+    corners = np.arange(3 * len(faces)).reshape(-1, 3)
+    directions = np.ascontiguousarray(normals).reshape(-1, 3)
+    alive = _collapse(
+        np.ascontiguousarray(points), left, corners, charts, directions, tolerance**2, shade, np.array(PASSES)
+    )
+    return left[alive], corners[alive]
+
+
+@numba.njit(cache=True)
+def _normal(points, a, b, c):  # type: ignore[no-untyped-def]
+    """Twice the area times the unit normal of a triangle."""
+    return np.cross(points[b] - points[a], points[c] - points[a])
+
+
+@numba.njit(cache=True)
+def _add_plane(quadric, normal, point, weight):  # type: ignore[no-untyped-def]
+    """Add the upper triangle of a plane's quadric, and its weight, to a vertex's 11 numbers."""
+    plane = (normal[0], normal[1], normal[2], -np.dot(normal, point))
+    k = 0
+    for i in range(4):
+        for j in range(i, 4):
+            quadric[k] += weight * plane[i] * plane[j]
+            k += 1
+    quadric[10] += weight
+
+
+@numba.njit(cache=True)
+def _error(first, second, p):  # type: ignore[no-untyped-def]
+    """Weighted mean squared distance of a point to the planes of two vertices."""
+    q = first + second
+    squared = (
+        q[0] * p[0] * p[0] + 2 * q[1] * p[0] * p[1] + 2 * q[2] * p[0] * p[2] + 2 * q[3] * p[0]
+        + q[4] * p[1] * p[1] + 2 * q[5] * p[1] * p[2] + 2 * q[6] * p[1]
+        + q[7] * p[2] * p[2] + 2 * q[8] * p[2] + q[9]
+    )  # fmt: skip
+    return max(squared, 0.0) / max(q[10], 1e-30)
+
+
+@numba.njit(cache=True)
+def _collapse(points, faces, corners, charts, directions, bound, shade, passes):  # type: ignore[no-untyped-def]
+    """Simplify `faces` and `corners` in place; returns bool (F,), which of them are left."""
+    vertices, count = len(points), len(faces)
+    alive = np.ones(count, np.bool_)
+    quadrics = np.zeros((vertices, 11))
+    # The corners at each vertex, as linked lists: 3 f + j is corner j of face f.
+    head = np.full(vertices, -1)
+    following = np.full(3 * count, -1)
+    for f in range(count):
+        a, b, c = faces[f]
+        normal = _normal(points, a, b, c)
+        area = np.sqrt(np.dot(normal, normal))
+        if a == b or b == c or c == a or area == 0:
+            alive[f] = False
+            continue
+        for j in range(3):
+            v = faces[f, j]
+            _add_plane(quadrics[v], normal / area, points[v], area)
+            following[3 * f + j] = head[v]
+            head[v] = 3 * f + j
+    _hold_borders(points, faces, alive, quadrics, head, following)
+    for share in passes:
+        for u in range(vertices):
+            best, target = share * bound, -1
+            at = head[u]
+            while at >= 0:
+                f = at // 3
+                if alive[f]:
+                    for step in range(1, 3):
+                        v = faces[f, (at + step - 3 * f) % 3]
+                        error = _error(quadrics[u], quadrics[v], points[v])
+                        if error < best and _allowed(
+                            points, faces, corners, charts, directions, alive, head, following, shade, u, v
+                        ):
+                            best, target = error, v
+                at = following[at]
+            if target >= 0:
+                _move(points, faces, corners, charts, directions, alive, head, following, u, target)
+                quadrics[target] += quadrics[u]
+    return alive
+
+
+@numba.njit(cache=True)
+def _hold_borders(points, faces, alive, quadrics, head, following):  # type: ignore[no-untyped-def]
+    """Hold open borders by planes that stand on them."""
+    for f in range(len(faces)):
+        if not alive[f]:
+            continue
+        for j in range(3):
+            u, v = faces[f, j], faces[f, (j + 1) % 3]
+            shared = 0
+            at = head[u]
+            while at >= 0:
+                g = at // 3
+                shared += faces[g, 0] == v or faces[g, 1] == v or faces[g, 2] == v
+                at = following[at]
+            if shared == 1:
+                edge = points[v] - points[u]
+                across = np.cross(edge, _normal(points, faces[f, 0], faces[f, 1], faces[f, 2]))
+                length = np.sqrt(np.dot(across, across))
+                if length > 0:
+                    for end in (u, v):
+                        _add_plane(quadrics[end], across / length, points[end], np.dot(edge, edge))
+
+
+@numba.njit(cache=True)
+def _shade(faces, corners, charts, directions, alive, head, following, v, chart, normal):  # type: ignore[no-untyped-def]
+    """The corner at v in a chart whose normal suits a face best, -1 if there is none, and how well."""
+    best, fit = -1, -2.0
+    at = head[v]
+    while at >= 0:
+        g = at // 3
+        if alive[g] and charts[g] == chart:
+            corner = corners[g, at - 3 * g]
+            cosine = np.dot(directions[corner], normal)
+            if cosine > fit:
+                best, fit = corner, cosine
+        at = following[at]
+    return best, fit
+
+
+@numba.njit(cache=True)
+def _allowed(points, faces, corners, charts, directions, alive, head, following, shade, u, v):  # type: ignore[no-untyped-def]
+    """Whether u may move onto v: no face turns over, leaves its chart or is shaded differently."""
+    at = head[u]
+    while at >= 0:
+        f, j = at // 3, at % 3
+        b, c = faces[f, (j + 1) % 3], faces[f, (j + 2) % 3]
+        if alive[f] and b != v and c != v:
+            before, after = _normal(points, u, b, c), _normal(points, v, b, c)
+            area_before, area_after = np.sqrt(np.dot(before, before)), np.sqrt(np.dot(after, after))
+            if np.dot(before, after) <= TURN * area_before * area_after:
+                return False
+            corner, fit = _shade(
+                faces, corners, charts, directions, alive, head, following, v, charts[f], after / area_after
+            )
+            if corner < 0 or fit < np.dot(directions[corners[f, j]], before / area_before) - shade:
+                return False
+        at = following[at]
+    return True
+
+
+@numba.njit(cache=True)
+def _move(points, faces, corners, charts, directions, alive, head, following, u, v):  # type: ignore[no-untyped-def]
+    """Move u onto v."""
+    last = -1
+    at = head[u]
+    while at >= 0:
+        f, j = at // 3, at % 3
+        b, c = faces[f, (j + 1) % 3], faces[f, (j + 2) % 3]
+        if alive[f] and b != v and c != v:
+            normal = _normal(points, v, b, c)
+            corners[f, j] = _shade(
+                faces, corners, charts, directions, alive, head, following, v, charts[f],
+                normal / np.sqrt(np.dot(normal, normal)),
+            )[0]  # fmt: skip
+        last = at
+        at = following[at]
+    at = head[u]
+    while at >= 0:
+        f, j = at // 3, at % 3
+        alive[f] = alive[f] and faces[f, (j + 1) % 3] != v and faces[f, (j + 2) % 3] != v
+        faces[f, j] = v
+        at = following[at]
+    following[last] = head[v]
+    head[v] = head[u]
+    head[u] = -1
+
+
+def decimate_meshes(model: mujoco.MjModel, meshes: set[int], tolerance: float, shade: float) -> None:
+    """Decimate some meshes of a compiled model in place; their vertices stay, faces become fewer.
+
+    Only for a model that pictures are made from: the physics would see the difference.
+    """
+    for mesh in meshes:
+        if model.mesh_facenum[mesh] >= SMALL:
+            _decimate_mesh(model, mesh, tolerance, shade)
+
+
+def _decimate_mesh(model: mujoco.MjModel, mesh: int, tolerance: float, shade: float) -> None:
+    start, count = int(model.mesh_faceadr[mesh]), int(model.mesh_facenum[mesh])
+    part = slice(start, start + count)
+    arrays = [array[part] for array in (model.mesh_face, model.mesh_facenormal, model.mesh_facetexcoord)]
+    positions, normals, places = (array.reshape(-1).copy() for array in arrays)
+    points = model.mesh_vert[int(model.mesh_vertadr[mesh]) :][positions].astype(np.float64)
+    directions = model.mesh_normal[int(model.mesh_normaladr[mesh]) :][normals].astype(np.float64)
+    first, vertex = _weld(points)
+    charts = np.zeros(count, np.int64)
+    if model.mesh_texcoordadr[mesh] >= 0:
+        coordinates = model.mesh_texcoord[int(model.mesh_texcoordadr[mesh]) :][places]
+        charts = _charts(_weld(np.concatenate([points, coordinates], axis=1))[1].reshape(-1, 3))
+    _, corners = decimate(
+        points[first], vertex.reshape(-1, 3), charts, directions.reshape(-1, 3, 3), tolerance, shade
+    )
+    if len(corners) == 0:
+        return
+    for array, values in zip(arrays, (positions, normals, places), strict=True):
+        array[: len(corners)] = values[corners]
+    model.mesh_facenum[mesh] = len(corners)
+
+
+def _weld(values: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Equal rows as one: the first row of each vertex (V,), and each row's vertex (N,)."""
+    _, first, inverse = np.unique(
+        np.round(values / MARGIN).astype(np.int64), axis=0, return_index=True, return_inverse=True
+    )
+    return first, inverse.reshape(-1)
+
+
+def _charts(faces: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number of the connected component of each face (F,)."""
+    ends = np.concatenate([faces[:, :2], faces[:, 1:]])
+    size = int(faces.max()) + 1
+    graph = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), (size, size))
+    return connected_components(graph, directed=False)[1][faces[:, 0]].astype(np.int64)

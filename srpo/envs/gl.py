@@ -1,0 +1,140 @@
+"""OpenGL without a screen: which back end, on which GPU, and what is wrong if it does not work.
+
+The back end is the environment variable `MUJOCO_GL`: `egl` (a driver, on a GPU where there is one) or
+`osmesa` (software). Unset, it is EGL where there is an NVIDIA device, else OSMesa. It is never changed for
+another that happens to work, and every result records it.
+
+`python -m srpo.envs` draws a picture and says in one line what works, or what is wrong.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import os
+from pathlib import Path
+from typing import Any
+
+_LIBRARIES = {"osmesa": ("OSMesa", "libosmesa6"), "egl": ("EGL", "libegl1")}
+_EGL_CUDA_DEVICE_NV = 0x323A  # of the extension EGL_NV_device_cuda
+
+
+class MissingGLError(RuntimeError):
+    """OpenGL cannot be used as it was asked for."""
+
+
+def choose_backend() -> str:
+    """The back end of this process; also sets the variables that MuJoCo and PyOpenGL read at import."""
+    backend = os.environ.setdefault("MUJOCO_GL", "egl" if Path("/dev/nvidiactl").exists() else "osmesa")
+    os.environ.setdefault("PYOPENGL_PLATFORM", backend)
+    return backend
+
+
+def require_gl() -> None:
+    """Check that the chosen back end's library is there.
+
+    Raises:
+        MissingGLError: with the Debian package that provides it.
+    """
+    backend = choose_backend()
+    if backend not in _LIBRARIES:
+        raise MissingGLError(f"MUJOCO_GL={backend}: pictures are made with `egl` or `osmesa`")
+    library, package = _LIBRARIES[backend]
+    if ctypes.util.find_library(library) is None:
+        raise MissingGLError(
+            f"MUJOCO_GL={backend} needs lib{library}, which is not installed. Install it "
+            f"(Debian, Ubuntu: apt-get install {package}; conda: mesalib) or choose another back end "
+            "with MUJOCO_GL=osmesa or MUJOCO_GL=egl."
+        )
+
+
+def egl_device(cuda: int) -> int | None:
+    """EGL's number of the GPU that CUDA counts as `cuda`: the two count in different orders.
+
+    None where no EGL device says that it is that GPU (without NVIDIA's driver, say).
+    """
+    egl = ctypes.CDLL(ctypes.util.find_library("EGL"))
+    egl.eglGetProcAddress.restype = ctypes.c_void_p
+
+    def function(name: str, *arguments: Any) -> Any:
+        address = egl.eglGetProcAddress(name.encode())
+        return ctypes.CFUNCTYPE(ctypes.c_uint, *arguments)(address) if address else lambda *_: 0
+
+    query_devices = function(
+        "eglQueryDevicesEXT", ctypes.c_int, ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_int)
+    )
+    query_attribute = function(
+        "eglQueryDeviceAttribEXT", ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_ssize_t)
+    )
+    devices, count = (ctypes.c_void_p * 64)(), ctypes.c_int()
+    if not query_devices(len(devices), devices, ctypes.byref(count)):
+        return None
+    for index in range(count.value):
+        number = ctypes.c_ssize_t(-1)
+        if (
+            query_attribute(devices[index], _EGL_CUDA_DEVICE_NV, ctypes.byref(number))
+            and number.value == cuda
+        ):
+            return index
+    return None
+
+
+def create_context(size: int) -> Any:
+    """An OpenGL context of MuJoCo's for pictures of up to `size` pixels.
+
+    With EGL it is on the GPU of `MUJOCO_EGL_DEVICE_ID` (EGL's number), else on the first that CUDA may use.
+
+    Raises:
+        MissingGLError: there is none to be had; the message says why.
+    """
+    require_gl()
+    if choose_backend() == "egl" and "MUJOCO_EGL_DEVICE_ID" not in os.environ:
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        device = egl_device(int(first)) if first.isdigit() else None
+        if device is not None:
+            os.environ["MUJOCO_EGL_DEVICE_ID"] = str(device)
+    import mujoco
+
+    try:
+        context = mujoco.GLContext(size, size)
+        context.make_current()
+    except Exception as error:  # of PyOpenGL's, MuJoCo's or ctypes' own kinds
+        raise MissingGLError(f"MUJOCO_GL={choose_backend()}: {_reason(error)}") from error
+    return context
+
+
+def _reason(error: Exception) -> str:
+    nodes = sorted(Path("/dev/dri").glob("renderD*")) + sorted(Path("/dev").glob("nvidia[0-9]*"))
+    closed = [str(node) for node in nodes if not os.access(node, os.R_OK | os.W_OK)]
+    if choose_backend() == "egl" and closed:
+        return f"no right to open {', '.join(closed)}: join the group that owns it (`ls -l` tells which)"
+    return f"no OpenGL context ({' '.join(str(error).split()) or type(error).__name__})"
+
+
+def probe() -> str:
+    """Draw a picture and describe what drew it. Raises MissingGLError if that does not work."""
+    context = create_context(64)
+    import mujoco
+    import numpy as np
+    from OpenGL import GL
+
+    model = mujoco.MjModel.from_xml_string(
+        "<mujoco><worldbody><light pos='0 0 3'/><geom size='1' rgba='1 0 0 1'/></worldbody></mujoco>"
+    )
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    drawn = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
+    mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, drawn)
+    scene, viewport = mujoco.MjvScene(model, maxgeom=10), mujoco.MjrRect(0, 0, 64, 64)
+    mujoco.mjv_updateScene(
+        model, data, mujoco.MjvOption(), None, mujoco.MjvCamera(), mujoco.mjtCatBit.mjCAT_ALL, scene
+    )
+    mujoco.mjr_render(viewport, scene, drawn)
+    picture = np.zeros((64, 64, 3), np.uint8)
+    mujoco.mjr_readPixels(picture, None, viewport, drawn)
+    names = [GL.glGetString(name).decode() for name in (GL.GL_RENDERER, GL.GL_VERSION)]
+    drawn.free()
+    context.free()
+    if picture[32, 32, 0] == 0:
+        raise MissingGLError(f"MUJOCO_GL={choose_backend()}: {', '.join(names)} draws nothing")
+    return f"MUJOCO_GL={choose_backend()}: {', '.join(names)}"
