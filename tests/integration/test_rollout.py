@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,7 +100,6 @@ def test_an_episode_is_what_a_plain_loop_gives(
             success = env.step(action)
             pictures.append(env.render())
             path.append(env.proprio()[:3])
-    env.close()
     assert (episode.steps, episode.success) == (env.steps, success)
     np.testing.assert_array_equal(episode.path, path)
     np.testing.assert_array_equal(episode.valid.sum(1), 7 * np.diff([*range(0, env.steps, CHUNK), env.steps]))
@@ -131,3 +135,83 @@ def test_dead_workers_and_impossible_episodes(
     finished = by_spec(results)
     for spec in SPECS:
         assert_same(finished[spec], episodes[spec])
+
+
+def test_a_worker_that_hangs_is_replaced(
+    policy: OpenVLAOFT, episodes: dict[EpisodeSpec, Episode], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One worker is stopped and one killed in the midst of an episode; every episode is still what it was."""
+    with Rollouts(SUITE, PROTOCOL, policy, workers=2) as rollouts:
+        pool = rollouts._pool
+        pool._hang_seconds = 20  # time enough to load a task
+        results: list[Episode | FailedRun] = []
+        for result in rollouts.run(SPECS):
+            results.append(result)
+            if len(results) == 2:
+                stopped, killed = (worker.process.pid for worker in pool._workers)
+                assert stopped is not None and killed is not None
+                os.kill(stopped, signal.SIGSTOP)
+                os.kill(killed, signal.SIGKILL)
+    finished = by_spec(results)
+    for spec in SPECS:
+        assert_same(finished[spec], episodes[spec])
+    log = capsys.readouterr().out
+    assert f"worker process {stopped} has said nothing for 2" in log
+    assert f"worker process {killed} ended with code -9" in log
+    assert log.count("trying again") == 2
+
+
+def test_batches_lose_and_double_nothing(policy: OpenVLAOFT) -> None:
+    with Rollouts(SUITE, PROTOCOL, policy, workers=3, batch=8) as rollouts:
+        by_spec(list(rollouts.run(SPECS)))
+
+
+def test_a_run_that_is_left_early_leaves_nothing_behind(
+    two_workers: Rollouts, episodes: dict[EpisodeSpec, Episode]
+) -> None:
+    for _ in two_workers.run(SPECS):
+        break
+    finished = by_spec(list(two_workers.run(SPECS)))
+    for spec in SPECS:
+        assert_same(finished[spec], episodes[spec])
+
+
+def test_interrupting_leaves_no_process_and_no_shared_memory(tmp_path: Path, policy: OpenVLAOFT) -> None:
+    """Ctrl-C while workers are busy: their processes end, and what they shared with it."""
+    save_policy(policy, tmp_path / "policy")
+    script = tmp_path / "run.py"
+    script.write_text(
+        """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from sweeping import PROTOCOL, SUITE
+from srpo.policies.openvla_oft import load_policy
+from srpo.rollout import Rollouts
+from srpo.types import EpisodeSpec
+
+if __name__ == "__main__":
+    specs = [EpisodeSpec(SUITE, 8, state, state, 1.0) for state in range(40)]
+    with Rollouts(SUITE, PROTOCOL, load_policy(Path(sys.argv[1])), workers=2) as rollouts:
+        for result in rollouts.run(specs):
+            print("finished", flush=True)
+"""
+    )
+    before = set(Path("/dev/shm").iterdir())
+    run = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "policy"), str(Path(__file__).parent)],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert run.stdout is not None
+    assert run.stdout.readline() == b"finished\n"
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to all of them
+    run.wait(timeout=30)
+    assert run.returncode != 0
+    for _ in range(100):
+        members = subprocess.run(["pgrep", "-g", str(run.pid)], capture_output=True, text=True).stdout.split()
+        if not members:
+            break
+        time.sleep(0.1)
+    assert not members
+    assert set(Path("/dev/shm").iterdir()) <= before
