@@ -295,18 +295,28 @@ class WorldModel(Section):
 class Reward(Section):
     """How failed trajectories are rewarded; successes always get 1."""
 
-    shaping: Literal["paper", "siirl", "none"]
-    """`paper`: α·sigmoid(−z). `siirl`: 0.6·sigmoid(10·(0.5 − m)). `none`: 0, which is GRPO."""
+    shaping: Literal["paper", "siirl", "linear", "none"]
+    """`paper`: α·sigmoid(−z). `siirl`: 0.6·sigmoid(10·(0.5 − m)). `linear`: α·(1 − m). `none`: 0, which is
+    GRPO. z is the standardised distance to the nearest reference, m the min-max normalised one."""
     alpha: Fraction
-    """Largest reward of a failure, for `paper`."""
-    references: Literal["dbscan", "mean"]
-    """What failures are compared with: DBSCAN clusters of the batch's successes, or their mean."""
+    """Largest reward of a failure, for `paper` and `linear`."""
+    scope: Literal["task", "group"]
+    """Among which failures distances are normalised: all of the task's in the batch, or the group's alone."""
+    references: Literal["dbscan", "mean", "medoid", "fixed_expert"]
+    """What failures are compared with. Of the batch's successes: the centres of their DBSCAN clusters, their
+    mean, or their medoid. `fixed_expert`: the expert's demonstrations, whatever the batch holds."""
     eps: Positive
     """DBSCAN's neighbourhood radius on standardised embeddings."""
     eps_relative: bool
     """Measure `eps` in units of the median pairwise distance of the successes."""
     min_samples: Count
     """Successes within `eps` that make a cluster."""
+
+    @model_validator(mode="after")
+    def _failures_earn_less(self) -> Reward:
+        if self.shaping == "linear" and self.alpha == 1:
+            raise ValueError("shaping `linear` with alpha 1 pays the nearest failure like a success")
+        return self
 
 
 class Train(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy.special import expit
 
 from srpo.config import Reward
 from srpo.rewards.outcome import outcome_rewards
-from srpo.rewards.references import find_references
+from srpo.rewards.references import References, expert_references, find_references, usable
 
 # siiRL's literals: siirl/utils/reward_score/embodied.py, compute_embodied_reward, step "c. Vectorized reward
 # mapping".
@@ -21,8 +22,8 @@ SIIRL_OFFSET = 0.5
 SIIRL_EQUAL_RANGE = 1e-6
 
 EQUAL_SPREAD = 1e-6
-"""Distances whose standard deviation is below this share of their mean are equal but for rounding: the
-embeddings are float32, of about 1e-7 relative precision."""
+"""Distances whose standard deviation (or range) is at most this share of their mean are equal but for
+rounding: the embeddings are float32, of about 1e-7 relative precision."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class TaskShaping:
     invalid              episodes whose embedding cannot be used
     clusters, fallback   as in `srpo.rewards.references.References`
     unshaped             None if failures were shaped, else why not: `outcome` (the reward is 0/1 by
-                         configuration), `no success` or `no failure`
+                         configuration), `no failure` or `no success` (to be compared with)
     """
 
     task: int
@@ -68,31 +69,46 @@ def shape_rewards(
     success: NDArray[np.bool_],
     task: NDArray[np.integer],
     reward: Reward,
+    *,
+    group: NDArray[np.integer] | None = None,
+    experts: Mapping[int, NDArray[np.floating]] | None = None,
 ) -> ShapedRewards:
-    """Rewards of a whole batch. References and normalisation are per task, over all its groups.
+    """Rewards of a whole batch. References are per task, over all its groups; `reward.scope` says whether
+    distances are normalised over the task's failures or over each group's.
 
-    A task without success has nothing to be compared with: its failures earn 0. A task without failure has
-    nothing to shape. With `reward.shaping: none` every failure earns 0 and embeddings are not looked at.
+    A task without success has nothing to be compared with: its failures earn 0 (but not with `fixed_expert`,
+    whose references are always there). A task without failure has nothing to shape. With
+    `reward.shaping: none` every failure earns 0 and embeddings are not looked at.
 
     Args:
         embeddings: float32 (N, D), one vector an episode; None only with shaping `none`.
         success: bool (N,).
         task: int (N,), task id of each episode.
         reward: how failures are rewarded.
+        group: int (N,), group of each episode; needed for the scope `group` only.
+        experts: task id → float32 (E, D), embeddings of the expert's demonstrations by the same world model;
+            for the references `fixed_expert` and no others.
 
     Raises:
-        ValueError: lengths differ, or embeddings are missing.
+        ValueError: lengths differ, or embeddings, groups or a task's experts are missing or broken.
     """
     episodes = len(success)
     if success.shape != (episodes,) or task.shape != (episodes,):
         raise ValueError(f"success {success.shape} and task {task.shape} must both have shape (N,)")
+    references: dict[int, References] = {}
     if reward.shaping == "none":
         valid = np.ones(episodes, dtype=bool)
     elif embeddings is None or embeddings.ndim != 2 or len(embeddings) != episodes:
         shape = None if embeddings is None else embeddings.shape
         raise ValueError(f"reward.shaping {reward.shaping!r} needs embeddings ({episodes}, D), not {shape}")
     else:
-        valid = np.isfinite(embeddings).all(axis=1) & (embeddings != 0).any(axis=1)
+        valid = usable(embeddings)
+        references = _experts(experts, task, embeddings.shape[1], reward)
+    if reward.shaping == "none" or reward.scope == "task":
+        group = np.zeros(episodes, dtype=np.int64)
+    elif group is None or group.shape != (episodes,):
+        shape = None if group is None else group.shape
+        raise ValueError(f"reward.scope 'group' needs the group of each episode ({episodes},), not {shape}")
 
     rewards = np.where(valid, outcome_rewards(success), np.nan)
     distances = np.full(episodes, np.nan)
@@ -104,18 +120,17 @@ def shape_rewards(
         clusters, fallback, unshaped = 0, False, None
         if reward.shaping == "none" or embeddings is None:
             unshaped = "outcome"
-        elif not succeeded.any():
+        elif reward.references != "fixed_expert" and not succeeded.any():
             unshaped = "no success"
         elif not failed.any():
             unshaped = "no failure"
         else:
-            references = find_references(embeddings[succeeded], reward)
-            clusters, fallback = references.clusters, references.fallback
-            distances[failed] = nearest_distances(embeddings[failed], references.centres)
-            if reward.shaping == "paper":
-                rewards[failed] = paper_progress(distances[failed], reward.alpha)
-            else:
-                rewards[failed] = siirl_progress(distances[failed])
+            own = references.get(int(task_id)) or find_references(embeddings[succeeded], reward)
+            clusters, fallback = own.clusters, own.fallback
+            distances[failed] = nearest_distances(embeddings[failed], own.centres)
+            for number in np.unique(group[failed]):
+                compared = failed & (group == number)
+                rewards[compared] = _progress(distances[compared], reward)
         tasks.append(
             TaskShaping(
                 task=int(task_id),
@@ -130,13 +145,51 @@ def shape_rewards(
     return ShapedRewards(rewards, distances, valid, tuple(tasks))
 
 
+def _experts(
+    experts: Mapping[int, NDArray[np.floating]] | None,
+    task: NDArray[np.integer],
+    dimension: int,
+    reward: Reward,
+) -> dict[int, References]:
+    """References of each task in the batch under `fixed_expert`, checked; none under any other."""
+    if (reward.references == "fixed_expert") != (experts is not None):
+        raise ValueError(
+            f"reward.references {reward.references!r}: the expert's embeddings go with 'fixed_expert' alone"
+        )
+    if experts is None:
+        return {}
+    found = {}
+    for task_id in map(int, np.unique(task)):
+        if task_id not in experts:
+            raise ValueError(f"reward.references 'fixed_expert': no expert embeddings of task {task_id}")
+        try:
+            found[task_id] = expert_references(experts[task_id])
+        except ValueError as error:
+            raise ValueError(f"reward.references 'fixed_expert': task {task_id}: {error}") from None
+        if (width := found[task_id].centres.shape[1]) != dimension:
+            raise ValueError(
+                f"reward.references 'fixed_expert': task {task_id}: the expert's embeddings have {width} "
+                f"dimensions, the episodes' {dimension}: embed both with one world model"
+            )
+    return found
+
+
+def _progress(distances: NDArray[np.float64], reward: Reward) -> NDArray[np.float64]:
+    """Rewards of failures that are normalised together, by their distances (F,), F ≥ 1."""
+    if reward.shaping == "paper":
+        return paper_progress(distances, reward.alpha)
+    if reward.shaping == "linear":
+        return linear_progress(distances, reward.alpha)
+    return siirl_progress(distances)
+
+
 def nearest_distances(embeddings: NDArray[np.floating], centres: NDArray[np.floating]) -> NDArray[np.float64]:
     """L2 distance of each embedding (N, D) to the nearest of the centres (K, D): float64 (N,)."""
     return cdist(embeddings.astype(np.float64), centres.astype(np.float64)).min(axis=1)
 
 
 def paper_progress(distances: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
-    """α·sigmoid(−z) with z = (d − mean)/std over a task's failures (SRPO, arXiv 2511.15605): float64 (N,).
+    """α·sigmoid(−z) with z = (d − mean)/std over failures (SRPO, arXiv 2511.15605: a task's): float64 (N,).
 
     The standard deviation is the population's, so that one failure has one (0). Where it is 0, but for
     rounding, z = 0 and every failure earns α/2.
@@ -148,7 +201,7 @@ def paper_progress(distances: NDArray[np.float64], alpha: float) -> NDArray[np.f
 
 
 def siirl_progress(distances: NDArray[np.float64]) -> NDArray[np.float64]:
-    """0.6·sigmoid(10·(0.5 − m)), m the min-max normalised distance of a task's failures: float64 (N,).
+    """0.6·sigmoid(10·(0.5 − m)), m the min-max normalised distance of failures: float64 (N,).
 
     Where all distances lie within 1e-6, m = 0.5 and every failure earns 0.3. Source: siiRL,
     `siirl/utils/reward_score/embodied.py`. That bound is absolute, as there, so it depends on the
@@ -158,3 +211,15 @@ def siirl_progress(distances: NDArray[np.float64]) -> NDArray[np.float64]:
     if spread < SIIRL_EQUAL_RANGE:
         return np.full_like(distances, SIIRL_MAXIMUM / 2)
     return SIIRL_MAXIMUM * expit(SIIRL_STEEPNESS * (SIIRL_OFFSET - (distances - nearest) / spread))
+
+
+def linear_progress(distances: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
+    """α·(1 − m), m the min-max normalised distance of failures: float64 (N,) in [0, α].
+
+    The nearest failure earns α and the farthest nothing. Where all distances are equal, but for rounding,
+    m = 0.5 and every failure earns α/2, as under the other shapings.
+    """
+    nearest, spread = distances.min(), np.ptp(distances)
+    if spread <= EQUAL_SPREAD * distances.mean():
+        return np.full_like(distances, alpha / 2)
+    return alpha * (1 - (distances - nearest) / spread)

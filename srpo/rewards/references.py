@@ -1,4 +1,4 @@
-"""What failed episodes are compared with: centres of the successes of one task in embedding space."""
+"""What failed episodes are compared with: centres in embedding space, of one task's successes or experts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from sklearn.cluster import DBSCAN
 from sklearn.preprocessing import StandardScaler
 
 from srpo.config import Reward
+
+EQUAL_SUMS = 1e-9
+"""Sums of distances within this share of each other are equal but for float64 rounding."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,14 @@ class References:
 def find_references(successes: NDArray[np.floating], reward: Reward) -> References:
     """Centres of a task's successful episodes.
 
-    `mean`: their mean. `dbscan` (siiRL, `siirl/utils/reward_score/embodied.py`): every feature standardised
-    over the successes, DBSCAN, and the mean of each cluster; noise points belong to no centre; no cluster at
-    all: the mean of the successes. `reward.eps` is siiRL's absolute radius (0.5), or, with
-    `reward.eps_relative`, a multiple of the median pairwise distance of the standardised successes. (In D
-    dimensions that median is about √(2D), so an absolute 0.5 finds a cluster only among near duplicates.)
+    `mean`: their mean. `medoid`: the one with the least sum of distances to the others; all of those that tie
+    (two successes always do), so that the order of episodes decides nothing.
+
+    `dbscan` (siiRL, `siirl/utils/reward_score/embodied.py`): every feature standardised over the successes,
+    DBSCAN, and the mean of each cluster; noise points belong to no centre; no cluster at all: the mean of the
+    successes. `reward.eps` is siiRL's absolute radius (0.5), or, with `reward.eps_relative`, a multiple of
+    the median pairwise distance of the standardised successes. (In D dimensions that median is about √(2D),
+    so an absolute 0.5 finds a cluster only among near duplicates.)
 
     Standardisation makes clusters independent of the unit of each feature, but not of rotations.
 
@@ -43,20 +49,54 @@ def find_references(successes: NDArray[np.floating], reward: Reward) -> Referenc
         reward: `references`, `eps`, `eps_relative` and `min_samples` are read.
 
     Raises:
-        ValueError: there is no success, or the array is not two-dimensional.
+        ValueError: there is no success, the array is not two-dimensional, or `reward.references` is
+            `fixed_expert`, whose references are no successes of the batch.
     """
+    if reward.references == "fixed_expert":
+        raise ValueError("reward.references 'fixed_expert' takes the expert's embeddings, not successes")
     if successes.ndim != 2 or len(successes) == 0:
         raise ValueError(f"references need successes of shape (S, D) with S ≥ 1, not {successes.shape}")
     points = successes.astype(np.float64)
     mean = points.mean(axis=0, keepdims=True)
     if reward.references == "mean":
         return References(mean, clusters=0, fallback=False)
+    if reward.references == "medoid":
+        return References(points[_medoids(points)], clusters=0, fallback=False)
     labels = _dbscan(points, reward)
     # The mean of standardised points, mapped back, is the mean of the points themselves.
     centres = [points[labels == label].mean(axis=0) for label in range(labels.max() + 1)]
     if not centres:
         return References(mean, clusters=0, fallback=True)
     return References(np.stack(centres), clusters=len(centres), fallback=False)
+
+
+def expert_references(experts: NDArray[np.floating]) -> References:
+    """A task's expert demonstrations, each a centre: the set is small and chosen, so none of it is noise.
+
+    Args:
+        experts: float (E, D), E ≥ 1, embeddings of the demonstrations' videos.
+
+    Raises:
+        ValueError: there is none, or one is not finite or all zero. Unlike an episode's, an expert's
+            embedding cannot be left out: the reference would be another one than the configuration says.
+    """
+    if experts.ndim != 2 or len(experts) == 0:
+        raise ValueError(f"expert references must have shape (E, D) with E ≥ 1, not {experts.shape}")
+    broken = np.flatnonzero(~usable(experts))
+    if len(broken):
+        raise ValueError(f"expert embedding {broken[0]} is not finite or all zero")
+    return References(experts.astype(np.float64), clusters=0, fallback=False)
+
+
+def usable(embeddings: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Which embeddings (N, D) are finite and not all zero: bool (N,). An encoder's failure shows as such."""
+    return np.isfinite(embeddings).all(axis=1) & (embeddings != 0).any(axis=1)
+
+
+def _medoids(points: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which of the points (S, D) have the least sum of distances to all, but for rounding: bool (S,)."""
+    sums = squareform(pdist(points)).sum(axis=1)
+    return sums <= sums.min() * (1 + EQUAL_SUMS)
 
 
 def _dbscan(points: NDArray[np.float64], reward: Reward) -> NDArray[np.int64]:

@@ -41,7 +41,15 @@ TRAINING = TrainStage(
         dtype="float32",
         pretraining=None,
     ),
-    reward=Reward(shaping="siirl", alpha=0.8, references="mean", eps=0.5, eps_relative=False, min_samples=2),
+    reward=Reward(
+        shaping="siirl",
+        alpha=0.8,
+        scope="task",
+        references="mean",
+        eps=0.5,
+        eps_relative=False,
+        min_samples=2,
+    ),
     train=Train(
         steps=3,
         prompts=2,

@@ -201,6 +201,7 @@ def rl_run(
             "references": "dbscan",
             "eps": 0.5,
             "eps_relative": True,
+            "scope": "task",
             "min_samples": 2,
         },
         "train": {

@@ -8,7 +8,7 @@ from sklearn.cluster import DBSCAN
 from sklearn.preprocessing import StandardScaler
 
 from srpo.config import Reward
-from srpo.rewards.references import find_references
+from srpo.rewards.references import expert_references, find_references
 
 
 def settings(**changes: object) -> Reward:
@@ -16,6 +16,7 @@ def settings(**changes: object) -> Reward:
     values = {
         "shaping": "siirl",
         "alpha": 0.8,
+        "scope": "task",
         "references": "dbscan",
         "eps": 0.5,
         "eps_relative": False,
@@ -53,6 +54,58 @@ def test_mean_is_no_fallback() -> None:
     found = find_references(LINE, settings(references="mean"))
     assert found.centres == pytest.approx(np.array([[10.4]]))
     assert (found.clusters, found.fallback) == (0, False)
+
+
+def test_medoid_by_hand() -> None:
+    # Sums of distances: 0: 52, 1: 49, 10: 40, 11: 41, 30: 78.
+    found = find_references(LINE, settings(references="medoid"))
+    assert found.centres.tolist() == [[10]]
+    assert (found.clusters, found.fallback) == (0, False)
+
+
+def test_medoids_that_tie_are_all_references() -> None:
+    pair = np.array([[0.0, 1.0], [6.0, 9.0]])
+    assert find_references(pair, settings(references="medoid")).centres.tolist() == pair.tolist()
+    duplicates = np.array([[2.0, 2.0], [9.0, 9.0], [2.0, 2.0]])
+    centres = find_references(duplicates, settings(references="medoid")).centres
+    assert centres.tolist() == [[2, 2], [2, 2]]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9))
+def test_medoids_do_not_depend_on_order_or_isometries(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    points = rng.normal(size=(n, 4))
+    rotation = np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    before = find_references(points, settings(references="medoid")).centres
+    moved = rng.permutation(points) @ rotation + 3
+    after = find_references(moved, settings(references="medoid")).centres
+    np.testing.assert_allclose(np.sort((after - 3) @ rotation.T, axis=0), np.sort(before, axis=0), atol=1e-9)
+
+
+def test_every_expert_is_a_centre() -> None:
+    experts = np.array([[1, 2], [1, 2], [50, 3]], dtype=np.float32)
+    found = expert_references(experts)
+    assert found.centres.tolist() == experts.tolist() and found.centres.dtype == np.float64
+    assert (found.clusters, found.fallback) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("experts", "message"),
+    [
+        (np.zeros((0, 3)), r"shape \(E, D\) with E ≥ 1, not \(0, 3\)"),
+        (np.ones(3), "shape"),
+        (np.array([[1.0, 2.0], [0.0, 0.0]]), "expert embedding 1 is not finite or all zero"),
+        (np.array([[np.nan, 2.0], [1.0, 0.0]]), "expert embedding 0 is not finite or all zero"),
+    ],
+)
+def test_broken_experts_are_errors(experts: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        expert_references(experts)
+
+
+def test_experts_are_no_successes_of_the_batch() -> None:
+    with pytest.raises(ValueError, match="takes the expert's embeddings"):
+        find_references(LINE, settings(references="fixed_expert"))
 
 
 @pytest.mark.parametrize("relative", [False, True])

@@ -22,7 +22,15 @@ def stage(train: dict | None = None, reward: dict | None = None, pixel: bool = T
         weight_decay=0.0, minibatch=2, microbatch=1000, epochs=1, clip_low=0.2, clip_high=0.28, kl=0.0,
         entropy=0.0, grad_clip=1e9, checkpoint_every=1,
     )  # fmt: skip
-    shaping = dict(shaping="paper", alpha=0.8, references="mean", eps=0.5, eps_relative=False, min_samples=2)
+    shaping = dict(
+        shaping="paper",
+        alpha=0.8,
+        references="mean",
+        scope="task",
+        eps=0.5,
+        eps_relative=False,
+        min_samples=2,
+    )
     world_model = WorldModel(
         name="pixel", kind="pixel", checkpoint=None, revision=None, frames=4, image_size=4, dtype="float32",
         pretraining=None,
