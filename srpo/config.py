@@ -265,16 +265,22 @@ class WorldModel(Section):
 
     name: str
     """The file's name."""
-    kind: Literal["pixel", "vjepa2"]
-    """`pixel`: downsampled frames. `vjepa2`: a V-JEPA 2 encoder."""
+    kind: Literal["pixel", "image", "vjepa2"]
+    """`pixel`: downsampled frames. `image`: the mean over frames of a picture encoder's embedding (DINOv2,
+    CLIP or SigLIP). `vjepa2`: a V-JEPA 2 encoder of whole clips."""
     checkpoint: str | None
-    """A folder or hub id of a V-JEPA 2; none: the workflow pretrains a small one (`pretraining`)."""
+    """A folder or hub id of a picture encoder or V-JEPA 2; none: the workflow pretrains a small V-JEPA 2
+    (`pretraining`)."""
     revision: str | None
     """Revision on the hub; none: the newest."""
     frames: Count
     """Frames taken evenly over the whole episode."""
     image_size: Count
-    """Side of the encoder's input (after resizing the short side to 256/224 of it and a centre crop)."""
+    """Side of the encoder's input, after the resize and centre crop of its kind (V-JEPA 2 and DINOv2: the
+    short side to 256/224 of it)."""
+    pooling: Literal["mean", "grid"] | None
+    """For `vjepa2` alone. `mean`: over all patch tokens, as the paper does. `grid`: over each cell of a 4 × 4
+    grid at each time step, side by side, which keeps when and where."""
     dtype: Literal["float32", "float16", "bfloat16"]
     """Precision of the encoder."""
     pretraining: Pretraining | None
@@ -284,6 +290,10 @@ class WorldModel(Section):
     def _complete(self) -> WorldModel:
         if self.kind == "vjepa2" and (self.checkpoint is None) == (self.pretraining is None):
             raise ValueError("a vjepa2 world model needs either `checkpoint` or `pretraining`")
+        if self.kind == "image" and (self.checkpoint is None or self.pretraining is not None):
+            raise ValueError("an image world model needs `checkpoint`, and no `pretraining`")
+        if (self.kind == "vjepa2") != (self.pooling is not None):
+            raise ValueError("`pooling` is for vjepa2 world models, and null for every other kind")
         if self.kind == "vjepa2" and self.frames % 2:
             raise ValueError(f"frames {self.frames} must be even: V-JEPA 2 takes them in pairs")
         if self.pretraining and self.image_size % self.pretraining.patch_size:

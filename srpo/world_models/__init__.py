@@ -1,4 +1,4 @@
-"""World models: frozen representations in which trajectories are compared (pixel, V-JEPA 2)."""
+"""World models: frozen representations in which trajectories are compared (pixels, pictures, V-JEPA 2)."""
 
 from __future__ import annotations
 
@@ -29,8 +29,12 @@ def load_world_model(config: WorldModelConfig, checkpoint: Path | None, device: 
         )
     import torch  # only here, so that the pixel baseline and frame selection stay light
 
-    from srpo.world_models.vjepa2 import VJepa2WorldModel
-
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if config.kind == "image":
+        from srpo.world_models.image import ImageWorldModel
+
+        return ImageWorldModel(config, source, torch.device(device))
+    from srpo.world_models.vjepa2 import VJepa2WorldModel
+
     return VJepa2WorldModel(config, source, torch.device(device))

@@ -43,6 +43,11 @@ class WorldModel(ABC):
     def encode(self, videos: Sequence[Frames]) -> Embedding:
         """Embeddings (N, D) of N ≤ `batch_size` videos, uint8 (frames, H, W, 3) each."""
 
+    def fingerprint(self) -> str | None:
+        """A hash of everything an embedding depends on besides the frames; None: embedding is so quick that
+        keeping the result is not worth it."""
+        return None
+
     def embed(self, frames: Frames) -> Embedding:
         """Embedding (D,) of an episode, uint8 (T, H, W, 3)."""
         return self.embed_many([frames])[0]

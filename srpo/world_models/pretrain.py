@@ -56,7 +56,8 @@ def write_model(folder: Path, model: VJEPA2Model) -> None:
     """Write a model folder in transformers' format."""
     from safetensors.torch import save_file
 
-    from srpo.world_models.vjepa2 import IMAGENET_MEAN, IMAGENET_STD, resized_side
+    from srpo.world_models.pretrained import IMAGENET_MEAN, IMAGENET_STD
+    from srpo.world_models.vjepa2 import resized_side
 
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)

@@ -34,6 +34,7 @@ CONFIG = WorldModelStage(
         revision=None,
         frames=4,
         image_size=32,
+        pooling="mean",
         dtype="float32",
         pretraining=Pretraining(
             scenes=(9,),
@@ -130,7 +131,9 @@ def test_pretraining_survives_a_kill(played: Path, tmp_path: Path) -> None:
 
 
 def test_a_world_model_without_pretraining_is_refused(tmp_path: Path) -> None:
-    pixel = CONFIG.world_model.model_copy(update={"kind": "pixel", "name": "pixel", "pretraining": None})
+    pixel = CONFIG.world_model.model_copy(
+        update={"kind": "pixel", "name": "pixel", "pooling": None, "pretraining": None}
+    )
     settings = tmp_path / "config.yaml"
     stage = CONFIG.model_copy(update={"world_model": pixel})
     settings.write_text(yaml.safe_dump(json.loads(stage.model_dump_json())))

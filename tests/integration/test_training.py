@@ -38,6 +38,7 @@ TRAINING = TrainStage(
         revision=None,
         frames=8,
         image_size=8,
+        pooling=None,
         dtype="float32",
         pretraining=None,
     ),

@@ -246,6 +246,7 @@ def world_model(name: str) -> WorldModel:
             "revision": None,
             "frames": 16,
             "image_size": 64,
+            "pooling": None,
             "dtype": "float32",
             "pretraining": None,
         }

@@ -43,6 +43,7 @@ CONFIG = WorldModel(
     revision=None,
     frames=4,
     image_size=32,
+    pooling="mean",
     dtype="float32",
     pretraining=PRETRAINING,
 )

@@ -45,6 +45,7 @@ def stage(**changes: object) -> RewardBenchmarkStage:
         "revision": None,
         "frames": 6,
         "image_size": 4,
+        "pooling": None,
         "dtype": "float32",
         "pretraining": None,
     }

@@ -32,8 +32,8 @@ def stage(train: dict | None = None, reward: dict | None = None, pixel: bool = T
         min_samples=2,
     )
     world_model = WorldModel(
-        name="pixel", kind="pixel", checkpoint=None, revision=None, frames=4, image_size=4, dtype="float32",
-        pretraining=None,
+        name="pixel", kind="pixel", checkpoint=None, revision=None, frames=4, image_size=4,
+        pooling=None, dtype="float32", pretraining=None,
     )  # fmt: skip
     return TrainStage(
         preset="test",

@@ -17,7 +17,8 @@ from transformers import LlamaConfig, VJEPA2Config, VJEPA2Model
 from srpo.config import WorldModel as WorldModelConfig
 from srpo.world_models import WorldModel, load_world_model, select_frames
 from srpo.world_models.pixel import area_weights
-from srpo.world_models.vjepa2 import IMAGENET_MEAN, IMAGENET_STD, preprocess
+from srpo.world_models.pretrained import IMAGENET_MEAN, IMAGENET_STD
+from srpo.world_models.vjepa2 import preprocess
 
 PIXEL = WorldModelConfig(
     name="pixel",
@@ -26,11 +27,18 @@ PIXEL = WorldModelConfig(
     revision=None,
     frames=4,
     image_size=8,
+    pooling=None,
     dtype="float32",
     pretraining=None,
 )
 VJEPA2 = PIXEL.model_copy(
-    update={"name": "small", "kind": "vjepa2", "checkpoint": "owner/model", "image_size": 32}
+    update={
+        "name": "small",
+        "kind": "vjepa2",
+        "checkpoint": "owner/model",
+        "image_size": 32,
+        "pooling": "mean",
+    }
 )
 
 
@@ -188,6 +196,44 @@ def test_embedding_is_the_mean_of_the_patch_tokens(folder: Path) -> None:
         expected = model.get_vision_features(pixels).mean(1)[0]
     embedding = load_world_model(VJEPA2, folder, device="cpu").embed(episode)
     np.testing.assert_allclose(embedding, expected.numpy(), atol=1e-5)
+
+
+def test_grid_pooling_is_a_mean_over_each_cell_at_each_time(folder: Path) -> None:
+    [episode] = videos(4)
+    model = VJEPA2Model.from_pretrained(folder)
+    with torch.no_grad():
+        tokens = model.get_vision_features(preprocess(torch.from_numpy(episode), 32)[None])[0]
+    world_model = load_world_model(VJEPA2.model_copy(update={"pooling": "grid"}), folder, device="cpu")
+    embedding = world_model.embed(episode)
+    # 2 time steps of 4 × 4 patches: every cell is a patch.
+    assert embedding.shape == (world_model.dimension,) == (2 * 16 * 24,)
+    np.testing.assert_allclose(embedding, tokens.flatten().numpy(), atol=1e-5)
+
+
+def test_grid_pooling_of_several_patches_a_cell(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = VJEPA2Config(crop_size=32, patch_size=4, frames_per_clip=2, hidden_size=12, num_hidden_layers=1,
+                         num_attention_heads=2, pred_hidden_size=12, pred_num_attention_heads=2,
+                         pred_num_hidden_layers=1)  # fmt: skip
+    VJEPA2Model(small).save_pretrained(tmp_path)
+    [episode] = videos(2)
+    config = VJEPA2.model_copy(update={"pooling": "grid", "frames": 2})
+    with torch.no_grad():
+        model = VJEPA2Model.from_pretrained(tmp_path)
+        tokens = model.get_vision_features(preprocess(torch.from_numpy(episode), 32)[None])[0].numpy()
+    cells = load_world_model(config, tmp_path, device="cpu").embed(episode).reshape(4, 4, 12)
+    # The second cell of the third row: patches in rows 4 and 5, columns 2 and 3, of 8 × 8.
+    patches = [8 * row + column for row in (4, 5) for column in (2, 3)]
+    np.testing.assert_allclose(cells[2, 1], tokens[patches].mean(0), atol=1e-5)
+
+
+def test_grid_pooling_needs_patches_that_divide(tmp_path: Path) -> None:
+    small = VJEPA2Config(crop_size=32, patch_size=16, frames_per_clip=2, hidden_size=12, num_hidden_layers=1,
+                         num_attention_heads=2, pred_hidden_size=12, pred_num_attention_heads=2,
+                         pred_num_hidden_layers=1)  # fmt: skip
+    VJEPA2Model(small).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"2 × 2 patches.*set pooling: mean"):
+        load_world_model(VJEPA2.model_copy(update={"pooling": "grid"}), tmp_path)
 
 
 def test_half_precision_is_close_and_returns_float32(folder: Path) -> None:

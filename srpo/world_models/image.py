@@ -1,0 +1,118 @@
+"""Encoders of single pictures (DINOv2, CLIP, SigLIP) as representations: the mean over the frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import CLIPVisionModelWithProjection, Dinov2Model, PreTrainedModel, SiglipVisionModel
+
+from srpo.config import WorldModel as WorldModelConfig
+from srpo.world_models.base import Embedding, Frames, WorldModel
+from srpo.world_models.pretrained import IMAGENET_MEAN, IMAGENET_STD, fingerprint, load_pretrained, prepare
+
+TOKENS_PER_BATCH = 32768
+"""Patch tokens encoded at once: 127 pictures of a ViT with 256 patches and a class token."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one kind of encoder is used, as its authors' evaluation does.
+
+    model      transformers' class
+    embedding  the field of its output that is a picture's embedding
+    short      side of the input → side that the short one is resized to, before the crop
+    mean, std  the input's normalisation
+    """
+
+    model: type[PreTrainedModel]
+    embedding: str
+    short: Callable[[int], int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+DINOV2 = Family(
+    Dinov2Model,
+    "pooler_output",  # the class token after the last normalisation
+    lambda size: size * 256 // 224,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+)
+CLIP = Family(
+    CLIPVisionModelWithProjection,
+    "image_embeds",  # in the space shared with text; not scaled to unit length
+    lambda size: size,
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+)
+SIGLIP = Family(
+    SiglipVisionModel,
+    "pooler_output",  # of the attention-pooling head; not scaled to unit length
+    lambda size: size,
+    (0.5, 0.5, 0.5),
+    (0.5, 0.5, 0.5),
+)
+FAMILIES = {
+    "dinov2": DINOV2,
+    "clip": CLIP,
+    "clip_vision_model": CLIP,
+    "siglip": SIGLIP,
+    "siglip_vision_model": SIGLIP,
+}
+"""Model type, as config.json has it, of whole models and of their vision part → how it is used."""
+
+
+class ImageWorldModel(WorldModel):
+    """A frozen picture encoder; an embedding is the mean of its pictures' embeddings.
+
+    D is the width of those. The mean forgets the order of frames, so two episodes that differ only in it look
+    alike; a prefix still differs from the whole.
+    """
+
+    def __init__(self, config: WorldModelConfig, source: str, device: torch.device) -> None:
+        classes = {kind: family.model for kind, family in FAMILIES.items()}
+        model, kind = load_pretrained(
+            source, config.revision, getattr(torch, config.dtype), classes, "facebook/dinov2-base"
+        )
+        family, architecture = FAMILIES[kind], model.config
+        if family is DINOV2:  # resizes its position embeddings to the input
+            if config.image_size % architecture.patch_size:
+                raise ValueError(
+                    f"world_model.image_size {config.image_size} is not a multiple of {source}'s patches of "
+                    f"{architecture.patch_size} pixels"
+                )
+        elif config.image_size != architecture.image_size:
+            raise ValueError(
+                f"world_model.image_size is {config.image_size}, but {source} takes "
+                f"{architecture.image_size}: set image_size: {architecture.image_size}"
+            )
+        tokens = (config.image_size // architecture.patch_size) ** 2 + 1
+        self.pictures = max(1, TOKENS_PER_BATCH // tokens)
+        """Pictures encoded at once."""
+        dimension = architecture.projection_dim if family is CLIP else architecture.hidden_size
+        super().__init__(config.frames, dimension, max(1, self.pictures // config.frames))
+        self.family = family
+        self.image_size = config.image_size
+        self.device = device
+        self.model = model.to(device).eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def encode(self, videos: Sequence[Frames]) -> Embedding:
+        pictures = torch.cat([self._prepare(video) for video in videos])
+        parts = [
+            getattr(self.model(pixel_values=part.to(self.model.dtype)), self.family.embedding).float()
+            for part in pictures.split(self.pictures)
+        ]
+        return np.asarray(torch.cat(parts).unflatten(0, (len(videos), -1)).mean(1).cpu())
+
+    def fingerprint(self) -> str:
+        return fingerprint(self.model, self.frames, self.image_size)
+
+    def _prepare(self, video: Frames) -> Tensor:
+        family, size = self.family, self.image_size
+        pictures = torch.from_numpy(video).to(self.device)
+        return prepare(pictures, family.short(size), size, family.mean, family.std, "bicubic")

@@ -1,0 +1,116 @@
+"""What released encoders have in common: loading them safely, preparing pictures, telling them apart."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def load_pretrained(
+    source: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    classes: Mapping[str, type[PreTrainedModel]],
+    example: str,
+    needed: Callable[[str], bool] = lambda key: True,
+) -> tuple[PreTrainedModel, str]:
+    """Load a model of transformers from a local folder or the hub; safetensors only, no remote code.
+
+    Args:
+        source: folder or hub id.
+        classes: model type, as config.json has it → class to load it with.
+        example: a hub id that would fit, for messages.
+        needed: which weights must be there.
+
+    Returns: the model, on the CPU, and its model type.
+
+    Raises FileNotFoundError when it is not there, ValueError when it is another kind of model or incomplete.
+    """
+    folder = Path(source)
+    if not folder.is_dir() and (folder.is_absolute() or source.startswith(".") or source.count("/") != 1):
+        raise FileNotFoundError(
+            f"world model folder {source} does not exist: set world_model.checkpoint to a folder or hub id"
+        )
+    fix = (
+        f"download it again (`hf download {example} --local-dir DIR`, say), "
+        "or remove the folder and rerun the workflow if that made it"
+    )
+    try:
+        facts, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"world model {source} has no readable config.json: {fix}") from error
+    if not facts:
+        raise FileNotFoundError(f"world model {source} has no config.json: {fix}")
+    kind = facts.get("model_type")
+    if kind not in classes:
+        raise ValueError(
+            f"world model {source} is of type {kind!r}, not {' or '.join(map(repr, classes))}: set "
+            f"world_model.checkpoint to one that is, such as {example}"
+        )
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()  # a log file is no place for one
+    try:
+        model, report = classes[kind].from_pretrained(
+            source, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"world model {source} has no readable model.safetensors ({error}): {fix}"
+        ) from error
+    missing = sorted(filter(needed, report["missing_keys"]))
+    if missing:
+        raise ValueError(f"world model {source} lacks {len(missing)} weights, such as {missing[0]}: {fix}")
+    return model, kind
+
+
+def prepare(
+    pictures: Tensor, short: int, size: int, mean: Sequence[float], std: Sequence[float], mode: str
+) -> Tensor:
+    """The usual evaluation transform: uint8 (..., H, W, 3) to float32 (..., 3, size, size).
+
+    The short side is resized to `short` (antialiased, `mode` bilinear or bicubic), the centre `size` cropped,
+    the values scaled to [0, 1] and normalised. transformers' processors do the same, but need torchvision or
+    round the resized picture to 8 bits; this keeps the fractions.
+    """
+    *leading, height, width, _ = pictures.shape
+    pixels = pictures.reshape(-1, height, width, 3).permute(0, 3, 1, 2).float() / 255
+    scale = short / min(height, width)
+    resized = (short, int(width * scale)) if height <= width else (int(height * scale), short)
+    if resized != (height, width):
+        pixels = functional.interpolate(pixels, resized, mode=mode, antialias=True, align_corners=False)
+        pixels = pixels.clamp(0, 1)  # bicubic overshoots at edges
+    top, left = (resized[0] - size) // 2, (resized[1] - size) // 2
+    pixels = pixels[..., top : top + size, left : left + size]
+    centre, spread = (pixels.new_tensor(values).view(3, 1, 1) for values in (mean, std))
+    return ((pixels - centre) / spread).reshape(*leading, 3, size, size)
+
+
+def fingerprint(model: nn.Module, *settings: object) -> str:
+    """A hash (hex) of everything an embedding depends on besides the frames.
+
+    The weights as loaded, the settings, this package's code, the libraries' versions, and the kind of device
+    (which decides the last bits).
+    """
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    device = next(model.parameters()).device.type
+    versions = [version(name) for name in ("torch", "transformers")]
+    digest.update(repr((type(model).__name__, device, *versions, *settings)).encode())
+    for name, weight in model.state_dict().items():
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().contiguous().flatten().view(torch.uint8).cpu().numpy())
+    return digest.hexdigest()
