@@ -1,11 +1,13 @@
 """The progress-reward benchmark: labelled trajectories, and how well representations tell their progress.
 
     python -m srpo.reward_benchmark collect --config C --policy DIR --out DIR --scratch DIR --workers N
-    python -m srpo.reward_benchmark score --config C --world-model NAME --trajectories DIR --out FILE.parquet
+    python -m srpo.reward_benchmark score --config C --world-model NAME --trajectories DIR --scratch DIR \\
+        --out FILE.parquet --curves FILE.parquet
 
 `collect` samples rollouts of a policy on training states and keeps some successes and failures of each task.
 `score` measures progress along them with one world model; the metrics of all trajectories together
-(`srpo.rewards.benchmark`) are the table's.
+(`srpo.rewards.benchmark`) are the table's. Embeddings are kept in its scratch folder by what they are of, so
+a killed or repeated scoring goes on from there; the folder may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -24,13 +26,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from srpo.analysis.io import BENCHMARK, ResultError, write_rows
+from srpo.analysis.io import BENCHMARK, CURVES, ResultError, write_rows
 from srpo.config import ConfigError, RewardBenchmarkStage, did_you_mean, load_stage
 from srpo.files import atomic_directory, write_text, write_with
 from srpo.manifest import sha256
 from srpo.rewards.benchmark import monotonicity, progress_curve, spearman_correlation
+from srpo.rewards.progress import nearest_distances
+from srpo.rewards.references import usable
 from srpo.types import Episode, EpisodeSpec, FailedRun
 from srpo.world_models import WorldModel, load_world_model, select_frames
+from srpo.world_models.cache import EmbeddingCache
 
 FILE = "trajectories.h5"
 
@@ -266,25 +271,27 @@ def collect(config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path
 
 
 def score(
-    config: RewardBenchmarkStage, name: str, checkpoint: Path | None, trajectories: Path
-) -> list[dict[str, Any]]:
-    """Rows of the reward benchmark (`srpo.analysis.io.BENCHMARK`) under the world model called `name`.
+    config: RewardBenchmarkStage, name: str, checkpoint: Path | None, trajectories: Path, scratch: Path
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of the reward benchmark (`srpo.analysis.io.BENCHMARK`) and of its progress curves (`CURVES`) under
+    the world model called `name`.
 
     Progress is measured at `prefixes` frames, evenly spaced from the first to the last; see `score_rows`.
-    A trajectory whose task has no (other) success has nothing to be compared with and is left out.
+    A trajectory whose task has no (other) success has nothing to be compared with and is left out. One with a
+    broken embedding has a row without progress.
 
     Raises:
         ConfigError: the configuration has no such world model, or its weights cannot be used.
         TrajectoryError: the file is missing or broken, from another suite, or has nothing to score.
     """
-    world_model = _load(config, name, checkpoint)
+    world_model = EmbeddingCache(_load(config, name, checkpoint), scratch / "embeddings")
     with _open(trajectories / FILE) as file:
         if file.attrs["suite"] != config.suite:
             raise TrajectoryError(
                 f"{trajectories / FILE} holds trajectories of {file.attrs['suite']}, but the configuration "
                 f"is for {config.suite}: give the folder that `collect` made with it"
             )
-        success, task = file["success"][()], file["task_id"][()]
+        success, task, steps = file["success"][()], file["task_id"][()], file["steps"][()]
         numbers = np.flatnonzero(has_reference(success, task))
         if not len(numbers):
             raise TrajectoryError(
@@ -293,16 +300,43 @@ def score(
             )
         if len(numbers) < len(success):
             print(f"{len(success) - len(numbers)} of {len(success)} trajectories have no reference: left out")
-        ends = select_frames(file["frames"].shape[1], config.reward_benchmark.prefixes)
-        embeddings = [
-            world_model.embed_prefixes(file["frames"][number], ends)
-            for number in tqdm(numbers, desc=f"embedding ({name})", unit="trajectory", disable=None)
-        ]
-    scored = score_rows(np.stack(embeddings), success[numbers], task[numbers])
-    return [
-        {"suite": config.suite, "trajectory": int(number), "representation": name, **row}
-        for number, row in zip(numbers, scored, strict=True)
-    ]
+        stored = file["frames"].shape[1]
+        ends = select_frames(stored, config.reward_benchmark.prefixes)
+        embeddings = np.stack(
+            [
+                world_model.embed_prefixes(file["frames"][number], ends)
+                for number in tqdm(numbers, desc=f"embedding ({name})", unit="trajectory", disable=None)
+            ]
+        )
+    success, task, steps = success[numbers], task[numbers], steps[numbers]
+    seen = np.stack([select_frames(count + 1, stored)[ends] for count in steps])
+    whole = np.array([usable(prefixes).all() for prefixes in embeddings])
+    scorable = whole.copy()
+    scorable[whole] = has_reference(success[whole], task[whole])
+    for number, intact, scored in zip(numbers, whole, scorable, strict=True):
+        if not scored:
+            why = "no other success is left to compare with" if intact else "its embedding is broken"
+            print(f"trajectory {number}: not scored: {why}")
+    if not scorable.any():
+        raise TrajectoryError(f"world model {name}: no trajectory could be scored; see above")
+    rows, curves = score_rows(embeddings[scorable], success[scorable], task[scorable], seen[scorable])
+    own, points = iter(rows), iter(curves)
+    scores, tidy = [], []
+    for index, number in enumerate(numbers):
+        row = {
+            "suite": config.suite,
+            "task_id": int(task[index]),
+            "trajectory": int(number),
+            "success": bool(success[index]),
+            "representation": name,
+        }
+        if scorable[index]:
+            scores.append({**row, "steps": int(steps[index]), **next(own)})
+            tidy += [{**row, **point} for point in next(points)]
+        else:
+            nothing = dict.fromkeys(("spearman", "monotonicity", "final_progress", "matched_progress"))
+            scores.append({**row, "steps": int(steps[index]), **nothing})
+    return scores, tidy
 
 
 def has_reference(success: NDArray[np.bool_], task: NDArray[np.integer]) -> NDArray[np.bool_]:
@@ -312,36 +346,54 @@ def has_reference(success: NDArray[np.bool_], task: NDArray[np.integer]) -> NDAr
 
 
 def score_rows(
-    embeddings: NDArray[np.floating], success: NDArray[np.bool_], task: NDArray[np.integer]
-) -> list[dict[str, Any]]:
+    embeddings: NDArray[np.floating],
+    success: NDArray[np.bool_],
+    task: NDArray[np.integer],
+    seen: NDArray[np.integer],
+) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
     """Progress along N trajectories, by the distance of their prefixes to their task's reference.
 
     The reference is the mean of the embeddings of the task's successes, as whole trajectories; for a success,
     of the others. It is what SRPO's own clustering falls back to, and has no parameter that could suit one
     representation better than another.
 
+    A world model sees frames spread over all of an episode, and a failure lasts until it is cut off, so its
+    final progress also tells its length. `matched_progress` takes that away: a failure is judged by its last
+    prefix of no more control steps than the median success of its task, as if it had ended there.
+
     Args:
         embeddings: float (N, P, D), of P prefixes of rising length, the last of them the whole trajectory.
         success: bool (N,).
         task: int (N,). Every trajectory has a reference (`has_reference`).
+        seen: int (N, P), control steps that each prefix shows, rising from 0 to the trajectory's own.
+
+    Returns, a trajectory each: its scores, and the P points of its curve.
     """
     whole = embeddings[:, -1].astype(np.float64)
-    rows = []
+    rows, curves = [], []
     for index, prefixes in enumerate(embeddings):
         others = success & (task == task[index])
         others[index] = False
-        progress = progress_curve(prefixes, whole[others].mean(axis=0, keepdims=True))
+        distances = nearest_distances(prefixes, whole[others].mean(axis=0, keepdims=True))
+        progress = progress_curve(distances)
+        matched = progress
+        if not success[index]:
+            matched = progress_curve(distances[seen[index] <= np.median(seen[others, -1])])
         rows.append(
             {
-                "task_id": int(task[index]),
-                "success": bool(success[index]),
                 "spearman": spearman_correlation(progress) if success[index] else None,
                 "monotonicity": monotonicity(progress) if success[index] else None,
                 "final_progress": float(progress[-1]),
-                "progress": json.dumps(progress.tolist()),
+                "matched_progress": float(matched[-1]),
             }
         )
-    return rows
+        curves.append(
+            [
+                {"step": int(step), "distance": float(distance), "progress": float(value)}
+                for step, distance, value in zip(seen[index], distances, progress, strict=True)
+            ]
+        )
+    return rows, curves
 
 
 def _load(config: RewardBenchmarkStage, name: str, checkpoint: Path | None) -> WorldModel:
@@ -362,7 +414,7 @@ def _open(path: Path) -> h5py.File:
         file = h5py.File(path, "r")
     except OSError as error:
         raise TrajectoryError(f"{path}: not a whole HDF5 file ({error}): {fix}") from None
-    missing = {"success", "task_id", "frames"} - set(file) | {"suite"} - set(file.attrs)
+    missing = {"success", "task_id", "steps", "frames"} - set(file) | {"suite"} - set(file.attrs)
     if missing:
         file.close()
         raise TrajectoryError(f"{path}: lacks {', '.join(sorted(missing))}: {fix}")
@@ -387,7 +439,9 @@ def main() -> None:
     scoring.add_argument("--world-model", required=True, metavar="NAME", help="one of the configuration's")
     scoring.add_argument("--checkpoint", type=Path, help="its folder, if the workflow pretrained it")
     scoring.add_argument("--trajectories", type=Path, required=True, help="folder that `collect` made")
-    scoring.add_argument("--out", type=Path, required=True, help="parquet file to make")
+    scoring.add_argument("--scratch", type=Path, required=True, help="folder for finished embeddings")
+    scoring.add_argument("--out", type=Path, required=True, help="parquet file to make: a row a trajectory")
+    scoring.add_argument("--curves", type=Path, required=True, help="parquet file to make: a row a point")
     arguments = parser.parse_args()
     try:
         config = load_stage(arguments.config, RewardBenchmarkStage)
@@ -396,7 +450,14 @@ def main() -> None:
                 parser.error(f"--workers {arguments.workers}: at least 1")
             collect(config, arguments.policy, arguments.out, arguments.scratch, arguments.workers)
         else:
-            scored = score(config, arguments.world_model, arguments.checkpoint, arguments.trajectories)
+            scored, curves = score(
+                config,
+                arguments.world_model,
+                arguments.checkpoint,
+                arguments.trajectories,
+                arguments.scratch,
+            )
+            write_rows(arguments.curves, curves, CURVES)
             write_rows(arguments.out, scored, BENCHMARK)
     except (ConfigError, TrajectoryError, ResultError) as error:
         sys.exit(f"error: {error}")

@@ -178,19 +178,42 @@ BENCHMARK = Schema(
         "task_id": Column("int", "number of the task in its suite, from 0"),
         "trajectory": Column("int", "number of the trajectory in its file of trajectories"),
         "success": Column("bool", "whether the trajectory solved its task"),
+        "steps": Column("int", "control steps of the trajectory"),
         "representation": Column("str", "name of the world model, e.g. `pixel`"),
         "spearman": Column("float", "rank correlation of progress with time; null for failures", True),
         "monotonicity": Column(
             "float", "share of steps on which progress does not fall; null for failures", True
         ),
         "final_progress": Column(
-            "float", "progress of the whole trajectory, 0 to 1; null: nothing to compare it with", True
+            "float", "progress of the whole trajectory, 0 to 1; null: its embedding is broken", True
         ),
-        "progress": Column("str", "progress over the trajectory's prefixes, as a JSON list"),
+        "matched_progress": Column(
+            "float",
+            "as final_progress, but of a failure only as much as a success of its task takes (median steps): "
+            "failures last until they are cut off, so their mere length would give them away",
+            True,
+        ),
     },
 )
 
-SCHEMAS = (EPISODES, RL_METRICS, SFT_METRICS, REWARDS, BENCHMARK)
+CURVES = Schema(
+    "reward benchmark curves",
+    "a point of a labelled trajectory's progress curve under one representation",
+    {
+        "suite": Column("str", "LIBERO suite"),
+        "task_id": Column("int", "number of the task in its suite, from 0"),
+        "trajectory": Column("int", "number of the trajectory in its file of trajectories"),
+        "success": Column("bool", "whether the trajectory solved its task"),
+        "representation": Column("str", "name of the world model, e.g. `pixel`"),
+        "step": Column("int", "control steps seen: the prefix ends after this many"),
+        "distance": Column(
+            "float", "L2 distance of the prefix's embedding to the mean of the task's (other) successes"
+        ),
+        "progress": Column("float", "1 − distance / the curve's largest distance"),
+    },
+)
+
+SCHEMAS = (EPISODES, RL_METRICS, SFT_METRICS, REWARDS, BENCHMARK, CURVES)
 
 IDENTITY = ["suite", "variant", "seed", "benchmark", "task_id", "init_state", "perturbation_task"]
 """What makes an episode the same episode."""

@@ -39,6 +39,12 @@ CONTRASTS: dict[str, Callable[[NDArray[np.float64], NDArray[np.float64]], float]
 
 METRICS = (*MEANS, *CONTRASTS)
 
+MATCHED = {f"{name}, equal length": name for name in CONTRASTS}
+"""The contrasts again, with failures judged after as many steps as a success takes (`matched_progress`)."""
+
+LENGTH = "episode length"
+"""The control: one minus an episode's steps over those of its suite's longest. It looks at no picture."""
+
 
 def read_scores(paths: Sequence[Path], allow_incomplete: bool) -> tuple[pd.DataFrame, int]:
     """Scores of all suites and representations, refused unless all scored the same trajectories.
@@ -78,24 +84,19 @@ def estimate(scores: pd.DataFrame, published: pd.DataFrame, seed: int = 0) -> pd
 
     Intervals: percentile bootstrap over trajectories, successes and failures apart, seeded. A metric without
     trajectories to compute it from is NaN; so is an SMD without spread, infinite as it would be.
+
+    Failures last until the step limit, so a representation may tell them by their length. How far that alone
+    goes shows the source `control`, the contrasts of `LENGTH`; what is left without it shows `MATCHED`.
     """
     rows: list[dict[str, Any]] = []
     for name, own in scores.groupby("representation", observed=True, sort=True):
         own = own[own["final_progress"].notna()]
-        for metric in METRICS:
-            value = _metric(metric, own[own["success"]], own[~own["success"]], seed)
-            rows.append(
-                {
-                    "source": "ours",
-                    "representation": name,
-                    "metric": metric,
-                    **tables.columns_of(value, "value"),
-                    "successes": int(own["success"].sum()),
-                    "failures": int((~own["success"]).sum()),
-                    "suites": ", ".join(sorted(set(own["suite"]))),
-                    "note": "",
-                }
-            )
+        for metric in (*METRICS, *MATCHED):
+            rows.append(_row("ours", str(name), metric, own, seed))
+    trajectories = scores.drop_duplicates(["suite", "task_id", "trajectory"])
+    limits = trajectories.groupby("suite")["steps"].transform("max")
+    length = trajectories.assign(final_progress=1 - trajectories["steps"] / limits)
+    rows += [_row("control", LENGTH, metric, length, seed) for metric in CONTRASTS]
     for (model, _), values in published.groupby(["model", "inputs"], sort=False):
         printed = dict(zip(values["column"], values["value"], strict=True))
         for metric in METRICS:
@@ -111,6 +112,20 @@ def estimate(scores: pd.DataFrame, published: pd.DataFrame, seed: int = 0) -> pd
     return pd.DataFrame(rows).astype({"successes": "Int64", "failures": "Int64"})
 
 
+def _row(source: str, name: str, metric: str, own: pd.DataFrame, seed: int) -> dict[str, Any]:
+    value = _metric(metric, own[own["success"]], own[~own["success"]], seed)
+    return {
+        "source": source,
+        "representation": name,
+        "metric": metric,
+        **tables.columns_of(value, "value"),
+        "successes": int(own["success"].sum()),
+        "failures": int((~own["success"]).sum()),
+        "suites": ", ".join(sorted(set(own["suite"]))),
+        "note": "",
+    }
+
+
 def _metric(metric: str, successes: pd.DataFrame, failures: pd.DataFrame, seed: int) -> Estimate:
     rng = np.random.default_rng(seed)
     nothing = Estimate(np.nan, np.nan, np.nan)
@@ -120,10 +135,11 @@ def _metric(metric: str, successes: pd.DataFrame, failures: pd.DataFrame, seed: 
             return nothing
         interval = bootstrap(lambda index: float(values[index].mean()), [len(values)], rng, RESAMPLES)
         return Estimate(float(values.mean()), *interval)
-    first, second = successes["final_progress"].to_numpy(float), failures["final_progress"].to_numpy(float)
+    column = "matched_progress" if metric in MATCHED else "final_progress"
+    first, second = successes[column].to_numpy(float), failures[column].to_numpy(float)
     if not len(first) or not len(second):
         return nothing
-    contrast = CONTRASTS[metric]
+    contrast = CONTRASTS[MATCHED.get(metric, metric)]
     value = contrast(first, second)
     if not np.isfinite(value):
         return nothing
@@ -137,30 +153,37 @@ def _number(value: float) -> str:
 
 def _text(row: Mapping[str, Any]) -> list[str]:
     lines = [_number(row["value"])]
-    if row["source"] == "ours" and not np.isnan(row["low"]):
+    if row["source"] != "published" and not np.isnan(row["low"]):
         lines.append(f"[{_number(row['low'])}, {_number(row['high'])}]")
     return lines
 
 
 def to_latex(table: pd.DataFrame) -> str:
-    """Ours above the rule, with intervals and counts; published rows below it."""
+    """Ours first, with intervals and counts, then what length has to do with it, then published rows."""
     cells = tables.cells(table, "source", "representation", "metric")
-    rows: dict[str, list[latex.Row]] = {"ours": [], "published": []}
+    rows: dict[str, list[latex.Row]] = {"ours": [], "matched": [], "control": [], "published": []}
     for source, name in dict.fromkeys((source, name) for source, name, _ in cells):
-        own = [cells[source, name, metric] for metric in METRICS]
+        own = [cells.get((source, name, metric)) for metric in METRICS]
         label = [name]
         if source == "ours":
-            label.append(f"{own[0]['successes']} successes, {own[0]['failures']} failures")
-        rows[source].append(latex.Row(label, [_text(cell) for cell in own]))
+            counts = cells[source, name, "SC"]
+            label.append(f"{counts['successes']} successes, {counts['failures']} failures")
+            matched = [cells[source, name, metric] for metric in MATCHED]
+            rows["matched"].append(latex.Row([name], [[""]] * len(MEANS) + [_text(cell) for cell in matched]))
+        rows[source].append(latex.Row(label, [_text(cell) if cell else [""] for cell in own]))
     suites = table.loc[table["source"] == "ours", "suites"].iloc[0]
     notes = [
         "All metrics: higher is better. Beneath the value, its 95% interval (percentile bootstrap over "
         "trajectories). SC and Mono: means over successes. MMD, JS, SMD: final progress of successes against "
-        f"failures. Trajectories: our policy's on {suites}. Published rows: other trajectories of other "
+        "failures. Failures last until the step limit; at equal length, they are judged after as many steps "
+        "as the median success of their task takes; the control is one minus an episode's steps over the "
+        f"longest's. Trajectories: our policy's on {suites}. Published rows: other trajectories of other "
         "policies (700 successes, 300 failures), so not a like-for-like comparison.",
     ]
     groups = [
         latex.Group("", rows["ours"]),
+        latex.Group("The same at equal length", rows["matched"]),
+        latex.Group("Control", rows["control"]),
         latex.Group("Published, as printed elsewhere", rows["published"]),
     ]
     return latex.tabular("Representation", [f"{metric} ↑" for metric in METRICS], groups, notes)
@@ -168,6 +191,7 @@ def to_latex(table: pd.DataFrame) -> str:
 
 def draw(table: pd.DataFrame) -> Figure:
     """One panel a metric, one row a representation; published ones hollow below the line."""
+    table = table[table["metric"].isin(METRICS) & (table["source"] != "control")]
     cells = tables.cells(table, "source", "representation", "metric")
     names = list(dict.fromkeys((source, name) for source, name, _ in cells))
     ours = sum(source == "ours" for source, _ in names)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.distance import cdist, jensenshannon, pdist
+from scipy.spatial.distance import jensenshannon, pdist
 from scipy.stats import spearmanr
 
 JS_BINS = 10
@@ -18,26 +18,21 @@ EQUAL_SPREAD = 1e-12
 """Progress values (of order 1) within this are equal but for rounding."""
 
 
-def progress_curve(
-    prefix_embeddings: NDArray[np.floating], references: NDArray[np.floating]
-) -> NDArray[np.float64]:
+def progress_curve(distances: NDArray[np.float64]) -> NDArray[np.float64]:
     """Progress p(t) = 1 − d(t)/max d along one trajectory: float64 (P,) in [0, 1].
 
-    d(t) is the L2 distance of the prefix o_0…t to the nearest reference; 1 is on a reference, 0 is the
-    trajectory's own farthest point. Dividing by that maximum (rather than by d(0), which would need clipping)
-    makes the curve free of the embedding's unit and keeps the order of all distances, which is what SC and
-    Mono measure: clipping would tie the points farther away than the start, and Mono counts ties as
-    progress. Invariant to isometries and to scale. If all distances are 0, progress is 1 throughout.
+    1 is on a reference, 0 is the trajectory's own farthest point. Dividing by that maximum (rather than by
+    d(0), which would need clipping) makes the curve free of the embedding's unit and keeps the order of all
+    distances, which is what SC and Mono measure: clipping would tie the points farther away than the start,
+    and Mono counts ties as progress. If all distances are 0, progress is 1 throughout.
 
     Args:
-        prefix_embeddings: float (P, D), of prefixes of rising length.
-        references: float (K, D), K ≥ 1; of a success, without the success itself.
+        distances: float (P,), P ≥ 1, of prefixes o_0…t of rising length to the nearest reference
+            (`srpo.rewards.progress.nearest_distances`); for a success, without the success itself.
     """
-    if len(references) == 0:
-        raise ValueError("progress needs at least one reference")
-    _require_finite("prefix embeddings", prefix_embeddings)
-    _require_finite("references", references)
-    distances = cdist(prefix_embeddings.astype(np.float64), references.astype(np.float64)).min(axis=1)
+    _require_finite("distances", distances)
+    if len(distances) == 0:
+        raise ValueError("progress needs at least one point")
     farthest = distances.max()
     return np.ones_like(distances) if farthest == 0 else 1 - distances / farthest
 

@@ -281,18 +281,18 @@ def reward_benchmark(
         for trajectory in range(successes + failures):
             success = trajectory < successes
             final = np.clip((good if success else 0.3) + 0.15 * rng.standard_normal(), 0, 1)
-            curve = np.clip(np.linspace(0, final, 8) + (1 - good) * 0.3 * rng.standard_normal(8), 0, 1)
             rows.append(
                 {
                     "suite": suite,
                     "task_id": trajectory % 2,
                     "trajectory": trajectory,
                     "success": success,
+                    "steps": int(rng.integers(60, 90)) if success else MAX_STEPS[suite],
                     "representation": name,
                     "spearman": float(good + 0.1 * rng.random()) - 0.1 if success else None,
                     "monotonicity": float(good * rng.random()) if success else None,
                     "final_progress": float(final),
-                    "progress": json.dumps(curve.tolist()),
+                    "matched_progress": float(final if success else 0.7 * final + 0.2),
                 }
             )
         paths.append(folder / f"{name}.parquet")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import yaml
 from scipy.stats import spearmanr
 
 from srpo import reward_benchmark
-from srpo.analysis.io import BENCHMARK, read_rows
+from srpo.analysis.io import BENCHMARK, CURVES, read_rows
 from srpo.config import RewardBenchmarkStage
 from srpo.reward_benchmark import (
     episode_spec,
@@ -197,13 +196,18 @@ def test_scores_by_hand() -> None:
     # One feature. Whole successes: 10, 8, 12. The reference of the first is 10, of the second 11, of the
     # third 9, of the failure 10.
     embeddings = np.array([[0, 5, 10], [1, 9, 8], [0, 9, 12], [5, 0, 2]], dtype=np.float32)[..., None]
-    scored = score_rows(embeddings, np.array([True, True, True, False]), np.zeros(4, int))
-    curves = [json.loads(row["progress"]) for row in scored]
+    seen = np.array([[0, 4, 8], [0, 3, 6], [0, 7, 14], [0, 8, 20]])
+    scored, points = score_rows(embeddings, np.array([True, True, True, False]), np.zeros(4, int), seen)
+    curves = [[point["progress"] for point in curve] for curve in points]
+    assert [point["step"] for point in points[2]] == [0, 7, 14]
+    assert [point["distance"] for point in points[3]] == [5, 10, 8]
     assert curves[0] == pytest.approx([0, 0.5, 1])  # distances 10 5 0
     assert curves[1] == pytest.approx([0, 0.8, 0.7])  # 10 2 3
     assert curves[2] == pytest.approx([0, 1, 2 / 3])  # 9 0 3
     assert curves[3] == pytest.approx([0.5, 0, 0.2])  # 5 10 8
     assert [row["final_progress"] for row in scored] == pytest.approx([1, 0.7, 2 / 3, 0.2])
+    # Successes take 6, 8 and 14 steps: the failure is judged after 8, where it is as far as it ever was.
+    assert [row["matched_progress"] for row in scored] == pytest.approx([1, 0.7, 2 / 3, 0])
     assert [row["spearman"] for row in scored] == [
         pytest.approx(1),
         pytest.approx(0.5),
@@ -213,12 +217,22 @@ def test_scores_by_hand() -> None:
     assert [row["monotonicity"] for row in scored] == [1, 0.5, 0.5, None]
 
 
+def test_a_failure_is_not_judged_by_what_it_does_after_successes_have_ended() -> None:
+    # Both failures do the same until step 10, when successes end; one then stands still, one comes near.
+    embeddings = np.array([[9, 2, 0], [9, 2, 0], [9, 5, 5], [9, 5, 1]], dtype=np.float32)[..., None]
+    seen = np.array([[0, 5, 10], [0, 5, 10], [0, 10, 20], [0, 10, 20]])
+    rows, _ = score_rows(embeddings, np.array([True, True, False, False]), np.zeros(4, int), seen)
+    assert [row["final_progress"] for row in rows[2:]] == pytest.approx([4 / 9, 8 / 9])
+    assert [row["matched_progress"] for row in rows[2:]] == pytest.approx([4 / 9, 4 / 9])
+
+
 def test_tasks_are_scored_apart() -> None:
     rng = np.random.default_rng(0)
     embeddings, success = rng.normal(size=(8, 4, 3)), np.arange(8) % 4 < 2
-    task = np.repeat([0, 1], 4)
-    together = score_rows(embeddings, success, task)
-    assert together[4:] == score_rows(embeddings[4:], success[4:], task[4:])
+    task, seen = np.repeat([0, 1], 4), np.sort(rng.integers(0, 9, (8, 4)))
+    seen[:, 0] = 0
+    rows, curves = score_rows(embeddings, success, task, seen)
+    assert (rows[4:], curves[4:]) == score_rows(embeddings[4:], success[4:], task[4:], seen[4:])
 
 
 @pytest.fixture
@@ -234,6 +248,7 @@ def command(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str = "pixel") 
     out = folder / "pixel.parquet"
     arguments = f"score --config {folder}/config.yaml --world-model {name}"
     arguments += f" --trajectories {folder}/trajectories --out {out}"
+    arguments += f" --scratch {folder}/scratch --curves {folder}/pixel-curves.parquet"
     monkeypatch.setattr("sys.argv", ["reward_benchmark", *arguments.split()])
     reward_benchmark.main()
     return out
@@ -249,14 +264,62 @@ def test_score_writes_the_documented_table(
     assert found["success"].tolist() == stored["success"][usable].tolist()
     assert "1 of 9 trajectories have no reference" in capsys.readouterr().out
     assert set(found["representation"]) == {"pixel"} and set(found["suite"]) == {"libero_goal"}
-    curves = np.array([json.loads(text) for text in found["progress"]])
-    assert curves.shape == (8, 5)
+    assert found["steps"].tolist() == [5] * 8
+    points = read_rows(files / "pixel-curves.parquet", CURVES)
+    assert points["trajectory"].tolist() == np.repeat(found["trajectory"], 5).tolist()
+    assert points["success"].tolist() == np.repeat(found["success"], 5).tolist()
+    # 6 frames of 5 steps (0 to 5), of which prefixes end at 5: 0, 1, 3, 4, 5.
+    assert points["step"].tolist() == [0, 1, 3, 4, 5] * 8
+    curves, distances = (points[column].to_numpy().reshape(8, 5) for column in ("progress", "distance"))
+    np.testing.assert_allclose(curves, 1 - distances / distances.max(1, keepdims=True))
     assert (curves[:, -1] == found["final_progress"]).all()
+    assert (found["matched_progress"] == found["final_progress"]).all()  # all take 5 steps
     successes = found[found["success"]]
     for row, curve in zip(successes.itertuples(), curves[found["success"]], strict=True):
         assert row.spearman == pytest.approx(spearmanr(curve, range(5)).statistic)
     # The square of a success ends where that of other successes does, a failure's does not.
     assert successes["final_progress"].min() > found[~found["success"]]["final_progress"].max()
+
+
+class Broken:
+    """Stands for a world model that fails on some trajectories of the file: NaN, or nothing at all."""
+
+    def __init__(self, numbers: dict[int, float]) -> None:
+        self.numbers, self.calls = numbers, -1
+
+    def fingerprint(self) -> None:
+        return None
+
+    def embed_prefixes(self, frames: np.ndarray, ends: Sequence[int]) -> np.ndarray:
+        self.calls += 1
+        embeddings = np.random.default_rng(self.calls).normal(size=(len(ends), 3))
+        if self.calls in self.numbers:
+            embeddings[2] = self.numbers[self.calls]
+        return embeddings
+
+
+def test_a_broken_embedding_costs_its_trajectory_and_says_so(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Task 3 has successes 0–2 and failures 3 and 4, task 5 successes 5 and 6 and failure 7.
+    monkeypatch.setattr(reward_benchmark, "_load", lambda *_: Broken({1: np.nan, 3: 0.0, 6: np.inf}))
+    found = read_rows(command(monkeypatch, files), BENCHMARK).set_index("trajectory")
+    assert found.index.tolist() == list(range(8))
+    unscored = found[found["final_progress"].isna()]
+    assert unscored.index.tolist() == [1, 3, 5, 6, 7] and unscored["matched_progress"].isna().all()
+    output = capsys.readouterr().out
+    assert "trajectory 3: not scored: its embedding is broken" in output
+    assert "trajectory 7: not scored: no other success is left to compare with" in output
+    curves = read_rows(files / "pixel-curves.parquet", CURVES)
+    assert curves["trajectory"].drop_duplicates().tolist() == [0, 2, 4]
+
+
+def test_nothing_but_broken_embeddings_is_an_error(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = dict.fromkeys(range(8), np.nan)
+    monkeypatch.setattr(reward_benchmark, "_load", lambda *_: Broken(broken))
+    with pytest.raises(SystemExit, match="no trajectory could be scored"):
+        command(monkeypatch, files)
+    assert not (files / "pixel.parquet").exists()
 
 
 def test_an_unknown_world_model_is_named(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

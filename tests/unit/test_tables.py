@@ -341,6 +341,19 @@ def test_t3_metrics_counts_and_intervals(tmp_path: Path) -> None:
     )
     assert smd["value"] == expected
     assert smd["low"] < smd["value"] < smd["high"]
+    matched = cell(table, representation="pixel", metric="SMD, equal length", source="ours")
+    assert matched["value"] == standardised_mean_difference(
+        successes["matched_progress"].to_numpy(), failures["matched_progress"].to_numpy()
+    )
+    # Lengths are the same under every representation, and counted once.
+    length = cell(table, representation=t3.LENGTH, metric="SMD", source="control")
+    assert (length["successes"], length["failures"]) == (14, 6)
+    limit = failures["steps"].max()
+    assert length["value"] == pytest.approx(
+        standardised_mean_difference(
+            *(1 - rows["steps"].to_numpy() / limit for rows in (successes, failures))
+        )
+    )
     pd.testing.assert_frame_equal(table, t3.estimate(scores, published))  # seeded
     assert cell(table, representation="pixel", metric="SMD", source="published")["value"] == 2.1
     check_latex(t3.to_latex(table))
@@ -349,7 +362,7 @@ def test_t3_metrics_counts_and_intervals(tmp_path: Path) -> None:
 def test_t3_without_failures(tmp_path: Path) -> None:
     scores, _ = t3.read_scores(reward_benchmark(tmp_path, "libero_goal", {"pixel": 0.5}, failures=0), False)
     table = t3.estimate(scores, tables.read_published(PUBLISHED, "T3").head(0))
-    assert np.isnan(cell(table, metric="MMD")["value"])
+    assert np.isnan(cell(table, metric="MMD", source="ours")["value"])
     assert not np.isnan(cell(table, metric="SC")["value"])
     assert "--" in t3.to_latex(table)
 

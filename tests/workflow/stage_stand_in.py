@@ -32,7 +32,7 @@ for name, value in pairwise(arguments):
     if name == "--figure":
         make(Path(f"{value}.png"))
         make(Path(f"{value}.pdf"))
-    elif name in ("--csv", "--tex") or (name == "--out" and Path(value).suffix):
+    elif name in ("--csv", "--tex", "--curves") or (name == "--out" and Path(value).suffix):
         make(Path(value))
     elif name == "--out":
         for file in FILES[module]:

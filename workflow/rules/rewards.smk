@@ -29,7 +29,8 @@ rule score:
         trajectories="<results>/reward_benchmark/{suite}/trajectories",
         checkpoint=lambda wildcards: pretrained(wildcards.world_model),
     output:
-        "<results>/reward_benchmark/{suite}/{world_model}.parquet",
+        scores="<results>/reward_benchmark/{suite}/{world_model}.parquet",
+        curves="<results>/reward_benchmark/{suite}/{world_model}-curves.parquet",
     log:
         "<logs>/score/{suite}/{world_model}.log",
     benchmark:
@@ -42,10 +43,12 @@ rule score:
         runtime=480,
         gpu=PRESET.gpus,
     params:
+        scratch=scratch,
         checkpoint=lambda wildcards, input: flag(
             "--checkpoint", input.get("checkpoint")
         ),
     shell:
         "logged {log:q} python -m srpo.reward_benchmark score --config {input.config:q}"
         " --world-model {wildcards.world_model:q} {params.checkpoint:q}"
-        " --trajectories {input.trajectories:q} --out {output:q}"
+        " --trajectories {input.trajectories:q} --scratch {params.scratch:q}"
+        " --out {output.scores:q} --curves {output.curves:q}"
