@@ -1,11 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from scipy.stats import spearmanr
@@ -23,6 +26,7 @@ from srpo.reward_benchmark import (
     write_trajectories,
 )
 from srpo.types import Episode, EpisodeSpec, FailedRun
+from srpo.world_models import WorldModel
 
 SIZE = 16
 SUCCESS_RATE = {3: 0.5, 5: 0.9, 8: 0.0}
@@ -312,6 +316,39 @@ def test_a_broken_embedding_costs_its_trajectory_and_says_so(
     assert "trajectory 7: not scored: no other success is left to compare with" in output
     curves = read_rows(files / "pixel-curves.parquet", CURVES)
     assert curves["trajectory"].drop_duplicates().tolist() == [0, 2, 4]
+
+
+class Slow(WorldModel):
+    """A world model worth keeping embeddings of; it dies when asked for more trajectories than it may."""
+
+    def __init__(self, most: float) -> None:
+        super().__init__(frames=4, dimension=3, batch_size=8)
+        self.most, self.embedded = most, 0
+
+    def fingerprint(self) -> str:
+        return "slow"
+
+    def embed_prefixes(self, frames: np.ndarray, ends: Iterable[int]) -> np.ndarray:
+        if self.embedded == self.most:
+            raise KeyboardInterrupt
+        self.embedded += 1
+        return super().embed_prefixes(frames, ends)
+
+    def encode(self, videos: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack([video.mean((0, 1, 2)) + video[-1, 0, 0] for video in videos]).astype(np.float32)
+
+
+def test_a_killed_scoring_goes_on_where_it_was(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, first, second = Slow(math.inf), Slow(3), Slow(math.inf)
+    monkeypatch.setattr(reward_benchmark, "_load", lambda *_: whole)
+    expected = read_rows(command(monkeypatch, files), BENCHMARK)
+    shutil.rmtree(files / "scratch")
+    monkeypatch.setattr(reward_benchmark, "_load", lambda *_: first)
+    with pytest.raises(KeyboardInterrupt):
+        command(monkeypatch, files)
+    monkeypatch.setattr(reward_benchmark, "_load", lambda *_: second)
+    pd.testing.assert_frame_equal(read_rows(command(monkeypatch, files), BENCHMARK), expected)
+    assert (whole.embedded, first.embedded, second.embedded) == (8, 3, 5)
 
 
 def test_nothing_but_broken_embeddings_is_an_error(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
