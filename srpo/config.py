@@ -155,6 +155,17 @@ class LanguageModel(Section):
         return self
 
 
+class Lora(Section):
+    """Low-rank adapters (peft) on every linear layer but the output, trained in place of the weights."""
+
+    rank: Count
+    """Rank of an adapter."""
+    alpha: Positive
+    """An adapter's product is scaled by this over `rank`."""
+    dropout: Annotated[float, Field(ge=0, lt=1), _Lenient]
+    """Dropout before an adapter, while training."""
+
+
 class Policy(Section):
     """An OpenVLA-OFT policy with discrete action tokens."""
 
@@ -169,6 +180,8 @@ class Policy(Section):
     """Side of the policy's input picture, after the crop."""
     crop_area: Share
     """Share of the picture's area kept by the centre crop."""
+    jpeg: bool = False
+    """Send the picture through a JPEG round trip first, as OpenVLA-OFT's evaluation does."""
     proprio: bool
     """Feed end-effector pose and gripper (8 numbers) as one token, as OpenVLA-OFT's proprio variant does."""
     learned_placeholders: bool
@@ -178,6 +191,12 @@ class Policy(Section):
     """One vision transformer, or two whose features are concatenated (OpenVLA: DINOv2 and SigLIP)."""
     llm: LanguageModel
     """The language model."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the weights in memory. With bfloat16 only adapters (`lora`) can be trained."""
+    gradient_checkpointing: bool = False
+    """Compute each block again in the backward pass instead of keeping its activations."""
+    lora: Lora | None = None
+    """Train adapters only; saved policies have them merged."""
 
     @model_validator(mode="after")
     def _patches_divide(self) -> Policy:

@@ -11,7 +11,6 @@ third of their success). Module names are those of the released checkpoints.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import (
@@ -32,27 +32,32 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from srpo import config as settings
-from srpo.files import atomic_directory
+from srpo.files import atomic_directory, write_json
 from srpo.policies import action_tokens
-from srpo.policies.processing import prepare_images, prepare_prompts
+from srpo.policies.processing import LONE_SPACE, SPACE, prepare_images, prepare_prompts
 from srpo.policies.vision import VisionTransformer
+from srpo.policies.weights import CheckpointError, check, fill, read_index, read_json, unread
 from srpo.types import ACTION_DIM, CHUNK, PROPRIO_DIM, TOKENS
 
 MODEL_TYPE = "srpo_openvla_oft"
+RUNNING = {"name", "checkpoint", "revision", "dtype", "gradient_checkpointing", "lora"}
+"""Settings of a policy that say how it is held and trained, not what it is."""
 
 disable_progress_bar()  # transformers' bars for loading and saving, noise in a log
 
 
-class CheckpointError(ValueError):
-    """A policy checkpoint that cannot be loaded as it is."""
-
-
 class OpenVLAOFTConfig(PreTrainedConfig):
-    """`policy`: a dumped `srpo.config.Policy`; `norm_stats`: a suite's action and proprio statistics."""
+    """What a checkpoint's config.json says.
+
+    policy      a dumped `srpo.config.Policy`
+    norm_stats  action and proprio statistics by suite
+    openvla     the config.json of the OpenVLA checkpoint that the weights came from, if they did
+    """
 
     model_type = MODEL_TYPE
     policy: dict | None = None
     norm_stats: dict | None = None
+    openvla: dict | None = None
 
 
 @dataclass(frozen=True)
@@ -168,10 +173,10 @@ class OpenVLAOFT(PreTrainedModel):
     ) -> Inputs:
         """Observations (N pictures, instructions, proprioceptions) as the network's inputs, on the CPU."""
         ids, mask = prepare_prompts(self.tokenizer, instructions)
-        pixels = prepare_images(images, self.settings.image_size, self.settings.crop_area)
+        pixels = prepare_images(images, self.settings.image_size, self.settings.crop_area, self.settings.jpeg)
         felt = None
         if self.settings.proprio:
-            statistics = self._statistics(suite)["proprio"]
+            statistics = self.statistics(suite)["proprio"]
             felt = torch.from_numpy(action_tokens.normalise(proprio, statistics)).float()
         return Inputs(pixels, ids, mask, felt)
 
@@ -194,7 +199,9 @@ class OpenVLAOFT(PreTrainedModel):
         bos, stop = embed(special).to(patches.dtype)[:, None, None].expand(-1, batch, 1, -1)
         prefix = [bos, patches]
         if self.proprio_projector is not None:
-            prefix.append(self.proprio_projector(inputs.proprio)[:, None].to(patches.dtype))
+            assert inputs.proprio is not None
+            felt = inputs.proprio.to(self.proprio_projector.fc1.weight.dtype)
+            prefix.append(self.proprio_projector(felt)[:, None].to(patches.dtype))
         if self.placeholders is None:
             holes = patches.new_zeros(batch, TOKENS, patches.shape[2])
         else:
@@ -265,10 +272,14 @@ class OpenVLAOFT(PreTrainedModel):
     def actions(self, suite: str, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
         """Tokens (N, 56) as LIBERO actions, float64 (N, 8, 7)."""
         values = action_tokens.decode(tokens).reshape(-1, CHUNK, ACTION_DIM)
-        statistics = self._statistics(suite)["action"]
+        statistics = self.statistics(suite)["action"]
         return action_tokens.to_libero(action_tokens.unnormalise(values, statistics))
 
-    def _statistics(self, suite: str) -> dict[str, Any]:
+    def statistics(self, suite: str) -> dict[str, Any]:
+        """The action and proprio statistics of a suite, as its name or as `{suite}_no_noops`.
+
+        Raises CheckpointError, listing the keys, when there are none.
+        """
         stats: dict[str, Any] = self.config.norm_stats or {}
         for key in (suite, f"{suite}_no_noops"):
             if key in stats:
@@ -302,38 +313,129 @@ def create_policy(
 def save_policy(model: OpenVLAOFT, folder: Path) -> None:
     """Write weights (safetensors), configuration, statistics and tokenizer as one folder, atomically."""
     with atomic_directory(folder) as temporary:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, max_shard_size="5GB")
         model.tokenizer.save_pretrained(temporary)
 
 
-def load_policy(folder: Path, device: str | torch.device = "cpu") -> OpenVLAOFT:
-    """Load what `save_policy` wrote.
+def save_openvla(model: OpenVLAOFT, folder: Path) -> None:
+    """Write a policy that came from OpenVLA's layout in that layout, atomically.
+
+    The parts of the vision transformers that nobody reads were not loaded; they are written as zeros.
+
+    Raises:
+        CheckpointError: the policy did not come from OpenVLA's layout, whose config.json names timm models.
+    """
+    if model.config.openvla is None:
+        raise CheckpointError("only a policy that was loaded from OpenVLA's layout can be written in it")
+    zeros = {name: torch.zeros(shape, dtype=model.dtype) for name, shape in unread(model.settings).items()}
+    tensors = model.state_dict() | zeros
+    with atomic_directory(folder) as temporary:
+        model.save_pretrained(temporary, state_dict=tensors, max_shard_size="5GB")
+        model.tokenizer.save_pretrained(temporary)
+        write_json(temporary / "config.json", model.config.openvla | {"norm_stats": model.config.norm_stats})
+
+
+def load_policy(
+    folder: Path, device: str | torch.device = "cpu", policy: settings.Policy | None = None
+) -> OpenVLAOFT:
+    """Load what `save_policy` wrote, or a checkpoint in OpenVLA's layout; nothing in it is executed.
+
+    Weights go one by one to their device and precision (`policy.dtype`).
+
+    Args:
+        policy: the architecture of a checkpoint in OpenVLA's layout, which does not say it, and how it is
+            held and trained (`dtype`, `lora`, `gradient_checkpointing`). None: as it was saved.
 
     Raises:
         CheckpointError: the folder is missing, of another architecture, or its tensors do not fit.
     """
-    description = folder / "config.json"
-    if not description.is_file():
+    if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} is not a policy checkpoint: it has no config.json")
-    kind = json.loads(description.read_text()).get("model_type")
-    if kind != MODEL_TYPE:
-        raise CheckpointError(f"{description}: model_type {kind!r} is not {MODEL_TYPE!r}")
-    try:
-        model, report = OpenVLAOFT.from_pretrained(
-            folder,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are listed below, with all else that does not fit
-            use_safetensors=True,
-            local_files_only=True,
-            dtype=torch.float32,
+    description = read_json(folder / "config.json")
+    kind = description.get("model_type")
+    if kind not in (MODEL_TYPE, "openvla"):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: model_type {kind!r} is not {MODEL_TYPE!r} or 'openvla'"
         )
+    config = (_own if kind == MODEL_TYPE else _openvla)(description, folder, policy)
+    with torch.device("meta"):
+        model = OpenVLAOFT(config)
+    entries = read_index(folder)
+    try:
+        check(entries, model, unread(model.settings) if kind == "openvla" else {})
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    model.tokenizer = _load_tokenizer(folder)
+    fill(model, entries, torch.device(device), getattr(torch, model.settings.dtype))
+    return model.eval()
+
+
+def _own(description: dict[str, Any], folder: Path, policy: settings.Policy | None) -> OpenVLAOFTConfig:
+    try:
+        saved = settings.Policy.model_validate(description.get("policy"))
+    except ValidationError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: policy: {error}") from None
+    if policy is not None:
+        theirs, ours = saved.model_dump(exclude=RUNNING), policy.model_dump(exclude=RUNNING)
+        wrong = [f"{key} {theirs[key]} instead of {ours[key]}" for key in ours if theirs[key] != ours[key]]
+        if wrong:
+            raise CheckpointError(f"{folder} is of another architecture: {'; '.join(wrong)}")
+    return OpenVLAOFTConfig(
+        policy=(policy or saved).model_dump(mode="json"),
+        norm_stats=description.get("norm_stats"),
+        openvla=description.get("openvla"),
+    )
+
+
+def _openvla(description: dict[str, Any], folder: Path, policy: settings.Policy | None) -> OpenVLAOFTConfig:
+    """Check what OpenVLA's config.json states against `policy`; shapes of tensors say the rest."""
+    if policy is None:
+        raise CheckpointError(
+            f"{folder} is in OpenVLA's layout, which does not say its architecture: convert it first "
+            f"(python -m srpo.policies convert {folder} OUT)"
+        )
+    llm, text = policy.llm, description.get("text_config", {})
+    expected = {
+        "image_sizes": [policy.image_size] * len(policy.encoders),
+        "use_fused_vision_backbone": len(policy.encoders) == 2,
+        "timm_override_act_layers": [None] * len(policy.encoders),
+        "n_action_bins": action_tokens.BINS,
+        "pad_to_multiple_of": llm.padding,
+        "text_config.model_type": "llama",
+        "text_config.vocab_size": llm.vocab_size + llm.padding,
+        "text_config.hidden_size": llm.hidden_size,
+        "text_config.intermediate_size": llm.intermediate_size,
+        "text_config.num_hidden_layers": llm.layers,
+        "text_config.num_attention_heads": llm.heads,
+        "text_config.num_key_value_heads": llm.heads,
+        "text_config.rms_norm_eps": llm.rms_norm_eps,
+        "text_config.rope_theta": llm.rope_theta,
+    }
+    stated = description | {f"text_config.{key}": value for key, value in text.items()}
+    wrong = [
+        f"{key} {stated[key]} instead of {value}"
+        for key, value in expected.items()
+        if stated.get(key, value) != value
+    ]
+    if wrong:
+        raise CheckpointError(f"{folder / 'config.json'} is of another architecture: {'; '.join(wrong)}")
+    statistics = description.get("norm_stats") or {}
+    beside = folder / "dataset_statistics.json"
+    if beside.is_file():  # of the data that the policy was fine-tuned on
+        statistics = statistics | read_json(beside)
+    # `auto_map` names Python files of the checkpoint; nothing here reads them, and nothing shall later.
+    kept = {key: value for key, value in description.items() if key not in ("norm_stats", "auto_map")}
+    return OpenVLAOFTConfig(policy=policy.model_dump(mode="json"), norm_stats=statistics, openvla=kept)
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    if not (folder / "tokenizer.json").is_file():
+        raise CheckpointError(f"{folder} has no tokenizer.json; fetch the checkpoint again")
+    try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise CheckpointError(f"{folder} cannot be loaded ({error}); delete it and make it again") from error
-    wrong = {
-        key: report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if report.get(key)
-    }
-    if wrong:
-        raise CheckpointError(f"{folder}: tensors do not fit the architecture: {wrong}")
-    model.tokenizer = tokenizer
-    return model.to(device)
+        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
+    vocabulary = tokenizer.get_vocab()
+    if SPACE not in vocabulary and LONE_SPACE not in vocabulary:
+        raise CheckpointError(f"{folder}: its tokenizer has no {LONE_SPACE!r}, with which prompts end")
+    return tokenizer

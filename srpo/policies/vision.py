@@ -99,7 +99,9 @@ class VisionTransformer(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """float (N, 3, size, size) in [0, 1] → patch tokens (N, patches, hidden_size)."""
         mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (self._mean, self._std))
-        hidden = self.patch_embed((pixels - mean) / std) + self.pos_embed
+        # Normalised in float32, whatever the weights are.
+        normal = ((pixels - mean) / std).to(self.pos_embed.dtype)
+        hidden = self.patch_embed(normal) + self.pos_embed
         prefix = [token for token in (self.cls_token, self.reg_token) if token is not None]
         skip = sum(token.shape[1] for token in prefix)
         hidden = torch.cat([*(token.expand(len(pixels), -1, -1) for token in prefix), hidden], 1)

@@ -1,0 +1,196 @@
+"""The tensors of a checkpoint folder: listed and checked from their headers, then read one at a time.
+
+Two layouts share most names: ours, and OpenVLA's, which also carries parts of its vision transformers that
+nobody reads. Only safetensors are opened; nothing in a checkpoint is executed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from srpo.config import Encoder, Policy
+
+INDEX = "model.safetensors.index.json"
+DTYPES = {"F32", "BF16", "F16"}
+FEATURIZERS = ("featurizer", "fused_featurizer")
+"""Names of the one or two vision transformers in `vision_backbone`."""
+
+
+Shape = tuple[int, ...]
+
+
+class CheckpointError(ValueError):
+    """A policy checkpoint that cannot be loaded as it is."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor: the file it is in, its shape and its dtype (safetensors' name of it)."""
+
+    file: Path
+    shape: Shape
+    dtype: str
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises CheckpointError."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); fetch the checkpoint again") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object; fetch the checkpoint again")
+    return value
+
+
+def read_index(folder: Path) -> dict[str, Entry]:
+    """All tensors of a checkpoint folder by name, from the headers of its safetensors files.
+
+    Raises:
+        CheckpointError: there are none or only pickles, a shard is missing or broken, or shards and index
+            differ.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    stated: dict[str, str] | None = None
+    if (folder / INDEX).is_file():
+        stated = read_json(folder / INDEX).get("weight_map", {})
+        missing = sorted({str(name) for name in stated.values()} - {file.name for file in files})
+        if missing:
+            raise CheckpointError(f"{folder}: shards are missing: {missing}; fetch the checkpoint again")
+        files = [file for file in files if file.name in stated.values()]
+    if not files:
+        found = f" (its pickles {pickles} are not read: they can run code)" if pickles else ""
+        raise CheckpointError(f"{folder} has no *.safetensors{found}; convert it to safetensors")
+    entries: dict[str, Entry] = {}
+    for file in files:
+        try:
+            with safe_open(file, "pt") as shard:
+                for name in shard.keys():  # noqa: SIM118 (not a mapping)
+                    part = shard.get_slice(name)
+                    if name in entries:
+                        raise CheckpointError(
+                            f"{folder}: {name} is in {entries[name].file.name} and {file.name}"
+                        )
+                    entries[name] = Entry(file, tuple(part.get_shape()), part.get_dtype())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} cannot be loaded ({error}); fetch or make it again") from None
+    if stated is not None:
+        found_in = {name: entry.file.name for name, entry in entries.items()}
+        wrong = sorted({name for name, _ in found_in.items() ^ stated.items()})
+        if wrong:
+            raise CheckpointError(f"{folder}: {INDEX} and the shards differ in {_listed(wrong)}")
+    return entries
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+def unread(policy: Policy) -> dict[str, Shape]:
+    """Names and shapes of the tensors of OpenVLA's layout that no policy reads.
+
+    The blocks behind the one that is read, the last norm, and the attention pooling of encoders without a
+    class token (timm's `AttentionPoolLatent`).
+    """
+    shapes: dict[str, Shape] = {}
+    for featurizer, encoder in zip(FEATURIZERS, policy.encoders, strict=False):
+        own: dict[str, Shape] = {f"norm.{kind}": (encoder.hidden_size,) for kind in ("weight", "bias")}
+        for block in range(encoder.depth + encoder.read_block + 1, encoder.depth):
+            own |= {f"blocks.{block}.{name}": shape for name, shape in _block(encoder).items()}
+        if not encoder.cls_token:
+            own |= {f"attn_pool.{name}": shape for name, shape in _pooling(encoder).items()}
+        shapes |= {f"vision_backbone.{featurizer}.{name}": shape for name, shape in own.items()}
+    return shapes
+
+
+def _linear(name: str, inputs: int, outputs: int) -> dict[str, Shape]:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _block(encoder: Encoder) -> dict[str, Shape]:
+    width, hidden = encoder.hidden_size, int(encoder.hidden_size * encoder.mlp_ratio)
+    shapes: dict[str, Shape] = {f"norm{k}.{kind}": (width,) for k in (1, 2) for kind in ("weight", "bias")}
+    if encoder.layer_scale:
+        shapes |= {f"ls{k}.scale_factor": (width,) for k in (1, 2)}
+    return (
+        shapes
+        | _linear("attn.qkv", width, 3 * width)
+        | _linear("attn.proj", width, width)
+        | _linear("mlp.fc1", width, hidden)
+        | _linear("mlp.fc2", hidden, width)
+    )
+
+
+def _pooling(encoder: Encoder) -> dict[str, Shape]:
+    width, hidden = encoder.hidden_size, int(encoder.hidden_size * encoder.mlp_ratio)
+    return (
+        {"latent": (1, 1, width), "norm.weight": (width,), "norm.bias": (width,)}
+        | _linear("q", width, width)
+        | _linear("kv", width, 2 * width)
+        | _linear("proj", width, width)
+        | _linear("mlp.fc1", width, hidden)
+        | _linear("mlp.fc2", hidden, width)
+    )
+
+
+def check(entries: Mapping[str, Entry], model: nn.Module, ignored: Mapping[str, Shape]) -> None:
+    """Raise a CheckpointError that lists every tensor that is missing, unexpected or of another kind.
+
+    Args:
+        ignored: tensors that may be there and are not read, with their shapes.
+    """
+    needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    known = {**ignored, **needed}
+    common = [name for name in entries if name in known]
+    problems = {
+        "missing": sorted(needed.keys() - entries.keys()),
+        "unexpected": sorted(entries.keys() - known.keys()),
+        "of another shape": [
+            f"{name} {list(entries[name].shape)} instead of {list(known[name])}"
+            for name in common
+            if entries[name].shape != known[name]
+        ],
+        "of another dtype": [
+            f"{name} {entries[name].dtype}" for name in common if entries[name].dtype not in DTYPES
+        ],
+    }
+    lines = [f"{what}: {_listed(names)}" for what, names in problems.items() if names]
+    if lines:
+        raise CheckpointError("tensors do not fit the architecture: " + "; ".join(lines))
+
+
+def fill(model: nn.Module, entries: Mapping[str, Entry], device: torch.device, dtype: torch.dtype) -> None:
+    """Give a model on the meta device its tensors, each read straight to its device and dtype.
+
+    Host memory holds one tensor at a time. Rotary frequencies are in no checkpoint; they are computed anew.
+
+    Raises:
+        CheckpointError: a file is broken, or some tensor was left without values.
+    """
+    needed = model.state_dict().keys()
+    for file in sorted({entry.file for entry in entries.values()}):
+        try:
+            with safe_open(file, "pt") as shard:
+                names = [name for name in needed if entries[name].file == file]
+                # Copied, since what safetensors gives is a view of the file.
+                tensors = {name: shard.get_tensor(name).to(device, dtype, copy=True) for name in names}
+                model.load_state_dict(tensors, strict=False, assign=True)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} cannot be loaded ({error}); fetch or make it again") from None
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, LlamaRotaryEmbedding):
+                setattr(module, name, LlamaRotaryEmbedding(child.config).to(device))
+    empty = [n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
+    if empty:
+        raise CheckpointError(f"tensors were left without values: {_listed(empty)}")
