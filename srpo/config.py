@@ -162,8 +162,6 @@ class Lora(Section):
     """Rank of an adapter."""
     alpha: Positive
     """An adapter's product is scaled by this over `rank`."""
-    dropout: Annotated[float, Field(ge=0, lt=1), _Lenient]
-    """Dropout before an adapter, while training."""
 
 
 class Policy(Section):

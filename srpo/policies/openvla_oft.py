@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -33,13 +35,15 @@ from transformers.utils.logging import disable_progress_bar
 
 from srpo import config as settings
 from srpo.files import atomic_directory, write_json
-from srpo.policies import action_tokens
+from srpo.policies import action_tokens, weights
 from srpo.policies.processing import LONE_SPACE, SPACE, prepare_images, prepare_prompts
 from srpo.policies.vision import VisionTransformer
 from srpo.policies.weights import CheckpointError, check, fill, read_index, read_json, unread
 from srpo.types import ACTION_DIM, CHUNK, PROPRIO_DIM, TOKENS
 
 MODEL_TYPE = "srpo_openvla_oft"
+OPENVLA = "openvla"
+"""The model types of the two layouts of checkpoints."""
 RUNNING = {"name", "checkpoint", "revision", "dtype", "gradient_checkpointing", "lora"}
 """Settings of a policy that say how it is held and trained, not what it is."""
 
@@ -67,23 +71,27 @@ class Inputs:
     pixels  float32 (N, 3, size, size) in [0, 1]
     ids     int64 (N, L) prompt tokens, padded on the left; mask bool (N, L)
     proprio float32 (N, 8) normalised to [-1, 1], or None for a policy without proprioception
+    padded  whether the mask hides anything; known without asking the GPU
     """
 
     pixels: torch.Tensor
     ids: torch.Tensor
     mask: torch.Tensor
     proprio: torch.Tensor | None
+    padded: bool
 
     def __getitem__(self, index: Any) -> Inputs:
         proprio = None if self.proprio is None else self.proprio[index]
-        return Inputs(self.pixels[index], self.ids[index], self.mask[index], proprio)
+        mask = self.mask[index]
+        return Inputs(self.pixels[index], self.ids[index], mask, proprio, not bool(mask.all()))
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def to(self, device: torch.device) -> Inputs:
         proprio = None if self.proprio is None else self.proprio.to(device)
-        return Inputs(self.pixels.to(device), self.ids.to(device), self.mask.to(device), proprio)
+        pixels, ids, mask = (tensor.to(device) for tensor in (self.pixels, self.ids, self.mask))
+        return Inputs(pixels, ids, mask, proprio, self.padded)
 
 
 class _VisionBackbone(nn.Module):
@@ -131,6 +139,7 @@ class OpenVLAOFT(PreTrainedModel):
 
     config_class = OpenVLAOFTConfig
     _supports_sdpa = True
+    _no_split_modules: ClassVar = ["LlamaDecoderLayer", "_Block"]  # what FSDP gathers at a time
     tokenizer: PreTrainedTokenizerFast
 
     def __init__(self, config: OpenVLAOFTConfig) -> None:
@@ -164,6 +173,54 @@ class OpenVLAOFT(PreTrainedModel):
             )
         self.post_init()
 
+    def make_trainable(self) -> None:
+        """Get ready for training as the settings say: with adapters alone, with blocks computed twice.
+
+        Neither changes what the policy computes. Seed torch first: adapters start at random times zero.
+
+        Raises:
+            ValueError: whole weights in bfloat16, which would round most updates away.
+        """
+        if self.settings.lora is not None:
+            self._add_adapters(self.settings.lora)
+        elif self.settings.dtype == "bfloat16":
+            raise ValueError(
+                "policy.dtype bfloat16 cannot be trained whole: its updates would be rounded away; "
+                "set policy.lora, or policy.dtype float32"
+            )
+        if self.settings.gradient_checkpointing:
+            for block in [part for part in self.modules() if type(part).__name__ in self._no_split_modules]:
+                # transformers' own checkpointing is off in evaluation mode, in which policies are trained.
+                block.forward = partial(
+                    checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
+                )
+
+    def _add_adapters(self, lora: settings.Lora) -> None:
+        import peft  # seconds, and seldom needed
+
+        linear = [name for name, part in self.named_modules() if isinstance(part, nn.Linear)]
+        peft.inject_adapter_in_model(
+            peft.LoraConfig(
+                r=lora.rank,
+                lora_alpha=lora.alpha,
+                # The output matrix is read by rows, not called.
+                target_modules=[name for name in linear if name != "language_model.lm_head"],
+            ),
+            self,
+        )
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+
+    def merged_state_dict(self) -> dict[str, torch.Tensor]:
+        """The weights by their checkpoint names, adapters added in."""
+        merged = {name: t for name, t in self.state_dict().items() if ".lora_" not in name}
+        for path, part in self.named_modules():
+            if hasattr(part, "get_delta_weight"):
+                weight = merged[f"{path}.base_layer.weight"]
+                merged[f"{path}.base_layer.weight"] = weight + part.get_delta_weight("default").to(weight)
+        return {name.replace(".base_layer.", "."): tensor for name, tensor in merged.items()}
+
     def prepare(
         self,
         suite: str,
@@ -178,7 +235,7 @@ class OpenVLAOFT(PreTrainedModel):
         if self.settings.proprio:
             statistics = self.statistics(suite)["proprio"]
             felt = torch.from_numpy(action_tokens.normalise(proprio, statistics)).float()
-        return Inputs(pixels, ids, mask, felt)
+        return Inputs(pixels, ids, mask, felt, not bool(mask.all()))
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """float (N, 3, size, size) in [0, 1] → projected patches (N, patches, llm width)."""
@@ -215,7 +272,7 @@ class OpenVLAOFT(PreTrainedModel):
         positions = mask.long().cumsum(1) - 1
         hidden = self.language_model.model(
             inputs_embeds=sequence,
-            attention_mask=None if bool(inputs.mask.all()) else mask,
+            attention_mask=mask if inputs.padded else None,
             position_ids=positions,
         ).last_hidden_state
         start = sequence.shape[1] - behind - 1
@@ -313,7 +370,7 @@ def create_policy(
 def save_policy(model: OpenVLAOFT, folder: Path) -> None:
     """Write weights (safetensors), configuration, statistics and tokenizer as one folder, atomically."""
     with atomic_directory(folder) as temporary:
-        model.save_pretrained(temporary, max_shard_size="5GB")
+        model.save_pretrained(temporary, state_dict=model.merged_state_dict(), max_shard_size="5GB")
         model.tokenizer.save_pretrained(temporary)
 
 
@@ -328,7 +385,7 @@ def save_openvla(model: OpenVLAOFT, folder: Path) -> None:
     if model.config.openvla is None:
         raise CheckpointError("only a policy that was loaded from OpenVLA's layout can be written in it")
     zeros = {name: torch.zeros(shape, dtype=model.dtype) for name, shape in unread(model.settings).items()}
-    tensors = model.state_dict() | zeros
+    tensors = model.merged_state_dict() | zeros
     with atomic_directory(folder) as temporary:
         model.save_pretrained(temporary, state_dict=tensors, max_shard_size="5GB")
         model.tokenizer.save_pretrained(temporary)
@@ -349,25 +406,36 @@ def load_policy(
     Raises:
         CheckpointError: the folder is missing, of another architecture, or its tensors do not fit.
     """
+    model, entries = open_policy(folder, policy)
+    model.tokenizer = _load_tokenizer(folder)
+    fill(model, entries, torch.device(device), getattr(torch, model.settings.dtype))
+    return model
+
+
+def open_policy(
+    folder: Path, policy: settings.Policy | None = None
+) -> tuple[OpenVLAOFT, dict[str, weights.Entry]]:
+    """A checkpoint's policy on the meta device, and its tensors, which are checked and not read.
+
+    Arguments and errors are `load_policy`'s.
+    """
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} is not a policy checkpoint: it has no config.json")
     description = read_json(folder / "config.json")
     kind = description.get("model_type")
-    if kind not in (MODEL_TYPE, "openvla"):
+    if kind not in (MODEL_TYPE, OPENVLA):
         raise CheckpointError(
-            f"{folder / 'config.json'}: model_type {kind!r} is not {MODEL_TYPE!r} or 'openvla'"
+            f"{folder / 'config.json'}: model_type {kind!r} is not {MODEL_TYPE!r} or {OPENVLA!r}"
         )
     config = (_own if kind == MODEL_TYPE else _openvla)(description, folder, policy)
     with torch.device("meta"):
         model = OpenVLAOFT(config)
     entries = read_index(folder)
     try:
-        check(entries, model, unread(model.settings) if kind == "openvla" else {})
+        check(entries, model, unread(model.settings) if kind == OPENVLA else {})
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
-    model.tokenizer = _load_tokenizer(folder)
-    fill(model, entries, torch.device(device), getattr(torch, model.settings.dtype))
-    return model.eval()
+    return model.eval(), entries
 
 
 def _own(description: dict[str, Any], folder: Path, policy: settings.Policy | None) -> OpenVLAOFTConfig:

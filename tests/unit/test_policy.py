@@ -1,5 +1,6 @@
 """The OpenVLA-OFT class: what goes in, what comes out, and what a checkpoint must be."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import torch
 from policies import ENCODER, INSTRUCTIONS, SUITE, observations, small_policy
 from scipy.stats import chisquare
 
+from srpo.config import Lora
 from srpo.policies import action_tokens
-from srpo.policies.openvla_oft import CheckpointError, load_policy, save_policy
+from srpo.policies.openvla_oft import CheckpointError, Inputs, OpenVLAOFT, load_policy, save_policy
 
 
 def test_sequence_is_read_before_each_placeholder_and_through_the_action_rows() -> None:
@@ -109,6 +111,86 @@ def test_gradients_reach_every_parameter() -> None:
     log_probs.sum().backward()
     silent = [n for n, p in policy.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert silent == []
+
+
+def saved_bytes(policy: OpenVLAOFT, inputs: Inputs) -> int:
+    """Bytes of the activations that a forward pass keeps for the backward pass."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    for parameter in policy.parameters():
+        kept[parameter.untyped_storage().data_ptr()] = 0
+    weights = set(kept)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        policy.log_probs(inputs, torch.zeros(len(inputs), 56, dtype=torch.long), 1.0)
+    return sum(size for address, size in kept.items() if address not in weights)
+
+
+def test_gradient_checkpointing_changes_memory_and_nothing_else() -> None:
+    plain, saving = small_policy(), small_policy(gradient_checkpointing=True)
+    saving.make_trainable()
+    inputs = plain.prepare(SUITE, *observations(3))
+    for policy in (plain, saving):
+        log_probs, _ = policy.log_probs(inputs, torch.zeros(3, 56, dtype=torch.long), 1.0)
+        log_probs.sum().backward()
+    for (name, one), two in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, msg=name)
+    assert saved_bytes(saving, inputs) < 0.5 * saved_bytes(plain, inputs)
+    other = copy.deepcopy(saving)  # has blocks of its own
+    with torch.no_grad():
+        other.language_model.model.layers[0].mlp.up_proj.weight.zero_()
+        assert torch.equal(plain.action_logits(inputs), saving.action_logits(inputs))
+        assert not torch.equal(plain.action_logits(inputs), other.action_logits(inputs))
+
+
+def test_whole_weights_are_not_trained_in_bfloat16() -> None:
+    with pytest.raises(ValueError, match="rounded away"):
+        small_policy(dtype="bfloat16").make_trainable()
+
+
+def test_adapters_start_at_nothing_and_are_merged_when_saved(tmp_path: Path) -> None:
+    """In float32 base weights; on the way the gradients reach the adapters and nothing else."""
+    policy = small_policy(lora=Lora(rank=2, alpha=4.0))
+    inputs = policy.prepare(SUITE, *observations(3))
+    with torch.no_grad():
+        before = policy.action_logits(inputs)
+    names = set(policy.state_dict())
+    policy.make_trainable()
+    with torch.no_grad():
+        assert torch.equal(policy.action_logits(inputs), before)
+    optimiser = torch.optim.AdamW(policy.parameters(), lr=1e-2)
+    for _ in range(2):  # the second factor starts at zero, so the first moves from the second step on
+        log_probs, _ = policy.log_probs(inputs, torch.zeros(3, 56, dtype=torch.long), 1.0)
+        optimiser.zero_grad()
+        (-log_probs.sum()).backward()
+        optimiser.step()
+    trained = {name for name, parameter in policy.named_parameters() if parameter.grad is not None}
+    assert trained and all("lora_" in name for name in trained)
+    silent = [n for n, p in policy.named_parameters() if p.requires_grad and not p.grad.abs().sum() > 0]
+    assert silent == []
+    assert not any("lm_head" in name for name in trained)
+    with torch.no_grad():
+        after = policy.action_logits(inputs)
+    assert (after - before).abs().max() > 0.01
+    save_policy(policy, tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy")
+    assert set(loaded.state_dict()) == names
+    with torch.no_grad():
+        np.testing.assert_allclose(loaded.action_logits(inputs), after, atol=1e-4)
+
+
+def test_adapters_of_a_policy_in_bfloat16_are_float32() -> None:
+    policy = small_policy(lora=Lora(rank=2, alpha=4.0), dtype="bfloat16").to(torch.bfloat16)
+    policy.make_trainable()
+    kinds = {parameter.dtype for parameter in policy.parameters() if parameter.requires_grad}
+    assert kinds == {torch.float32}
+    inputs = policy.prepare(SUITE, *observations(2))
+    log_probs, _ = policy.log_probs(inputs, torch.zeros(2, 56, dtype=torch.long), 1.0)
+    log_probs.sum().backward()
+    assert log_probs.dtype == torch.float32
 
 
 def test_two_encoders_are_fused() -> None:

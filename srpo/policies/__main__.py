@@ -1,0 +1,147 @@
+"""Look at policies, and bring checkpoints from one layout to the other.
+
+python -m srpo.policies inspect PATH          a checkpoint folder, or a policy's YAML file
+python -m srpo.policies convert FOLDER OUT    OpenVLA's layout to ours, or back
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from srpo.config import ConfigError, Lora, Policy, did_you_mean, read_yaml, validate
+from srpo.resolve import CONFIGS
+
+POLICIES = CONFIGS / "policies"
+SHARDS = 8
+"""GPUs over which FSDP spreads what is trained, in configs/accelerate/fsdp-8gpu.yaml."""
+ADAPTERS = Lora(rank=32, alpha=16.0)
+"""Adapters of the estimate for a policy that is configured without."""
+MICROBATCH = 8
+"""Queries of one pass in the estimate: `train.microbatch` in configs/base.yaml."""
+
+
+def read_policy(path: Path) -> Policy:
+    """The policy of a YAML file in `configs/policies/`. Raises ConfigError."""
+    values = read_yaml(path).get("policy")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: has no section `policy`")
+    return validate(Policy, {"name": path.stem, **values}, f"{path}: policy")
+
+
+def inspect(path: Path, policy: Policy) -> str:
+    """What a checkpoint (or a configuration) is, and what it needs.
+
+    Args:
+        policy: the architecture of a checkpoint in OpenVLA's layout.
+    """
+    import torch
+
+    from srpo.policies import memory
+    from srpo.policies.openvla_oft import open_policy
+
+    lines = []
+    if not path.is_file():
+        model, entries = open_policy(path, policy if is_openvla(path) else None)
+        lines.append(f"layout        {'OpenVLA' if is_openvla(path) else 'srpo'}")
+        size = sum(file.stat().st_size for file in {entry.file for entry in entries.values()})
+        dtypes = ", ".join(sorted({entry.dtype for entry in entries.values()}))
+        lines.append(f"on disk       {len(entries)} tensors, {_gib(size)}, {dtypes}")
+        lines.append(f"statistics    {', '.join(sorted(model.config.norm_stats or {})) or 'none'}")
+        policy = model.settings
+    else:
+        model = memory.on_meta(policy)
+    vision = " + ".join(
+        f"ViT {e.hidden_size} × {e.depth + e.read_block + 1}, patch {e.patch_size}" for e in policy.encoders
+    )
+    counts = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in memory.parameters(model).items())
+    llm = policy.llm
+    lines += [
+        f"architecture  {vision}; Llama {llm.hidden_size} × {llm.layers}; "
+        f"{policy.image_size} px, proprioception {'yes' if policy.proprio else 'no'}",
+        f"parameters    {counts}",
+        f"to load       {_gib(memory.weights(policy))} in {policy.dtype}",
+        "to act        " + ", ".join(f"batch {n}: + {_gib(memory.acting(policy, n))}" for n in (1, 16, 64)),
+    ]
+    whole = policy.model_copy(
+        update={"dtype": "float32", "lora": None, "gradient_checkpointing": True}, deep=True
+    )
+    adapters = policy.model_copy(
+        update={"dtype": "bfloat16", "lora": policy.lora or ADAPTERS, "gradient_checkpointing": True}
+    )
+    full = memory.training(whole, MICROBATCH, compute=torch.bfloat16)
+    lora = memory.training(adapters, MICROBATCH)
+    gathered = memory.gathered(whole)
+    assert adapters.lora is not None
+    lines += [
+        f"to train      LoRA {adapters.lora.rank} in bfloat16, one GPU: {_gib(lora.total)} ("
+        f"weights {_gib(lora.weights)}, gradients {_gib(lora.gradients)}, AdamW {_gib(lora.optimiser)}, "
+        f"activations {_gib(lora.activations)})",
+        f"to train      all weights in float32, each of {SHARDS} GPUs: "
+        f"{_gib(full.static // SHARDS + gathered + full.activations)} (weights {_gib(full.weights // SHARDS)}, "
+        f"gradients {_gib(full.gradients // SHARDS)}, AdamW {_gib(full.optimiser // SHARDS)}, "
+        f"gathered weights {_gib(gathered)}, activations {_gib(full.activations)})",
+        f"              with gradient checkpointing and micro-batches of {MICROBATCH} queries",
+    ]
+    return "\n".join(lines)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**29 else f"{size / 2**20:.1f} MiB"
+
+
+def is_openvla(folder: Path) -> bool:
+    """Whether a checkpoint folder is in OpenVLA's layout."""
+    from srpo.policies.openvla_oft import OPENVLA
+    from srpo.policies.weights import read_json
+
+    file = folder / "config.json"
+    return file.is_file() and read_json(file).get("model_type") == OPENVLA
+
+
+def convert(folder: Path, out: Path, policy: Policy) -> None:
+    """Bring a checkpoint to the other layout; weights keep their values in `policy.dtype`."""
+    from srpo.policies.openvla_oft import load_policy, save_openvla, save_policy
+
+    if is_openvla(folder):
+        save_policy(load_policy(folder, policy=policy), out)
+    else:
+        save_openvla(load_policy(folder), out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m srpo.policies", description="Look at and convert policies."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    look = commands.add_parser("inspect", help="architecture, parameters, statistics, memory")
+    look.add_argument("path", type=Path, help="checkpoint folder, or a policy's YAML file")
+    change = commands.add_parser("convert", help="OpenVLA's layout to ours, or back")
+    change.add_argument("path", type=Path, help="checkpoint folder", metavar="FOLDER")
+    change.add_argument("out", type=Path, help="folder to write")
+    for command in (look, change):
+        command.add_argument(
+            "--policy",
+            default="openvla-7b",
+            help="configs/policies/NAME.yaml: the architecture of a checkpoint in OpenVLA's layout",
+        )
+    arguments = parser.parse_args()
+    try:
+        file = POLICIES / f"{arguments.policy}.yaml"
+        if not file.is_file():
+            names = [found.stem for found in POLICIES.glob("*.yaml")]
+            raise ConfigError(
+                f"--policy: there is no {arguments.policy!r}{did_you_mean(arguments.policy, names)}"
+            )
+        if arguments.command == "inspect":
+            is_file = arguments.path.is_file()
+            print(inspect(arguments.path, read_policy(arguments.path if is_file else file)))
+        else:
+            convert(arguments.path, arguments.out, read_policy(file))
+    except ValueError as error:  # of the configuration or the checkpoint
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

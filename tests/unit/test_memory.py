@@ -1,0 +1,73 @@
+"""Memory estimates against what a real run of the same small policy allocates."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from policies import ENCODER, SUITE, observations, small_policy, small_settings
+from torch.profiler import ProfilerActivity, profile
+
+from srpo.config import Lora
+from srpo.policies import memory
+from srpo.policies.openvla_oft import Inputs, OpenVLAOFT
+from srpo.types import TOKENS
+
+
+def allocated(work: Callable[[], object]) -> int:
+    """Bytes at the peak of what `work` allocates on the CPU, by PyTorch's own record of its allocator."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        kept = work()
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    del kept
+    return int(np.cumsum(changes).max())
+
+
+def inputs(policy: OpenVLAOFT, count: int) -> Inputs:
+    """Queries with prompts as long as the estimate's, and as there with padding."""
+    one = policy.prepare(SUITE, *observations(count))
+    ids = torch.full((count, memory.PROMPT), 5)
+    mask = torch.ones(count, memory.PROMPT, dtype=torch.bool)
+    mask[:, 0] = False
+    return Inputs(one.pixels, ids, mask, one.proprio, padded=True)
+
+
+@pytest.mark.parametrize("batch", [1, 6])
+def test_acting(batch: int) -> None:
+    policy = small_policy()
+    queries = inputs(policy, batch)
+    with torch.no_grad():
+        policy.action_logits(queries)  # whatever is made once only
+        real = allocated(lambda: policy.action_logits(queries))
+    assert memory.acting(small_settings(), batch) == pytest.approx(real, rel=0.1)
+    assert memory.weights(small_settings()) == sum(p.untyped_storage().nbytes() for p in policy.parameters())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"gradient_checkpointing": True},
+        {"lora": Lora(rank=2, alpha=4.0)},
+        {"encoders": (ENCODER, ENCODER), "gradient_checkpointing": True, "lora": Lora(rank=2, alpha=4.0)},
+    ],
+)
+def test_training(changes: dict) -> None:
+    policy = small_policy(**changes)
+    policy.make_trainable()
+    queries = inputs(policy, 4)
+    optimiser = torch.optim.AdamW(policy.parameters())
+
+    def update() -> None:
+        log_probs, entropy = policy.log_probs(queries, torch.zeros(4, TOKENS, dtype=torch.long), 1.0)
+        (log_probs.sum() + entropy.sum()).backward()
+
+    update()
+    optimiser.step()
+    estimate = memory.training(small_settings(**changes), 4)
+    assert estimate.activations == pytest.approx(allocated(update), rel=0.1)
+    assert estimate.weights == sum(parameter.nbytes for parameter in policy.parameters())
+    assert estimate.gradients == sum(p.grad.nbytes for p in policy.parameters() if p.grad is not None)
+    moments = [t for state in optimiser.state.values() for name, t in state.items() if name != "step"]
+    assert estimate.optimiser == sum(moment.nbytes for moment in moments)
