@@ -1,6 +1,6 @@
 """Supervised fine-tuning on demonstrations: the policy that reinforcement learning starts from.
 
-python -m srpo.sft --config CONFIG --demos FOLDER --out FOLDER --scratch FOLDER
+python -m srpo.sft --config CONFIG --demos FOLDER [--checkpoint FOLDER] --out FOLDER --scratch FOLDER
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -25,9 +24,10 @@ from srpo.analysis.io import SFT_METRICS, write_rows
 from srpo.checkpoint import Checkpoints, fingerprint
 from srpo.config import SftStage, load_stage
 from srpo.demos import Demonstration, file_name, read_demonstrations
+from srpo.fetch import verify
 from srpo.manifest import sha256, write_manifest
 from srpo.policies import action_tokens
-from srpo.policies.openvla_oft import OpenVLAOFT, create_policy, load_policy, save_policy
+from srpo.policies.openvla_oft import CheckpointError, OpenVLAOFT, create_policy, load_policy, save_policy
 from srpo.policies.processing import make_tokenizer
 from srpo.types import ACTION_DIM, CHUNK, PROPRIO_DIM, TOKENS
 
@@ -107,9 +107,11 @@ class Learner(nn.Module):
         self.locate = nn.Linear(patches * setting.llm.hidden_size, PROPRIO_DIM)
 
 
-def _initial_policy(config: SftStage, demonstrations: list[Demonstration]) -> OpenVLAOFT:
+def _initial_policy(
+    config: SftStage, demonstrations: list[Demonstration], fetched: Path | None
+) -> OpenVLAOFT:
     if config.policy.checkpoint is not None:
-        return load_policy(fetch_checkpoint(config))
+        return load_checkpoint(config, fetched)
     actions = action_tokens.from_libero(np.concatenate([d.actions for d in demonstrations]))
     proprio = np.concatenate([d.proprio for d in demonstrations])
     statistics: dict[str, Any] = {
@@ -124,18 +126,31 @@ def _initial_policy(config: SftStage, demonstrations: list[Demonstration]) -> Op
     return create_policy(config.policy, tokenizer, statistics)
 
 
-def fetch_checkpoint(config: SftStage) -> Path:
-    """The folder of the policy's checkpoint; from the hub only data files are taken, no code, no pickle."""
+def load_checkpoint(config: SftStage, fetched: Path | None) -> OpenVLAOFT:
+    """The policy's checkpoint: `fetched` if the workflow brought it from the hub, else the folder it names.
+
+    Raises CheckpointError or FetchError when it cannot be used, also when it has no statistics of the suite.
+    """
     checkpoint = config.policy.checkpoint
     assert checkpoint is not None
-    if Path(checkpoint).is_dir():
-        return Path(checkpoint)
-    patterns = ["*.safetensors", "*.json", "tokenizer.model"]
-    return Path(snapshot_download(checkpoint, revision=config.policy.revision, allow_patterns=patterns))
+    if fetched is not None:
+        verify(fetched)
+    elif not Path(checkpoint).is_dir():
+        raise CheckpointError(
+            f"policy.checkpoint {checkpoint} is no folder here; fetch it where there is internet (python -m "
+            f"srpo.fetch --checkpoint {checkpoint} --out FOLDER) and give --checkpoint FOLDER"
+        )
+    model = load_policy(fetched or Path(checkpoint), policy=config.policy)
+    model.statistics(config.suite)
+    return model
 
 
-def train(config: SftStage, demos: Path, out: Path, scratch: Path) -> None:
-    """Run SFT from its last checkpoint, or from the start, to the finished policy in `out`."""
+def train(config: SftStage, demos: Path, out: Path, scratch: Path, checkpoint: Path | None = None) -> None:
+    """Run SFT from its last checkpoint, or from the start, to the finished policy in `out`.
+
+    Args:
+        checkpoint: the folder with the fetched `policy.checkpoint`, if that is on the hub.
+    """
     sft = config.sft
     rows: list[dict[str, Any]] = []
     if sft.updates == 0:
@@ -143,7 +158,7 @@ def train(config: SftStage, demos: Path, out: Path, scratch: Path) -> None:
             raise SystemExit(
                 "sft.updates is 0 and the policy has no checkpoint: there is nothing to start from"
             )
-        model = load_policy(fetch_checkpoint(config))
+        model = load_checkpoint(config, checkpoint)
         _finish(config, model, rows, out, {})
         return
     tasks = [_task_name(config, task) for task in config.tasks]
@@ -152,7 +167,7 @@ def train(config: SftStage, demos: Path, out: Path, scratch: Path) -> None:
     inputs = {file.name: sha256(file) for file in files}
 
     accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
-    learner = Learner(_initial_policy(config, demonstrations))
+    learner = Learner(_initial_policy(config, demonstrations, checkpoint))
     model = learner.policy
     statistics = model.config.norm_stats[config.suite]["action"]
     samples = build_samples(demonstrations, sft.stride, statistics)
@@ -258,11 +273,20 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="resolved configuration of the run")
     parser.add_argument("--demos", type=Path, required=True, help="folder of the suite's HDF5 files")
     parser.add_argument(
+        "--checkpoint", type=Path, help="folder of the policy's checkpoint, fetched from the hub"
+    )
+    parser.add_argument(
         "--out", type=Path, required=True, help="folder for policy/, metrics.csv, manifest.json"
     )
     parser.add_argument("--scratch", type=Path, required=True, help="folder for resumable state")
     arguments = parser.parse_args()
-    train(load_stage(arguments.config, SftStage), arguments.demos, arguments.out, arguments.scratch)
+    train(
+        load_stage(arguments.config, SftStage),
+        arguments.demos,
+        arguments.out,
+        arguments.scratch,
+        arguments.checkpoint,
+    )
 
 
 if __name__ == "__main__":

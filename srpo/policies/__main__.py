@@ -79,8 +79,9 @@ def inspect(path: Path, policy: Policy) -> str:
         f"weights {_gib(lora.weights)}, gradients {_gib(lora.gradients)}, AdamW {_gib(lora.optimiser)}, "
         f"activations {_gib(lora.activations)})",
         f"to train      all weights in float32, each of {SHARDS} GPUs: "
-        f"{_gib(full.static // SHARDS + gathered + full.activations)} (weights {_gib(full.weights // SHARDS)}, "
-        f"gradients {_gib(full.gradients // SHARDS)}, AdamW {_gib(full.optimiser // SHARDS)}, "
+        f"{_gib(full.static // SHARDS + gathered + full.activations)} ("
+        f"weights {_gib(full.weights // SHARDS)}, gradients {_gib(full.gradients // SHARDS)}, "
+        f"AdamW {_gib(full.optimiser // SHARDS)}, "
         f"gathered weights {_gib(gathered)}, activations {_gib(full.activations)})",
         f"              with gradient checkpointing and micro-batches of {MICROBATCH} queries",
     ]

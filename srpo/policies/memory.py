@@ -143,7 +143,7 @@ def training(policy: Policy, microbatch: int, compute: torch.dtype | None = None
 
 
 def gathered(policy: Policy) -> int:
-    """Bytes of the bfloat16 weights that FSDP holds whole at a time: two blocks, and all that is in no block."""
+    """Bytes of bfloat16 weights that FSDP holds whole at a time: two blocks, and all that is in no block."""
     model = on_meta(policy)
     parts = [part for part in model.modules() if type(part).__name__ in model._no_split_modules]
     blocks = [sum(parameter.numel() for parameter in part.parameters()) for part in parts]

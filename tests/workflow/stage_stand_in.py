@@ -14,6 +14,7 @@ PIXEL = bytes.fromhex(
 FILES = {
     "srpo.sft": ("policy/config.json", "metrics.csv", "manifest.json"),
     "srpo.trainer": ("policy/config.json", "metrics.csv", "rewards.parquet", "manifest.json"),
+    "srpo.fetch": ("config.json", "model.safetensors"),
     "srpo.demos": ("task_demo.hdf5",),
     "srpo.world_models.pretrain": ("config.json",),
     "srpo.reward_benchmark": ("trajectories.h5",),

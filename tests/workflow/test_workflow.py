@@ -92,11 +92,17 @@ def expected_counts(preset: dict[str, Any]) -> dict[str, int]:
             "pretraining"
         ]
     }
+    fetched = sum(
+        yaml.safe_load((ROOT / f"configs/world_models/{name}.yaml").read_text())["world_model"]["checkpoint"]
+        is not None
+        for name in world_models
+    )
     policy = yaml.safe_load((ROOT / f"configs/policies/{preset['policy']}.yaml").read_text())
     updates = (base["sft"] | policy["sft"] | preset["settings"].get("sft", {}))["updates"]
     suites = len(preset["suites"])
     counts = {
         "demos": suites if updates else 0,
+        "checkpoint": fetched + (suites if policy["policy"]["checkpoint"] else 0),
         "sft": suites,
         "world_model": len(pretrained),
         "train": len(trained),
@@ -237,6 +243,21 @@ def test_stages_get_what_they_need(finished: Path) -> None:
     )
     assert "--checkpoint" not in (logs / "score/libero_goal/pixel.log").read_text()
     assert "--checkpoint" in (logs / "score/libero_goal/vjepa2-tiny.log").read_text()
+
+
+def test_a_checkpoint_on_the_hub_is_fetched_first(finished: Path) -> None:
+    """Of a pinned revision, into a folder that all presets share, for SFT and for the world model."""
+    output = dry_run(
+        finished,
+        "--printshellcmds",
+        "--config",
+        "set=['policy.checkpoint=lab/policy', 'policy.revision=abc123']",
+    )
+    assert re.search(
+        r"srpo\.fetch --checkpoint lab/policy --revision abc123 --out checkpoints/lab--policy@abc123\n",
+        output,
+    )
+    assert re.search(r"srpo\.sft .* --checkpoint checkpoints/lab--policy@abc123 --out ", output)
 
 
 def test_a_changed_variant_reruns_its_own_runs(finished: Path) -> None:

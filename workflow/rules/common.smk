@@ -30,6 +30,41 @@ PLAN = make_plan()
 PRESET = PLAN.preset
 
 
+def checkpoint_name(source, revision):
+    """The folder of a hub checkpoint below `checkpoints/`, which all presets share."""
+    return f"{'--'.join(Path(source).parts)}@{revision or 'newest'}"
+
+
+def hub_checkpoints():
+    """What the plan takes from the hub: folder name → (hub id, revision). Folders that exist stay where they are."""
+    sources = [getattr(stage, "policy", None) for stage in PLAN.stages.values()]
+    for stage in PLAN.stages.values():
+        sources += getattr(stage, "world_models", [getattr(stage, "world_model", None)])
+    return {
+        checkpoint_name(source.checkpoint, source.revision): (
+            source.checkpoint,
+            source.revision,
+        )
+        for source in sources
+        if source and source.checkpoint and not Path(source.checkpoint).is_dir()
+    }
+
+
+CHECKPOINTS = hub_checkpoints()
+
+
+def checkpoint_arguments(source, revision):
+    return ["--checkpoint", source, *(["--revision", revision] if revision else [])]
+
+
+def fetched(source):
+    """The folder of a policy's or world model's checkpoint, if it comes from the hub."""
+    if not source.checkpoint:
+        return []
+    name = checkpoint_name(source.checkpoint, source.revision)
+    return [f"checkpoints/{name}"] if name in CHECKPOINTS else []
+
+
 # Every job sees the Python that runs Snakemake, and `logged` (workflow/shell.sh).
 shell.prefix(
     f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
@@ -57,6 +92,7 @@ wildcard_constraints:
         [*PRESET.world_models, *(Path(stage).name for stage in PLAN.stages)]
     ),
     shard=r"\d+",
+    checkpoint=one_of(CHECKPOINTS),
 
 
 def scratch(wildcards, output):
@@ -80,23 +116,38 @@ def demos_of(wildcards):
     return f"<results>/{folder}/data" if folder in PLAN.stages else []
 
 
+def sft_checkpoint(wildcards):
+    """The checkpoint on the hub that SFT starts from."""
+    run = PLAN.sft_of(wildcards.suite)
+    return fetched(PLAN.stages[run.folder].policy)
+
+
 def sft_policy(wildcards):
     """The policy that a suite's other runs start from."""
     return f"<results>/{PLAN.sft_of(wildcards.suite).folder}/policy"
 
 
-def pretrained(name):
-    """The checkpoint of a world model that the workflow pretrains, if it is one."""
-    folder = f"world_models/{name}"
-    return [f"<results>/{folder}/checkpoint"] if folder in PLAN.stages else []
+def world_model_checkpoint(world_model):
+    """The folder of a world model's checkpoint: pretrained by the workflow, or from the hub, or none."""
+    if world_model is None:
+        return []
+    folder = f"world_models/{world_model.name}"
+    if folder in PLAN.stages:
+        return [f"<results>/{folder}/checkpoint"]
+    return fetched(world_model)
 
 
 def world_model_of(wildcards):
-    """The checkpoint that a run's rewards need, if the workflow makes it."""
-    stage = PLAN.stages[
-        f"runs/{wildcards.suite}/{wildcards.variant}/seed{wildcards.seed}"
-    ]
-    return pretrained(stage.world_model.name) if stage.world_model else []
+    """The checkpoint that a run's rewards need."""
+    run = f"runs/{wildcards.suite}/{wildcards.variant}/seed{wildcards.seed}"
+    return world_model_checkpoint(PLAN.stages[run].world_model)
+
+
+def compared_world_model(wildcards):
+    """The checkpoint of a representation that the reward benchmark compares."""
+    compared = PLAN.stages[f"reward_benchmark/{wildcards.suite}"].world_models
+    named = [model for model in compared if model.name == wildcards.world_model]
+    return world_model_checkpoint(*named)
 
 
 def flag(name, values):

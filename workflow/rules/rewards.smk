@@ -27,7 +27,7 @@ rule score:
     input:
         config="<results>/reward_benchmark/{suite}/config.yaml",
         trajectories="<results>/reward_benchmark/{suite}/trajectories",
-        checkpoint=lambda wildcards: pretrained(wildcards.world_model),
+        checkpoint=compared_world_model,
     output:
         scores="<results>/reward_benchmark/{suite}/{world_model}.parquet",
         curves="<results>/reward_benchmark/{suite}/{world_model}-curves.parquet",

@@ -3,6 +3,7 @@ rule sft:
     input:
         config=f"<results>/runs/{{suite}}/{SFT}/seed{{seed}}/config.yaml",
         demos=demos_of,
+        checkpoint=sft_checkpoint,
     output:
         policy=directory(f"<results>/runs/{{suite}}/{SFT}/seed{{seed}}/policy"),
         metrics=f"<results>/runs/{{suite}}/{SFT}/seed{{seed}}/metrics.csv",
@@ -22,6 +23,9 @@ rule sft:
         demos=f"results/{PRESET.name}/demos/{{suite}}/data",
         out=subpath(output.policy, parent=True),
         scratch=scratch,
+        checkpoint=lambda wildcards, input: flag(
+            "--checkpoint", input.get("checkpoint")
+        ),
     shell:
         "logged {log:q} python -m srpo.sft --config {input.config:q} --demos {params.demos:q}"
-        " --out {params.out:q} --scratch {params.scratch:q}"
+        " {params.checkpoint:q} --out {params.out:q} --scratch {params.scratch:q}"
