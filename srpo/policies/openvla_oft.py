@@ -283,7 +283,7 @@ class OpenVLAOFT(PreTrainedModel):
         return F.linear(hidden[:, start : start + TOKENS], rows).float()
 
     def forward(self, inputs: Inputs) -> torch.Tensor:
-        """`action_logits`."""
+        """`action_logits`: what FSDP wraps, so all else goes through it."""
         return self.action_logits(inputs)
 
     def log_probs(
@@ -293,7 +293,7 @@ class OpenVLAOFT(PreTrainedModel):
 
         Both are over the 256 action tokens only, as in the published training code.
         """
-        log_p = torch.log_softmax(self.action_logits(inputs) / temperature, dim=-1)
+        log_p = torch.log_softmax(self(inputs).float() / temperature, dim=-1)  # FSDP casts outputs
         chosen = log_p.gather(-1, tokens[..., None])[..., 0]
         return chosen, -(log_p.exp() * log_p).sum(-1)
 
@@ -313,7 +313,7 @@ class OpenVLAOFT(PreTrainedModel):
         Raises:
             FloatingPointError: the logits are not finite; greedy decoding would hide it.
         """
-        logits = self.action_logits(inputs.to(self.device)).cpu()
+        logits = self(inputs.to(self.device)).float().cpu()
         if not torch.isfinite(logits).all():
             raise FloatingPointError("the policy's logits are not finite: its weights are broken")
         if temperature == 0:
