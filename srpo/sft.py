@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -22,12 +22,19 @@ from tqdm import tqdm
 
 from srpo.analysis.io import SFT_METRICS, write_rows
 from srpo.checkpoint import Checkpoints, fingerprint
-from srpo.config import SftStage, load_stage
+from srpo.config import Sft, SftStage, load_stage
 from srpo.demos import Demonstration, file_name, read_demonstrations
 from srpo.fetch import verify
 from srpo.manifest import sha256, write_manifest
 from srpo.policies import action_tokens
-from srpo.policies.openvla_oft import CheckpointError, OpenVLAOFT, create_policy, load_policy, save_policy
+from srpo.policies.openvla_oft import (
+    CheckpointError,
+    Inputs,
+    OpenVLAOFT,
+    create_policy,
+    load_policy,
+    save_policy,
+)
 from srpo.policies.processing import make_tokenizer
 from srpo.types import ACTION_DIM, CHUNK, PROPRIO_DIM, TOKENS
 
@@ -94,24 +101,48 @@ def learning_rate(update: int, updates: int, peak: float, warmup: float) -> floa
 
 
 class Learner(nn.Module):
-    """The policy and, beside it, a linear head that reads proprioception from the picture alone.
+    """The policy and, where configured, a linear head that reads proprioception from the picture alone.
 
     The head makes the vision features say where the hand is; it is not part of the saved policy.
     """
 
-    def __init__(self, policy: OpenVLAOFT) -> None:
+    def __init__(self, policy: OpenVLAOFT, sft: Sft) -> None:
         super().__init__()
         self.policy = policy
+        self.auxiliary = sft.auxiliary
         setting = policy.settings
         patches = (setting.image_size // setting.encoders[0].patch_size) ** 2
-        self.locate = nn.Linear(patches * setting.llm.hidden_size, PROPRIO_DIM)
+        self.locate = nn.Linear(patches * setting.llm.hidden_size, PROPRIO_DIM) if sft.auxiliary else None
+        self.smooth = soft_targets(sft.label_smoothing)
+        self.centres = torch.from_numpy(action_tokens.decode(np.arange(action_tokens.BINS))).float()
+
+    def forward(
+        self, observed: Inputs, target: torch.Tensor, felt: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Loss, cross entropy, and the mean error of the expected position, in normalised units.
+
+        Args:
+            target: int64 (N, 56) action tokens.
+            felt: float32 (N, 8) normalised proprioception, for the head.
+        """
+        patches = self.policy.encode_images(observed.pixels)
+        log_p = torch.log_softmax(self.policy(observed, patches), dim=-1)
+        cross_entropy = -(self.smooth.to(log_p.device)[target] * log_p).sum(-1).mean()
+        loss = cross_entropy
+        if self.locate is not None:
+            assert felt is not None
+            seen = self.locate(patches.flatten(1)).float()
+            loss = cross_entropy + self.auxiliary * F.smooth_l1_loss(seen, felt)
+        with torch.no_grad():
+            centres = self.centres.to(log_p.device)
+            expected = (log_p.exp() * centres).sum(-1)
+            error = (expected - centres[target]).abs().view(-1, CHUNK, ACTION_DIM)[..., :3].mean()
+        return loss, cross_entropy, error
 
 
 def _initial_policy(
-    config: SftStage, demonstrations: list[Demonstration], fetched: Path | None
+    config: SftStage, demonstrations: list[Demonstration], fetched: Path | None, device: torch.device
 ) -> OpenVLAOFT:
-    if config.policy.checkpoint is not None:
-        return load_checkpoint(config, fetched)
     actions = action_tokens.from_libero(np.concatenate([d.actions for d in demonstrations]))
     proprio = np.concatenate([d.proprio for d in demonstrations])
     statistics: dict[str, Any] = {
@@ -120,16 +151,22 @@ def _initial_policy(
             "proprio": action_tokens.proprio_statistics(proprio),
         }
     }
+    torch.manual_seed(config.seed)
+    if config.policy.checkpoint is not None:
+        model = load_checkpoint(config, fetched, device)
+        # A policy that never saw the suite gets the demonstrations' statistics.
+        if not {config.suite, f"{config.suite}_no_noops"} & set(model.config.norm_stats or {}):
+            model.config.norm_stats = (model.config.norm_stats or {}) | statistics
+        return model
     words = config.policy.llm.vocab_size - action_tokens.BINS
     tokenizer = make_tokenizer({d.language for d in demonstrations}, words)
-    torch.manual_seed(config.seed)
     return create_policy(config.policy, tokenizer, statistics)
 
 
-def load_checkpoint(config: SftStage, fetched: Path | None) -> OpenVLAOFT:
+def load_checkpoint(config: SftStage, fetched: Path | None, device: torch.device | str = "cpu") -> OpenVLAOFT:
     """The policy's checkpoint: `fetched` if the workflow brought it from the hub, else the folder it names.
 
-    Raises CheckpointError or FetchError when it cannot be used, also when it has no statistics of the suite.
+    Raises CheckpointError or FetchError when it cannot be used.
     """
     checkpoint = config.policy.checkpoint
     assert checkpoint is not None
@@ -140,9 +177,7 @@ def load_checkpoint(config: SftStage, fetched: Path | None) -> OpenVLAOFT:
             f"policy.checkpoint {checkpoint} is no folder here; fetch it where there is internet (python -m "
             f"srpo.fetch --checkpoint {checkpoint} --out FOLDER) and give --checkpoint FOLDER"
         )
-    model = load_policy(fetched or Path(checkpoint), policy=config.policy)
-    model.statistics(config.suite)
-    return model
+    return load_policy(fetched or Path(checkpoint), device, config.policy)
 
 
 def train(config: SftStage, demos: Path, out: Path, scratch: Path, checkpoint: Path | None = None) -> None:
@@ -159,6 +194,7 @@ def train(config: SftStage, demos: Path, out: Path, scratch: Path, checkpoint: P
                 "sft.updates is 0 and the policy has no checkpoint: there is nothing to start from"
             )
         model = load_checkpoint(config, checkpoint)
+        model.statistics(config.suite)  # an error, if there are none
         _finish(config, model, rows, out, {})
         return
     tasks = [_task_name(config, task) for task in config.tasks]
@@ -167,66 +203,63 @@ def train(config: SftStage, demos: Path, out: Path, scratch: Path, checkpoint: P
     inputs = {file.name: sha256(file) for file in files}
 
     accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
-    learner = Learner(_initial_policy(config, demonstrations, checkpoint))
-    model = learner.policy
-    statistics = model.config.norm_stats[config.suite]["action"]
-    samples = build_samples(demonstrations, sft.stride, statistics)
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise SystemExit("SFT on several GPUs is data-parallel: use adapters (policy.lora), not FSDP")
+    if sft.batch_size % processes:
+        raise SystemExit(f"sft.batch_size {sft.batch_size} is not a multiple of the {processes} processes")
+    device = accelerator.device
+    model = _initial_policy(config, demonstrations, checkpoint, device)
+    whole = Learner(model, sft)
+    model.make_trainable()
+    statistics = model.statistics(config.suite)
+    samples = build_samples(demonstrations, sft.stride, statistics["action"])
+    trained = [parameter for parameter in whole.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(
-        learner.parameters(), lr=sft.learning_rate, weight_decay=sft.weight_decay, betas=(0.9, 0.98)
+        trained, lr=sft.learning_rate, weight_decay=sft.weight_decay, betas=(0.9, 0.98)
     )
-    learner, optimiser = accelerator.prepare(learner, optimiser)
-    checkpoints = Checkpoints(scratch, fingerprint(config.model_dump_json(), *inputs.values()))
+    learner, optimiser = accelerator.prepare(whole, optimiser)
+    with accelerator.main_process_first():
+        checkpoints = Checkpoints(scratch, fingerprint(config.model_dump_json(), *inputs.values()))
     done, spent = 0, 0.0
-    if (resumed := checkpoints.resume(learner, optimiser)) is not None:
+    if (resumed := checkpoints.resume(whole, optimiser)) is not None:
         done, progress = resumed
         rows, spent = progress["rows"], progress["seconds"]
-        print(f"resuming after update {done}", flush=True)
+        accelerator.print(f"resuming after update {done}", flush=True)
 
-    device = accelerator.device
-    smooth = soft_targets(sft.label_smoothing).to(device)
-    centres = torch.tensor(
-        action_tokens.decode(np.arange(action_tokens.BINS)), dtype=torch.float32, device=device
-    )
-    prepared = model.prepare(config.suite, samples.images[:1], samples.words[:1], samples.proprio[:1])
-    print(
+    accelerator.print(
         f"{len(demonstrations)} demonstrations, {len(samples.words)} samples, "
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "
-        f"{prepared.pixels.shape[-1]} px, on {device}",
+        f"{sum(p.numel() for p in trained) / 1e6:.2f} M of "
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters trained, "
+        f"{config.policy.image_size} px, on {processes} × {device.type}",
         flush=True,
     )
     started = time.perf_counter() - spent
-    window: list[tuple[float, float, float]] = []
+    window: list[tuple[float, ...]] = []
     learner.train()
     for update in tqdm(range(done, sft.updates), initial=done, total=sft.updates, desc="sft", disable=None):
         # Seeded by (seed, update): the same batches whether or not the run was interrupted.
         rng = np.random.default_rng([config.seed, update])
         batch = rng.choice(len(samples.words), sft.batch_size, replace=len(samples.words) < sft.batch_size)
+        batch = batch[rank::processes]
         words = [samples.words[k] for k in batch]
-        observed = model.prepare(config.suite, samples.images[batch], words, samples.proprio[batch]).to(
-            device
-        )
+        observed = model.prepare(config.suite, samples.images[batch], words, samples.proprio[batch])
         target = torch.from_numpy(samples.targets[batch]).to(device)
-        felt = action_tokens.normalise(
-            samples.proprio[batch], model.config.norm_stats[config.suite]["proprio"]
-        )
+        felt = None
+        if sft.auxiliary:
+            normal = action_tokens.normalise(samples.proprio[batch], statistics["proprio"])
+            felt = torch.from_numpy(normal).float().to(device)
         with accelerator.autocast():
-            patches = model.encode_images(observed.pixels)
-            log_p = torch.log_softmax(model.action_logits(observed, patches), dim=-1)
-            cross_entropy = -(smooth[target] * log_p).sum(-1).mean()
-            seen = learner.locate(patches.flatten(1)).float()
-            located = F.smooth_l1_loss(seen, torch.from_numpy(felt).float().to(device))
-            loss = cross_entropy + sft.auxiliary * located
+            loss, cross_entropy, error = learner(observed.to(device), target, felt)
         rate = learning_rate(update, sft.updates, sft.learning_rate, sft.warmup)
         for group in optimiser.param_groups:
             group["lr"] = rate
         optimiser.zero_grad()
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(learner.parameters(), sft.grad_clip)
+        accelerator.clip_grad_norm_(trained, sft.grad_clip)
         optimiser.step()
-        with torch.no_grad():
-            expected = (log_p.exp() * centres).sum(-1)
-            error = (expected - centres[target]).abs().view(-1, CHUNK, ACTION_DIM)[..., :3].mean()
-        window.append((loss.item(), cross_entropy.item(), error.item()))
+        logged = accelerator.reduce(torch.stack([loss.detach(), cross_entropy.detach(), error]), "mean")
+        window.append(tuple(logged.tolist()))
         finished = update + 1
         if finished % LOG_EVERY == 0 or finished == sft.updates:
             mean = np.mean(window, axis=0)
@@ -241,14 +274,19 @@ def train(config: SftStage, demos: Path, out: Path, scratch: Path, checkpoint: P
                     "seconds": time.perf_counter() - started,
                 }
             )
-            print("update {update}: cross entropy {cross_entropy:.3f}, position error "
+            accelerator.print("update {update}: cross entropy {cross_entropy:.3f}, position error "
                   "{position_error:.3f}, {seconds:.0f} s".format(**rows[-1]), flush=True)  # fmt: skip
         # Only where the window is empty, so that a resumed run logs the same rows.
         if finished % sft.checkpoint_every == 0 and not window and finished < sft.updates:
             progress = {"rows": rows, "seconds": time.perf_counter() - started}
-            checkpoints.save(finished, learner, optimiser, progress)
-    _finish(config, accelerator.unwrap_model(learner).policy, rows, out, inputs)
-    checkpoints.clear()
+            if accelerator.is_main_process:
+                checkpoints.save(finished, whole, optimiser, progress)
+            accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _finish(config, model, rows, out, inputs)
+        checkpoints.clear()
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 def _task_name(config: SftStage, task_id: int) -> str:

@@ -282,9 +282,9 @@ class OpenVLAOFT(PreTrainedModel):
         rows = self.language_model.lm_head.weight[vocab - action_tokens.BINS : vocab].flip(0)
         return F.linear(hidden[:, start : start + TOKENS], rows).float()
 
-    def forward(self, inputs: Inputs) -> torch.Tensor:
+    def forward(self, inputs: Inputs, patches: torch.Tensor | None = None) -> torch.Tensor:
         """`action_logits`: what FSDP wraps, so all else goes through it."""
-        return self.action_logits(inputs)
+        return self.action_logits(inputs, patches)
 
     def log_probs(
         self, inputs: Inputs, tokens: torch.Tensor, temperature: float

@@ -1,21 +1,27 @@
 """Supervised fine-tuning: samples, targets, and resuming without a trace."""
 
+import json
 import math
+import re
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
 import numpy as np
+import openvla_layout as layout
 import pytest
 import torch
 from policies import SUITE, small_settings
 from safetensors.torch import load_file
 
 from srpo import sft
-from srpo.config import Protocol, Sft, SftStage
+from srpo.config import Lora, Policy, Protocol, Sft, SftStage
 from srpo.demos import Demonstration
+from srpo.fetch import FetchError
+from srpo.manifest import sha256
 from srpo.policies import action_tokens
+from srpo.policies.openvla_oft import CheckpointError, load_policy
 
 
 def demonstration(length: int, seed: int) -> Demonstration:
@@ -63,14 +69,21 @@ def test_learning_rate_rises_then_falls_along_a_cosine() -> None:
     assert all(a >= b for a, b in pairwise(rates[10:]))
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A tiny real run. Demonstrations come from memory: their files have tests of their own."""
-    monkeypatch.setattr(sft, "_task_name", lambda config, task: f"task{task}")
-    monkeypatch.setattr(sft, "read_demonstrations", lambda path: [demonstration(30, k) for k in range(3)])
-    with h5py.File(tmp_path / "task0_demo.hdf5", "w"):
-        pass
-    config = SftStage(
+def stage(policy: Policy, **changes: object) -> SftStage:
+    """Settings of a tiny run."""
+    values = dict(
+        updates=60,
+        batch_size=16,
+        learning_rate=1e-2,
+        weight_decay=0.0,
+        warmup=0.1,
+        label_smoothing=3.0,
+        auxiliary=1.0,
+        stride=1,
+        grad_clip=1.0,
+        checkpoint_every=20,
+    )
+    return SftStage(
         preset="test",
         suite=SUITE,
         tasks=(0,),
@@ -79,21 +92,19 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         ),
         variant="sft",
         seed=3,
-        policy=small_settings(),
-        sft=Sft(
-            updates=60,
-            batch_size=16,
-            learning_rate=1e-2,
-            weight_decay=0.0,
-            warmup=0.1,
-            label_smoothing=3.0,
-            auxiliary=1.0,
-            stride=1,
-            grad_clip=1.0,
-            checkpoint_every=20,
-        ),
+        policy=policy,
+        sft=Sft(**(values | changes)),  # type: ignore[arg-type]
     )
-    return SimpleNamespace(config=config, folder=tmp_path)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A tiny real run. Demonstrations come from memory: their files have tests of their own."""
+    monkeypatch.setattr(sft, "_task_name", lambda config, task: f"task{task}")
+    monkeypatch.setattr(sft, "read_demonstrations", lambda path: [demonstration(30, k) for k in range(3)])
+    with h5py.File(tmp_path / "task0_demo.hdf5", "w"):
+        pass
+    return SimpleNamespace(config=stage(small_settings()), folder=tmp_path)
 
 
 def test_it_learns(run: SimpleNamespace) -> None:
@@ -135,3 +146,51 @@ def test_nothing_to_start_from_is_said(run: SimpleNamespace) -> None:
     config = run.config.model_copy(update={"sft": run.config.sft.model_copy(update={"updates": 0})})
     with pytest.raises(SystemExit, match="nothing to start from"):
         sft.train(config, run.folder, run.folder / "out", run.folder / "scratch")
+
+
+def test_a_released_checkpoint_is_taken_as_it_is(run: SimpleNamespace) -> None:
+    fetched = run.folder / "fetched"
+    layout.write(fetched, layout.random_tensors())
+    files = {file.name: sha256(file) for file in fetched.iterdir()}
+    (fetched / "fetched.json").write_text(json.dumps({"files": files}))
+    config = stage(layout.settings(checkpoint="lab/policy"), updates=0)
+    with pytest.raises(CheckpointError, match=r"srpo\.fetch --checkpoint lab/policy"):
+        sft.train(config, run.folder, run.folder / "out", run.folder / "scratch")
+    sft.train(config, run.folder, run.folder / "out", run.folder / "scratch", fetched)
+    policy = load_policy(run.folder / "out" / "policy")
+    for name, tensor in load_policy(fetched, policy=config.policy).state_dict().items():
+        assert torch.equal(policy.state_dict()[name], tensor)
+    assert policy.statistics(SUITE) == layout.STATISTICS["libero_goal_no_noops"]
+    elsewhere = config.model_copy(update={"suite": "libero_10"})
+    with pytest.raises(CheckpointError, match="not for 'libero_10'"):
+        sft.train(elsewhere, run.folder, run.folder / "other", run.folder / "scratch", fetched)
+    (fetched / "dataset_statistics.json").write_text("{}")
+    (fetched / "config.json").write_text((fetched / "config.json").read_text() + " ")
+    with pytest.raises(FetchError, match=r"changed since it was fetched: config\.json"):
+        sft.train(config, run.folder, run.folder / "out", run.folder / "scratch", fetched)
+
+
+def test_adapters_of_a_released_checkpoint_are_fine_tuned(run: SimpleNamespace) -> None:
+    """The saved policy has them merged into the layers that they belong to; all else is as it was."""
+    tensors = layout.random_tensors()
+    layout.write(run.folder / "official", tensors)
+    lora = Lora(rank=4, alpha=8.0)
+    policy = layout.settings(checkpoint=str(run.folder / "official"), lora=lora, gradient_checkpointing=True)
+    config = stage(policy, auxiliary=0.0, updates=40)
+    sft.train(config, run.folder, run.folder / "out", run.folder / "scratch")
+    rows = (run.folder / "out" / "metrics.csv").read_text().splitlines()
+    assert float(rows[2].split(",")[1]) < float(rows[1].split(",")[1]) - 0.1
+    learnt = load_policy(run.folder / "out" / "policy").state_dict()
+    changed = {name for name, tensor in learnt.items() if not torch.equal(tensor, tensors[name])}
+    linear = {
+        n for n in learnt if re.search(r"(attn|mlp|projector)\S*\.(\w+_proj|qkv|proj|fc\d)\.weight$", n)
+    }
+    assert changed == linear
+
+
+def test_a_batch_that_does_not_divide_is_refused(
+    run: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sft.Accelerator, "num_processes", 3)
+    with pytest.raises(SystemExit, match="batch_size 16 is not a multiple of the 3 processes"):
+        sft.train(run.config, run.folder, run.folder / "out", run.folder / "scratch")
