@@ -1,5 +1,7 @@
-"""A policy spread over two processes as configs/accelerate has it, against one process."""
+"""Policies trained by two processes against one: spread by FSDP, and fine-tuned data-parallel."""
 
+import csv
+import os
 import subprocess
 import sys
 from datetime import timedelta
@@ -18,7 +20,10 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 ROOT = Path(__file__).resolve().parents[2]
 ACCELERATE = ROOT / "configs" / "accelerate"
 sys.path.insert(0, str(ROOT / "tests" / "unit"))
-from policies import SUITE, observations, small_policy  # noqa: E402
+from policies import SUITE, observations, small_policy, small_settings  # noqa: E402
+from test_sft import demonstration, stage  # noqa: E402
+
+from srpo import sft  # noqa: E402
 
 STEPS = 3
 
@@ -30,12 +35,48 @@ def test_accelerate_reads_its_configuration(file: Path) -> None:
     assert config.num_processes == (8 if "8gpu" in file.stem else 1)
 
 
+def run(processes: int, *arguments: object) -> str:
+    """This file as a script, in so many processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = subprocess.run(
+        [*command, __file__, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_two_processes_learn_and_act_as_one() -> None:
     """Weights after three updates, gradient norms and sampled tokens."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("the same") == 2
+    assert run(2, "spread").count("the same") == 2
+
+
+def test_fine_tuning_in_two_processes_is_that_of_one(tmp_path: Path) -> None:
+    """The same batches, shared out; the same losses; written once."""
+    losses = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        shown = run(processes, "fine-tune", folder)
+        assert shown.count("update 60:") == 1
+        rows = list(csv.DictReader((folder / "out" / "metrics.csv").open()))
+        losses.append([float(row["loss"]) for row in rows])
+        assert (folder / "out" / "policy" / "model.safetensors").is_file()
+        assert not (folder / "scratch").exists()
+    assert len(losses[0]) == 3
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-3)
+
+
+def fine_tune(folder: Path) -> None:
+    sft._task_name = lambda config, task: f"task{task}"
+    sft.read_demonstrations = lambda path: [demonstration(30, k) for k in range(3)]
+    (folder / "task0_demo.hdf5").touch()
+    config = stage(small_settings(gradient_checkpointing=True))
+    sft.train(config, folder, folder / "out", folder / "scratch")
 
 
 def one_of_two() -> None:
@@ -90,4 +131,7 @@ def one_of_two() -> None:
 
 
 if __name__ == "__main__":
-    one_of_two()
+    if sys.argv[1] == "spread":
+        one_of_two()
+    else:
+        fine_tune(Path(sys.argv[2]))
