@@ -1,6 +1,7 @@
 """Memory estimates against what a real run of the same small policy allocates."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from srpo.config import Lora
 from srpo.policies import memory
-from srpo.policies.openvla_oft import Inputs, OpenVLAOFT
+from srpo.policies.openvla_oft import Inputs, OpenVLAOFT, load_policy, save_policy
 from srpo.types import TOKENS
 
 
@@ -71,3 +72,16 @@ def test_training(changes: dict) -> None:
     assert estimate.gradients == sum(p.grad.nbytes for p in policy.parameters() if p.grad is not None)
     moments = [t for state in optimiser.state.values() for name, t in state.items() if name != "step"]
     assert estimate.optimiser == sum(moment.nbytes for moment in moments)
+
+
+def test_loading_holds_the_weights_once_and_one_file_beside(tmp_path: Path) -> None:
+    """No model of random weights beside those that are read; files are mapped one after the other."""
+    policy = small_policy()
+    save_policy(policy, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    policy.save_pretrained(tmp_path, max_shard_size="45KB")
+    largest = max(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
+    weights = memory.weights(small_settings())
+    assert largest < 0.4 * weights
+    load_policy(tmp_path)
+    assert weights <= allocated(lambda: load_policy(tmp_path)) < 1.1 * (weights + largest)
