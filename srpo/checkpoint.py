@@ -5,18 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import signal
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from srpo.files import atomic_directory, write_json
+from srpo.files import atomic_directory, atomic_file, write_json
 from srpo.manifest import sha256
+from srpo.types import Episode, EpisodeSpec
 
-KEEP = 2
-"""Checkpoints kept: if the newest turns out broken, the one before it serves."""
+PREEMPTED = 75
+"""Exit code of a run that a signal stopped: run it again and it goes on (sysexits.h: EX_TEMPFAIL)."""
 
 
 def fingerprint(*parts: str) -> str:
@@ -28,11 +36,13 @@ class Checkpoints:
     """The checkpoints of one run, in `scratch/checkpoint-<step>` folders.
 
     A scratch folder belongs to one run: if its fingerprint is another's (changed settings, other inputs),
-    what is in it is discarded, and a line says so.
+    what is in it is discarded, and a line says so. The newest `keep` checkpoints are kept: should one turn
+    out damaged, the one before it serves.
     """
 
-    def __init__(self, scratch: Path, run: str) -> None:
+    def __init__(self, scratch: Path, run: str, keep: int = 2) -> None:
         self._folder = scratch
+        self._keep = keep
         note = scratch / "run.json"
         if scratch.exists() and (not note.exists() or json.loads(note.read_text()).get("run") != run):
             print(
@@ -58,7 +68,7 @@ class Checkpoints:
             write_json(folder / "progress.json", progress)
             hashes = {file.name: sha256(file) for file in folder.iterdir()}
             write_json(folder / "hashes.json", hashes)
-        for old in self._all()[:-KEEP]:
+        for old in self._all()[: -self._keep]:
             shutil.rmtree(old)
 
     def resume(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, dict[str, Any]] | None:
@@ -89,3 +99,73 @@ class Checkpoints:
             return bool(hashes) and all(sha256(folder / name) == value for name, value in hashes.items())
         except (OSError, ValueError):
             return False
+
+
+class EpisodeStore:
+    """Finished episodes of the steps that no checkpoint holds yet, in `scratch/episodes/step-<step>`.
+
+    An episode is decided by its spec and the policy's weights, so a step that is resumed need not run it
+    again. Every episode is written as soon as it ends: a run may be killed without warning. The processes of
+    a distributed run share the folder.
+    """
+
+    def __init__(self, scratch: Path) -> None:
+        self._folder = scratch / "episodes"
+
+    def get(self, step: int, spec: EpisodeSpec) -> Episode | None:
+        """The episode, if it was kept; one that is damaged is as good as none."""
+        path = self._path(step, spec)
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as stored:  # the archive's checksums are verified
+                values = {name: stored[name] for name in stored.files}
+            assert EpisodeSpec(**json.loads(str(values.pop("spec")))) == spec
+            scalars = {name: values.pop(name).item() for name in ("success", "steps", "wall_seconds")}
+            return Episode(spec=spec, **scalars, **values)
+        except (OSError, ValueError, KeyError, TypeError, AssertionError, zipfile.BadZipFile) as error:
+            print(f"{path}: damaged ({error}); running that episode again", flush=True)
+            return None
+
+    def add(self, step: int, episode: Episode) -> None:
+        """Keep an episode that was run in `step`."""
+        values = {field.name: getattr(episode, field.name) for field in fields(episode)}
+        values["spec"] = json.dumps(asdict(episode.spec))
+        with atomic_file(self._path(step, episode.spec)) as temporary, temporary.open("wb") as handle:
+            np.savez(handle, **values)
+
+    def clear(self, step: int) -> None:
+        """Forget the episodes of all steps up to `step`: a checkpoint holds what was learnt from them."""
+        for folder in self._folder.glob("step-*"):
+            if int(folder.name.rpartition("-")[2]) <= step:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _path(self, step: int, spec: EpisodeSpec) -> Path:
+        return self._folder / f"step-{step:08d}" / f"{fingerprint(json.dumps(asdict(spec)))[:32]}.npz"
+
+
+class Preempted(SystemExit):
+    """SIGTERM or SIGUSR1: the machine is wanted for something else, or the time limit is near."""
+
+
+@contextmanager
+def preemptible() -> Iterator[None]:
+    """Within this block SIGTERM and SIGUSR1 raise `Preempted`, which ends the program with code 75.
+
+    There is nothing left to save then: checkpoints are written after steps, episodes as they end.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in handlers:  # once: cleaning up must not be interrupted by a second signal
+            signal.signal(each, signal.SIG_IGN)
+        print(f"{signal.Signals(number).name}: stopping; the same command goes on from here", flush=True)
+        raise Preempted(PREEMPTED)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    for number in handlers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -346,11 +346,20 @@ class Reward(Section):
         return self
 
 
+class Offline(Section):
+    """Advantage-weighted fine-tuning on a fixed set of rollouts."""
+
+    beta: Positive
+    """A rollout weighs exp(advantage / `beta`): the smaller, the more the best rollouts count."""
+    max_weight: Annotated[float, Field(ge=1, allow_inf_nan=False), _Lenient]
+    """Largest weight of a rollout."""
+
+
 class Train(Section):
     """Reinforcement learning (SRPO, or GRPO when the reward's shaping is `none`)."""
 
     steps: Count
-    """RL steps (rounds of rollouts and an update)."""
+    """RL steps (rounds of rollouts and an update); offline, passes over the fixed set of rollouts."""
     prompts: Count
     """Groups a step: one (task, initial state) each."""
     group_size: Annotated[int, Field(ge=2)]
@@ -359,8 +368,14 @@ class Train(Section):
     """Sampling temperature of the action tokens."""
     keep_success: Annotated[tuple[Fraction, Fraction], Field(strict=False)]
     """Groups whose success rate lies outside this range are left out of the update (dynamic sampling)."""
+    resample: Whole
+    """Further rounds of rollouts a step at most, each with as many new groups as were left out so far."""
     learning_rate: Positive
-    """AdamW's."""
+    """AdamW's; with a `schedule`, its highest value."""
+    warmup: Fraction
+    """Share of the steps over which the learning rate rises."""
+    schedule: Literal["constant", "cosine"]
+    """The learning rate after the warm-up: constant, or a cosine that ends at zero."""
     weight_decay: NonNegative
     """AdamW's."""
     minibatch: Count
@@ -379,8 +394,20 @@ class Train(Section):
     """Weight of an entropy bonus."""
     grad_clip: Positive
     """Largest norm of the gradient."""
+    offline: Offline | None
+    """Learn from a fixed set of the SFT policy's rollouts, by advantage-weighted regression; none: online."""
+    evaluate_every: Whole
+    """RL steps between greedy evaluations on test states; 0: none."""
+    evaluate_states: Count
+    """Test states a task of such an evaluation, taken in order."""
+    target: Fraction | None
+    """Stop as soon as such an evaluation's success rate reaches this; none: never."""
     checkpoint_every: Count
     """RL steps between resumable checkpoints."""
+    keep_checkpoints: Annotated[int, Field(ge=2)]
+    """Newest checkpoints that are kept: should one turn out damaged, the one before it serves."""
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Field(strict=False)]
+    """Where each step's metrics are logged besides metrics.csv; `wandb` and `trackio` must be installed."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Train:
@@ -393,6 +420,10 @@ class Train(Section):
             raise ValueError(
                 f"keep_success [{low}, {high}] leaves out every group of group_size {self.group_size}"
             )
+        if self.target is not None and not self.evaluate_every:
+            raise ValueError("target needs evaluate_every: without evaluation it is never reached")
+        if self.offline is not None and self.evaluate_every:
+            raise ValueError("evaluate_every must be 0 offline: no simulator is in that loop")
         return self
 
 
@@ -496,6 +527,12 @@ class TrainStage(Stage):
         if self.train.prompts > len(self.tasks) * states:
             raise ValueError(
                 f"train.prompts {self.train.prompts}: {len(self.tasks)} tasks × {states} states are fewer"
+            )
+        tests = len(self.protocol.test_states())
+        if self.train.evaluate_states > tests:
+            raise ValueError(
+                f"train.evaluate_states {self.train.evaluate_states}: {self.protocol.profile} has {tests} "
+                "test states"
             )
         return self
 

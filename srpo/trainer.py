@@ -1,36 +1,48 @@
 """Reinforcement learning: SRPO, and GRPO, which is SRPO with a 0/1 reward. One loop, read top to bottom.
 
 python -m srpo.trainer --config CONFIG --policy FOLDER [--world-model FOLDER] --out FOLDER --scratch FOLDER
+
+With several processes (`accelerate launch`, docs/hpc.md) each runs every n-th episode of a step and holds its
+pictures; what is needed of an episode to score it is gathered, so that each process sees the whole batch, and
+gradients are summed.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from srpo import sft
 from srpo.algo.advantages import group_advantages, has_signal, keep_groups
-from srpo.algo.losses import policy_loss
-from srpo.analysis.io import REWARDS, RL_METRICS, write_rows
-from srpo.checkpoint import Checkpoints, fingerprint
-from srpo.config import TrainStage, load_stage
+from srpo.algo.losses import PolicyLoss, policy_loss
+from srpo.analysis.io import REWARDS, RL_METRICS, TASK_METRICS, write_rows
+from srpo.checkpoint import Checkpoints, EpisodeStore, fingerprint, preemptible
+from srpo.config import Train, TrainStage, load_stage
 from srpo.envs.libero import load_task
 from srpo.manifest import sha256, write_manifest
 from srpo.policies.openvla_oft import Inputs, OpenVLAOFT, load_policy, save_policy
 from srpo.rewards.progress import ShapedRewards, shape_rewards
 from srpo.rollout import Rollouts
+from srpo.tracking import make_accelerator, scalars, start_trackers
 from srpo.types import Episode, EpisodeSpec, FailedRun
 from srpo.world_models import WorldModel, load_world_model
+
+# Which episodes.
 
 
 def sample_prompts(config: TrainStage, step: int) -> list[tuple[int, int]]:
@@ -38,58 +50,173 @@ def sample_prompts(config: TrainStage, step: int) -> list[tuple[int, int]]:
 
     Tasks take turns, so that a step has as many groups of each as can be; states are drawn.
     """
-    rng = np.random.default_rng([config.seed, step])
-    states = list(config.protocol.train_states())
     first = (step - 1) * config.train.prompts
     tasks = [config.tasks[(first + k) % len(config.tasks)] for k in range(config.train.prompts)]
+    return _with_states(config, tasks, np.random.default_rng([config.seed, step]))
+
+
+def further_prompts(config: TrainStage, step: int, extra: int, count: int) -> list[tuple[int, int]]:
+    """Prompts of the `extra`-th further round (from 1) of a step, decided by (seed, step, round).
+
+    Tasks take turns here, too, in an order that is drawn: a round may be shorter than there are tasks.
+    """
+    rng = np.random.default_rng([config.seed, step, extra])
+    order = rng.permutation(config.tasks)
+    return _with_states(config, [int(order[k % len(order)]) for k in range(count)], rng)
+
+
+def _with_states(config: TrainStage, tasks: Iterable[int], rng: np.random.Generator) -> list[tuple[int, int]]:
+    states = list(config.protocol.train_states())
     return [(task, int(rng.choice(states))) for task in tasks]
 
 
-def episode_specs(config: TrainStage, step: int) -> list[EpisodeSpec]:
-    """A step's rollouts, group after group, each with a seed of its own."""
+def episode_specs(
+    config: TrainStage, step: int, prompts: Iterable[tuple[int, int]], first_group: int = 0
+) -> list[EpisodeSpec]:
+    """The rollouts of some prompts, group after group, each with a seed of its own."""
     frames = 0 if config.world_model is None else config.world_model.frames
     specs = []
-    for group, (task, state) in enumerate(sample_prompts(config, step)):
+    for group, (task, state) in enumerate(prompts, first_group):
         for member in range(config.train.group_size):
             seed = np.random.SeedSequence([config.seed, step, group, member]).generate_state(1)[0]
             specs.append(EpisodeSpec(config.suite, task, state, int(seed), config.train.temperature, frames))
     return specs
 
 
+# Rolling out.
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What every process knows of an episode that ran; the episode itself stays where it was run.
+
+    number  of the episode in its step, over all processes
+    tokens  action tokens within the episode: those that the loss counts
+    """
+
+    number: int
+    group: int
+    spec: EpisodeSpec
+    success: bool
+    steps: int
+    tokens: int
+
+
 @dataclass(frozen=True)
 class Batch:
-    """The episodes of a step that ran: N of them, in the order of their specs."""
+    """The episodes of a step that ran: N of them, in the order of their specs.
 
-    episodes: list[Episode]
-    groups: NDArray[np.int64]
-    failed: list[FailedRun]
+    outcomes   of all processes
+    episodes   this process's own, by number
+    errors     episodes that could not be run, of all processes
+    simulated  episodes that were run now, not before a restart, of all processes
+    """
+
+    outcomes: tuple[Outcome, ...] = ()
+    episodes: Mapping[int, Episode] = field(default_factory=dict)
+    errors: int = 0
+    simulated: int = 0
+    rounds: int = 0
 
     @property
     def success(self) -> NDArray[np.bool_]:
-        return np.array([episode.success for episode in self.episodes], bool)
+        return np.array([outcome.success for outcome in self.outcomes], bool)
 
     @property
     def tasks(self) -> NDArray[np.int64]:
-        return np.array([episode.spec.task_id for episode in self.episodes], np.int64)
+        return np.array([outcome.spec.task_id for outcome in self.outcomes], np.int64)
+
+    @property
+    def groups(self) -> NDArray[np.int64]:
+        return np.array([outcome.group for outcome in self.outcomes], np.int64)
+
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        return np.array([outcome.tokens for outcome in self.outcomes], np.int64)
+
+    def __add__(self, other: Batch) -> Batch:
+        return Batch(
+            self.outcomes + other.outcomes,
+            {**self.episodes, **other.episodes},
+            self.errors + other.errors,
+            self.simulated + other.simulated,
+            self.rounds + other.rounds,
+        )
 
 
-def roll_out(rollouts: Rollouts, specs: Sequence[EpisodeSpec], group_size: int, name: str) -> Batch:
-    """Run a step's episodes; those that could not be run are set apart, never counted as failures."""
-    results = {}
-    with tqdm(total=len(specs), desc=name, unit="episode", leave=False, disable=None) as bar:
-        for result in rollouts.run(specs):
-            results[result.spec] = result
-            bar.update()
-    episodes, groups, failed = [], [], []
-    for number, spec in enumerate(specs):
-        result = results[spec]
-        if isinstance(result, FailedRun):
-            print(f"infrastructure error: {spec}: {result.error}", flush=True)
-            failed.append(result)
-        else:
-            episodes.append(result)
-            groups.append(number // group_size)
-    return Batch(episodes, np.array(groups, np.int64), failed)
+@dataclass(frozen=True)
+class Runner:
+    """What it takes to run episodes: this process's rollouts, the episodes it has kept, its fellows."""
+
+    rollouts: Rollouts
+    store: EpisodeStore
+    accelerator: Accelerator
+
+    def roll_out(
+        self, specs: Sequence[EpisodeSpec], step: int, first: int, group_size: int, name: str
+    ) -> Batch:
+        """Run a round's episodes, numbered from `first`; each process takes every n-th of them.
+
+        So every process has about as many of each group, and of each mini-batch, as any other. Episodes that
+        could not be run are set apart, never counted as failures.
+        """
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        own = {number: spec for number, spec in enumerate(specs, first) if number % world == rank}
+        found = {number: self.store.get(step, spec) for number, spec in own.items()}
+        episodes = {number: episode for number, episode in found.items() if episode is not None}
+        numbers = {spec: number for number, spec in own.items() if number not in episodes}
+        errors = 0
+        show = None if self.accelerator.is_main_process else True
+        with tqdm(total=len(numbers), desc=name, unit="episode", leave=False, disable=show) as bar:
+            for result in self.rollouts.run(list(numbers)):
+                if isinstance(result, FailedRun):
+                    print(f"infrastructure error: {result.spec}: {result.error}", flush=True)
+                    errors += 1
+                else:
+                    self.store.add(step, result)
+                    episodes[numbers[result.spec]] = result
+                bar.update()
+        outcomes = [
+            Outcome(k, k // group_size, e.spec, e.success, e.steps, int(e.valid.sum()))
+            for k, e in episodes.items()
+        ]
+        everyone = sorted(gather_object(outcomes), key=lambda outcome: outcome.number)
+        simulated = sum(gather_object([len(numbers) - errors]))
+        return Batch(tuple(everyone), episodes, sum(gather_object([errors])), simulated, 1)
+
+
+def collect(config: TrainStage, step: int, runner: Runner) -> Batch:
+    """A step's episodes: its groups, and further rounds for as many as dynamic sampling leaves out.
+
+    DAPO (arXiv 2503.14476, section 3.2) samples until the batch is full; here `resample` bounds the rounds.
+    """
+    train = config.train
+    prompts, name, groups, batch = sample_prompts(config, step), f"step {step}", 0, Batch()
+    for extra in range(1, train.resample + 2):
+        specs = episode_specs(config, step, prompts, groups)
+        batch += runner.roll_out(specs, step, groups * train.group_size, train.group_size, name)
+        groups += len(prompts)
+        missing = train.prompts - _number(batch, kept_groups(train, batch))
+        if missing == 0:
+            break
+        prompts, name = further_prompts(config, step, extra, missing), f"step {step}, further round {extra}"
+    if not batch.outcomes:
+        raise SystemExit(f"step {step}: no episode could be run; see the errors above")
+    return batch
+
+
+def kept_groups(train: Train, batch: Batch) -> NDArray[np.bool_]:
+    """For each episode, whether dynamic sampling keeps its group: bool (N,)."""
+    success, groups = torch.from_numpy(batch.success), torch.from_numpy(batch.groups)
+    return keep_groups(success, groups, *train.keep_success).numpy()
+
+
+def _number(batch: Batch, members: NDArray[np.bool_]) -> int:
+    """Groups that have one of these episodes."""
+    return len(np.unique(batch.groups[members]))
+
+
+# What they are worth.
 
 
 @dataclass(frozen=True)
@@ -103,28 +230,34 @@ class Scores:
     outcome_signal: NDArray[np.bool_]
 
 
-def score(config: TrainStage, batch: Batch, world_model: WorldModel | None) -> Scores:
+def embed(batch: Batch, world_model: WorldModel, accelerator: Accelerator) -> NDArray[np.float32]:
+    """Embeddings (N, D) of all processes' episodes; each encodes its own."""
+    own = world_model.embed_many(episode.frames for episode in batch.episodes.values())
+    everyone = dict(gather_object(list(zip(batch.episodes, own, strict=True))))
+    return np.stack([everyone[outcome.number] for outcome in batch.outcomes])
+
+
+def score(config: TrainStage, batch: Batch, embeddings: NDArray[np.float32] | None) -> Scores:
     """Rewards (self-referential where configured), group advantages, and which groups are kept."""
-    embeddings = None
-    if world_model is not None:
-        embeddings = world_model.embed_many(episode.frames for episode in batch.episodes)
     shaped = shape_rewards(embeddings, batch.success, batch.tasks, config.reward)
     groups = torch.from_numpy(batch.groups)
-    success = torch.from_numpy(batch.success)
     usable = torch.from_numpy(shaped.valid)
     rewards = torch.from_numpy(shaped.rewards)
-    kept = usable & keep_groups(success, groups, *config.train.keep_success)
     advantages = torch.zeros_like(rewards)
     advantages[usable] = group_advantages(rewards[usable], groups[usable])
     signal = torch.zeros_like(usable)
     signal[usable] = has_signal(rewards[usable], groups[usable])
-    outcome = has_signal(success.double(), groups)
-    return Scores(shaped, advantages.numpy(), kept.numpy(), signal.numpy(), outcome.numpy())
+    outcome = has_signal(torch.from_numpy(batch.success).double(), groups)
+    kept = shaped.valid & kept_groups(config.train, batch)
+    return Scores(shaped, advantages.numpy(), kept, signal.numpy(), outcome.numpy())
+
+
+# The update.
 
 
 @dataclass(frozen=True)
 class Queries:
-    """The policy queries of a mini-batch's episodes: Q of them, as tensors on the policy's device."""
+    """The policy queries of some episodes: Q of them, as tensors on the policy's device."""
 
     inputs: Inputs
     tokens: torch.Tensor
@@ -136,7 +269,7 @@ class Queries:
 def gather_queries(
     policy: OpenVLAOFT, suite: str, episodes: Sequence[Episode], advantages: NDArray[np.float64]
 ) -> Queries:
-    """All queries of some episodes, one after the other."""
+    """All queries of some episodes (at least one), one after the other."""
     words = [load_task(suite, e.spec.task_id).language for e in episodes for _ in e.images]
     inputs = policy.prepare(
         suite,
@@ -159,6 +292,17 @@ def gather_queries(
     )
 
 
+Objective = Callable[..., PolicyLoss]
+"""A loss of `srpo.algo.losses` with its settings filled in, weights of KL and entropy excepted."""
+LEARNT = ("loss", "kl", "update_kl", "clip_fraction", "entropy", "grad_norm")
+"""What an update tells about itself."""
+
+
+def clipped_objective(train: Train) -> Objective:
+    """The online objective."""
+    return partial(policy_loss, clip_low=train.clip_low, clip_high=train.clip_high)
+
+
 def update(
     config: TrainStage,
     policy: OpenVLAOFT,
@@ -168,66 +312,90 @@ def update(
     batch: Batch,
     scores: Scores,
     step: int,
+    objective: Objective,
 ) -> dict[str, float | None]:
-    """One RL step's update: mini-batches of whole groups, each gathered from micro-batches.
+    """One RL step's update: mini-batches of whole groups, each gathered from micro-batches and processes.
 
-    Returns means over mini-batches: loss, kl, clip_fraction, entropy, grad_norm; None without an update.
+    Returns means over mini-batches of `LEARNT`; None without an update.
     """
     train = config.train
     # A group whose rewards are all equal has nothing to teach: it would only thin out a mini-batch.
     groups = np.unique(batch.groups[scores.kept & scores.signal])
-    logs: list[dict[str, float]] = []
+    logs: list[list[float]] = []
     for epoch in range(train.epochs):
         order = np.random.default_rng([config.seed, step, epoch]).permutation(groups)
         for start in range(0, len(order), train.minibatch):
             members = np.isin(batch.groups, order[start : start + train.minibatch]) & scores.kept
-            episodes = [e for e, chosen in zip(batch.episodes, members, strict=True) if chosen]
-            queries = gather_queries(policy, config.suite, episodes, scores.advantages[members])
-            normaliser = float(queries.valid.sum())
+            # Of the whole mini-batch, whichever processes its episodes are with.
+            normaliser = float(batch.tokens[members].sum())
+            own = [k for k in np.flatnonzero(members) if batch.outcomes[k].number in batch.episodes]
             optimiser.zero_grad()
-            log = dict.fromkeys(("loss", "kl", "clip_fraction", "entropy"), 0.0)
-            for at in range(0, len(queries.tokens), train.microbatch):
-                part = slice(at, at + train.microbatch)
-                log_probs, entropy = policy.log_probs(
-                    queries.inputs[part], queries.tokens[part], train.temperature
-                )
-                reference_log_probs = None
-                if reference is not None:
-                    with torch.no_grad():
-                        reference_log_probs, _ = reference.log_probs(
-                            queries.inputs[part], queries.tokens[part], train.temperature
-                        )
-                loss = policy_loss(
-                    log_probs,
-                    queries.log_probs[part],
-                    queries.advantages[part],
-                    queries.valid[part],
-                    normaliser,
-                    clip_low=train.clip_low,
-                    clip_high=train.clip_high,
-                    reference_log_probs=reference_log_probs,
-                    kl_weight=train.kl,
-                    entropy=entropy,
-                    entropy_weight=train.entropy,
-                )
-                accelerator.backward(loss.total)
-                log["loss"] += loss.total.item()
-                log["kl"] += loss.kl.item()
-                log["clip_fraction"] += loss.clip_fraction.item()
-                log["entropy"] += loss.entropy.item()
+            log = torch.zeros(5, dtype=torch.float64)
+            if own:
+                episodes = [batch.episodes[batch.outcomes[k].number] for k in own]
+                queries = gather_queries(policy, config.suite, episodes, scores.advantages[own])
+                for at in range(0, len(queries.tokens), train.microbatch):
+                    part = slice(at, at + train.microbatch)
+                    inputs, tokens = queries.inputs[part], queries.tokens[part]
+                    log_probs, entropy = policy.log_probs(inputs, tokens, train.temperature)
+                    reference_log_probs = None
+                    if reference is not None:
+                        with torch.no_grad():
+                            reference_log_probs, _ = reference.log_probs(inputs, tokens, train.temperature)
+                    loss = objective(
+                        log_probs,
+                        queries.log_probs[part],
+                        queries.advantages[part],
+                        queries.valid[part],
+                        normaliser,
+                        reference_log_probs=reference_log_probs,
+                        kl_weight=train.kl,
+                        entropy=entropy,
+                        entropy_weight=train.entropy,
+                    )
+                    accelerator.backward(loss.total)
+                    terms = (loss.total, loss.kl, loss.approx_kl, loss.clip_fraction, loss.entropy)
+                    log += torch.stack([term.detach() for term in terms]).double().cpu()
+            sum_gradients(policy, accelerator)
             norm = accelerator.clip_grad_norm_(policy.parameters(), train.grad_clip)
             optimiser.step()
-            logs.append(log | {"grad_norm": float(norm)})
+            whole = accelerator.reduce(log.float().to(accelerator.device), reduction="sum")
+            logs.append([*whole.tolist(), float(norm)])
     if not logs:
-        return dict.fromkeys(("loss", "kl", "clip_fraction", "entropy", "grad_norm"))
-    means: dict[str, float | None] = {name: float(np.mean([log[name] for log in logs])) for name in logs[0]}
+        return dict.fromkeys(LEARNT)
+    means: dict[str, float | None] = dict(zip(LEARNT, np.mean(logs, axis=0).tolist(), strict=True))
     if reference is None:
         means["kl"] = None
     return means
 
 
+def sum_gradients(policy: torch.nn.Module, accelerator: Accelerator) -> None:
+    """Add up the processes' gradients: each divides its loss by the whole mini-batch's tokens.
+
+    Not by DistributedDataParallel: it takes means, and expects as many micro-batches of every process.
+    """
+    if accelerator.num_processes == 1:
+        return
+    parameters = list(policy.parameters())
+    has = torch.tensor([float(p.grad is not None) for p in parameters], device=accelerator.device)
+    # A process without an episode of this mini-batch has no gradients, and unused parameters never have one.
+    for parameter, used in zip(parameters, accelerator.reduce(has, reduction="sum"), strict=True):
+        if used:
+            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = accelerator.reduce(own, reduction="sum")
+
+
+def learning_rate(train: Train, step: int) -> float:
+    """The learning rate of a step (from 1): linear warm-up over a share of the steps, then the schedule."""
+    if train.schedule == "cosine":
+        return sft.learning_rate(step - 1, train.steps, train.learning_rate, train.warmup)
+    return train.learning_rate * min(1.0, step / max(1, round(train.warmup * train.steps)))
+
+
+# What is told of a step.
+
+
 def _mean(values: NDArray[np.float64]) -> float | None:
-    values = values[np.isfinite(values)]
     return float(values.mean()) if len(values) else None
 
 
@@ -237,39 +405,87 @@ def metrics_row(
     scores: Scores,
     learnt: dict[str, float | None],
     rate: float,
+    evaluation: Batch,
     clock: Sequence[float],
 ) -> dict[str, Any]:
-    """One row of metrics.csv. `clock`: the times at which rollout, encoding and update began and ended."""
+    """One row of metrics.csv. `clock`: when rolling out began, then when each of the four phases ended."""
     tasks = scores.shaped.tasks
     success = batch.success
-
-    def groups_with(members: NDArray[np.bool_]) -> int:
-        return len(np.unique(batch.groups[members]))
-
-    total = groups_with(np.ones(len(success), bool))
+    distances = scores.shaped.distances[np.isfinite(scores.shaped.distances)]
+    rewards = scores.shaped.rewards[scores.shaped.valid]
+    total = _number(batch, np.ones(len(success), bool))
+    rollout, encode, learn, evaluate = np.diff(clock).tolist()
+    gpu = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else None
     return {
         "step": step,
         "episodes": len(success),
         "successes": int(success.sum()),
         "success_rate": float(success.mean()) if len(success) else None,
-        "infra_errors": len(batch.failed),
+        "infra_errors": batch.errors,
+        "rounds": batch.rounds,
         "groups": total,
-        "groups_kept": groups_with(scores.kept),
-        "groups_without_signal": total - groups_with(scores.signal),
-        "groups_without_signal_outcome": total - groups_with(scores.outcome_signal),
+        "groups_kept": _number(batch, scores.kept),
+        "groups_without_signal": total - _number(batch, scores.signal),
+        "groups_without_signal_outcome": total - _number(batch, scores.outcome_signal),
         "clusters": sum(task.clusters for task in tasks),
         "fallbacks": sum(task.fallback for task in tasks),
         "unshaped_tasks": sum(task.unshaped is not None for task in tasks),
-        "failure_reward_mean": _mean(scores.shaped.rewards[~success]),
-        "distance_mean": _mean(scores.shaped.distances),
+        "failure_reward_mean": _mean(scores.shaped.rewards[scores.shaped.valid & ~success]),
+        "reward_histogram": json.dumps(np.histogram(rewards, bins=10, range=(0, 1))[0].tolist()),
+        "distance_mean": _mean(distances),
+        "distance_min": float(distances.min()) if len(distances) else None,
+        "distance_max": float(distances.max()) if len(distances) else None,
         **learnt,
         "learning_rate": rate,
-        "environment_steps": sum(episode.steps for episode in batch.episodes),
-        "seconds_rollout": clock[1] - clock[0],
-        "seconds_encode": clock[2] - clock[1],
-        "seconds_update": clock[3] - clock[2],
-        "seconds_total": clock[3] - clock[0],
+        "evaluation_episodes": len(evaluation.outcomes),
+        "evaluation_success_rate": _mean(evaluation.success.astype(np.float64)),
+        "environment_steps": sum(outcome.steps for outcome in batch.outcomes),
+        "seconds_rollout": rollout,
+        "seconds_encode": encode,
+        "seconds_update": learn,
+        "seconds_evaluate": evaluate,
+        "seconds_total": clock[-1] - clock[0],
+        "episodes_per_second": batch.simulated / rollout if batch.simulated and rollout else None,
+        "memory_mb": _resident_memory(),
+        "gpu_memory_mb": gpu,
     }
+
+
+def _resident_memory() -> float:
+    """Of this process and those that it started, in MB."""
+    process = psutil.Process()
+    total = 0
+    for each in [process, *process.children(recursive=True)]:
+        try:
+            total += each.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total / 1e6
+
+
+def task_rows(step: int, batch: Batch, scores: Scores) -> list[dict[str, Any]]:
+    """The step's rows of tasks.csv."""
+    rows = []
+    for task in scores.shaped.tasks:
+        members = batch.tasks == task.task
+        failures = members & ~batch.success & scores.shaped.valid
+        distances = scores.shaped.distances[members]
+        rows.append(
+            {
+                "step": step,
+                "task_id": task.task,
+                "episodes": int(members.sum()),
+                "successes": int(batch.success[members].sum()),
+                "success_rate": float(batch.success[members].mean()),
+                "invalid": task.invalid,
+                "clusters": task.clusters,
+                "fallback": task.fallback,
+                "unshaped": task.unshaped,
+                "distance_mean": _mean(distances[np.isfinite(distances)]),
+                "failure_reward_mean": _mean(scores.shaped.rewards[failures]),
+            }
+        )
+    return rows
 
 
 def reward_rows(step: int, batch: Batch, scores: Scores) -> list[dict[str, Any]]:
@@ -277,19 +493,19 @@ def reward_rows(step: int, batch: Batch, scores: Scores) -> list[dict[str, Any]]
     return [
         {
             "step": step,
-            "group": int(batch.groups[k]),
-            "suite": episode.spec.suite,
-            "task_id": episode.spec.task_id,
-            "init_state": episode.spec.init_state,
-            "episode_seed": episode.spec.seed,
-            "success": episode.success,
-            "steps": episode.steps,
+            "group": outcome.group,
+            "suite": outcome.spec.suite,
+            "task_id": outcome.spec.task_id,
+            "init_state": outcome.spec.init_state,
+            "episode_seed": outcome.spec.seed,
+            "success": outcome.success,
+            "steps": outcome.steps,
             "distance": None if np.isnan(scores.shaped.distances[k]) else float(scores.shaped.distances[k]),
             "reward": float(scores.shaped.rewards[k]),
             "advantage": float(scores.advantages[k]),
             "kept": bool(scores.kept[k]),
         }
-        for k, episode in enumerate(batch.episodes)
+        for k, outcome in enumerate(batch.outcomes)
         if scores.shaped.valid[k]
     ]
 
@@ -304,6 +520,9 @@ def report(row: dict[str, Any], scores: Scores) -> None:
         f"update {row['seconds_update']:.0f} s",
         flush=True,
     )
+    if row["evaluation_episodes"]:
+        rate, count = row["evaluation_success_rate"], row["evaluation_episodes"]
+        print(f"  greedy evaluation: {rate:.1%} of {count} episodes succeeded", flush=True)
     for task in scores.shaped.tasks:
         if task.invalid:
             print(
@@ -318,83 +537,239 @@ def report(row: dict[str, Any], scores: Scores) -> None:
         print("  nothing to learn from: no group was kept that has differing rewards", flush=True)
 
 
-def train(
-    config: TrainStage, initial: Path, world_model_folder: Path | None, out: Path, scratch: Path, workers: int
-) -> None:
-    """Train from the last checkpoint, or from the initial policy, to the finished one in `out`."""
-    accelerator = Accelerator()
+def doubtful_settings(config: TrainStage) -> list[str]:
+    """Settings that are valid and make little sense, in words."""
+    train, reward = config.train, config.reward
+    found = []
+    if reward.shaping == "paper" and reward.alpha == 0:
+        found.append("reward.alpha 0 gives every failure 0: this is GRPO at the price of a world model")
+    if train.keep_success[0] == 0 and reward.shaping == "none":
+        found.append(
+            "train.keep_success keeps groups that fail throughout, which teach nothing without reward shaping"
+        )
+    return found
+
+
+def doubtful_run(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was wrong with a whole run, in words."""
+    found = []
+    idle = sum(row["loss"] is None for row in metrics)
+    if idle == len(metrics):
+        found.append("no step had anything to learn from: the policy is what it was at the start")
+    elif 2 * idle > len(metrics):
+        found.append(f"{idle} of {len(metrics)} steps had nothing to learn from")
+    if any(row["fallbacks"] for row in metrics) and not any(row["clusters"] for row in metrics):
+        found.append(
+            "DBSCAN found no cluster in any step, the mean of the successes was the only reference: "
+            "reward.eps is too small for these embeddings; see reward.eps_relative"
+        )
+    return found
+
+
+# The run.
+
+
+@dataclass
+class Run:
+    """A training run between two checkpoints: what it learns with, and what it has logged."""
+
+    config: TrainStage
+    accelerator: Accelerator
+    policy: OpenVLAOFT
+    reference: OpenVLAOFT | None
+    world_model: WorldModel | None
+    optimiser: torch.optim.Optimizer
+    checkpoints: Checkpoints
+    scratch: Path
+    inputs: dict[str, str]
+    done: int = 0
+    logs: dict[str, list[dict[str, Any]]] = field(
+        default_factory=lambda: {"metrics": [], "tasks": [], "rewards": []}
+    )
+
+    @property
+    def steps(self) -> Iterable[int]:
+        """Steps that are left, with a progress bar."""
+        total = self.config.train.steps
+        show = None if self.accelerator.is_main_process else True
+        return tqdm(range(self.done + 1, total + 1), initial=self.done, total=total, desc="rl", disable=show)
+
+    def score(self, batch: Batch) -> Scores:
+        """Rewards and advantages of the whole batch, the same in every process."""
+        embeddings = None
+        if self.world_model is not None:
+            embeddings = embed(batch, self.world_model, self.accelerator)
+        return score(self.config, batch, embeddings)
+
+    def update(
+        self, batch: Batch, scores: Scores, step: int, objective: Objective
+    ) -> dict[str, float | None]:
+        """Learn from a batch at the step's learning rate."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.config.train, step)
+        return update(
+            self.config,
+            self.policy,
+            self.reference,
+            self.optimiser,
+            self.accelerator,
+            batch,
+            scores,
+            step,
+            objective,
+        )
+
+    def log(
+        self,
+        step: int,
+        batch: Batch,
+        scores: Scores,
+        learnt: dict[str, float | None],
+        evaluation: Batch,
+        clock: Sequence[float],
+    ) -> None:
+        """Keep and show the step's figures."""
+        rate = learning_rate(self.config.train, step)
+        row = metrics_row(step, batch, scores, learnt, rate, evaluation, clock)
+        tasks = task_rows(step, batch, scores)
+        self.logs["metrics"].append(row)
+        self.logs["tasks"].extend(tasks)
+        self.accelerator.log(scalars(row, tasks), step=step)
+        if self.accelerator.is_main_process:
+            report(row, scores)
+
+    def save(self, step: int) -> bool:
+        """Write a checkpoint, where one is due and by one process; tell whether it did."""
+        train = self.config.train
+        due = step % train.checkpoint_every == 0 and step < train.steps and self.accelerator.is_main_process
+        if due:
+            self.checkpoints.save(step, self.policy, self.optimiser, self.logs)
+            write_rows(self.scratch / "metrics.csv", self.logs["metrics"], RL_METRICS)
+        return due
+
+    def finish(self, out: Path, workers: int) -> None:
+        """Write the results and forget what they were resumed from."""
+        if self.accelerator.is_main_process:
+            for line in doubtful_run(self.logs["metrics"]):
+                print(f"warning: {line}", flush=True)
+            save_policy(self.policy, out / "policy")
+            write_rows(out / "metrics.csv", self.logs["metrics"], RL_METRICS)
+            write_rows(out / "tasks.csv", self.logs["tasks"], TASK_METRICS)
+            write_rows(out / "rewards.parquet", self.logs["rewards"], REWARDS)
+            write_manifest(
+                out / "manifest.json",
+                self.config,
+                inputs=self.inputs,
+                policy=sha256(out / "policy"),
+                workers=workers,
+                processes=self.accelerator.num_processes,
+            )
+        self.accelerator.end_training()
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.checkpoints.clear()
+
+
+def begin(
+    config: TrainStage, initial: Path, world_model_folder: Path | None, out: Path, scratch: Path
+) -> Run:
+    """Load everything: from the last checkpoint if there is one, else from the initial policy."""
+    accelerator = make_accelerator(config.train.trackers, out)
     policy = load_policy(initial, accelerator.device)
+    # Dropout-free in both modes; one mode, so that sampling and learning see the same network.
+    policy.eval()
     world_model = None
     if config.world_model is not None:
         world_model = load_world_model(config.world_model, world_model_folder)
-    reference = copy.deepcopy(policy).requires_grad_(False).eval() if config.train.kl > 0 else None
+    reference = copy.deepcopy(policy).requires_grad_(False) if config.train.kl > 0 else None
     optimiser = torch.optim.AdamW(
         policy.parameters(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay
     )
     inputs = {"policy": sha256(initial)}
     if world_model_folder is not None:
         inputs["world_model"] = sha256(world_model_folder)
-    checkpoints = Checkpoints(scratch, fingerprint(config.model_dump_json(), *inputs.values()))
-    metrics: list[dict[str, Any]] = []
-    rewards: list[dict[str, Any]] = []
-    done = 0
+    # Trackers look on: another choice of them does not make it another run.
+    settings = config.model_dump_json(exclude={"train": {"trackers"}})
+    identity = fingerprint(settings, *inputs.values())
+    with accelerator.main_process_first():
+        checkpoints = Checkpoints(scratch, identity, config.train.keep_checkpoints)
+    run = Run(config, accelerator, policy, reference, world_model, optimiser, checkpoints, scratch, inputs)
     if (resumed := checkpoints.resume(policy, optimiser)) is not None:
-        done, progress = resumed
-        metrics, rewards = progress["metrics"], progress["rewards"]
-        print(f"resuming after step {done}", flush=True)
-    # Dropout-free in both modes; one mode, so that sampling and learning see the same network.
-    policy.eval()
-    with Rollouts(config.suite, config.protocol, policy, workers) as rollouts:
-        for step in tqdm(
-            range(done + 1, config.train.steps + 1),
-            initial=done,
-            total=config.train.steps,
-            desc="rl",
-            disable=None,
-        ):
+        run.done, run.logs = resumed
+    if accelerator.is_main_process:
+        if run.done:
+            print(f"resuming after step {run.done}", flush=True)
+        for line in doubtful_settings(config):
+            print(f"warning: {line}", flush=True)
+    start_trackers(accelerator, config, identity[:16], run.done)
+    return run
+
+
+def evaluation_specs(config: TrainStage) -> list[EpisodeSpec]:
+    """Greedy episodes of every task from its first test states, as `srpo.evaluate` runs them."""
+    states = list(config.protocol.test_states())[: config.train.evaluate_states]
+    return [EpisodeSpec(config.suite, task, state, state, 0.0) for task in config.tasks for state in states]
+
+
+def train(
+    config: TrainStage, initial: Path, world_model_folder: Path | None, out: Path, scratch: Path, workers: int
+) -> None:
+    """Train from the last checkpoint, or from the initial policy, to the finished one in `out`."""
+    run = begin(config, initial, world_model_folder, out, scratch)
+    store = EpisodeStore(scratch)
+    objective = clipped_objective(config.train)
+    with Rollouts(config.suite, config.protocol, run.policy, workers) as rollouts:
+        runner = Runner(rollouts, store, run.accelerator)
+        for step in run.steps:
             clock = [time.perf_counter()]
-            specs = episode_specs(config, step)
-            batch = roll_out(rollouts, specs, config.train.group_size, f"step {step}")
-            if not batch.episodes:
-                raise SystemExit(f"step {step}: no episode could be run; see the errors above")
+            batch = collect(config, step, runner)
             clock.append(time.perf_counter())
-            scores = score(config, batch, world_model)
+            scores = run.score(batch)
             clock.append(time.perf_counter())
-            learnt = update(config, policy, reference, optimiser, accelerator, batch, scores, step)
+            learnt = run.update(batch, scores, step, objective)
             clock.append(time.perf_counter())
-            row = metrics_row(step, batch, scores, learnt, config.train.learning_rate, clock)
-            metrics.append(row)
-            rewards.extend(reward_rows(step, batch, scores))
-            report(row, scores)
-            if step % config.train.checkpoint_every == 0 and step < config.train.steps:
-                checkpoints.save(step, policy, optimiser, {"metrics": metrics, "rewards": rewards})
-                write_rows(scratch / "metrics.csv", metrics, RL_METRICS)
-    save_policy(policy, out / "policy")
-    write_rows(out / "metrics.csv", metrics, RL_METRICS)
-    write_rows(out / "rewards.parquet", rewards, REWARDS)
-    write_manifest(
-        out / "manifest.json", config, inputs=inputs, policy=sha256(out / "policy"), workers=workers
-    )
-    checkpoints.clear()
+            evaluation = Batch()
+            if config.train.evaluate_every and step % config.train.evaluate_every == 0:
+                evaluation = runner.roll_out(evaluation_specs(config), step, 0, 1, f"evaluation {step}")
+            clock.append(time.perf_counter())
+            run.log(step, batch, scores, learnt, evaluation, clock)
+            run.logs["rewards"].extend(reward_rows(step, batch, scores))
+            reached = run.logs["metrics"][-1]["evaluation_success_rate"]
+            if config.train.target is not None and reached is not None and reached >= config.train.target:
+                if run.accelerator.is_main_process:
+                    print(f"target {config.train.target:.1%} reached: stopping", flush=True)
+                break
+            if run.save(step):
+                store.clear(step)
+    run.finish(out, workers)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Reinforcement learning with SRPO (or GRPO).")
+def parse_arguments(description: str) -> argparse.Namespace:
+    """The command line of training, online and offline."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", type=Path, required=True, help="resolved configuration of the run")
     parser.add_argument("--policy", type=Path, required=True, help="policy checkpoint to start from")
     parser.add_argument("--world-model", type=Path, help="checkpoint folder of a pretrained world model")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for resumable state")
     parser.add_argument("--workers", type=int, default=2, help="simulation processes (default: 2)")
-    arguments = parser.parse_args()
-    train(
-        load_stage(arguments.config, TrainStage),
-        arguments.policy,
-        arguments.world_model,
-        arguments.out,
-        arguments.scratch,
-        arguments.workers,
-    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments("Reinforcement learning with SRPO (or GRPO).")
+    config = load_stage(arguments.config, TrainStage)
+    if config.train.offline is not None:
+        raise SystemExit(f"{arguments.config}: train.offline is set: use python -m srpo.offline")
+    with preemptible():
+        train(
+            config,
+            arguments.policy,
+            arguments.world_model,
+            arguments.out,
+            arguments.scratch,
+            arguments.workers,
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The policy loss: PPO's clipped surrogate, a KL penalty and an entropy bonus, averaged over valid tokens."""
+"""Policy losses: PPO's clipped surrogate or advantage-weighted regression, with a KL penalty and an entropy
+bonus, averaged over valid tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ class PolicyLoss:
     surrogate      the clipped surrogate's part of the loss
     kl             k3 estimate of KL(policy ‖ reference); 0 without reference
     entropy        of the action distributions
-    clip_fraction  share of tokens whose gradient the clip removes
+    clip_fraction  share of tokens whose gradient (in `regression_loss`: weight) is cut
     approx_kl      k3 estimate of KL(rollout policy ‖ policy): how far the update has gone
     """
 
@@ -66,6 +67,76 @@ def policy_loss(
     Raises:
         ValueError: a weighted term has no input, or the normaliser is not positive.
     """
+    ratio = _log_ratio(log_probs, old_log_probs, valid).exp()
+    advantage = advantages.unsqueeze(-1)
+    unclipped = -ratio * advantage
+    clipped = -ratio.clamp(1 - clip_low, 1 + clip_high) * advantage
+    return _regularised(
+        torch.maximum(unclipped, clipped),
+        clipped > unclipped,
+        log_probs,
+        old_log_probs,
+        valid,
+        normaliser,
+        reference_log_probs,
+        kl_weight,
+        entropy,
+        entropy_weight,
+    )
+
+
+def regression_loss(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    valid: Tensor,
+    normaliser: float,
+    *,
+    beta: float,
+    max_weight: float,
+    reference_log_probs: Tensor | None = None,
+    kl_weight: float = 0.0,
+    entropy: Tensor | None = None,
+    entropy_weight: float = 0.0,
+) -> PolicyLoss:
+    """Offline SRPO's loss: advantage-weighted regression (AWR; Peng et al. 2019, arXiv 1910.00177).
+
+    −w·log π a token, with w = min(exp(A/beta), max_weight): the log-likelihood of what was done, weighted by
+    how good it was. It needs no ratio to the policy that acted, so the rollouts may be used many times. The
+    SRPO paper uses AWR in its real-robot part; AWR's own code cuts weights at 20.
+
+    Arguments, result and errors as in `policy_loss`; `clip_fraction` is the share of tokens whose weight was
+    cut.
+    """
+    weights = (advantages / beta).exp()
+    cut = (weights > max_weight).unsqueeze(-1).expand_as(log_probs)
+    return _regularised(
+        -weights.clamp(max=max_weight).unsqueeze(-1) * log_probs,
+        cut,
+        log_probs,
+        old_log_probs,
+        valid,
+        normaliser,
+        reference_log_probs,
+        kl_weight,
+        entropy,
+        entropy_weight,
+    )
+
+
+def _regularised(
+    surrogate: Tensor,
+    clipped: Tensor,
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    valid: Tensor,
+    normaliser: float,
+    reference_log_probs: Tensor | None,
+    kl_weight: float,
+    entropy: Tensor | None,
+    entropy_weight: float,
+) -> PolicyLoss:
+    """Sum a surrogate (Q, T) over valid tokens, add the KL penalty and the entropy bonus."""
     if normaliser <= 0:
         raise ValueError(f"normaliser {normaliser}: a mini-batch without valid tokens has no loss")
     if kl_weight > 0 and reference_log_probs is None:
@@ -76,20 +147,16 @@ def policy_loss(
     def mean(values: Tensor) -> Tensor:
         return torch.where(valid, values, 0.0).sum() / normaliser
 
-    ratio = _log_ratio(log_probs, old_log_probs, valid).exp()
-    advantage = advantages.unsqueeze(-1)
-    unclipped = -ratio * advantage
-    clipped = -ratio.clamp(1 - clip_low, 1 + clip_high) * advantage
-    surrogate = mean(torch.maximum(unclipped, clipped))
+    objective = mean(surrogate)
     zero = log_probs.new_zeros(())
     kl = zero if reference_log_probs is None else mean(k3(log_probs, reference_log_probs, valid))
     bonus = zero if entropy is None else mean(entropy)
     with torch.no_grad():
-        clip_fraction = mean((clipped > unclipped).to(log_probs.dtype))
+        clip_fraction = mean(clipped.to(log_probs.dtype))
         approx_kl = mean(k3(old_log_probs, log_probs, valid))
     return PolicyLoss(
-        total=surrogate + kl_weight * kl - entropy_weight * bonus,
-        surrogate=surrogate.detach(),
+        total=objective + kl_weight * kl - entropy_weight * bonus,
+        surrogate=objective.detach(),
         kl=kl.detach(),
         entropy=bonus.detach(),
         clip_fraction=clip_fraction,

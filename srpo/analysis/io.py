@@ -102,13 +102,14 @@ EPISODES = Schema(
 
 RL_METRICS = Schema(
     "metrics.csv (RL)",
-    "an RL step; steps count from 1, each once",
+    "an RL step (offline: a pass over the fixed set of rollouts); steps count from 1, each once",
     {
         "step": Column("int", "RL step, from 1"),
         "episodes": Column("int", "rollouts that finished (infrastructure errors are not among them)"),
         "successes": Column("int", "successful rollouts"),
         "success_rate": Column("float", "successes / episodes; null without episodes", True),
         "infra_errors": Column("int", "rollouts that could not be run"),
+        "rounds": Column("int", "rounds of rollouts: 1, and those that made up for groups left out"),
         "groups": Column("int", "groups rolled out"),
         "groups_kept": Column("int", "groups left by dynamic sampling: those the update learns from"),
         "groups_without_signal": Column("int", "groups whose (shaped) rewards are all equal"),
@@ -117,20 +118,61 @@ RL_METRICS = Schema(
         "fallbacks": Column("int", "tasks where no cluster was found and the mean of the successes was used"),
         "unshaped_tasks": Column("int", "tasks without a success or without a failure: nothing to shape"),
         "failure_reward_mean": Column("float", "mean reward of the failures; null without failures", True),
+        "reward_histogram": Column("str", "rewards in ten equal bins from 0 to 1, as a JSON list of counts"),
         "distance_mean": Column(
             "float", "mean distance of failures to the nearest reference; null: none", True
         ),
+        "distance_min": Column("float", "smallest of these distances; null: none", True),
+        "distance_max": Column("float", "largest of these distances; null: none", True),
         "loss": Column("float", "mean loss of the update; null when no group was kept", True),
         "kl": Column("float", "mean k3 estimate of KL(policy ‖ SFT policy); null: not computed", True),
-        "clip_fraction": Column("float", "share of tokens whose ratio was clipped; null: no update", True),
+        "update_kl": Column(
+            "float",
+            "mean k3 estimate, a token, of KL(rollout policy ‖ policy) before each mini-batch's optimiser "
+            "step: how far those before it went; null: no update",
+            True,
+        ),
+        "clip_fraction": Column(
+            "float", "share of tokens whose ratio (offline: weight) was clipped; null: no update", True
+        ),
         "entropy": Column("float", "mean entropy of the action tokens, nats; null: no update", True),
         "grad_norm": Column("float", "mean gradient norm before clipping; null: no update", True),
         "learning_rate": Column("float", "learning rate of the step"),
+        "evaluation_episodes": Column("int", "greedy episodes on test states after the step"),
+        "evaluation_success_rate": Column("float", "their success rate; null: no evaluation", True),
         "environment_steps": Column("int", "control steps simulated in the step"),
         "seconds_rollout": Column("float", "seconds of rolling out"),
         "seconds_encode": Column("float", "seconds of encoding videos and shaping rewards"),
         "seconds_update": Column("float", "seconds of the update"),
+        "seconds_evaluate": Column("float", "seconds of the evaluation"),
         "seconds_total": Column("float", "seconds of the whole step"),
+        "episodes_per_second": Column(
+            "float", "rollouts run / seconds_rollout; null when all had been run before a restart", True
+        ),
+        "memory_mb": Column(
+            "float", "resident memory of the main process and its simulators at the step's end"
+        ),
+        "gpu_memory_mb": Column("float", "most memory that torch had on its GPU so far; null: no GPU", True),
+    },
+)
+
+TASK_METRICS = Schema(
+    "tasks.csv",
+    "a task in an RL step that had episodes of it",
+    {
+        "step": Column("int", "RL step, from 1"),
+        "task_id": Column("int", "number of the task in its suite, from 0"),
+        "episodes": Column("int", "rollouts that finished"),
+        "successes": Column("int", "successful rollouts"),
+        "success_rate": Column("float", "successes / episodes"),
+        "invalid": Column("int", "rollouts whose embedding was broken: left out of the update"),
+        "clusters": Column("int", "DBSCAN clusters of the successes"),
+        "fallback": Column("bool", "whether no cluster was found and the mean of the successes was used"),
+        "unshaped": Column("str", "why failures were not shaped; null: they were", True),
+        "distance_mean": Column(
+            "float", "mean distance of failures to the nearest reference; null: none", True
+        ),
+        "failure_reward_mean": Column("float", "mean reward of the failures; null without failures", True),
     },
 )
 
@@ -213,7 +255,7 @@ CURVES = Schema(
     },
 )
 
-SCHEMAS = (EPISODES, RL_METRICS, SFT_METRICS, REWARDS, BENCHMARK, CURVES)
+SCHEMAS = (EPISODES, RL_METRICS, TASK_METRICS, SFT_METRICS, REWARDS, BENCHMARK, CURVES)
 
 IDENTITY = ["suite", "variant", "seed", "benchmark", "task_id", "init_state", "perturbation_task"]
 """What makes an episode the same episode."""

@@ -210,7 +210,10 @@ def rl_run(
             "group_size": 8,
             "temperature": 1.6,
             "keep_success": [0.1, 0.9],
+            "resample": 0,
             "learning_rate": 5e-6,
+            "warmup": 0.0,
+            "schedule": "constant",
             "weight_decay": 0.0,
             "minibatch": 4,
             "microbatch": 8,
@@ -220,7 +223,13 @@ def rl_run(
             "kl": 0.0,
             "entropy": 0.0,
             "grad_clip": 1.0,
+            "offline": None,
+            "evaluate_every": 0,
+            "evaluate_states": 5,
+            "target": None,
             "checkpoint_every": 1,
+            "keep_checkpoints": 2,
+            "trackers": ["tensorboard"],
         },
     }
     write_config(folder, TrainStage.model_validate(config))
@@ -232,6 +241,7 @@ def rl_run(
         row: dict[str, Any] = {
             name: 0 if column.kind == "int" else 0.5 for name, column in RL_METRICS.columns.items()
         }
+        row["reward_histogram"] = "[]"
         rows.append({**row, "step": step, **counts})
     write_rows(folder / "metrics.csv", rows, RL_METRICS)
     return folder / "metrics.csv"

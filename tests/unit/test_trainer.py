@@ -1,6 +1,10 @@
 """The RL loop's parts: which episodes, what they are worth, and the update."""
 
 import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -9,7 +13,9 @@ from accelerate import Accelerator
 from policies import SUITE, small_policy
 
 from srpo import trainer
+from srpo.checkpoint import EpisodeStore
 from srpo.config import Protocol, Reward, Train, TrainStage, WorldModel
+from srpo.tracking import scalars
 from srpo.types import CHUNK, Episode, EpisodeSpec, FailedRun
 from srpo.world_models import load_world_model
 
@@ -20,7 +26,8 @@ def stage(train: dict | None = None, reward: dict | None = None, pixel: bool = T
     settings = dict(
         steps=3, prompts=4, group_size=4, temperature=1.0, keep_success=(0.0, 1.0), learning_rate=1e-2,
         weight_decay=0.0, minibatch=2, microbatch=1000, epochs=1, clip_low=0.2, clip_high=0.28, kl=0.0,
-        entropy=0.0, grad_clip=1e9, checkpoint_every=1,
+        entropy=0.0, grad_clip=1e9, checkpoint_every=1, resample=0, warmup=0.0, schedule="constant",
+        offline=None, evaluate_every=0, evaluate_states=2, target=None, keep_checkpoints=2, trackers=(),
     )  # fmt: skip
     shaping = dict(
         shaping="paper",
@@ -65,15 +72,69 @@ def episode(spec: EpisodeSpec, success: bool, steps: int, policy: object) -> Epi
     return Episode(spec, success, steps, images, proprio, tokens, log_probs, valid, frames, path, 0.1)
 
 
+def specs_of(config: TrainStage, step: int) -> list[EpisodeSpec]:
+    return trainer.episode_specs(config, step, trainer.sample_prompts(config, step))
+
+
+class Recorded:
+    """Rollouts whose successes are given: one character (1, 0, or x: could not be run) an episode."""
+
+    def __init__(self, policy: object, successes: str) -> None:
+        self.policy, self.successes = policy, iter(successes)
+        self.ran: list[EpisodeSpec] = []
+
+    def run(self, specs: list[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
+        flags = [next(self.successes) for _ in specs]
+        for k, (spec, flag) in reversed(list(enumerate(zip(specs, flags, strict=True)))):
+            self.ran.append(spec)
+            if flag == "x":
+                yield FailedRun(spec, "boom")
+            else:
+                yield episode(spec, flag == "1", 9 + 3 * (k % 4), self.policy)
+
+
+@pytest.fixture
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scratch")
+
+
+def runner(rollouts: Recorded, scratch: Path) -> trainer.Runner:
+    return trainer.Runner(rollouts, EpisodeStore(scratch), Accelerator())  # type: ignore[arg-type]
+
+
 def batch(config: TrainStage, successes: str, policy: object) -> trainer.Batch:
-    """One episode a character of `successes` (1, 0), in the order of the step's specs."""
-    specs = trainer.episode_specs(config, 1)
-    episodes = [
-        episode(spec, flag == "1", 9 + 3 * (k % 4), policy)
-        for k, (spec, flag) in enumerate(zip(specs, successes, strict=True))
-    ]
-    groups = np.arange(len(specs)) // config.train.group_size
-    return trainer.Batch(episodes, groups, [])
+    """One episode a character of `successes` (1, 0), in the order of the first step's specs."""
+    with TemporaryDirectory() as scratch:
+        return trainer.collect(config, 1, runner(Recorded(policy, successes), Path(scratch)))
+
+
+def scored(config: TrainStage, data: trainer.Batch) -> trainer.Scores:
+    embeddings = None
+    if config.world_model is not None:
+        embeddings = trainer.embed(data, load_world_model(config.world_model, None), Accelerator())
+    return trainer.score(config, data, embeddings)
+
+
+def learn(
+    config: TrainStage,
+    policy: object,
+    reference: object,
+    optimiser: torch.optim.Optimizer,
+    data: trainer.Batch,
+    scores: trainer.Scores,
+) -> dict[str, float | None]:
+    objective = trainer.clipped_objective(config.train)
+    return trainer.update(
+        config,
+        policy,
+        reference,
+        optimiser,
+        Accelerator(),
+        data,
+        scores,
+        1,
+        objective,  # type: ignore[arg-type]
+    )
 
 
 def test_prompts_take_turns_over_tasks_and_stay_on_training_states() -> None:
@@ -85,25 +146,65 @@ def test_prompts_take_turns_over_tasks_and_stay_on_training_states() -> None:
 
 
 def test_every_rollout_of_a_run_has_a_seed_of_its_own() -> None:
-    specs = [spec for step in (1, 2, 3) for spec in trainer.episode_specs(stage(), step)]
+    specs = [spec for step in (1, 2, 3) for spec in specs_of(stage(), step)]
     assert len({spec.seed for spec in specs}) == len(specs) == 3 * 16
     assert all(spec.frames == 4 and spec.temperature == 1.0 for spec in specs)
     groups = [specs[k : k + 4] for k in range(0, len(specs), 4)]
     assert all(len({(spec.task_id, spec.init_state) for spec in group}) == 1 for group in groups)
 
 
-def test_infrastructure_errors_are_set_apart() -> None:
-    policy = small_policy()
-    specs = trainer.episode_specs(stage(), 1)[:8]
+def test_infrastructure_errors_are_set_apart(scratch: Path) -> None:
+    config = stage({"prompts": 2, "minibatch": 2})
+    result = trainer.collect(config, 1, runner(Recorded(small_policy(), "11111x00"), scratch))
+    specs = specs_of(config, 1)
+    assert [o.spec for o in result.outcomes] == specs[:5] + specs[6:]
+    assert [o.number for o in result.outcomes] == [0, 1, 2, 3, 4, 6, 7]
+    assert result.groups.tolist() == [0, 0, 0, 0, 1, 1, 1] and result.errors == 1
+    assert result.success.tolist() == [True] * 5 + [False] * 2
+    assert all(result.episodes[o.number].spec == o.spec for o in result.outcomes)
+    assert [o.tokens for o in result.outcomes] == [7 * o.steps for o in result.outcomes]
 
-    class Crashing:
-        def run(self, wanted: list[EpisodeSpec]) -> object:
-            for spec in reversed(wanted):
-                yield FailedRun(spec, "boom") if spec is specs[5] else episode(spec, True, 9, policy)
 
-    result = trainer.roll_out(Crashing(), specs, 4, "step 1")  # type: ignore[arg-type]
-    assert [e.spec for e in result.episodes] == specs[:5] + specs[6:]
-    assert result.groups.tolist() == [0, 0, 0, 0, 1, 1, 1] and [f.spec for f in result.failed] == [specs[5]]
+def test_episodes_that_were_kept_are_not_run_again(scratch: Path) -> None:
+    config = stage({"prompts": 2, "minibatch": 2})
+    first = Recorded(small_policy(), "10101x00")
+    before = trainer.collect(config, 1, runner(first, scratch))
+    again = Recorded(small_policy(), "1")
+    after = trainer.collect(config, 1, runner(again, scratch))
+    assert again.ran == [specs_of(config, 1)[5]] and (before.simulated, after.simulated) == (7, 1)
+    for number, episode in before.episodes.items():
+        for name in ("images", "proprio", "tokens", "log_probs", "valid", "frames", "path"):
+            np.testing.assert_array_equal(getattr(after.episodes[number], name), getattr(episode, name))
+        assert (after.episodes[number].success, after.episodes[number].steps) == (
+            episode.success,
+            episode.steps,
+        )
+    other_step = Recorded(small_policy(), "0" * 8)
+    trainer.collect(config, 2, runner(other_step, scratch))
+    assert len(other_step.ran) == 8
+
+
+def test_further_rounds_make_up_for_groups_left_out(scratch: Path) -> None:
+    """First round: groups 1 and 3 are left out. Second: one of two more. Third: still not; then the bound."""
+    config = stage({"keep_success": (0.1, 0.9), "resample": 2})
+    outcomes = "1100" + "0000" + "0001" + "1111" + "0000" + "0100" + "1111"
+    rollouts = Recorded(small_policy(), outcomes + "x")
+    result = trainer.collect(config, 1, runner(rollouts, scratch))
+    assert len(rollouts.ran) == len(set(rollouts.ran)) == 28 and result.rounds == 3
+    assert result.groups.tolist() == [k // 4 for k in range(28)]
+    kept = trainer.kept_groups(config.train, result)
+    assert sorted(set(result.groups[kept])) == [0, 2, 5]
+    specs = [o.spec for o in result.outcomes]
+    assert all(len({(s.task_id, s.init_state) for s in specs[k : k + 4]}) == 1 for k in range(0, 28, 4))
+    again = trainer.collect(config, 1, runner(Recorded(small_policy(), outcomes), scratch / "other"))
+    assert [o.spec for o in again.outcomes] == specs
+    full = trainer.collect(config, 1, runner(Recorded(small_policy(), "1000" * 4), scratch / "full"))
+    assert full.rounds == 1 and len(full.outcomes) == 16
+
+
+def test_further_rounds_do_not_always_begin_with_the_same_task() -> None:
+    tasks = {trainer.further_prompts(stage(), step, 1, 1)[0][0] for step in range(1, 30)}
+    assert tasks == set(TASKS)
 
 
 def test_srpo_learns_where_grpo_has_nothing_to_learn_from() -> None:
@@ -111,11 +212,11 @@ def test_srpo_learns_where_grpo_has_nothing_to_learn_from() -> None:
     policy = small_policy()
     outcomes = "1100" + "1010" + "0000" + "1111"
     grpo = stage(reward={"shaping": "none"}, pixel=False)
-    plain = trainer.score(grpo, batch(grpo, outcomes, policy), None)
+    plain = scored(grpo, batch(grpo, outcomes, policy))
     assert plain.signal.reshape(4, 4).any(1).tolist() == [True, True, False, False]
     assert set(plain.shaped.rewards) == {0.0, 1.0}
     srpo = stage()
-    shaped = trainer.score(srpo, batch(srpo, outcomes, policy), load_world_model(srpo.world_model, None))
+    shaped = scored(srpo, batch(srpo, outcomes, policy))
     assert shaped.signal.reshape(4, 4).any(1).tolist() == [True, True, True, False]
     assert shaped.outcome_signal.reshape(4, 4).any(1).tolist() == [True, True, False, False]
     failed = shaped.shaped.rewards[[c == "0" for c in outcomes]]
@@ -126,21 +227,17 @@ def test_srpo_learns_where_grpo_has_nothing_to_learn_from() -> None:
 def test_the_filter_keeps_groups_by_their_success_rate() -> None:
     config = stage({"keep_success": (0.1, 0.9)})
     policy = small_policy()
-    scores = trainer.score(
-        config,
-        batch(config, "1100" + "1010" + "0000" + "1111", policy),
-        load_world_model(config.world_model, None),
-    )
+    scores = scored(config, batch(config, "1100" + "1010" + "0000" + "1111", policy))
     assert scores.kept.reshape(4, 4).any(1).tolist() == [True, True, False, False]
 
 
 def updated(config: TrainStage, reference: bool = False) -> tuple[dict, dict]:
     policy = small_policy()
     data = batch(config, "1100" + "1010" + "0001" + "1110", policy)
-    scores = trainer.score(config, data, load_world_model(config.world_model, None))
+    scores = scored(config, data)
     optimiser = torch.optim.SGD(policy.parameters(), lr=config.train.learning_rate)
     frozen = copy.deepcopy(policy).requires_grad_(False) if reference else None
-    log = trainer.update(config, policy, frozen, optimiser, Accelerator(), data, scores, 1)
+    log = learn(config, policy, frozen, optimiser, data, scores)
     return log, {name: p.detach().clone() for name, p in policy.named_parameters()}
 
 
@@ -163,17 +260,19 @@ def test_an_update_makes_better_episodes_likelier() -> None:
     config = stage({"minibatch": 4})
     policy = small_policy()
     data = batch(config, "1100" + "1010" + "0001" + "1110", policy)
-    scores = trainer.score(config, data, load_world_model(config.world_model, None))
+    scores = scored(config, data)
     optimiser = torch.optim.SGD(policy.parameters(), lr=0.05)
 
+    advantages = np.array([scores.advantages[k] for k in data.episodes])
+
     def surrogate() -> float:
-        queries = trainer.gather_queries(policy, SUITE, data.episodes, scores.advantages)
+        queries = trainer.gather_queries(policy, SUITE, list(data.episodes.values()), advantages)
         with torch.no_grad():
             log_probs, _ = policy.log_probs(queries.inputs, queries.tokens, 1.0)
         return float((log_probs * queries.valid * queries.advantages[:, None]).sum())
 
     before = surrogate()
-    trainer.update(config, policy, None, optimiser, Accelerator(), data, scores, 1)
+    learn(config, policy, None, optimiser, data, scores)
     assert surrogate() > before
 
 
@@ -181,13 +280,76 @@ def test_a_step_without_signal_says_so(capsys: pytest.CaptureFixture[str]) -> No
     config = stage(reward={"shaping": "none"}, pixel=False)
     policy = small_policy()
     data = batch(config, "0" * 16, policy)
-    scores = trainer.score(config, data, None)
+    scores = scored(config, data)
     before = [p.detach().clone() for p in policy.parameters()]
     optimiser = torch.optim.SGD(policy.parameters(), lr=1.0)
-    learnt = trainer.update(config, policy, None, optimiser, Accelerator(), data, scores, 1)
+    learnt = learn(config, policy, None, optimiser, data, scores)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
-    row = trainer.metrics_row(1, data, scores, learnt, 1e-4, [0.0, 1.0, 3.0, 6.0])
+    row = trainer.metrics_row(1, data, scores, learnt, 1e-4, trainer.Batch(), [0.0, 1.0, 3.0, 6.0, 10.0])
     assert row["loss"] is None and row["groups_without_signal"] == row["groups"] == 4
-    assert (row["seconds_rollout"], row["seconds_encode"], row["seconds_update"]) == (1.0, 2.0, 3.0)
+    seconds = [row[f"seconds_{name}"] for name in ("rollout", "encode", "update", "evaluate", "total")]
+    assert seconds == [1.0, 2.0, 3.0, 4.0, 10.0] and row["episodes_per_second"] == 16.0
     trainer.report(row, scores)
     assert "nothing to learn from" in capsys.readouterr().out
+    assert trainer.doubtful_run([row]) == [
+        "no step had anything to learn from: the policy is what it was at the start"
+    ]
+
+
+def test_rows_tell_of_each_task_and_of_the_rewards() -> None:
+    """Task 7: groups 0 and 2; task 8: groups 1 and 3, which fails throughout and so has no reference."""
+    config = stage()
+    data = batch(config, "1100" + "0000" + "0001" + "0000", small_policy())
+    scores = scored(config, data)
+    learnt = dict.fromkeys(trainer.LEARNT, 0.5)
+    greedy = batch(config, "1000" + "0000" * 3, small_policy())
+    row = trainer.metrics_row(1, data, scores, learnt, 1e-4, greedy, [0.0, 1.0, 2.0, 3.0, 4.0])
+    histogram = json.loads(row["reward_histogram"])
+    assert len(histogram) == 10 and sum(histogram) == 16 and histogram[9] == 3 and histogram[0] >= 8
+    assert row["evaluation_success_rate"] == 1 / 16 and row["unshaped_tasks"] == 1
+    assert row["distance_min"] <= row["distance_mean"] <= row["distance_max"] and row["memory_mb"] > 50
+    seven, eight = trainer.task_rows(1, data, scores)
+    assert (seven["task_id"], seven["successes"], seven["episodes"], seven["success_rate"]) == (
+        7,
+        3,
+        8,
+        3 / 8,
+    )
+    assert seven["unshaped"] is None and 0 < seven["failure_reward_mean"] < 0.8
+    assert (eight["unshaped"], eight["failure_reward_mean"], eight["distance_mean"]) == (
+        "no success",
+        0,
+        None,
+    )
+    logged = scalars(row, [seven, eight])
+    assert logged["task 7/success_rate"] == 3 / 8 and "task 8/distance_mean" not in logged
+    assert logged["rewards/0.9-1.0"] == 3 and logged["train/successes"] == 3
+    assert all(isinstance(value, float) for value in logged.values())
+
+
+def test_learning_rates() -> None:
+    def rates(**changes: object) -> list[float]:
+        train = stage({"steps": 8, "learning_rate": 0.4, **changes}).train
+        return [trainer.learning_rate(train, step) for step in range(1, 9)]
+
+    assert rates() == [0.4] * 8
+    assert rates(warmup=0.5) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4, 0.4])
+    falling = rates(schedule="cosine", warmup=0.25)  # 2 steps up; 0.4·(1 + cos(π·k/6))/2 for k = 0…5
+    assert falling == pytest.approx([0.2, 0.4, 0.4, 0.373205, 0.3, 0.2, 0.1, 0.026795], abs=1e-6)
+
+
+def test_doubtful_settings_are_named() -> None:
+    assert trainer.doubtful_settings(stage()) == []
+    (alpha,) = trainer.doubtful_settings(stage(reward={"alpha": 0.0}))
+    assert "reward.alpha 0" in alpha
+    (kept,) = trainer.doubtful_settings(stage(reward={"shaping": "none"}, pixel=False))
+    assert "train.keep_success" in kept
+
+
+def test_a_radius_that_finds_no_cluster_is_told() -> None:
+    config = stage(reward={"references": "dbscan", "eps": 1e-9})
+    scores = scored(config, data := batch(config, "1100" + "1010" + "1101" + "0001", small_policy()))
+    learnt = dict.fromkeys(trainer.LEARNT, 0.5)
+    row = trainer.metrics_row(1, data, scores, learnt, 1e-4, trainer.Batch(), [0.0, 1.0, 2.0, 3.0, 4.0])
+    (line,) = trainer.doubtful_run([row])
+    assert "reward.eps is too small" in line

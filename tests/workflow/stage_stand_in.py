@@ -11,10 +11,12 @@ PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360f8cfc0f01f00"
     "05050102a4d1d2ef0000000049454e44ae426082"
 )
+TRAINED = ("policy/config.json", "metrics.csv", "tasks.csv", "rewards.parquet", "manifest.json")
 FILES = {
     "srpo.sft": ("policy/config.json", "metrics.csv", "manifest.json"),
-    "srpo.trainer": ("policy/config.json", "metrics.csv", "rewards.parquet", "manifest.json"),
     "srpo.fetch": ("config.json", "model.safetensors"),
+    "srpo.trainer": TRAINED,
+    "srpo.offline": TRAINED,
     "srpo.demos": ("task_demo.hdf5",),
     "srpo.world_models.pretrain": ("config.json",),
     "srpo.reward_benchmark": ("trajectories.h5",),

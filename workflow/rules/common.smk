@@ -150,6 +150,14 @@ def compared_world_model(wildcards):
     return world_model_checkpoint(*named)
 
 
+def trainer(wildcards):
+    """The module that trains a run: its simulator is in the loop, or its rollouts are fixed."""
+    stage = PLAN.stages[
+        f"runs/{wildcards.suite}/{wildcards.variant}/seed{wildcards.seed}"
+    ]
+    return "srpo.offline" if stage.train.offline else "srpo.trainer"
+
+
 def flag(name, values):
     """`name value`, or nothing where there is no value."""
     return [name, *values] if values else []

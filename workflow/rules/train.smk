@@ -1,4 +1,5 @@
-# Reinforcement learning: SRPO, and GRPO, which needs no world model. A job that is killed goes on from its scratch.
+# Reinforcement learning: SRPO, online and offline, and GRPO, which needs no world model. A job that is killed goes on
+# from its scratch.
 rule train:
     input:
         config="<results>/runs/{suite}/{variant}/seed{seed}/config.yaml",
@@ -7,6 +8,7 @@ rule train:
     output:
         policy=directory("<results>/runs/{suite}/{variant}/seed{seed}/policy"),
         metrics="<results>/runs/{suite}/{variant}/seed{seed}/metrics.csv",
+        tasks="<results>/runs/{suite}/{variant}/seed{seed}/tasks.csv",
         rewards="<results>/runs/{suite}/{variant}/seed{seed}/rewards.parquet",
         manifest="<results>/runs/{suite}/{variant}/seed{seed}/manifest.json",
     log:
@@ -21,11 +23,12 @@ rule train:
         runtime=1440,
         gpu=PRESET.gpus,
     params:
+        module=trainer,
         out=subpath(output.policy, parent=True),
         scratch=scratch,
         world_model=lambda wildcards, input: flag(
             "--world-model", input.get("world_model")
         ),
     shell:
-        "logged {log:q} python -m srpo.trainer --config {input.config:q} --policy {input.policy:q}"
+        "logged {log:q} python -m {params.module} --config {input.config:q} --policy {input.policy:q}"
         " {params.world_model:q} --out {params.out:q} --scratch {params.scratch:q} --workers {threads}"

@@ -1,0 +1,73 @@
+"""Offline SRPO: fixed rollouts, scored once by the same rewards, then advantage-weighted fine-tuning.
+
+python -m srpo.offline --config CONFIG --policy FOLDER [--world-model FOLDER] --out FOLDER --scratch FOLDER
+
+No simulator is in the loop, as in the real-robot part of the SRPO paper, which uses advantage-weighted
+regression. The set is `train.prompts` groups of the initial policy; `train.steps` are passes over it.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+
+from srpo.algo.losses import regression_loss
+from srpo.checkpoint import EpisodeStore, preemptible
+from srpo.config import Offline, TrainStage, load_stage
+from srpo.policies.openvla_oft import load_policy
+from srpo.rollout import Rollouts
+from srpo.trainer import Batch, Objective, Runner, begin, collect, parse_arguments, reward_rows
+
+
+def weighted_objective(offline: Offline) -> Objective:
+    """Advantage-weighted regression."""
+    return partial(regression_loss, beta=offline.beta, max_weight=offline.max_weight)
+
+
+def train(
+    config: TrainStage, initial: Path, world_model_folder: Path | None, out: Path, scratch: Path, workers: int
+) -> None:
+    """Collect, score, and fine-tune from the last checkpoint, or from the start, to the policy in `out`."""
+    assert config.train.offline is not None
+    run = begin(config, initial, world_model_folder, out, scratch)
+    objective = weighted_objective(config.train.offline)
+    clock = [time.perf_counter()]
+    # The rollouts are the initial policy's, even where a resumed one has gone on from it. They stay in the
+    # store until the run is finished, so that nothing is run twice.
+    actor = load_policy(initial, run.accelerator.device)
+    with Rollouts(config.suite, config.protocol, actor, workers) as rollouts:
+        batch = collect(config, 1, Runner(rollouts, EpisodeStore(scratch), run.accelerator))
+    del actor
+    clock.append(time.perf_counter())
+    scores = run.score(batch)
+    clock.append(time.perf_counter())
+    if not run.logs["rewards"]:
+        run.logs["rewards"] = reward_rows(1, batch, scores)
+    for step in run.steps:
+        learnt = run.update(batch, scores, step, objective)
+        clock.append(time.perf_counter())
+        run.log(step, batch, scores, learnt, Batch(), [*clock, clock[-1]])
+        run.save(step)
+        clock = [clock[-1]] * 3  # later passes neither roll out nor encode
+    run.finish(out, workers)
+
+
+def main() -> None:
+    arguments = parse_arguments("Offline SRPO: advantage-weighted fine-tuning on a fixed set of rollouts.")
+    config = load_stage(arguments.config, TrainStage)
+    if config.train.offline is None:
+        raise SystemExit(f"{arguments.config}: train.offline is not set: use python -m srpo.trainer")
+    with preemptible():
+        train(
+            config,
+            arguments.policy,
+            arguments.world_model,
+            arguments.out,
+            arguments.scratch,
+            arguments.workers,
+        )
+
+
+if __name__ == "__main__":
+    main()
