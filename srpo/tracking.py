@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
@@ -30,6 +31,8 @@ def make_accelerator(trackers: Iterable[str], out: Path) -> Accelerator:
                 f"train.trackers: the package {name} is not installed. `pip install {name}`, or take it out"
             )
     return Accelerator(
+        # Otherwise processes on CPUs do not find one another, and each takes itself for the only one.
+        cpu=not torch.accelerator.is_available(),
         log_with=list(trackers),
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard")),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],

@@ -664,10 +664,9 @@ class Run:
                 workers=workers,
                 processes=self.accelerator.num_processes,
             )
-        self.accelerator.end_training()
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
             self.checkpoints.clear()
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
 
 
 def begin(

@@ -11,12 +11,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from policies import SUITE, small_policy
+from recorded_training import episode
 
 from srpo import trainer
 from srpo.checkpoint import EpisodeStore
 from srpo.config import Protocol, Reward, Train, TrainStage, WorldModel
 from srpo.tracking import scalars
-from srpo.types import CHUNK, Episode, EpisodeSpec, FailedRun
+from srpo.types import Episode, EpisodeSpec, FailedRun
 from srpo.world_models import load_world_model
 
 TASKS = (7, 8)
@@ -55,21 +56,6 @@ def stage(train: dict | None = None, reward: dict | None = None, pixel: bool = T
         reward=Reward(**(shaping | (reward or {}))),
         train=Train(**(settings | (train or {}))),
     )
-
-
-def episode(spec: EpisodeSpec, success: bool, steps: int, policy: object) -> Episode:
-    """An episode with made-up pictures, whose tokens the policy really sampled."""
-    rng = np.random.default_rng(spec.seed)
-    queries = -(-steps // CHUNK)
-    images = rng.integers(0, 256, (queries, 16, 16, 3), dtype=np.uint8)
-    proprio = rng.normal(size=(queries, 8)).astype(np.float32)
-    words = [trainer.load_task(spec.suite, spec.task_id).language] * queries
-    generators = [torch.Generator().manual_seed(k) for k in range(queries)]
-    tokens, log_probs = policy.act(policy.prepare(SUITE, images, words, proprio), 1.0, generators)  # type: ignore[attr-defined]
-    valid = np.repeat(np.arange(queries * CHUNK) < steps, 7).reshape(queries, 56)
-    frames = rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
-    path = np.zeros((steps + 1, 3), np.float32)
-    return Episode(spec, success, steps, images, proprio, tokens, log_probs, valid, frames, path, 0.1)
 
 
 def specs_of(config: TrainStage, step: int) -> list[EpisodeSpec]:
@@ -172,12 +158,12 @@ def test_episodes_that_were_kept_are_not_run_again(scratch: Path) -> None:
     again = Recorded(small_policy(), "1")
     after = trainer.collect(config, 1, runner(again, scratch))
     assert again.ran == [specs_of(config, 1)[5]] and (before.simulated, after.simulated) == (7, 1)
-    for number, episode in before.episodes.items():
+    for number, kept in before.episodes.items():
         for name in ("images", "proprio", "tokens", "log_probs", "valid", "frames", "path"):
-            np.testing.assert_array_equal(getattr(after.episodes[number], name), getattr(episode, name))
+            np.testing.assert_array_equal(getattr(after.episodes[number], name), getattr(kept, name))
         assert (after.episodes[number].success, after.episodes[number].steps) == (
-            episode.success,
-            episode.steps,
+            kept.success,
+            kept.steps,
         )
     other_step = Recorded(small_policy(), "0" * 8)
     trainer.collect(config, 2, runner(other_step, scratch))
