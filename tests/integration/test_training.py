@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +17,8 @@ import pytest
 from safetensors.torch import load_file
 from sweeping import BOWL, PROTOCOL, STOVE, SUITE, sweeping_policy, write_config
 
-from srpo.analysis.io import EPISODES, REWARDS, RL_METRICS, read_rows
+from srpo.analysis.io import EPISODES, REWARDS, RL_METRICS, TASK_METRICS, read_rows
+from srpo.checkpoint import PREEMPTED
 from srpo.config import Evaluate, EvaluateStage, Reward, Train, TrainStage, WorldModel
 from srpo.evaluate import evaluate, libero_specs
 from srpo.policies.openvla_oft import save_policy
@@ -71,7 +73,7 @@ TRAINING = TrainStage(
         entropy=0.0,
         grad_clip=1.0,
         offline=None,
-        evaluate_every=0,
+        evaluate_every=2,
         evaluate_states=1,
         target=None,
         checkpoint_every=1,
@@ -111,8 +113,10 @@ def run(arguments: list[str]) -> str:
     return done.stdout
 
 
-def run_and_kill(arguments: list[str], when: Callable[[], bool]) -> None:
-    """Start a run, kill its main process as soon as `when` holds, and see its workers go, too."""
+def run_and_kill(
+    arguments: list[str], when: Callable[[], bool], number: signal.Signals = signal.SIGKILL, code: int = -9
+) -> None:
+    """Start a run, signal its main process as soon as `when` holds, and see its workers go, too."""
     process = subprocess.Popen(arguments, start_new_session=True)
     try:
         deadline = time.monotonic() + PATIENCE
@@ -121,8 +125,8 @@ def run_and_kill(arguments: list[str], when: Callable[[], bool]) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert len(session(process.pid)) > 2, "no workers"
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
+        process.send_signal(number)
+        assert process.wait(PATIENCE) == code
         deadline = time.monotonic() + 10
         while left := session(process.pid):
             assert time.monotonic() < deadline, f"processes {left} outlive the one that started them"
@@ -147,10 +151,10 @@ def session(leader: int) -> list[int]:
 
 
 def without_times(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[[name for name in rows if "seconds" not in str(name)]]
+    return rows[[name for name in rows if "second" not in str(name) and "memory" not in str(name)]]
 
 
-def test_training_survives_a_kill(policy: Path, tmp_path: Path) -> None:
+def test_training_survives_preemption_and_a_kill(policy: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "config.yaml", TRAINING)
     before = load_file(policy / "model.safetensors")
 
@@ -162,9 +166,26 @@ def test_training_survives_a_kill(policy: Path, tmp_path: Path) -> None:
 
     assert "resuming" not in run(training("whole", workers=1))
     scratch = tmp_path / "killed-scratch"
-    run_and_kill(training("killed", workers=2), when=(scratch / "metrics.csv").exists)
+
+    def episodes(step: int) -> list[Path]:
+        return sorted((scratch / "episodes" / f"step-{step:08d}").glob("*.npz"))
+
+    # Preempted once some episodes of the first step have ended, but not all four of them.
+    run_and_kill(training("killed", workers=2), lambda: bool(episodes(1)), signal.SIGTERM, PREEMPTED)
+    kept = {path: path.stat().st_mtime_ns for path in episodes(1)}
+    assert 0 < len(kept) < 4 and not list(scratch.glob("checkpoint-*"))
+    # Killed in the second step; the first went on with what was kept.
+    again: dict[Path, int] = {}
+
+    def in_second_step() -> bool:
+        with suppress(FileNotFoundError):  # they are removed once there is a checkpoint
+            again.update({path: path.stat().st_mtime_ns for path in episodes(1)})
+        return bool(episodes(2))
+
+    run_and_kill(training("killed", workers=2), in_second_step)
     assert [path.name for path in scratch.glob("checkpoint-*")] == ["checkpoint-00000001"], "not in step 2"
-    assert not (tmp_path / "killed").exists()
+    assert kept.items() <= again.items() and not episodes(1)
+    assert not (tmp_path / "killed/policy").exists()
     log = run(training("killed", workers=1))
     assert "resuming after step 1\n" in log
     assert "step 1:" not in log and "step 2:" in log and "step 3:" in log
@@ -173,11 +194,16 @@ def test_training_survives_a_kill(policy: Path, tmp_path: Path) -> None:
     whole, killed = (load_file(tmp_path / name / "policy/model.safetensors") for name in ("whole", "killed"))
     assert whole.keys() == killed.keys()
     assert all((whole[name] == killed[name]).all() for name in whole)
-    metrics, again = (read_rows(tmp_path / name / "metrics.csv", RL_METRICS) for name in ("whole", "killed"))
-    assert list(again["step"]) == [1, 2, 3]
-    pd.testing.assert_frame_equal(without_times(metrics), without_times(again), check_exact=True)
-    rewards, again = (read_rows(tmp_path / name / "rewards.parquet", REWARDS) for name in ("whole", "killed"))
-    pd.testing.assert_frame_equal(rewards, again, check_exact=True)
+    metrics, others = (read_rows(tmp_path / name / "metrics.csv", RL_METRICS) for name in ("whole", "killed"))
+    assert list(others["step"]) == [1, 2, 3]
+    pd.testing.assert_frame_equal(without_times(metrics), without_times(others), check_exact=True)
+    rewards, others = (
+        read_rows(tmp_path / name / "rewards.parquet", REWARDS) for name in ("whole", "killed")
+    )
+    pd.testing.assert_frame_equal(rewards, others, check_exact=True)
+    tasks, others = (read_rows(tmp_path / name / "tasks.csv", TASK_METRICS) for name in ("whole", "killed"))
+    pd.testing.assert_frame_equal(tasks, others, check_exact=True)
+    assert metrics["evaluation_episodes"].tolist() == [0, 1, 0]
 
     # And what was compared is training: weights moved before the kill and after it.
     assert any((whole[name] != before[name]).any() for name in whole)

@@ -30,5 +30,5 @@ rule train:
             "--world-model", input.get("world_model")
         ),
     shell:
-        "logged {log:q} python -m {params.module} --config {input.config:q} --policy {input.policy:q}"
-        " {params.world_model:q} --out {params.out:q} --scratch {params.scratch:q} --workers {threads}"
+        "logged {log:q} {LAUNCH} {params.module} --config {input.config:q} --policy {input.policy:q}"
+        " {params.world_model:q} --out {params.out:q} --scratch {params.scratch:q} --workers $(( ({threads} + {PROCESSES} - 1) / {PROCESSES} ))"
