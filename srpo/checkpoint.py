@@ -123,7 +123,15 @@ class EpisodeStore:
             assert EpisodeSpec(**json.loads(str(values.pop("spec")))) == spec
             scalars = {name: values.pop(name).item() for name in ("success", "steps", "wall_seconds")}
             return Episode(spec=spec, **scalars, **values)
-        except (OSError, ValueError, KeyError, TypeError, AssertionError, zipfile.BadZipFile) as error:
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AssertionError,
+            zipfile.BadZipFile,
+        ) as error:
             print(f"{path}: damaged ({error}); running that episode again", flush=True)
             return None
 

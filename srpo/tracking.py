@@ -33,7 +33,7 @@ def make_accelerator(trackers: Iterable[str], out: Path) -> Accelerator:
     return Accelerator(
         # Otherwise processes on CPUs do not find one another, and each takes itself for the only one.
         cpu=not torch.accelerator.is_available(),
-        log_with=list(trackers),
+        log_with=list(trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard")),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )

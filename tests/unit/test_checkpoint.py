@@ -1,12 +1,18 @@
 """Resumable state: whole, verified, and of the right run."""
 
+import signal
+import subprocess
+import sys
+from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from srpo.checkpoint import Checkpoints, fingerprint
+from srpo.checkpoint import PREEMPTED, Checkpoints, EpisodeStore, fingerprint, preemptible
+from srpo.types import Episode, EpisodeSpec
 
 
 def trained(steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -83,3 +89,99 @@ def test_another_runs_state_is_discarded_and_said_so(
 
 def test_fingerprints_tell_parts_apart() -> None:
     assert fingerprint("ab", "c") != fingerprint("a", "bc")
+
+
+def test_as_many_checkpoints_are_kept_as_wanted(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "run", keep=3)
+    for step in range(1, 6):
+        checkpoints.save(step, *trained(step), {})
+    names = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+    assert names == [f"checkpoint-{step:08d}" for step in (3, 4, 5)]
+
+
+def some_episode(seed: int = 0) -> Episode:
+    rng = np.random.default_rng(seed)
+    return Episode(
+        spec=EpisodeSpec("libero_goal", 7, 3, seed, 1.6, frames=4),
+        success=bool(seed % 2),
+        steps=11,
+        images=rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8),
+        proprio=rng.normal(size=(2, 8)).astype(np.float32),
+        tokens=rng.integers(0, 256, (2, 56)),
+        log_probs=rng.normal(size=(2, 56)).astype(np.float32),
+        valid=np.repeat(np.arange(16) < 11, 7).reshape(2, 56),
+        frames=rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8),
+        path=rng.normal(size=(12, 3)).astype(np.float32),
+        wall_seconds=1.25,
+    )
+
+
+def test_an_episode_comes_back_as_it_was(tmp_path: Path) -> None:
+    store = EpisodeStore(tmp_path)
+    for seed in (0, 1):
+        store.add(3, some_episode(seed))
+    for seed in (0, 1):
+        expected = some_episode(seed)
+        found = EpisodeStore(tmp_path).get(3, expected.spec)
+        assert found is not None
+        for field in fields(Episode):
+            mine, theirs = getattr(found, field.name), getattr(expected, field.name)
+            assert type(mine) is type(theirs) and np.array_equal(mine, theirs)
+            assert not isinstance(mine, np.ndarray) or mine.dtype == theirs.dtype
+    assert store.get(4, some_episode().spec) is None and store.get(3, some_episode(2).spec) is None
+
+
+def test_episodes_are_forgotten_once_a_checkpoint_holds_what_they_taught(tmp_path: Path) -> None:
+    store = EpisodeStore(tmp_path)
+    for step in (1, 2, 3):
+        store.add(step, some_episode())
+    store.clear(2)
+    found = [store.get(step, some_episode().spec) is not None for step in (1, 2, 3)]
+    assert found == [False, False, True]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "pickle"])
+def test_a_damaged_episode_is_none(tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    store = EpisodeStore(tmp_path)
+    store.add(1, some_episode())
+    (path,) = tmp_path.rglob("*.npz")
+    whole = path.read_bytes()
+    if damage == "pickle":
+        with np.load(path) as stored:
+            values = dict(stored)
+        with path.open("wb") as handle:
+            np.savez(handle, **{**values, "path": np.array([{}], dtype=object)})  # type: ignore[arg-type]
+    else:
+        middle = whole.index(some_episode().images.tobytes()) + 50
+        flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+        path.write_bytes({"truncate": whole[:-100], "flip": flipped, "empty": b""}[damage])
+    assert store.get(1, some_episode().spec) is None
+    assert "running that episode again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_preemption_cleans_up_and_exits_with_its_code(tmp_path: Path, number: int) -> None:
+    program = """
+import os, sys, time
+from pathlib import Path
+from srpo.checkpoint import preemptible
+from srpo.files import atomic_file
+with preemptible(), atomic_file(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "file")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == PREEMPTED == 75 and "the same command goes on" in output
+    assert not list(tmp_path.iterdir())
+
+
+def test_signals_are_as_before_afterwards() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+    with preemptible():
+        assert signal.getsignal(signal.SIGTERM) is not before[0]
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == before

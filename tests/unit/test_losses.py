@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from srpo.algo.losses import PolicyLoss, k3, policy_loss
+from srpo.algo.losses import PolicyLoss, k3, policy_loss, regression_loss
 
 clipped_loss = partial(policy_loss, clip_low=0.2, clip_high=0.28)
 
@@ -210,3 +211,65 @@ def test_missing_inputs_are_errors() -> None:
         clipped_loss(*arguments, 1, entropy_weight=0.1)
     with pytest.raises(ValueError, match="valid tokens"):
         clipped_loss(*arguments, 0)
+
+
+def test_regression_by_hand() -> None:
+    # Weights exp(A/β) with β = 2: A = 2·ln 3 gives 3, A = −2·ln 2 gives 1/2, A = 2·ln 50 is cut at 20.
+    # log π: −1 | −2, −4 | −0.1; the second token of query one is not valid: 4 valid tokens.
+    # −(3·(−1) + 0.5·(−2) + 0.5·(−4) + 20·(−0.1))/4 = 8/4 = 2; one of four tokens has its weight cut
+    log_probs = torch.tensor([[-1.0, 7.0], [-2.0, -4.0], [-0.1, 7.0]], dtype=torch.float64)
+    log_probs.requires_grad_()
+    advantages = 2 * torch.tensor([3.0, 0.5, 50.0], dtype=torch.float64).log()
+    valid = torch.tensor([[True, False], [True, True], [True, False]])
+    found = regression_loss(log_probs, log_probs.detach(), advantages, valid, 4, beta=2.0, max_weight=20.0)
+    assert found.total.item() == pytest.approx(2.0)
+    assert found.clip_fraction.item() == pytest.approx(0.25) and found.approx_kl.item() == 0
+    found.total.backward()
+    expected = torch.tensor([[-0.75, 0.0], [-0.125, -0.125], [-5.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(log_probs.grad, expected)
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 2**31 - 1), st.floats(0.2, 5), st.floats(1, 30))
+def test_regression_follows_the_written_formula(seed: int, beta: float, most: float) -> None:
+    batch = random_batch(seed)
+    valid, actions = batch["valid"], batch["actions"]
+    total = float(valid.sum())
+
+    def gradient(loss_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        logits = batch["logits"].clone().requires_grad_()
+        loss = loss_of(logits.log_softmax(-1))
+        loss.backward()
+        assert logits.grad is not None
+        return loss.detach(), logits.grad
+
+    def written(log_p: Tensor) -> Tensor:
+        loss = torch.zeros((), dtype=torch.float64)
+        for query, token in valid.nonzero().tolist():
+            p = log_p[query, token]
+            weight = min(math.exp(batch["advantages"][query].item() / beta), most)
+            log_ratio = batch["reference_noise"][query, token] + p[actions[query, token]].detach()
+            log_ratio = log_ratio - p[actions[query, token]]
+            loss = loss - weight * p[actions[query, token]] / total
+            loss = loss + 0.1 * (log_ratio.exp() - 1 - log_ratio) / total
+            loss = loss + 0.05 * (p.exp() * p).sum() / total
+        return loss
+
+    def computed(log_p: Tensor) -> Tensor:
+        chosen = log_p.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+        return regression_loss(
+            chosen,
+            chosen.detach(),
+            batch["advantages"],
+            valid,
+            total,
+            beta=beta,
+            max_weight=most,
+            reference_log_probs=chosen.detach() + batch["reference_noise"],
+            kl_weight=0.1,
+            entropy=-(log_p.exp() * log_p).sum(-1),
+            entropy_weight=0.05,
+        ).total
+
+    for mine, theirs in zip(gradient(computed), gradient(written), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-9, rtol=1e-9)

@@ -1,0 +1,128 @@
+"""Offline SRPO: one set of rollouts, scored once, learnt from again and again."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from accelerate import Accelerator
+from policies import SUITE, small_policy
+from recorded_training import RecordedRollouts
+from safetensors.torch import load_file
+from test_trainer import batch, scored, stage
+
+from srpo import offline, trainer
+from srpo.analysis.io import REWARDS, RL_METRICS, read_rows
+from srpo.config import Offline, TrainStage
+from srpo.policies.openvla_oft import save_policy
+from srpo.types import EpisodeSpec
+
+SETTINGS = Offline(beta=1.0, max_weight=20.0)
+
+
+def config(**changes: object) -> TrainStage:
+    return stage({"offline": SETTINGS, "learning_rate": 1e-3, **changes})
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[EpisodeSpec]:
+    """Every episode that is run, by recorded rollouts in place of the simulator."""
+    found: list[EpisodeSpec] = []
+
+    class Listed(RecordedRollouts):
+        def run(self, specs):  # type: ignore[no-untyped-def]
+            found.extend(specs)
+            return super().run(specs)
+
+    monkeypatch.setattr(offline, "Rollouts", Listed)
+    return found
+
+
+def train(folder: Path, settings: TrainStage) -> None:
+    if not (folder / "initial").exists():
+        save_policy(small_policy(), folder / "initial")
+    offline.train(settings, folder / "initial", None, folder / "out", folder / "scratch", workers=1)
+
+
+def test_better_episodes_gain_more_than_by_imitating_all() -> None:
+    settings = config(minibatch=4)
+    data = batch(settings, "1100" + "1010" + "0001" + "1110", small_policy())
+    scores = scored(settings, data)
+    advantages = np.array([scores.advantages[k] for k in data.episodes])
+
+    def preference(beta: float) -> float:
+        """Σ A·log π after some updates: how much more of the good than of the bad episodes was learnt."""
+        policy = small_policy()
+        optimiser = torch.optim.SGD(policy.parameters(), lr=0.05)
+        objective = offline.weighted_objective(Offline(beta=beta, max_weight=20.0))
+        for step in range(1, 4):
+            trainer.update(settings, policy, None, optimiser, Accelerator(), data, scores, step, objective)
+        queries = trainer.gather_queries(policy, SUITE, list(data.episodes.values()), advantages)
+        with torch.no_grad():
+            log_probs, _ = policy.log_probs(queries.inputs, queries.tokens, 1.0)
+        return float((log_probs * queries.valid * queries.advantages[:, None]).sum())
+
+    assert preference(beta=0.5) > preference(beta=1.0) > preference(beta=1e9)
+
+
+def test_the_set_is_rolled_out_and_scored_once(ran: list[EpisodeSpec], tmp_path: Path) -> None:
+    train(tmp_path, config())
+    assert len(ran) == len(set(ran)) == 16
+    metrics = read_rows(tmp_path / "out/metrics.csv", RL_METRICS)
+    assert metrics["step"].tolist() == [1, 2, 3] and metrics["distance_mean"].nunique() == 1
+    assert metrics["loss"].is_monotonic_decreasing
+    assert metrics["seconds_rollout"].tolist()[1:] == [0, 0] and metrics["seconds_rollout"][0] > 0
+    rewards = read_rows(tmp_path / "out/rewards.parquet", REWARDS)
+    assert len(rewards) == metrics["episodes"][0] and set(rewards["step"]) == {1}
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    ran: list[EpisodeSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(whole, config())
+    first = len(ran)
+    ran.clear()
+
+    class StopError(Exception):
+        pass
+
+    def stop(run: trainer.Run, step: int) -> bool:
+        if step == 2:
+            raise StopError
+        return original(run, step)
+
+    original = trainer.Run.save
+    with monkeypatch.context() as patch, pytest.raises(StopError):
+        patch.setattr(trainer.Run, "save", stop)
+        train(stopped, config())
+    assert len(ran) == first and not (stopped / "out/policy").exists()
+    ran.clear()
+    train(stopped, config())
+    # Only those that could not be run are tried again.
+    assert len(ran) == first - len(read_rows(stopped / "out/rewards.parquet", REWARDS))
+    one, two = (load_file(folder / "out/policy/model.safetensors") for folder in (whole, stopped))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    start = load_file(whole / "initial/model.safetensors")
+    assert any(not torch.equal(one[name], start[name]) for name in one)
+    rows = [read_rows(folder / "out/metrics.csv", RL_METRICS) for folder in (whole, stopped)]
+    left = [
+        frame[[name for name in frame if "second" not in name and "memory" not in name]] for frame in rows
+    ]
+    pd.testing.assert_frame_equal(*left, check_exact=True)
+
+
+def test_each_command_says_which_configuration_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, settings, other in (
+        (offline, stage(), "use python -m srpo.trainer"),
+        (trainer, config(), "use python -m srpo.offline"),
+    ):
+        file = tmp_path / "config.yaml"
+        file.write_text(settings.model_dump_json())
+        options = [f"--{name}={tmp_path / name}" for name in ("policy", "out", "scratch")]
+        monkeypatch.setattr("sys.argv", ["train", f"--config={file}", *options])
+        with pytest.raises(SystemExit, match=other):
+            module.main()
