@@ -15,3 +15,18 @@ logged() {
         "$@" >"$log" 2>&1 </dev/null
     fi
 }
+
+# launch GPUS: how a module is started that uses all of a job's GPUs, one process each.
+launch() {
+    if [ "$1" -gt 1 ]; then
+        echo accelerate launch --multi_gpu --num_machines 1 --num_processes "$1" --mixed_precision no --module
+    else
+        echo python -m
+    fi
+}
+
+# share CORES GPUS: a process's share of the job's cores, rounded up.
+share() {
+    local processes=$(($2 > 1 ? $2 : 1))
+    echo $((($1 + processes - 1) / processes))
+}

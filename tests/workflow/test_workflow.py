@@ -205,7 +205,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name in ("Snakefile", "environment.yml", "tests/example.yaml"):
         shutil.copy(ROOT / name, copy)
     stand_in = ROOT / "tests/workflow/stage_stand_in.py"
-    (copy / "workflow/shell.sh").write_text(f'logged() {{ "{sys.executable}" "{stand_in}" "$@"; }}\n')
+    with (copy / "workflow/shell.sh").open("a") as prelude:
+        prelude.write(f'\nlogged() {{ "{sys.executable}" "{stand_in}" "$@"; }}\n')
     in_copy(copy, "--cores", "2")
     yield copy
 
@@ -290,3 +291,21 @@ def test_report_has_every_table_and_figure(finished: Path) -> None:
         "F2: training efficiency",
     ):
         assert label in page
+
+
+@pytest.mark.parametrize(
+    ("gpus", "start", "workers"),
+    [
+        (0, "python -m", 16),
+        (1, "python -m", 16),
+        (
+            3,
+            "accelerate launch --multi_gpu --num_machines 1 --num_processes 3 --mixed_precision no --module",
+            6,
+        ),
+    ],
+)
+def test_a_process_a_gpu_shares_the_cores(gpus: int, start: str, workers: int) -> None:
+    command = f'. "{ROOT}/workflow/shell.sh"; launch {gpus}; share 16 {gpus}'
+    done = subprocess.run(["bash", "-euc", command], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == f"{start}\n{workers}\n"

@@ -65,15 +65,6 @@ def fetched(source):
     return [f"checkpoints/{name}"] if name in CHECKPOINTS else []
 
 
-# Training is one process a GPU. Not a rule's `params`: another number of GPUs must not train again.
-PROCESSES = max(1, PRESET.gpus)
-LAUNCH = (
-    "python -m"
-    if PROCESSES == 1
-    else f"accelerate launch --multi_gpu --num_machines 1 --num_processes {PROCESSES} --mixed_precision no --module"
-)
-
-
 # Every job sees the Python that runs Snakemake, and `logged` (workflow/shell.sh).
 shell.prefix(
     f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "

@@ -30,5 +30,6 @@ rule train:
             "--world-model", input.get("world_model")
         ),
     shell:
-        "logged {log:q} {LAUNCH} {params.module} --config {input.config:q} --policy {input.policy:q}"
-        " {params.world_model:q} --out {params.out:q} --scratch {params.scratch:q} --workers $(( ({threads} + {PROCESSES} - 1) / {PROCESSES} ))"
+        "logged {log:q} $(launch {resources.gpu}) {params.module} --config {input.config:q} --policy {input.policy:q}"
+        " {params.world_model:q} --out {params.out:q} --scratch {params.scratch:q}"
+        " --workers $(share {threads} {resources.gpu})"
