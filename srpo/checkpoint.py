@@ -37,12 +37,15 @@ class Checkpoints:
 
     A scratch folder belongs to one run: if its fingerprint is another's (changed settings, other inputs),
     what is in it is discarded, and a line says so. The newest `keep` checkpoints are kept: should one turn
-    out damaged, the one before it serves.
+    out damaged, the one before it serves. Of a distributed run's processes only one is the `writer`; the
+    others leave the folder as it is.
     """
 
-    def __init__(self, scratch: Path, run: str, keep: int = 2) -> None:
+    def __init__(self, scratch: Path, run: str, keep: int = 2, writer: bool = True) -> None:
         self._folder = scratch
         self._keep = keep
+        if not writer:
+            return
         note = scratch / "run.json"
         if scratch.exists() and (not note.exists() or json.loads(note.read_text()).get("run") != run):
             print(

@@ -401,7 +401,7 @@ class Train(Section):
     evaluate_states: Count
     """Test states a task of such an evaluation, taken in order."""
     target: Fraction | None
-    """Stop as soon as such an evaluation's success rate reaches this; none: never."""
+    """Stop as soon as such an evaluation's success rate reaches this; none: never. F2 wants all steps."""
     checkpoint_every: Count
     """RL steps between resumable checkpoints."""
     keep_checkpoints: Annotated[int, Field(ge=2)]

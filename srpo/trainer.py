@@ -550,8 +550,8 @@ def doubtful_settings(config: TrainStage) -> list[str]:
     return found
 
 
-def doubtful_run(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What was wrong with a whole run, in words."""
+def doubtful_run(metrics: Sequence[Mapping[str, Any]], tasks: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What was wrong with a whole run, in words, from its rows of metrics.csv and tasks.csv."""
     found = []
     idle = sum(row["loss"] is None for row in metrics)
     if idle == len(metrics):
@@ -561,8 +561,13 @@ def doubtful_run(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     if any(row["fallbacks"] for row in metrics) and not any(row["clusters"] for row in metrics):
         found.append(
             "DBSCAN found no cluster in any step, the mean of the successes was the only reference: "
-            "reward.eps is too small for these embeddings; see reward.eps_relative"
+            "too few successes, or reward.eps is too small for these embeddings (see reward.eps_relative)"
         )
+    successes: dict[int, int] = {}
+    for row in tasks:
+        successes[row["task_id"]] = successes.get(row["task_id"], 0) + row["successes"]
+    if never := sorted(task for task, number in successes.items() if number == 0):
+        found.append(f"tasks {never} never succeeded: nothing could be learnt about them")
     return found
 
 
@@ -650,7 +655,7 @@ class Run:
     def finish(self, out: Path, workers: int) -> None:
         """Write the results and forget what they were resumed from."""
         if self.accelerator.is_main_process:
-            for line in doubtful_run(self.logs["metrics"]):
+            for line in doubtful_run(self.logs["metrics"], self.logs["tasks"]):
                 print(f"warning: {line}", flush=True)
             save_policy(self.policy, out / "policy")
             write_rows(out / "metrics.csv", self.logs["metrics"], RL_METRICS)
@@ -691,10 +696,16 @@ def begin(
     settings = config.model_dump_json(exclude={"train": {"trackers"}})
     identity = fingerprint(settings, *inputs.values())
     with accelerator.main_process_first():
-        checkpoints = Checkpoints(scratch, identity, config.train.keep_checkpoints)
+        checkpoints = Checkpoints(
+            scratch, identity, config.train.keep_checkpoints, writer=accelerator.is_main_process
+        )
     run = Run(config, accelerator, policy, reference, world_model, optimiser, checkpoints, scratch, inputs)
     if (resumed := checkpoints.resume(policy, optimiser)) is not None:
         run.done, run.logs = resumed
+    if len(found := set(gather_object([run.done]))) > 1:
+        raise SystemExit(
+            f"{scratch}: processes see checkpoints of different steps {sorted(found)}; start again"
+        )
     if accelerator.is_main_process:
         if run.done:
             print(f"resuming after step {run.done}", flush=True)

@@ -87,6 +87,14 @@ def test_another_runs_state_is_discarded_and_said_so(
     assert "another run's state" in capsys.readouterr().out
 
 
+def test_only_the_writer_touches_the_folder(tmp_path: Path) -> None:
+    saved(tmp_path, 1, 2)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert Checkpoints(tmp_path, "run", writer=False).resume(*trained(0)) == (2, {"rows": [0, 1]})
+    Checkpoints(tmp_path, "other", writer=False)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
 def test_fingerprints_tell_parts_apart() -> None:
     assert fingerprint("ab", "c") != fingerprint("a", "bc")
 

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from policies import small_policy
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_trainer import stage
 
 from srpo.analysis.io import REWARDS, RL_METRICS, TASK_METRICS, read_rows
@@ -73,7 +74,10 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     assert metrics["infra_errors"].sum() > 0 and (metrics["rounds"] == 2).any()
     assert metrics["evaluation_episodes"].tolist() == [0, 4, 0] and metrics["distance_mean"].notna().all()
     assert "step 3" in log and not (tmp_path / "two/scratch").exists()
-    assert list((tmp_path / "two/out/tensorboard").rglob("events.out.tfevents.*"))
+    (events,) = (tmp_path / "two/out/tensorboard").rglob("events.out.tfevents.*")
+    tracked = EventAccumulator(str(events)).Reload().Scalars("train/success_rate")
+    assert [event.step for event in tracked] == [1, 2, 3]
+    assert [event.value for event in tracked] == pytest.approx(metrics["success_rate"].tolist())
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from policies import SUITE, small_policy
+from pydantic import ValidationError
 from recorded_training import RecordedRollouts
 from safetensors.torch import load_file
 from test_trainer import batch, scored, stage
@@ -127,3 +128,8 @@ def test_each_command_says_which_configuration_is_its_own(
         monkeypatch.setattr("sys.argv", ["train", f"--config={file}", *options])
         with pytest.raises(SystemExit, match=other):
             module.main()
+
+
+def test_there_is_no_evaluation_in_the_loop() -> None:
+    with pytest.raises(ValidationError, match="evaluate_every must be 0 offline"):
+        config(evaluate_every=1)

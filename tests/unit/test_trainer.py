@@ -239,6 +239,8 @@ def test_the_update_does_not_depend_on_the_micro_batch() -> None:
 def test_the_first_minibatch_is_on_policy() -> None:
     log, _ = updated(stage({"minibatch": 4}), reference=True)
     assert log["clip_fraction"] == 0 and log["kl"] == pytest.approx(0, abs=1e-6) and log["grad_norm"] > 0
+    assert log["update_kl"] == pytest.approx(0, abs=1e-9)
+    assert updated(stage({"minibatch": 2}))[0]["update_kl"] > 1e-9
     assert updated(stage({"minibatch": 4}))[0]["kl"] is None
 
 
@@ -277,8 +279,9 @@ def test_a_step_without_signal_says_so(capsys: pytest.CaptureFixture[str]) -> No
     assert seconds == [1.0, 2.0, 3.0, 4.0, 10.0] and row["episodes_per_second"] == 16.0
     trainer.report(row, scores)
     assert "nothing to learn from" in capsys.readouterr().out
-    assert trainer.doubtful_run([row]) == [
-        "no step had anything to learn from: the policy is what it was at the start"
+    assert trainer.doubtful_run([row], trainer.task_rows(1, data, scores)) == [
+        "no step had anything to learn from: the policy is what it was at the start",
+        "tasks [7, 8] never succeeded: nothing could be learnt about them",
     ]
 
 
@@ -337,5 +340,5 @@ def test_a_radius_that_finds_no_cluster_is_told() -> None:
     scores = scored(config, data := batch(config, "1100" + "1010" + "1101" + "0001", small_policy()))
     learnt = dict.fromkeys(trainer.LEARNT, 0.5)
     row = trainer.metrics_row(1, data, scores, learnt, 1e-4, trainer.Batch(), [0.0, 1.0, 2.0, 3.0, 4.0])
-    (line,) = trainer.doubtful_run([row])
-    assert "reward.eps is too small" in line
+    (line,) = trainer.doubtful_run([row], trainer.task_rows(1, data, scores))
+    assert "reward.eps is too small" in line and "no cluster in any step" in line
