@@ -19,7 +19,7 @@ from sweeping import BOWL, PROTOCOL, STOVE, SUITE, sweeping_policy, write_config
 
 from srpo.analysis.io import EPISODES, REWARDS, RL_METRICS, TASK_METRICS, read_rows
 from srpo.checkpoint import PREEMPTED
-from srpo.config import Evaluate, EvaluateStage, Reward, Train, TrainStage, WorldModel
+from srpo.config import Evaluate, EvaluateStage, Offline, Reward, Train, TrainStage, WorldModel
 from srpo.evaluate import evaluate, libero_specs
 from srpo.policies.openvla_oft import save_policy
 from srpo.types import EpisodeSpec
@@ -212,6 +212,30 @@ def test_training_survives_preemption_and_a_kill(policy: Path, tmp_path: Path) -
     assert len(rewards) == 12 and set(rewards["success"]) == {True, False}
     shaped = rewards[rewards["distance"].notna()]
     assert len(shaped) and not shaped["success"].any() and shaped["reward"].between(0, 0.6).all()
+
+
+def test_offline_training_survives_preemption(policy: Path, tmp_path: Path) -> None:
+    offline = {"offline": Offline(beta=1.0, max_weight=20.0), "evaluate_every": 0, "steps": 2}
+    stage = TRAINING.model_copy(update={"train": TRAINING.train.model_copy(update=offline)})
+    config = write_config(tmp_path / "config.yaml", stage)
+
+    def training(name: str) -> list[str]:
+        out, scratch = tmp_path / name, tmp_path / f"{name}-scratch"
+        return command("srpo.offline", config=config, policy=policy, out=out, scratch=scratch, workers=2)
+
+    run(training("whole"))
+    episodes = tmp_path / "stopped-scratch/episodes"
+    run_and_kill(training("stopped"), lambda: any(episodes.rglob("*.npz")), signal.SIGUSR1, PREEMPTED)
+    log = run(training("stopped"))
+    assert "step 1: success" in log and "step 2: success" in log
+    whole, stopped = (
+        load_file(tmp_path / name / "policy/model.safetensors") for name in ("whole", "stopped")
+    )
+    assert all((whole[name] == stopped[name]).all() for name in whole)
+    rewards = [read_rows(tmp_path / name / "rewards.parquet", REWARDS) for name in ("whole", "stopped")]
+    pd.testing.assert_frame_equal(*rewards, check_exact=True)
+    metrics = read_rows(tmp_path / "stopped/metrics.csv", RL_METRICS)
+    assert metrics["environment_steps"].nunique() == 1 and metrics["seconds_rollout"][1] == 0
 
 
 def test_evaluation_survives_a_kill(policy: Path, tmp_path: Path) -> None:

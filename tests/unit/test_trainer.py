@@ -7,15 +7,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
 from policies import SUITE, small_policy
-from recorded_training import episode
+from recorded_training import RecordedRollouts, episode
 
 from srpo import trainer
+from srpo.analysis.io import RL_METRICS, read_rows
 from srpo.checkpoint import EpisodeStore
 from srpo.config import Protocol, Reward, Train, TrainStage, WorldModel
+from srpo.policies.openvla_oft import save_policy
 from srpo.tracking import scalars
 from srpo.types import Episode, EpisodeSpec, FailedRun
 from srpo.world_models import load_world_model
@@ -342,3 +345,19 @@ def test_a_radius_that_finds_no_cluster_is_told() -> None:
     row = trainer.metrics_row(1, data, scores, learnt, 1e-4, trainer.Batch(), [0.0, 1.0, 2.0, 3.0, 4.0])
     (line,) = trainer.doubtful_run([row], trainer.task_rows(1, data, scores))
     assert "reward.eps is too small" in line and "no cluster in any step" in line
+
+
+def test_training_stops_at_its_target(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All recorded episodes of the test states 40 and 41 succeed: their seeds say so."""
+    monkeypatch.setattr(trainer, "Rollouts", RecordedRollouts)
+    save_policy(small_policy(), tmp_path / "initial")
+    config = stage({"steps": 9, "evaluate_every": 2, "target": 1.0, "warmup": 0.5, "learning_rate": 1e-4})
+    trainer.train(config, tmp_path / "initial", None, tmp_path / "out", tmp_path / "scratch", workers=1)
+    metrics = read_rows(tmp_path / "out/metrics.csv", RL_METRICS)
+    assert metrics["step"].tolist() == [1, 2] and metrics["evaluation_episodes"].tolist() == [0, 4]
+    assert metrics["evaluation_success_rate"][1] == 1 and pd.isna(metrics["evaluation_success_rate"][0])
+    assert metrics["learning_rate"].tolist() == pytest.approx([0.25e-4, 0.5e-4])
+    assert "target 100.0% reached" in capsys.readouterr().out
+    assert (tmp_path / "out/policy/model.safetensors").exists() and not (tmp_path / "scratch").exists()
