@@ -107,7 +107,7 @@ class Batch:
     """The episodes of a step that ran: N of them, in the order of their specs.
 
     outcomes   of all processes
-    episodes   this process's own, by number
+    episodes   this process's own, by rising number
     errors     episodes that could not be run, of all processes
     simulated  episodes that were run now, not before a restart, of all processes
     """
@@ -176,6 +176,8 @@ class Runner:
                     self.store.add(step, result)
                     episodes[numbers[result.spec]] = result
                 bar.update()
+        # In their order, not in which they ended: what is computed of them in batches shall not depend on that.
+        episodes = dict(sorted(episodes.items()))
         outcomes = [
             Outcome(k, k // group_size, e.spec, e.success, e.steps, int(e.valid.sum()))
             for k, e in episodes.items()

@@ -161,6 +161,7 @@ def test_episodes_that_were_kept_are_not_run_again(scratch: Path) -> None:
     again = Recorded(small_policy(), "1")
     after = trainer.collect(config, 1, runner(again, scratch))
     assert again.ran == [specs_of(config, 1)[5]] and (before.simulated, after.simulated) == (7, 1)
+    assert list(before.episodes) == [0, 1, 2, 3, 4, 6, 7] and list(after.episodes) == list(range(8))
     for number, kept in before.episodes.items():
         for name in ("images", "proprio", "tokens", "log_probs", "valid", "frames", "path"):
             np.testing.assert_array_equal(getattr(after.episodes[number], name), getattr(kept, name))
