@@ -176,7 +176,7 @@ class Runner:
                     self.store.add(step, result)
                     episodes[numbers[result.spec]] = result
                 bar.update()
-        # In their order, not in which they ended: what is computed of them in batches shall not depend on that.
+        # In their order, not that in which they ended: nothing computed in batches shall depend on it.
         episodes = dict(sorted(episodes.items()))
         outcomes = [
             Outcome(k, k // group_size, e.spec, e.success, e.steps, int(e.valid.sum()))
