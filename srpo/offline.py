@@ -1,6 +1,7 @@
 """Offline SRPO: fixed rollouts, scored once by the same rewards, then advantage-weighted fine-tuning.
 
-python -m srpo.offline --config CONFIG --policy FOLDER [--world-model FOLDER] --out FOLDER --scratch FOLDER
+python -m srpo.offline --config CONFIG --policy FOLDER [--world-model FOLDER] [--demos FOLDER]
+    --out FOLDER --scratch FOLDER
 
 No simulator is in the loop, as in the real-robot part of the SRPO paper, which uses advantage-weighted
 regression. The set is `train.prompts` groups of the initial policy; `train.steps` are passes over it.
@@ -26,11 +27,17 @@ def weighted_objective(offline: Offline) -> Objective:
 
 
 def train(
-    config: TrainStage, initial: Path, world_model_folder: Path | None, out: Path, scratch: Path, workers: int
+    config: TrainStage,
+    initial: Path,
+    world_model_folder: Path | None,
+    out: Path,
+    scratch: Path,
+    workers: int,
+    demos: Path | None = None,
 ) -> None:
     """Collect, score, and fine-tune from the last checkpoint, or from the start, to the policy in `out`."""
     assert config.train.offline is not None
-    run = begin(config, initial, world_model_folder, out, scratch)
+    run = begin(config, initial, world_model_folder, demos, out, scratch)
     objective = weighted_objective(config.train.offline)
     clock = [time.perf_counter()]
     # The rollouts are the initial policy's, even where a resumed one has gone on from it. They stay in the
@@ -66,6 +73,7 @@ def main() -> None:
             arguments.out,
             arguments.scratch,
             arguments.workers,
+            arguments.demos,
         )
 
 

@@ -1,6 +1,7 @@
 """Reinforcement learning: SRPO, and GRPO, which is SRPO with a 0/1 reward. One loop, read top to bottom.
 
-python -m srpo.trainer --config CONFIG --policy FOLDER [--world-model FOLDER] --out FOLDER --scratch FOLDER
+python -m srpo.trainer --config CONFIG --policy FOLDER [--world-model FOLDER] [--demos FOLDER]
+    --out FOLDER --scratch FOLDER
 
 With several processes (`accelerate launch`, docs/hpc.md) each runs every n-th episode of a step and holds its
 pictures; what is needed of an episode to score it is gathered, so that each process sees the whole batch, and
@@ -33,6 +34,7 @@ from srpo.algo.losses import PolicyLoss, policy_loss
 from srpo.analysis.io import REWARDS, RL_METRICS, TASK_METRICS, write_rows
 from srpo.checkpoint import Checkpoints, EpisodeStore, fingerprint, preemptible
 from srpo.config import Train, TrainStage, load_stage
+from srpo.demos import file_name, read_demonstrations
 from srpo.envs.libero import load_task
 from srpo.manifest import sha256, write_manifest
 from srpo.policies.openvla_oft import Inputs, OpenVLAOFT, load_policy, save_policy
@@ -220,6 +222,8 @@ def _number(batch: Batch, members: NDArray[np.bool_]) -> int:
 
 # What they are worth.
 
+Experts = dict[int, NDArray[np.float32]]
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -239,9 +243,24 @@ def embed(batch: Batch, world_model: WorldModel, accelerator: Accelerator) -> ND
     return np.stack([everyone[outcome.number] for outcome in batch.outcomes])
 
 
-def score(config: TrainStage, batch: Batch, embeddings: NDArray[np.float32] | None) -> Scores:
+def embed_experts(config: TrainStage, world_model: WorldModel, files: Sequence[Path]) -> Experts:
+    """Task id → embeddings (E, D) of its demonstrations, the references `fixed_expert`; a file a task."""
+    return {
+        task: world_model.embed_many(demonstration.images for demonstration in read_demonstrations(file))
+        for task, file in zip(config.tasks, files, strict=True)
+    }
+
+
+def score(
+    config: TrainStage,
+    batch: Batch,
+    embeddings: NDArray[np.float32] | None,
+    experts: Experts | None = None,
+) -> Scores:
     """Rewards (self-referential where configured), group advantages, and which groups are kept."""
-    shaped = shape_rewards(embeddings, batch.success, batch.tasks, config.reward)
+    shaped = shape_rewards(
+        embeddings, batch.success, batch.tasks, config.reward, group=batch.groups, experts=experts
+    )
     groups = torch.from_numpy(batch.groups)
     usable = torch.from_numpy(shaped.valid)
     rewards = torch.from_numpy(shaped.rewards)
@@ -585,6 +604,7 @@ class Run:
     policy: OpenVLAOFT
     reference: OpenVLAOFT | None
     world_model: WorldModel | None
+    experts: Experts | None
     optimiser: torch.optim.Optimizer
     checkpoints: Checkpoints
     scratch: Path
@@ -606,7 +626,7 @@ class Run:
         embeddings = None
         if self.world_model is not None:
             embeddings = embed(batch, self.world_model, self.accelerator)
-        return score(self.config, batch, embeddings)
+        return score(self.config, batch, embeddings, self.experts)
 
     def update(
         self, batch: Batch, scores: Scores, step: int, objective: Objective
@@ -677,7 +697,12 @@ class Run:
 
 
 def begin(
-    config: TrainStage, initial: Path, world_model_folder: Path | None, out: Path, scratch: Path
+    config: TrainStage,
+    initial: Path,
+    world_model_folder: Path | None,
+    demos: Path | None,
+    out: Path,
+    scratch: Path,
 ) -> Run:
     """Load everything: from the last checkpoint if there is one, else from the initial policy."""
     accelerator = make_accelerator(config.train.trackers, out)
@@ -694,6 +719,13 @@ def begin(
     inputs = {"policy": sha256(initial)}
     if world_model_folder is not None:
         inputs["world_model"] = sha256(world_model_folder)
+    experts = None
+    if world_model is not None and config.reward.references == "fixed_expert":
+        if demos is None:
+            raise SystemExit("reward.references `fixed_expert` needs the demonstrations: --demos FOLDER")
+        files = [demos / file_name(load_task(config.suite, task).name) for task in config.tasks]
+        experts = embed_experts(config, world_model, files)
+        inputs |= {file.name: sha256(file) for file in files}
     # Trackers look on: another choice of them does not make it another run.
     settings = config.model_dump_json(exclude={"train": {"trackers"}})
     identity = fingerprint(settings, *inputs.values())
@@ -701,7 +733,9 @@ def begin(
         checkpoints = Checkpoints(
             scratch, identity, config.train.keep_checkpoints, writer=accelerator.is_main_process
         )
-    run = Run(config, accelerator, policy, reference, world_model, optimiser, checkpoints, scratch, inputs)
+    run = Run(
+        config, accelerator, policy, reference, world_model, experts, optimiser, checkpoints, scratch, inputs
+    )
     if (resumed := checkpoints.resume(policy, optimiser)) is not None:
         run.done, run.logs = resumed
     if len(found := set(gather_object([run.done]))) > 1:
@@ -724,10 +758,16 @@ def evaluation_specs(config: TrainStage) -> list[EpisodeSpec]:
 
 
 def train(
-    config: TrainStage, initial: Path, world_model_folder: Path | None, out: Path, scratch: Path, workers: int
+    config: TrainStage,
+    initial: Path,
+    world_model_folder: Path | None,
+    out: Path,
+    scratch: Path,
+    workers: int,
+    demos: Path | None = None,
 ) -> None:
     """Train from the last checkpoint, or from the initial policy, to the finished one in `out`."""
-    run = begin(config, initial, world_model_folder, out, scratch)
+    run = begin(config, initial, world_model_folder, demos, out, scratch)
     store = EpisodeStore(scratch)
     objective = clipped_objective(config.train)
     with Rollouts(config.suite, config.protocol, run.policy, workers) as rollouts:
@@ -762,6 +802,7 @@ def parse_arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, required=True, help="resolved configuration of the run")
     parser.add_argument("--policy", type=Path, required=True, help="policy checkpoint to start from")
     parser.add_argument("--world-model", type=Path, help="checkpoint folder of a pretrained world model")
+    parser.add_argument("--demos", type=Path, help="demonstrations, for the references `fixed_expert`")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for resumable state")
     parser.add_argument("--workers", type=int, default=2, help="simulation processes (default: 2)")
@@ -781,6 +822,7 @@ def main() -> None:
             arguments.out,
             arguments.scratch,
             arguments.workers,
+            arguments.demos,
         )
 
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -362,3 +363,35 @@ def test_training_stops_at_its_target(
     assert metrics["learning_rate"].tolist() == pytest.approx([0.25e-4, 0.5e-4])
     assert "target 100.0% reached" in capsys.readouterr().out
     assert (tmp_path / "out/policy/model.safetensors").exists() and not (tmp_path / "scratch").exists()
+
+
+def test_the_expert_is_a_reference_where_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Task 8 has no success of its own, and still its failures are compared with the demonstrations."""
+    config = stage(reward={"references": "fixed_expert"})
+    data = batch(config, "1100" + "0000" + "0001" + "0000", small_policy())
+    frames = {task: np.full((6, 16, 16, 3), 20 * task, np.uint8) for task in TASKS}
+    shown = []
+
+    def read(file: Path) -> list[SimpleNamespace]:
+        shown.append(file.name)
+        return [SimpleNamespace(images=frames[TASKS[len(shown) - 1]])] * 2
+
+    monkeypatch.setattr(trainer, "read_demonstrations", read)
+    world_model = load_world_model(config.world_model, None)
+    experts = trainer.embed_experts(config, world_model, [tmp_path / "seven", tmp_path / "eight"])
+    assert shown == ["seven", "eight"] and {k: v.shape[0] for k, v in experts.items()} == {7: 2, 8: 2}
+    scores = trainer.score(config, data, trainer.embed(data, world_model, Accelerator()), experts)
+    assert [task.unshaped for task in scores.shaped.tasks] == [None, None]
+    own = world_model.embed(data.episodes[4].frames)
+    distance = np.linalg.norm(own.astype(float) - experts[8][0])
+    assert scores.shaped.distances[4] == pytest.approx(distance, rel=1e-6)
+
+
+def test_groups_may_be_normalised_by_themselves() -> None:
+    outcomes = "1100" + "1010" + "0001" + "0111"
+    by_task, by_group = stage(), stage(reward={"scope": "group"})
+    data = batch(by_task, outcomes, small_policy())
+    one, other = scored(by_task, data), scored(by_group, data)
+    # Two failures of a group, alone: z = ±1, so α·sigmoid(∓1) = 0.8·0.268941 and 0.8·0.731059.
+    assert sorted(other.shaped.rewards[[2, 3]]) == pytest.approx([0.2151531, 0.5848469], abs=1e-6)
+    assert one.shaped.rewards[[2, 3]].tolist() != pytest.approx(other.shaped.rewards[[2, 3]].tolist())

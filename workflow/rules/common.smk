@@ -150,6 +150,16 @@ def compared_world_model(wildcards):
     return world_model_checkpoint(*named)
 
 
+def expert_demos(wildcards):
+    """The demonstrations that a run's rewards refer to, if they do."""
+    stage = PLAN.stages[
+        f"runs/{wildcards.suite}/{wildcards.variant}/seed{wildcards.seed}"
+    ]
+    fixed = stage.world_model and stage.reward.references == "fixed_expert"
+    found = demos_of(wildcards) if fixed else []
+    return [found] if found else []
+
+
 def trainer(wildcards):
     """The module that trains a run: its simulator is in the loop, or its rollouts are fixed."""
     stage = PLAN.stages[

@@ -5,6 +5,7 @@ rule train:
         config="<results>/runs/{suite}/{variant}/seed{seed}/config.yaml",
         policy=sft_policy,
         world_model=world_model_of,
+        demos=expert_demos,
     output:
         policy=directory("<results>/runs/{suite}/{variant}/seed{seed}/policy"),
         metrics="<results>/runs/{suite}/{variant}/seed{seed}/metrics.csv",
@@ -29,7 +30,8 @@ rule train:
         world_model=lambda wildcards, input: flag(
             "--world-model", input.get("world_model")
         ),
+        demos=lambda wildcards, input: flag("--demos", input.get("demos")),
     shell:
         "logged {log:q} $(launch {resources.gpu}) {params.module} --config {input.config:q} --policy {input.policy:q}"
-        " {params.world_model:q} --out {params.out:q} --scratch {params.scratch:q}"
+        " {params.world_model:q} {params.demos:q} --out {params.out:q} --scratch {params.scratch:q}"
         " --workers $(share {threads} {resources.gpu})"
