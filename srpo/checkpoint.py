@@ -59,14 +59,13 @@ class Checkpoints:
     def save(
         self, step: int, model: nn.Module, optimiser: torch.optim.Optimizer, progress: dict[str, Any]
     ) -> None:
-        """Keep model, optimiser and `progress` (JSON) after `step`.
+        """Keep what is trained of the model, the optimiser and `progress` (JSON) after `step`.
 
         Generators need no keeping: every random draw of a run is seeded by (seed, step).
         """
         with atomic_directory(self._folder / f"checkpoint-{step:08d}") as folder:
-            save_file(
-                {name: t.contiguous() for name, t in model.state_dict().items()}, folder / "model.safetensors"
-            )
+            trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+            save_file({name: p.contiguous() for name, p in trained.items()}, folder / "model.safetensors")
             torch.save(optimiser.state_dict(), folder / "optimiser.pt")
             write_json(folder / "progress.json", progress)
             hashes = {file.name: sha256(file) for file in folder.iterdir()}
@@ -83,7 +82,13 @@ class Checkpoints:
             if not self._is_whole(folder):
                 print(f"{folder}: incomplete or damaged; trying the one before", flush=True)
                 continue
-            model.load_state_dict(load_file(folder / "model.safetensors"))
+            trained = load_file(folder / "model.safetensors")
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if parameter.requires_grad:
+                        parameter.copy_(trained.pop(name))
+            if trained:
+                raise ValueError(f"{folder}: weights of another model: {sorted(trained)[:5]}")
             optimiser.load_state_dict(torch.load(folder / "optimiser.pt", weights_only=True))
             return int(folder.name.rsplit("-", 1)[1]), json.loads((folder / "progress.json").read_text())
         return None

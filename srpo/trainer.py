@@ -713,8 +713,11 @@ def begin(
     if config.world_model is not None:
         world_model = load_world_model(config.world_model, world_model_folder)
     reference = copy.deepcopy(policy).requires_grad_(False) if config.train.kl > 0 else None
+    torch.manual_seed(config.seed)  # adapters start at random
+    policy.make_trainable()
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(
-        policy.parameters(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay
+        trained, lr=config.train.learning_rate, weight_decay=config.train.weight_decay
     )
     inputs = {"policy": sha256(initial)}
     if world_model_folder is not None:
