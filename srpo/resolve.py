@@ -31,6 +31,7 @@ from srpo.config import (
     Preset,
     Settings,
     SftStage,
+    TrainStage,
     Stage,
     Suite,
     WorldModelStage,
@@ -398,7 +399,9 @@ def plan(preset: Preset, source: str, configs: Path = CONFIGS, overrides: Sequen
             stages[f"reward_benchmark/{suite}"] = resolver.stage("reward_benchmark", suite)
     for run in found.runs(*tables):
         if run.variant != SFT:
-            stages[run.folder] = resolver.stage("train", *run)
+            stages[run.folder] = trained = resolver.stage("train", *run)
+            if isinstance(trained, TrainStage) and trained.reward.references == "fixed_expert":
+                stages.setdefault(f"demos/{run.suite}", resolver.stage("demos", run.suite))
             pretrained += filter(None, [resolver.world_model_of(run.variant)])
     for run in found.runs("t1", "ablations"):
         stages[f"{run.folder}/evaluation"] = resolver.stage("evaluate", *run)
