@@ -19,17 +19,13 @@ class Rollouts(AbstractContextManager["Rollouts"]):
     """Runs episodes of one suite with one policy; the policy may be trained between two runs.
 
     An episode is decided by its spec, the policy and the protocol: action sampling draws from a generator
-    seeded by `spec.seed`. Only rounding is left: the last bits of the logits depend on how many queries are
-    answered together. `batch` is the most that may be; 1 pins every bit, and is the default on a CPU, where
-    batches gain little. On a GPU it is 64.
+    seeded by `spec.seed`. Only rounding is left: see `protocol.batch`.
     """
 
-    def __init__(
-        self, suite: str, protocol: Protocol, policy: OpenVLAOFT, workers: int, batch: int | None = None
-    ) -> None:
+    def __init__(self, suite: str, protocol: Protocol, policy: OpenVLAOFT, workers: int) -> None:
         self._suite = suite
         self._policy = policy
-        self._batch = batch or (1 if policy.device.type == "cpu" else 64)
+        self._batch = protocol.batch or (1 if policy.device.type == "cpu" else 64)
         self._generators: dict[int, torch.Generator] = {}
         self._pool = EnvPool(suite, protocol, workers)
 

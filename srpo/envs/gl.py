@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +96,17 @@ def create_context(size: int) -> Any:
             os.environ["MUJOCO_EGL_DEVICE_ID"] = str(device)
     import mujoco
 
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None  # MuJoCo's half-made contexts cannot be freed, and say so at length
     try:
         context = mujoco.GLContext(size, size)
         context.make_current()
+        return context
     except Exception as error:  # of PyOpenGL's, MuJoCo's or ctypes' own kinds
-        raise MissingGLError(f"MUJOCO_GL={choose_backend()}: {_reason(error)}") from error
-    return context
+        reason = _reason(error)
+    finally:
+        sys.unraisablehook = hook
+    raise MissingGLError(f"MUJOCO_GL={choose_backend()}: {reason}")
 
 
 def _reason(error: Exception) -> str:

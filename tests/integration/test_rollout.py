@@ -162,7 +162,7 @@ def test_a_worker_that_hangs_is_replaced(
 
 
 def test_batches_lose_and_double_nothing(policy: OpenVLAOFT) -> None:
-    with Rollouts(SUITE, PROTOCOL, policy, workers=3, batch=8) as rollouts:
+    with Rollouts(SUITE, PROTOCOL.model_copy(update={"batch": 8}), policy, workers=3) as rollouts:
         by_spec(list(rollouts.run(SPECS)))
 
 

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def test_a_half_written_checkpoint_is_not_one(tmp_path: Path) -> None:
         pass
 
     class FullDisk(nn.Module):
-        def state_dict(self, *_: object, **__: object) -> dict:  # type: ignore[override]
+        def named_parameters(self, *_: object, **__: object) -> Iterator:  # type: ignore[override, type-arg]
             raise FullError
 
     with pytest.raises(FullError):

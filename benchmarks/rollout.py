@@ -1,0 +1,367 @@
+"""How fast LIBERO is rolled out here, beside stock LIBERO and the official stacks' loop, in one run.
+
+    python benchmarks/rollout.py --out FILE.csv [--quick]
+
+Loops, all in chunks of 8 control steps:
+  stock       LIBERO's OffScreenRenderEnv: two cameras rendered at every step
+  exact, near, fast
+              srpo.envs.libero: one picture a chunk, in each of its render modes
+  physics     the same without pictures: the ceiling
+  official    episodes as OpenVLA-OFT's, SimpleVLA-RL's and siiRL's loops run them: the environment built
+              anew for each, two cameras of 256 pixels at every step, every chunk waits for the slowest one
+  ours        episodes as srpo.rollout runs them
+
+Steps a second are medians over chunks, on one core, each in a process of its own. Writes rows of suite, loop,
+measure, value, ratio_to_stock (of the same suite; of `official` for episodes), and a figure beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from srpo.config import Policy, Protocol, read_yaml
+from srpo.files import write_with
+from srpo.processes import one_core_each
+from srpo.types import CHUNK, EpisodeSpec
+
+SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+MODES = ("exact", "near", "fast")
+PIXELS, OFFICIAL_PIXELS = 128, 256
+EPISODE_STEPS = 136
+"""Cap of the whole episodes that are compared."""
+
+
+def protocol(render: str, image_size: int = PIXELS, max_steps: int = EPISODE_STEPS) -> Protocol:
+    values = dict(profile="official", max_steps=max_steps, settle_steps=10, env_seed=0)
+    return Protocol.model_validate(values | {"image_size": image_size, "render": render})
+
+
+def rummage(seed: int) -> Iterator[NDArray[np.float64]]:
+    """Endless smooth random actions that keep pushing down into the objects: physics with contacts."""
+    rng = np.random.default_rng(seed)
+    velocity = np.zeros(6)
+    step = 0
+    while True:
+        velocity = 0.85 * velocity + 0.5 * rng.normal(size=6) * [1, 1, 1, 0.4, 0.4, 0.4]
+        push = -0.35 if (step // 40) % 2 == 0 else 0.25
+        grip = 1.0 if (step // 25) % 2 else -1.0
+        yield np.append(np.clip(velocity + np.array([0, 0, push, 0, 0, 0]), -1, 1), grip)
+        step += 1
+
+
+def stock_environment(suite: str, task_id: int, pixels: int) -> tuple[Any, NDArray[np.float64]]:
+    """The stock environment as the official stacks make it, and the task's initial states."""
+    from srpo.envs.libero import init_states, load_task
+
+    from libero.libero.envs import OffScreenRenderEnv  # isort: skip  (after the OpenGL back end is chosen)
+
+    bddl = str(load_task(suite, task_id).bddl_file)
+    environment = OffScreenRenderEnv(bddl_file_name=bddl, camera_heights=pixels, camera_widths=pixels)
+    environment.seed(0)
+    return environment, init_states(suite, task_id)
+
+
+def chunk_seconds(run: Callable[[], None], chunks: int) -> float:
+    """Median seconds of a chunk, after one that is not counted."""
+    run()
+    seconds = []
+    for _ in range(chunks):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return float(np.median(seconds))
+
+
+def resident() -> float:
+    """This process's memory in MB, after giving back what is free."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def stock_steps(suite: str, chunks: int) -> dict[str, float]:
+    started = time.perf_counter()
+    environment, states = stock_environment(suite, 0, PIXELS)
+    built = time.perf_counter() - started
+    started = time.perf_counter()
+    environment.reset()
+    environment.set_init_state(states[0])
+    reset = time.perf_counter() - started
+    actions = rummage(0)
+
+    def chunk() -> None:
+        for _ in range(CHUNK):
+            environment.step(next(actions))
+
+    return {
+        "steps_per_second": CHUNK / chunk_seconds(chunk, chunks),
+        "construction_s": built,
+        "reset_ms": 1e3 * reset,
+        "memory_mb": resident(),
+    }
+
+
+def lean_steps(suite: str, render: str, chunks: int) -> dict[str, float]:
+    """Steps a second on the suite's first task; cost of further environments from its next ones."""
+    from srpo.envs.libero import LiberoEnv
+
+    pictures = render != "physics"
+    settings = protocol(render if pictures else "exact")
+    first = LiberoEnv(suite, 0, settings)
+    first.reset(0)
+    if pictures:
+        first.render()
+    one = resident()
+    built = []
+    others = []
+    for task in range(1, 10):
+        started = time.perf_counter()
+        others.append(LiberoEnv(suite, task, settings))
+        built.append(time.perf_counter() - started)
+        others[-1].reset(0)
+        if pictures:
+            others[-1].render()
+    ten = resident()
+    resets = []
+    for _ in range(50):
+        started = time.perf_counter()
+        first.reset(0)
+        resets.append(time.perf_counter() - started)
+    actions = rummage(0)
+
+    def chunk() -> None:
+        if pictures:
+            first.render()
+        for _ in range(CHUNK):
+            first.step(next(actions))
+
+    return {
+        "steps_per_second": CHUNK / chunk_seconds(chunk, chunks),
+        "construction_s": float(np.median(built)),
+        "reset_ms": 1e3 * float(np.median(resets)),
+        "memory_mb": one,
+        "memory_mb_each_further": (ten - one) / len(others),
+    }
+
+
+def tiny_policy(suite: str) -> Any:
+    """The `tiny` policy with random weights: episodes of its kind, which mostly run to the cap."""
+    import torch
+
+    from srpo.envs.libero import load_task
+    from srpo.policies.openvla_oft import create_policy
+    from srpo.policies.processing import make_tokenizer
+    from srpo.resolve import CONFIGS
+
+    settings = Policy.model_validate(
+        {"name": "tiny"} | read_yaml(CONFIGS / "policies" / "tiny.yaml")["policy"]
+    )
+    limits = {"q01": [-0.9] * 6 + [-1.0], "q99": [0.9] * 6 + [1.0], "mask": [True] * 7}
+    statistics = {suite: {"action": limits, "proprio": {"q01": [-1.0] * 8, "q99": [1.0] * 8}}}
+    words = [load_task(suite, task).language for task in range(10)]
+    torch.manual_seed(0)
+    return create_policy(settings, make_tokenizer(words, settings.llm.vocab_size - 256), statistics).eval()
+
+
+def our_episodes(suite: str, render: str, workers: int, episodes: int) -> dict[str, float]:
+    """Whole episodes of the tiny policy a minute, after one a worker that loads the task."""
+    from srpo.rollout import Rollouts
+
+    def specs(start: int, count: int) -> list[EpisodeSpec]:
+        return [EpisodeSpec(suite, 0, state % 50, state, 1.0) for state in range(start, start + count)]
+
+    with Rollouts(suite, protocol(render), tiny_policy(suite), workers) as rollouts:
+        list(rollouts.run(specs(0, workers)))
+        started = time.perf_counter()
+        finished = list(rollouts.run(specs(workers, episodes)))
+        seconds = time.perf_counter() - started
+    assert all(hasattr(result, "success") for result in finished)
+    return {"episodes_per_minute": 60 * episodes / seconds}
+
+
+def official_worker(connection: Connection, suite: str) -> None:
+    """One process of the official loop: builds the environment for each episode, steps whole chunks."""
+    while (state := connection.recv()) is not None:
+        environment, states = stock_environment(suite, 0, OFFICIAL_PIXELS)
+        environment.reset()
+        observation = environment.set_init_state(states[state % len(states)])
+        for _ in range(10):
+            observation, _, done, _ = environment.step([0.0] * 6 + [-1.0])
+        connection.send(seen(observation, False))
+        while (actions := connection.recv()) is not None:
+            for action in actions:
+                observation, _, done, _ = environment.step(action.tolist())
+                if done:
+                    break
+            connection.send(seen(observation, done))
+        environment.close()
+
+
+def seen(observation: dict[str, Any], done: bool) -> tuple[NDArray[np.uint8], NDArray[np.float32], bool]:
+    proprio = np.concatenate(
+        [observation[f"robot0_{name}"] for name in ("eef_pos", "joint_pos", "gripper_qpos")]
+    )[:8]
+    return observation["agentview_image"][::-1, ::-1], proprio.astype(np.float32), done
+
+
+def official_episodes(suite: str, workers: int, episodes: int) -> dict[str, float]:
+    """Whole episodes of the tiny policy a minute, `workers` at a time, in lockstep."""
+    import torch
+
+    from srpo.envs.libero import load_task
+
+    policy, words = tiny_policy(suite), load_task(suite, 0).language
+    spawn = multiprocessing.get_context("spawn")
+    pipes, processes = [], []
+    for _ in range(workers):
+        ours, theirs = spawn.Pipe()
+        with one_core_each():
+            processes.append(spawn.Process(target=official_worker, args=(theirs, suite), daemon=True))
+            processes[-1].start()
+        pipes.append(ours)
+    started = time.perf_counter()
+    generators = [torch.Generator().manual_seed(k) for k in range(workers)]
+    for batch in range(0, episodes, workers):
+        for k, pipe in enumerate(pipes):
+            pipe.send(batch + k)
+        views = [pipe.recv() for pipe in pipes]
+        for _ in range(0, EPISODE_STEPS, CHUNK):
+            if all(done for *_, done in views):
+                break
+            # The batch is answered whole, finished episodes too, and waits for its slowest member.
+            images, proprio = np.stack([view[0] for view in views]), np.stack([view[1] for view in views])
+            inputs = policy.prepare(suite, images, [words] * workers, proprio)
+            tokens, _ = policy.act(inputs, 1.0, generators)
+            for pipe, actions, view in zip(pipes, policy.actions(suite, tokens), views, strict=True):
+                pipe.send([] if view[2] else actions)
+            views = [pipe.recv() for pipe in pipes]
+        for pipe in pipes:
+            pipe.send(None)
+    seconds = time.perf_counter() - started
+    for pipe, process in zip(pipes, processes, strict=True):
+        pipe.send(None)
+        process.join()
+    return {"episodes_per_minute": 60 * episodes / seconds}
+
+
+def memory_growth(suite: str, episodes: int) -> dict[str, float]:
+    """A process's memory after a tenth of the episodes and after all of them, over two tasks."""
+    from srpo.envs.libero import LiberoEnv
+    from srpo.envs.pool import Answer, pictures_shape, run_episode
+
+    settings = protocol("fast", max_steps=24)
+    envs = [LiberoEnv(suite, task, settings) for task in (0, 1)]
+    pictures = np.zeros(pictures_shape(settings, 8), np.uint8)
+    actions = rummage(0)
+
+    def ask(query: int, proprio: NDArray[np.float32]) -> Answer:
+        chunk = np.stack([next(actions) for _ in range(CHUNK)])
+        return Answer(chunk, np.zeros(7 * CHUNK, np.int64), np.zeros(7 * CHUNK, np.float32))
+
+    measured = {}
+    for episode in range(1, episodes + 1):
+        spec = EpisodeSpec(suite, episode % 2, episode % 50, episode, 1.0, 8)
+        run_episode(envs[episode % 2], spec, None, pictures, ask)
+        if episode in (episodes // 10, episodes):
+            measured[f"memory_mb_after_{episode}"] = resident()
+    return measured
+
+
+def apart(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
+    """Call in a process of its own, on one core."""
+    spawn = multiprocessing.get_context("spawn")
+    with one_core_each(), ProcessPoolExecutor(1, spawn, initializer=_pin) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _pin() -> None:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def measure(suites: tuple[str, ...], quick: bool, out: Path) -> pd.DataFrame:
+    """Run everything, one job after the other; `out` holds what is finished so far."""
+    chunks = 4 if quick else 20
+    jobs: list[tuple[str, str, Callable[..., dict[str, float]], tuple[Any, ...], bool]] = []
+    for suite in suites:
+        jobs.append((suite, "stock", stock_steps, (suite, max(2, chunks // 4)), True))
+        for mode in (*MODES, "physics"):
+            jobs.append((suite, mode, lean_steps, (suite, mode, chunks), True))
+    goal, cores = "libero_goal", len(os.sched_getaffinity(0))
+    jobs.append((goal, "official", official_episodes, (goal, cores, cores if quick else 2 * cores), False))
+    for workers in sorted({1, cores}):
+        for mode in ("exact", "fast"):
+            count = workers * (4 if quick else 16)
+            name = f"ours, {mode}, {workers} workers"
+            jobs.append((goal, name, our_episodes, (goal, mode, workers, count), False))
+    jobs.append((goal, "ours, fast", memory_growth, (goal, 50 if quick else 500), True))
+    rows: list[dict[str, Any]] = []
+    for suite, loop, function, arguments, alone in tqdm(jobs, desc="benchmark", unit="job"):
+        result = apart(function, *arguments) if alone else function(*arguments)
+        rows += [{"suite": suite, "loop": loop, "measure": name, "value": v} for name, v in result.items()]
+        table = with_ratios(pd.DataFrame(rows))
+        write_with(out, lambda temporary, table=table: table.to_csv(temporary, index=False))
+    return table
+
+
+def with_ratios(table: pd.DataFrame) -> pd.DataFrame:
+    """Each value over that of `stock` (episodes: of `official`) in the same suite, where there is one."""
+    bases = {
+        (row["suite"], row["measure"]): row["value"]
+        for row in table.to_dict("records")
+        if row["loop"] in ("stock", "official")
+    }
+    ratios = [r["value"] / bases.get((r["suite"], r["measure"]), np.nan) for r in table.to_dict("records")]
+    return table.assign(ratio_to_stock=ratios)
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Steps a second of each loop and suite."""
+    from matplotlib.figure import Figure
+
+    from srpo.analysis.tables import SUITE_LABELS
+
+    steps = table[table["measure"] == "steps_per_second"].pivot(index="suite", columns="loop", values="value")
+    steps = steps[[loop for loop in ("stock", *MODES, "physics") if loop in steps]]
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    colours = ["0.6", "#0072b2", "#56b4e9", "#009e73", "0.85"]
+    for k, (loop, colour) in enumerate(zip(steps, colours, strict=False)):
+        places = np.arange(len(steps)) + 0.16 * (k - 2)
+        bars = axes.bar(places, steps[loop], 0.15, color=colour, label=loop)
+        ratios = steps[loop] / steps["stock"]
+        axes.bar_label(bars, [f"{r:.0f}×" for r in ratios], fontsize=6, padding=1)
+    axes.set_yscale("log")
+    axes.set_xticks(np.arange(len(steps)), [SUITE_LABELS[suite] for suite in steps.index])
+    axes.set_ylabel("control steps a second, one core")
+    axes.legend(frameon=False, fontsize=7, ncols=5, loc="upper center", bbox_to_anchor=(0.5, 1.15))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=200)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Speed of LIBERO rollouts, as ratios to stock LIBERO.")
+    parser.add_argument("--out", type=Path, required=True, help="CSV to write; the figure stands beside it")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions, one suite")
+    arguments = parser.parse_args()
+    table = measure(SUITES[2:3] if arguments.quick else SUITES, arguments.quick, arguments.out)
+    draw(table, arguments.out.with_suffix(".png"))
+    shown = table.assign(ratio_to_stock=table["ratio_to_stock"].map("{:.2f}".format))
+    print(shown.to_string(index=False, float_format="{:.2f}".format))
+
+
+if __name__ == "__main__":
+    main()
