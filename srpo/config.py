@@ -71,8 +71,8 @@ class Protocol(Section):
     """`exact`: the stock picture, pixel for pixel. `near`: meshes decimated to what a pixel shows, a slightly
     different picture. `fast`: coarser meshes, no multisampling, no reflections."""
     batch: Count | None = None
-    """Most observations that the policy answers at once. The last bits of its logits depend on how many it sees
-    together; 1 pins them. null: 1 on a CPU, where batches gain little, 64 on a GPU."""
+    """Most observations that the policy answers at once. The last bits of its logits depend on how many it
+    sees together; 1 pins them. null: 1 on a CPU, where batches gain little, 64 on a GPU."""
 
     def train_states(self) -> range:
         """Initial states that training may use."""

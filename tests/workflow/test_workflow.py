@@ -100,8 +100,12 @@ def expected_counts(preset: dict[str, Any]) -> dict[str, int]:
     policy = yaml.safe_load((ROOT / f"configs/policies/{preset['policy']}.yaml").read_text())
     updates = (base["sft"] | policy["sft"] | preset["settings"].get("sft", {}))["updates"]
     suites = len(preset["suites"])
+    variants = {
+        name: yaml.safe_load((ROOT / f"configs/variants/{name}.yaml").read_text()) for _, name, _ in trained
+    }
+    experts = {s for s, name, _ in trained if "fixed_expert" in variants[name].get("reward", {}).values()}
     counts = {
-        "demos": suites if updates else 0,
+        "demos": suites if updates else len(experts),
         "checkpoint": fetched + (suites if policy["policy"]["checkpoint"] else 0),
         "sft": suites,
         "world_model": len(pretrained),
