@@ -207,7 +207,7 @@ def test_runs_are_shared() -> None:
     kinds = [type(stage) for stage in found.stages.values()]
     # 14 trained variants × 4 suites × 3 seeds, one SFT a suite; LIBERO-Plus for SFT and SRPO.
     assert kinds.count(TrainStage) == 168 and kinds.count(SftStage) == 4
-    assert kinds.count(EvaluateStage) == 136 and kinds.count(PlusStage) == 16
+    assert kinds.count(EvaluateStage) == 172 and kinds.count(PlusStage) == 16
     assert kinds.count(RewardBenchmarkStage) == 4 and kinds.count(WorldModelStage) == 0
 
 
