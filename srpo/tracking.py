@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
 
 from srpo.config import TrainStage
 
@@ -30,13 +30,19 @@ def make_accelerator(trackers: Iterable[str], out: Path) -> Accelerator:
             raise SystemExit(
                 f"train.trackers: the package {name} is not installed. `pip install {name}`, or take it out"
             )
-    return Accelerator(
+    accelerator = Accelerator(
         # Otherwise processes on CPUs do not find one another, and each takes itself for the only one.
         cpu=not torch.accelerator.is_available(),
         log_with=list(trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard")),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise SystemExit(
+            "reinforcement learning keeps the whole policy in each process and does not run under FSDP: "
+            "launch it without an FSDP configuration, with adapters (policy.lora) where memory is short"
+        )
+    return accelerator
 
 
 def start_trackers(accelerator: Accelerator, config: TrainStage, run: str, done: int) -> None:

@@ -1,0 +1,133 @@
+"""Where the time of one SRPO step goes: simulate, render, policy, encode, update.
+
+    python benchmarks/step.py [--out FILE.csv] [--episodes N]
+
+The `smoke` preset's SRPO on libero_goal, on one core: its policy with random weights and its V-JEPA 2 with
+random weights, whose time is that of trained ones. Random policies seldom succeed, so every other episode is
+called a success, for the update to have something to learn from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from rollout import tiny_policy
+from tqdm import tqdm
+from transformers import VJEPA2Model
+
+from srpo import trainer
+from srpo.config import TrainStage
+from srpo.envs.libero import LiberoEnv
+from srpo.envs.pool import Answer, pictures_shape, run_episode
+from srpo.files import write_with
+from srpo.resolve import Resolver, load_preset
+from srpo.types import Episode, EpisodeSpec
+from srpo.world_models import load_world_model
+from srpo.world_models.jepa import architecture
+from srpo.world_models.pretrain import write_model
+
+SUITE, VARIANT = "libero_goal", "srpo-vjepa2-tiny"
+
+
+class Clock:
+    """Seconds spent in some functions, the inner ones of nested calls excepted from the outer."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            started = time.perf_counter()
+            result = function(*arguments, **options)
+            self.seconds[name] += time.perf_counter() - started
+            return result
+
+        return call
+
+
+def roll_out(config: TrainStage, specs: list[EpisodeSpec], policy: Any, clock: Clock) -> list[Episode]:
+    """Episodes one after the other in this process."""
+    envs: dict[int, LiberoEnv] = {}
+    episodes = []
+    for spec in tqdm(specs, desc="episodes"):
+        if spec.task_id not in envs:
+            envs[spec.task_id] = env = LiberoEnv(SUITE, spec.task_id, config.protocol)
+            env.reset(spec.init_state)
+            env.render()  # loads the scene, once a process
+            env.step = clock.timed("simulate", env.step)  # type: ignore[method-assign]
+            env.render = clock.timed("render", env.render)  # type: ignore[method-assign]
+        env = envs[spec.task_id]
+        pictures = np.zeros(pictures_shape(config.protocol, spec.frames), np.uint8)
+        generator = torch.Generator().manual_seed(spec.seed)
+
+        def decide(query: int, proprio: NDArray[np.float32]) -> Answer:
+            image, words = pictures[query][None], [env.task.language]  # noqa: B023
+            inputs = policy.prepare(SUITE, image, words, proprio[None])
+            tokens, log_probs = policy.act(inputs, spec.temperature, [generator])  # noqa: B023
+            return Answer(policy.actions(SUITE, tokens)[0], tokens[0], log_probs[0])
+
+        ask = clock.timed("policy", decide)
+        episodes.append(clock.timed("rollout", run_episode)(env, spec, None, pictures, ask))
+    return episodes
+
+
+def measure(count: int) -> pd.DataFrame:
+    preset, source = load_preset("smoke")
+    config = Resolver(preset, source).stage("train", SUITE, VARIANT, 0)
+    assert isinstance(config, TrainStage) and config.world_model and config.world_model.pretraining
+    torch.set_num_threads(1)
+    policy, clock = tiny_policy(SUITE), Clock()
+    specs = trainer.episode_specs(config, 1, trainer.sample_prompts(config, 1))[:count]
+    episodes = roll_out(config, specs, policy, clock)
+    batch = trainer.Batch(
+        tuple(
+            trainer.Outcome(k, k // config.train.group_size, e.spec, k % 2 == 0, e.steps, int(e.valid.sum()))
+            for k, e in enumerate(episodes)
+        ),
+        dict(enumerate(episodes)),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        model = VJEPA2Model(architecture(config.world_model, config.world_model.pretraining))
+        write_model(Path(folder) / "model", model)
+        world_model = load_world_model(config.world_model, Path(folder) / "model")
+    accelerator = Accelerator(cpu=True)
+    embeddings = clock.timed("encode", trainer.embed)(batch, world_model, accelerator)
+    scores = clock.timed("reward", trainer.score)(config, batch, embeddings)
+    optimiser = torch.optim.AdamW(policy.parameters(), lr=config.train.learning_rate)
+    objective = trainer.clipped_objective(config.train)
+    learnt = clock.timed("update", trainer.update)(
+        config, policy, None, optimiser, accelerator, batch, scores, 1, objective
+    )
+    assert learnt["loss"] is not None, "there was nothing to learn from"
+    inside = sum(clock.seconds[name] for name in ("simulate", "render", "policy"))
+    clock.seconds["other"] = clock.seconds.pop("rollout") - inside
+    table = pd.DataFrame({"part": list(clock.seconds), "seconds": list(clock.seconds.values())})
+    table["share"] = table["seconds"] / table["seconds"].sum()
+    return table.assign(episodes=len(episodes), control_steps=sum(e.steps for e in episodes))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Where the time of an SRPO step goes, on one core.")
+    parser.add_argument("--out", type=Path, help="CSV to write")
+    parser.add_argument("--episodes", type=int, default=24, help="episodes of the step (default: 24)")
+    arguments = parser.parse_args()
+    table = measure(arguments.episodes)
+    print(table.to_string(index=False, float_format="{:.3f}".format))
+    if arguments.out:
+        write_with(arguments.out, lambda temporary: table.to_csv(temporary, index=False))
+
+
+if __name__ == "__main__":
+    main()
