@@ -37,7 +37,8 @@ PIXELS = 128
 def expert_actions(env: LiberoEnv, steps: int) -> list[NDArray[np.float64]]:
     """What an expert does in its first steps."""
     actions: list[NDArray[np.float64]] = []
-    run_expert(env, INIT_STATE, 0.15, np.random.default_rng(0), steps, before_step=actions.append)
+    rng = np.random.default_rng(0)
+    run_expert(env, INIT_STATE, noise=0.0, rng=rng, max_steps=steps, before_step=actions.append)
     return actions[:steps]
 
 
