@@ -79,6 +79,8 @@ def compare(env: LiberoEnv, actions: Sequence[NDArray[np.float64]]) -> dict[str,
         if step % CHUNK == 0:
             found["pictures"] += 1
             found["pixels_differing"] += int((env.render() != picture).any(axis=-1).sum())
+    # It frees its OpenGL objects by their numbers in whatever context is current: not in ours.
+    sim._render_context_offscreen.gl_ctx.make_current()
     stock.close()
     return found
 

@@ -78,6 +78,8 @@ def test_lean_step_and_pictures_equal_the_stock_environments(suite: str, task_id
         if k % 8 == 7:
             np.testing.assert_array_equal(lean.render(), observation["agentview_image"][::-1, ::-1])
     assert contacts > 0
+    # It frees its OpenGL objects by their numbers in whatever context is current: not in ours.
+    stock.env.sim._render_context_offscreen.gl_ctx.make_current()
     stock.close()
 
 
