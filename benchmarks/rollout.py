@@ -11,7 +11,7 @@ Loops, all in chunks of 8 control steps:
               anew for each, two cameras of 256 pixels at every step, every chunk waits for the slowest one
   ours        episodes as srpo.rollout runs them
 
-Steps a second are medians over chunks, on one core, each in a process of its own. Writes rows of suite, loop,
+Steps a second are medians over chunks, on one core, of loops that take turns. Writes rows of suite, loop,
 measure, value, ratio_to_stock (of the same suite; of `official` for episodes), and a figure beside them.
 """
 
@@ -76,22 +76,6 @@ def stock_environment(suite: str, task_id: int, pixels: int) -> tuple[Any, NDArr
     return environment, init_states(suite, task_id)
 
 
-def chunk_seconds(run: Callable[[], None], chunks: int) -> float:
-    """Median seconds of a chunk, after one that is not counted.
-
-    Of the core's own time where pictures are made in software: nothing is waited for, and other users of the
-    machine do not count.
-    """
-    clock = time.process_time if choose_backend() == "osmesa" else time.perf_counter
-    run()
-    seconds = []
-    for _ in range(chunks):
-        started = clock()
-        run()
-        seconds.append(clock() - started)
-    return float(np.median(seconds))
-
-
 def resident() -> float:
     """This process's memory in MB, after giving back what is free."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -99,7 +83,56 @@ def resident() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def stock_steps(suite: str, chunks: int) -> dict[str, float]:
+def steps_a_second(suite: str, chunks: int) -> dict[str, dict[str, float]]:
+    """Control steps a second of every loop, on the suite's first task.
+
+    Loops take turns, so that whatever else the machine does at the time meets all of them. Seconds are of the
+    core's own time where pictures are made in software, since nothing is waited for then.
+    """
+    from srpo.envs.libero import LiberoEnv
+
+    clock = time.process_time if choose_backend() == "osmesa" else time.perf_counter
+    stock, states = stock_environment(suite, 0, PIXELS)
+    stock.reset()
+    stock.set_init_state(states[0])
+    own_context = stock.env.sim._render_context_offscreen.gl_ctx
+
+    def stock_chunk(actions: list[NDArray[np.float64]]) -> None:
+        own_context.make_current()
+        for action in actions:
+            stock.step(action)
+
+    def lean_chunk(env: LiberoEnv, pictures: bool) -> Callable[[list[NDArray[np.float64]]], None]:
+        env.reset(0)
+
+        def chunk(actions: list[NDArray[np.float64]]) -> None:
+            if pictures:
+                env.render()
+            for action in actions:
+                env.step(action)
+
+        return chunk
+
+    loops = {"stock": stock_chunk}
+    for mode in MODES:
+        loops[mode] = lean_chunk(LiberoEnv(suite, 0, protocol(mode)), True)
+    loops["physics"] = lean_chunk(LiberoEnv(suite, 0, protocol("exact")), False)
+    seconds: dict[str, list[float]] = {loop: [] for loop in loops}
+    source = rummage(0)
+    for _ in range(chunks + 1):
+        actions = [next(source) for _ in range(CHUNK)]
+        for loop, chunk in loops.items():
+            started = clock()
+            chunk(actions)
+            seconds[loop].append(clock() - started)
+    # The first chunk, which loads things, does not count.
+    return {
+        loop: {"steps_per_second": CHUNK / float(np.median(times[1:]))} for loop, times in seconds.items()
+    }
+
+
+def stock_costs(suite: str) -> dict[str, float]:
+    """What building and resetting the stock environment takes."""
     started = time.perf_counter()
     environment, states = stock_environment(suite, 0, PIXELS)
     built = time.perf_counter() - started
@@ -107,56 +140,33 @@ def stock_steps(suite: str, chunks: int) -> dict[str, float]:
     environment.reset()
     environment.set_init_state(states[0])
     reset = time.perf_counter() - started
-    actions = rummage(0)
-
-    def chunk() -> None:
-        for _ in range(CHUNK):
-            environment.step(next(actions))
-
-    return {
-        "steps_per_second": CHUNK / chunk_seconds(chunk, chunks),
-        "construction_s": built,
-        "reset_ms": 1e3 * reset,
-        "memory_mb": resident(),
-    }
+    environment.step([0.0] * 6 + [-1.0])
+    return {"construction_s": built, "reset_ms": 1e3 * reset, "memory_mb": resident()}
 
 
-def lean_steps(suite: str, render: str, chunks: int) -> dict[str, float]:
-    """Steps a second on the suite's first task; cost of further environments from its next ones."""
+def lean_costs(suite: str, render: str) -> dict[str, float]:
+    """What building and resetting takes here, and what further environments cost in the same process."""
     from srpo.envs.libero import LiberoEnv
 
-    pictures = render != "physics"
-    settings = protocol(render if pictures else "exact")
-    first = LiberoEnv(suite, 0, settings)
+    first = LiberoEnv(suite, 0, protocol(render))
     first.reset(0)
-    if pictures:
-        first.render()
+    first.render()
     one = resident()
     built = []
     others = []
     for task in range(1, 6):
         started = time.perf_counter()
-        others.append(LiberoEnv(suite, task, settings))
+        others.append(LiberoEnv(suite, task, protocol(render)))
         built.append(time.perf_counter() - started)
         others[-1].reset(0)
-        if pictures:
-            others[-1].render()
+        others[-1].render()
     six = resident()
     resets = []
     for _ in range(50):
         started = time.perf_counter()
         first.reset(0)
         resets.append(time.perf_counter() - started)
-    actions = rummage(0)
-
-    def chunk() -> None:
-        if pictures:
-            first.render()
-        for _ in range(CHUNK):
-            first.step(next(actions))
-
     return {
-        "steps_per_second": CHUNK / chunk_seconds(chunk, chunks),
         "construction_s": float(np.median(built)),
         "reset_ms": 1e3 * float(np.median(resets)),
         "memory_mb": one,
@@ -287,7 +297,7 @@ def memory_growth(suite: str, episodes: int) -> dict[str, float]:
     return measured
 
 
-def apart(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call in a process of its own, on one core."""
     spawn = multiprocessing.get_context("spawn")
     with one_core_each(), ProcessPoolExecutor(1, spawn, initializer=_pin) as pool:
@@ -300,27 +310,25 @@ def _pin() -> None:
 
 def measure(suites: tuple[str, ...], quick: bool, out: Path) -> pd.DataFrame:
     """Run everything, one job after the other; `out` holds what is finished so far."""
-    chunks = 4 if quick else 20
-    jobs: list[tuple[str, str, Callable[..., dict[str, float]], tuple[Any, ...], bool]] = []
-    for suite in suites:
-        jobs.append((suite, "stock", stock_steps, (suite, max(2, chunks // 4)), True))
-        for mode in (*MODES, "physics"):
-            jobs.append((suite, mode, lean_steps, (suite, mode, chunks), True))
-    goal, cores = "libero_goal", len(os.sched_getaffinity(0))
-    jobs.append((goal, "official", official_episodes, (goal, cores, cores if quick else 2 * cores), False))
-    for workers in sorted({1, cores}):
-        for mode in ("exact", "fast"):
-            count = workers * (4 if quick else 16)
-            name = f"ours, {mode}, {workers} workers"
-            jobs.append((goal, name, our_episodes, (goal, mode, workers, count), False))
-    jobs.append((goal, "ours, fast", memory_growth, (goal, 50 if quick else 500), True))
     rows: list[dict[str, Any]] = []
-    for suite, loop, function, arguments, alone in tqdm(jobs, desc="benchmark", unit="job"):
-        result = apart(function, *arguments) if alone else function(*arguments)
-        rows += [{"suite": suite, "loop": loop, "measure": name, "value": v} for name, v in result.items()]
-        table = with_ratios(pd.DataFrame(rows))
-        write_with(out, lambda temporary, table=table: table.to_csv(temporary, index=False))
-    return table
+
+    def keep(suite: str, loop: str, result: dict[str, float]) -> None:
+        rows.extend({"suite": suite, "loop": loop, "measure": name, "value": v} for name, v in result.items())
+        write_with(out, lambda temporary: with_ratios(pd.DataFrame(rows)).to_csv(temporary, index=False))
+
+    for suite in tqdm(suites, desc="environments", unit="suite"):
+        for loop, result in apart(steps_a_second, suite, 4 if quick else 16).items():
+            keep(suite, loop, result)
+        keep(suite, "stock", apart(stock_costs, suite))
+        for mode in MODES:
+            keep(suite, mode, apart(lean_costs, suite, mode))
+    goal, cores = "libero_goal", len(os.sched_getaffinity(0))
+    keep(goal, "official", official_episodes(goal, cores, cores if quick else 2 * cores))
+    for workers, mode in tqdm([(w, m) for w in sorted({1, cores}) for m in MODES], desc="episodes"):
+        count = workers * (4 if quick else 16)
+        keep(goal, f"ours, {mode}, {workers} workers", our_episodes(goal, mode, workers, count))
+    keep(goal, "ours, fast", apart(memory_growth, goal, 50 if quick else 500))
+    return with_ratios(pd.DataFrame(rows))
 
 
 def with_ratios(table: pd.DataFrame) -> pd.DataFrame:
