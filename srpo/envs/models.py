@@ -28,11 +28,11 @@ import numpy as np
 from srpo.files import atomic_file
 
 PHYSICS = "physics"
-NEAR_TOLERANCE, NEAR_SHADE, NEAR_TEXTURE = 0.0005, 0.05, 1024
+NEAR_TOLERANCE, NEAR_SHADE, NEAR_TEXTURE = 0.0007, 0.05, 1024
 """`near`: metres, cosine (see `srpo.envs.decimate`), pixels."""
-FAST_TOLERANCE, FAST_SHADE, FAST_TEXTURE = 0.001, 0.2, 512
+FAST_TOLERANCE, FAST_SHADE, FAST_TEXTURE = 0.002, 0.4, 512
 """`fast`: the same, coarser."""
-RECIPE = 2
+RECIPE = 3
 """Number of the way models are made here: raise it with every change that makes other models."""
 STALE_SECONDS = 3600
 """Unfinished files older than this are a killed process's."""

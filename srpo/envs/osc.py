@@ -9,7 +9,7 @@ The state that comes out is the same bit for bit, so the order of numerical oper
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import mujoco
 import numba
@@ -42,9 +42,11 @@ def _osc_torques(  # type: ignore[no-untyped-def]
     return np.minimum(high, np.maximum(torques, low))
 
 
-@dataclass(frozen=True)
-class _Kinematics:
-    """The arm as the controller sees it: pose and velocity of the hand, joints, Jacobians, mass matrix."""
+class _Kinematics(NamedTuple):
+    """The arm as the controller sees it: pose and velocity of the hand, joints, Jacobians, mass matrix.
+
+    A tuple, because it is made 25 times a control step.
+    """
 
     ee_pos: Array
     ee_ori: Array
@@ -123,6 +125,12 @@ class OscStepper:
         self._jac_pos = np.zeros((3, model.nv))
         self._jac_ori = np.zeros((3, model.nv))
         self._mass = np.zeros((model.nv, model.nv))
+        # Views of MuJoCo's own memory: each look at an attribute of `data` makes a new one.
+        data = self.data
+        self._ctrl, self._qvel_now, self._qpos_now = data.ctrl, data.qvel, data.qpos
+        self._bias, self._ee_pos = data.qfrc_bias, data.site_xpos[self._site]
+        self._ee_ori = data.site_xmat[self._site].reshape(3, 3)
+        self._inertia = data.qM
         stale = None
         if not controller.new_update:
             stale = _Kinematics(
@@ -144,6 +152,7 @@ class OscStepper:
         model, data, state = self.model, self.data, self.state
         goal_pos, goal_ori, gripper, kinematics = state.goal_pos, state.goal_ori, state.gripper, state.stale
         finger_delta = self._finger_speed * np.sign(action[6])
+        ctrl, bias = self._ctrl, self._bias
         for substep in range(self._substeps):
             if substep == self._substeps - 2:
                 seen = data.qpos.copy()
@@ -156,15 +165,15 @@ class OscStepper:
                 if np.any(delta[3:] != 0):
                     goal_ori = set_goal_orientation(delta[3:], kinematics.ee_ori, orientation_limit=None)
                 goal_pos = set_goal_position(delta[:3], kinematics.ee_pos)
-            data.ctrl[self._arm] = _osc_torques(
+            ctrl[self._arm] = _osc_torques(
                 goal_pos, goal_ori, kinematics.ee_pos, kinematics.ee_ori,
                 kinematics.ee_vel_pos, kinematics.ee_vel_ori, kinematics.mass,
                 kinematics.jacobian, kinematics.jacobian_pos, kinematics.jacobian_ori,
-                data.qfrc_bias[self._dofs], self._rest, kinematics.joint_pos, kinematics.joint_vel,
+                bias[self._dofs], self._rest, kinematics.joint_pos, kinematics.joint_vel,
                 self._kp, self._kd, self._low, self._high,
             )  # fmt: skip
-            gripper = np.clip(gripper + finger_delta, -1.0, 1.0)
-            data.ctrl[self._fingers] = self._finger_bias + self._finger_gain * gripper
+            gripper = np.minimum(np.maximum(gripper + finger_delta, -1.0), 1.0)
+            ctrl[self._fingers] = self._finger_bias + self._finger_gain * gripper
             mujoco.mj_step2(model, data)
             if substep == self._substeps - 2:
                 sight = Sight(seen, data.qpos[self._finger_qpos], model.site_rgba.copy())
@@ -172,19 +181,19 @@ class OscStepper:
         return sight
 
     def _kinematics(self) -> _Kinematics:
-        data, dofs = self.data, self._dofs
-        mujoco.mj_jacSite(self.model, data, self._jac_pos, self._jac_ori, self._site)
-        mujoco.mj_fullM(self.model, self._mass, data.qM)
+        dofs, velocity = self._dofs, self._qvel_now
+        mujoco.mj_jacSite(self.model, self.data, self._jac_pos, self._jac_ori, self._site)
+        mujoco.mj_fullM(self.model, self._mass, self._inertia)
         jacobian_pos, jacobian_ori = self._jac_pos[:, dofs], self._jac_ori[:, dofs]
         return _Kinematics(
-            ee_pos=data.site_xpos[self._site].copy(),
-            ee_ori=data.site_xmat[self._site].reshape(3, 3).copy(),
-            ee_vel_pos=np.dot(self._jac_pos, data.qvel),
-            ee_vel_ori=np.dot(self._jac_ori, data.qvel),
+            ee_pos=self._ee_pos.copy(),
+            ee_ori=self._ee_ori.copy(),
+            ee_vel_pos=np.dot(self._jac_pos, velocity),
+            ee_vel_ori=np.dot(self._jac_ori, velocity),
             mass=self._mass[dofs, :][:, dofs],  # not np.ix_: its memory layout would change the last bits
-            jacobian=np.vstack([jacobian_pos, jacobian_ori]),
+            jacobian=np.concatenate((jacobian_pos, jacobian_ori)),
             jacobian_pos=jacobian_pos,
             jacobian_ori=jacobian_ori,
-            joint_pos=data.qpos[self._qpos],
-            joint_vel=data.qvel[dofs],
+            joint_pos=self._qpos_now[self._qpos],
+            joint_vel=velocity[dofs],
         )
