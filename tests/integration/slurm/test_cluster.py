@@ -1,0 +1,24 @@
+"""The cluster of these tests is one: it runs jobs with memory, GPUs and several nodes, and says how they ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cluster import Cluster, wait_until
+
+
+def test_jobs_get_their_gpus_and_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    script = "srun bash -c 'echo $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES'"
+    cluster.do("sbatch", "--wait", "--nodes=2", "--gpus-per-node=2", "--output", str(out), "--wrap", script)
+    assert sorted(out.read_text().split("\n")[:-1]) == ["node1 0,1", "node2 0,1"]
+
+
+def test_a_job_on_a_lost_node_is_requeued(cluster: Cluster, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    script = f"echo $SLURMD_NODENAME $SLURM_RESTART_COUNT >> {log}; [ -n \"$SLURM_RESTART_COUNT\" ] || sleep 60"
+    job = cluster.do("sbatch", "--parsable", "--requeue", "--output=/dev/null", "--wrap", script)
+    wait_until(lambda: log.exists() and bool(log.read_text()), "a running job")
+    cluster.crash("node1")
+    wait_until(lambda: cluster.state(job) == "COMPLETED", "its end")
+    assert log.read_text() == "node1\nnode2 1\n"
