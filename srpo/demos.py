@@ -42,6 +42,7 @@ from tqdm import tqdm
 from srpo.config import SUITES, ConfigError, DemosStage, load_stage
 from srpo.envs.gl import MissingGLError, require_gl
 from srpo.files import atomic_directory, atomic_file, write_text
+from srpo.locks import held
 from srpo.processes import end_with_parent, one_core_each
 
 if TYPE_CHECKING:
@@ -459,7 +460,8 @@ def main() -> None:
     try:
         config = load_stage(arguments.config, DemosStage)
         if config.demos.source == "expert":
-            record_all(config, arguments.out, arguments.scratch, arguments.workers)
+            with held(arguments.scratch):
+                record_all(config, arguments.out, arguments.scratch, arguments.workers)
         else:
             import_all(config, arguments.out)
     except (ConfigError, DemonstrationError, MissingGLError) as error:

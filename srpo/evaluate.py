@@ -22,6 +22,7 @@ from srpo.checkpoint import fingerprint
 from srpo.config import EvaluateStage, PlusStage, load_stage
 from srpo.envs.libero import load_task
 from srpo.files import write_json, write_text
+from srpo.locks import held
 from srpo.manifest import sha256, write_manifest
 from srpo.plus_tasks import INIT_STATE, PlusTask, parse, read_tasks, sample, shard
 from srpo.policies.openvla_oft import load_policy
@@ -83,7 +84,8 @@ class Journal:
     """The rows so far, one JSON line each, flushed to disk as they come; a torn last line is dropped.
 
     Rows of another run (settings or policy changed) are discarded. Episodes that could not be run are tried
-    again by the next attempt, so they are not resumed from here.
+    again by the next attempt, so they are not resumed from here. The journal stays when all is done: should
+    the output be asked for again (another job of its group failed, say), it is written from here.
     """
 
     def __init__(self, folder: Path, run: str) -> None:
@@ -112,10 +114,6 @@ class Journal:
             handle.write(json.dumps(row) + "\n")
             handle.flush()
             os.fsync(handle.fileno())
-
-    def clear(self) -> None:
-        for file in (self._file, self._file.with_name("run.json")):
-            file.unlink(missing_ok=True)
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -157,7 +155,6 @@ def evaluate(
     write_manifest(out.with_suffix(".manifest.json"), config, policy=digest, workers=workers)
     errors = sum(row["status"] == "infra_error" for row in rows)
     print(f"{successes} of {len(rows) - errors} episodes succeeded, {errors} could not be run", flush=True)
-    journal.clear()
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -185,7 +182,8 @@ def main() -> None:
     else:
         config = load_stage(arguments.config, PlusStage)
         specs = plus_specs(config, read_tasks(arguments.plus), *arguments.shard)
-    evaluate(config, specs, arguments.policy, arguments.out, arguments.scratch, arguments.workers)
+    with held(arguments.scratch):
+        evaluate(config, specs, arguments.policy, arguments.out, arguments.scratch, arguments.workers)
 
 
 if __name__ == "__main__":

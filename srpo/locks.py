@@ -1,12 +1,12 @@
 """One writer at a time for a run's scratch folder, across the nodes of a cluster.
 
-A job may be started twice: Snakemake was killed, its jobs went on, and it was run again; or somebody launched the
-same run by hand. The lock is a file beside the scratch folder that names its owner: host, process, Slurm job. It is
-made by a hard link, which is atomic on NFS too, and it asks nothing of the file system's own locking.
+A job may be started twice: Snakemake was killed, its jobs went on, and it was run again; or somebody launched
+the same run by hand. The lock is a file beside the scratch folder that names its owner: host, process, Slurm
+job. It is made by a hard link, which is atomic on NFS too, and asks nothing of the file system's own locking.
 
-- An owner that is gone (its process ended, its Slurm job is no longer running) has left the lock behind: it is taken.
-- Where owner and newcomer are Slurm jobs, the newcomer takes over: whoever submitted it waits for it, and nobody may
-  be waiting for the other any more. It cancels the other job, and goes on from its last checkpoint.
+- An owner that is gone (its process ended, its Slurm job no longer runs) left the lock behind: it is taken.
+- Where owner and newcomer are Slurm jobs, the newcomer takes over: whoever submitted it waits for it, and
+  perhaps nobody waits for the other. It cancels the other job and goes on from its last checkpoint.
 - Otherwise the newcomer is refused, with the owner's name and what to do.
 """
 
@@ -25,12 +25,21 @@ import psutil
 
 TAKE_OVER_SECONDS = 180
 """How long a cancelled job has to end: Slurm's KillWait, and a margin."""
-_RUNNING = {"RUNNING", "COMPLETING", "CONFIGURING", "STAGE_OUT", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING"}
+_RUNNING = {
+    "RUNNING",
+    "COMPLETING",
+    "CONFIGURING",
+    "STAGE_OUT",
+    "SUSPENDED",
+    "STOPPED",
+    "SIGNALING",
+    "RESIZING",
+}
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lock. `started`: seconds since the epoch, so that a process id in new use is not mistaken."""
+    """Who holds a lock. `started` (seconds since 1970) tells a process from a later one of its id."""
 
     host: str
     pid: int
@@ -96,6 +105,7 @@ def held(scratch: Path) -> Iterator[None]:
                 _take_over(lock, owner, me)
             print(f"{lock}: left behind by {owner}; taken", flush=True)
             _remove(lock, owner)
+        mine.unlink()
         yield
     finally:
         _remove(lock, me)
@@ -140,11 +150,16 @@ def _take_over(lock: Path, owner: Owner, me: Owner) -> None:
             f"{lock}: this run is at work already: {owner}. Wait for it or stop it; if you know that it is "
             "gone, remove the file."
         )
-    print(f"{lock}: this run is at work in Slurm job {owner.slurm_job}; cancelling that and going on", flush=True)
+    print(
+        f"{lock}: this run is at work in Slurm job {owner.slurm_job}; cancelling that and going on",
+        flush=True,
+    )
     # The output is no matter: what counts is whether the job ends.
     subprocess.run(["scancel", owner.slurm_job], capture_output=True, timeout=60)
     end = time.monotonic() + TAKE_OVER_SECONDS
     while not is_gone(owner, me):
         if time.monotonic() > end:
-            raise SystemExit(f"{lock}: {owner} did not stop in {TAKE_OVER_SECONDS} s: cancel it, then run again")
+            raise SystemExit(
+                f"{lock}: {owner} did not stop in {TAKE_OVER_SECONDS} s: cancel it, then run again"
+            )
         time.sleep(1)

@@ -16,6 +16,7 @@ from pathlib import Path
 from srpo.algo.losses import regression_loss
 from srpo.checkpoint import EpisodeStore, preemptible
 from srpo.config import Offline, TrainStage, load_stage
+from srpo.locks import held
 from srpo.policies.openvla_oft import load_policy
 from srpo.rollout import Rollouts
 from srpo.trainer import Batch, Objective, Runner, begin, collect, parse_arguments, reward_rows
@@ -65,7 +66,7 @@ def main() -> None:
     config = load_stage(arguments.config, TrainStage)
     if config.train.offline is None:
         raise SystemExit(f"{arguments.config}: train.offline is not set: use python -m srpo.trainer")
-    with preemptible():
+    with preemptible(), held(arguments.scratch):
         train(
             config,
             arguments.policy,

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from srpo.analysis.io import BENCHMARK, CURVES, ResultError, write_rows
 from srpo.config import ConfigError, RewardBenchmarkStage, did_you_mean, load_stage
 from srpo.files import atomic_directory, write_text, write_with
+from srpo.locks import held
 from srpo.manifest import sha256
 from srpo.rewards.benchmark import monotonicity, progress_curve, spearman_correlation
 from srpo.rewards.progress import nearest_distances
@@ -448,7 +449,8 @@ def main() -> None:
         if arguments.command == "collect":
             if arguments.workers < 1:
                 parser.error(f"--workers {arguments.workers}: at least 1")
-            collect(config, arguments.policy, arguments.out, arguments.scratch, arguments.workers)
+            with held(arguments.scratch):
+                collect(config, arguments.policy, arguments.out, arguments.scratch, arguments.workers)
         else:
             scored, curves = score(
                 config,

@@ -25,6 +25,7 @@ from srpo.checkpoint import Checkpoints, fingerprint
 from srpo.config import Sft, SftStage, load_stage
 from srpo.demos import Demonstration, file_name, read_demonstrations
 from srpo.fetch import verify
+from srpo.locks import held
 from srpo.manifest import sha256, write_manifest
 from srpo.policies import action_tokens
 from srpo.policies.openvla_oft import (
@@ -318,13 +319,9 @@ def main() -> None:
     )
     parser.add_argument("--scratch", type=Path, required=True, help="folder for resumable state")
     arguments = parser.parse_args()
-    train(
-        load_stage(arguments.config, SftStage),
-        arguments.demos,
-        arguments.out,
-        arguments.scratch,
-        arguments.checkpoint,
-    )
+    config = load_stage(arguments.config, SftStage)
+    with held(arguments.scratch):
+        train(config, arguments.demos, arguments.out, arguments.scratch, arguments.checkpoint)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from srpo.checkpoint import Checkpoints, EpisodeStore, fingerprint, preemptible
 from srpo.config import Train, TrainStage, load_stage
 from srpo.demos import file_name, read_demonstrations
 from srpo.envs.libero import load_task
+from srpo.locks import held
 from srpo.manifest import sha256, write_manifest
 from srpo.policies.openvla_oft import Inputs, OpenVLAOFT, load_policy, save_policy
 from srpo.rewards.progress import ShapedRewards, shape_rewards
@@ -817,7 +818,7 @@ def main() -> None:
     config = load_stage(arguments.config, TrainStage)
     if config.train.offline is not None:
         raise SystemExit(f"{arguments.config}: train.offline is set: use python -m srpo.offline")
-    with preemptible():
+    with preemptible(), held(arguments.scratch):
         train(
             config,
             arguments.policy,

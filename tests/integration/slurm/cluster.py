@@ -15,7 +15,18 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
+PROGRAMS = (
+    "munged",
+    "munge",
+    "slurmctld",
+    "slurmd",
+    "sbatch",
+    "srun",
+    "squeue",
+    "scancel",
+    "scontrol",
+    "sinfo",
+)
 SYSTEM_CONFIGURATION = Path("/etc/slurm")
 """Job steps of the Snakemake plugin drop `SLURM_CONF`, so the file must also be where Slurm looks for it."""
 NODES = ("node1", "node2", "node3", "node4")
@@ -129,12 +140,18 @@ class Cluster:
         self.start_controller()
         for node in NODES:
             self._spawn(node, ["slurmd", "-D", "-N", node])
-        wait_until(lambda: len(self.ask("sinfo", "-h", "-p", "main", "-t", "idle", "-N").splitlines()) == 4, "nodes")
+        wait_until(
+            lambda: len(self.ask("sinfo", "-h", "-p", "main", "-t", "idle", "-N").splitlines()) == 4, "nodes"
+        )
 
     def _spawn(self, name: str, command: Sequence[str]) -> None:
         with (self.root / f"{name}.out").open("wb") as out:
             self._daemons[name] = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     def _end(self, name: str) -> None:
@@ -150,12 +167,16 @@ class Cluster:
 
     def ask(self, *command: str) -> str:
         """What a Slurm command prints; '' when it fails."""
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=30)
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=30
+        )
         return done.stdout if done.returncode == 0 else ""
 
     def do(self, *command: str) -> str:
         """Run a Slurm command that has to work."""
-        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=60).stdout.strip()
+        return subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, text=True, timeout=60
+        ).stdout.strip()
 
     def start_controller(self) -> None:
         self._spawn("slurmctld", ["slurmctld", "-D"])
@@ -165,7 +186,7 @@ class Cluster:
         self._end("slurmctld")
 
     def crash(self, node: str) -> None:
-        """The node is gone, as its jobs are: Slurm requeues them, to start after SlurmdTimeout or, here, at once."""
+        """Lose a node. Slurm requeues its jobs, to start after SlurmdTimeout; here, at once."""
         lost = [job for job, _, where, _ in self.jobs("running") if where == node]
         self.do("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
         for job in lost:

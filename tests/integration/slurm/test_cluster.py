@@ -1,4 +1,4 @@
-"""The cluster of these tests is one: it runs jobs with memory, GPUs and several nodes, and says how they ended."""
+"""The cluster of these tests is one: jobs get GPUs and several nodes, and survive the loss of one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_jobs_get_their_gpus_and_nodes(cluster: Cluster, tmp_path: Path) -> None
 
 def test_a_job_on_a_lost_node_is_requeued(cluster: Cluster, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    script = f"echo $SLURMD_NODENAME $SLURM_RESTART_COUNT >> {log}; [ -n \"$SLURM_RESTART_COUNT\" ] || sleep 60"
+    script = f'echo $SLURMD_NODENAME $SLURM_RESTART_COUNT >> {log}; [ -n "$SLURM_RESTART_COUNT" ] || sleep 60'
     job = cluster.do("sbatch", "--parsable", "--requeue", "--output=/dev/null", "--wrap", script)
     wait_until(lambda: log.exists() and bool(log.read_text()), "a running job")
     cluster.crash("node1")
