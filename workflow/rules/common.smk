@@ -106,8 +106,18 @@ def stem(wildcards, output):
 
 
 def memory(wildcards, threads, attempt):
-    """MB of a job that simulates: 2 GB a process, the policy's share, and more after a failure."""
-    return attempt * (4000 + 2000 * threads + 64000 * bool(PRESET.gpus))
+    """MB of a job that simulates: 2 GB a process, the policy's share, and up to twice as much after failures."""
+    first = 4000 + 2000 * threads + 64000 * bool(PRESET.gpus)
+    return min(2 * first, first * (attempt + 1) // 2)
+
+
+def minutes(first):
+    """A job's time limit: more after each failure, up to two days, which many clusters allow."""
+
+    def runtime(wildcards, attempt):
+        return min(first * attempt, max(first, 2880))
+
+    return runtime
 
 
 def demos_of(wildcards):

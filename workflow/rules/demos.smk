@@ -13,7 +13,7 @@ rule demos:
     threads: 8
     resources:
         mem_mb=memory,
-        runtime=240,
+        runtime=minutes(240),
     params:
         scratch=scratch,
     shell:

@@ -9,12 +9,15 @@ rule evaluate:
         "<logs>/evaluate/{suite}/{any_variant}/seed{seed}.log",
     benchmark:
         "<benchmarks>/evaluate/{suite}/{any_variant}/seed{seed}.tsv"
+    # The seeds of one variant; how many share a job is up to the profile.
+    group:
+        "evaluate_{suite}_{any_variant}"
     conda:
         "../../environment.yml"
     threads: 8
     resources:
         mem_mb=memory,
-        runtime=480,
+        runtime=minutes(480),
         gpu=PRESET.gpus,
     params:
         scratch=scratch,

@@ -14,7 +14,7 @@ rule trajectories:
     threads: 8
     resources:
         mem_mb=memory,
-        runtime=480,
+        runtime=minutes(480),
         gpu=PRESET.gpus,
     params:
         scratch=scratch,
@@ -40,7 +40,7 @@ rule score:
     threads: 8
     resources:
         mem_mb=memory,
-        runtime=480,
+        runtime=minutes(480),
         gpu=PRESET.gpus,
     params:
         scratch=scratch,

@@ -24,12 +24,15 @@ rule plus_shard:
         "<logs>/plus/{suite}/{any_variant}/seed{seed}/shard-{shard}.log",
     benchmark:
         "<benchmarks>/plus/{suite}/{any_variant}/seed{seed}/shard-{shard}.tsv"
+    # Parts of one sweep need the same files; how many share a job is up to the profile.
+    group:
+        "plus_{suite}_{any_variant}_{seed}"
     conda:
         "../../environment.yml"
     threads: 8
     resources:
         mem_mb=memory,
-        runtime=480,
+        runtime=minutes(120),
         gpu=PRESET.gpus,
     params:
         scratch=scratch,

@@ -17,7 +17,7 @@ rule sft:
     threads: 8
     resources:
         mem_mb=memory,
-        runtime=1440,
+        runtime=minutes(1440),
         gpu=PRESET.gpus,
     params:
         demos=f"results/{PRESET.name}/demos/{{suite}}/data",

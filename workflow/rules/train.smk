@@ -21,7 +21,7 @@ rule train:
     threads: 16
     resources:
         mem_mb=memory,
-        runtime=1440,
+        runtime=minutes(1440),
         gpu=PRESET.gpus,
     params:
         module=trainer,

@@ -13,7 +13,7 @@ rule world_model:
     threads: 8
     resources:
         mem_mb=memory,
-        runtime=480,
+        runtime=minutes(480),
         gpu=PRESET.gpus,
     params:
         scratch=scratch,

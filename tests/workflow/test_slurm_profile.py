@@ -1,0 +1,64 @@
+"""The Slurm profile, by dry runs: what would be submitted, and that jobs are packed."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from test_workflow import ROOT, seconds, snakemake
+
+LOCAL = {"config", "plus", "plus_tasks", "checkpoint", "t1", "t2", "t3", "f2", "ablations", "all"}
+"""Rules that run where Snakemake does: seconds of work, or in need of the internet."""
+
+
+def submissions(output: str) -> Counter[str]:
+    """Submitted jobs of a dry run, by rule; a group (its members are indented) is one submission."""
+    single = re.findall(r"^rule (\w+):", output, re.MULTILINE)
+    groups = re.findall(r"Group job ([a-z]+)_", output)
+    return Counter([rule for rule in single if rule not in LOCAL] + groups)
+
+
+def paper(where: Path, *arguments: str) -> str:
+    preset = ROOT / "configs/presets/paper.yaml"
+    return snakemake(where, "--profile", str(ROOT / "slurm"), "--configfile", str(preset), "-n", *arguments)
+
+
+def test_the_paper_is_a_few_hundred_submissions(tmp_path: Path) -> None:
+    start = seconds()
+    output = paper(tmp_path)
+    assert seconds() - start < 30
+    found = submissions(output)
+    jobs = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE)}
+    # Every job is submitted, alone or in a group, and those in groups are all shown.
+    assert len(re.findall(r"^    rule evaluate:", output, re.MULTILINE)) == jobs["evaluate"]
+    assert len(re.findall(r"^    rule plus_shard:", output, re.MULTILINE)) == jobs["plus_shard"]
+    for rule in ("demos", "sft", "train", "trajectories", "score"):
+        assert found.pop(rule) == jobs[rule]
+    assert set(found) == {"evaluate", "plus"}
+    assert found["evaluate"] < jobs["evaluate"] / 2 and found["plus"] < jobs["plus_shard"] / 3
+    assert sum(submissions(output).values()) <= 300
+
+
+def test_local_rules_are_those_that_take_seconds(tmp_path: Path) -> None:
+    marked = set()
+    for file in (ROOT / "workflow/rules").glob("*.smk"):
+        for name, body in re.findall(
+            r"^rule (\w+):(.*?)(?=^\S|\Z)", file.read_text(), re.MULTILINE | re.DOTALL
+        ):
+            if "localrule: True" in body:
+                marked.add(name)
+    # `ablations` is made of t1 (`use rule`), `all` has nothing to run, `generated` is no stage.
+    assert marked == LOCAL - {"ablations", "all"} | {"generated"}
+
+
+def test_memory_and_time_grow_with_attempts() -> None:
+    """By the functions of common.smk: memory to twice the first, time to two days."""
+    text = (ROOT / "workflow/rules/common.smk").read_text()
+    code = "\n\n".join(re.findall(r"^def (?:memory|minutes)\(.*?(?=^\n\n)", text, re.MULTILINE | re.DOTALL))
+    names: dict[str, object] = {"PRESET": type("Preset", (), {"gpus": 0})}
+    exec(code, names)
+    memory, minutes = names["memory"], names["minutes"]
+    assert [memory(None, 8, attempt) for attempt in (1, 2, 3, 4)] == [20000, 30000, 40000, 40000]  # type: ignore
+    assert [minutes(1440)(None, attempt) for attempt in (1, 2, 3)] == [1440, 2880, 2880]  # type: ignore
+    assert [minutes(4000)(None, attempt) for attempt in (1, 2)] == [4000, 4000]  # type: ignore
