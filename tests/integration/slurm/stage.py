@@ -1,0 +1,48 @@
+"""Stands in for a training: as long, as resumable, as lockable, and quick. Other stages are made at once.
+
+stage.py LOG python -m MODULE ARGUMENTS...    (see `logged` in workflow/shell.sh)
+
+A step appends a line `step,job` to `<scratch>/steps` and takes a quarter of a second. After the fifth step it
+waits while `$HOLD/<variant>-<seed>` exists. The result is the list of steps in the scratch folder.
+"""
+
+import os
+import runpy
+import shutil
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+from srpo.locks import held
+
+STEPS, HELD = 12, 5
+STAND_IN = Path(__file__).resolve().parents[2] / "workflow/stage_stand_in.py"
+
+
+def train(out: Path, scratch: Path, hold: Path) -> None:
+    scratch.mkdir(parents=True, exist_ok=True)
+    file = scratch / "steps"
+    done = len(file.read_text().splitlines()) if file.exists() else 0
+    job = f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    with (scratch.parent / "attempts").open("a") as attempts:
+        attempts.write(f"{job}\n")
+    for step in range(done + 1, STEPS + 1):
+        while step > HELD and hold.exists():
+            time.sleep(0.05)
+        time.sleep(0.25)
+        with file.open("a") as handle:
+            handle.write(f"{step},{job}\n")
+    runpy.run_path(str(STAND_IN))  # makes all files, and the log
+    (out / "metrics.csv").write_text(file.read_text())
+    shutil.rmtree(scratch)
+
+
+if __name__ == "__main__":
+    options = dict(pairwise(sys.argv[1:]))
+    if "srpo.trainer" in sys.argv:
+        out, scratch = Path(options["--out"]), Path(options["--scratch"])
+        with held(scratch):
+            train(out, scratch, Path(os.environ["HOLD"]) / f"{out.parent.name}-{out.name}")
+    else:
+        runpy.run_path(str(STAND_IN))
