@@ -5,6 +5,7 @@ The four nodes are four slurmd on four ports. GPUs are copies of /dev/null. Ther
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import shutil
@@ -89,7 +90,9 @@ def reason_why_not() -> str | None:
         return f"Slurm is not installed ({', '.join(missing)}): apt-get install slurm-wlm munge"
     if os.geteuid() != 0:
         return "the four-node Slurm is started as root"
-    if (SYSTEM_CONFIGURATION / "slurm.conf").exists():
+    configuration = SYSTEM_CONFIGURATION / "slurm.conf"
+    answers = b"is UP" in subprocess.run(["scontrol", "ping"], capture_output=True).stdout
+    if configuration.exists() and (answers or not configuration.is_symlink()):
         return f"{SYSTEM_CONFIGURATION}/slurm.conf exists: this machine has a Slurm of its own"
     return None
 
@@ -121,7 +124,7 @@ class Cluster:
         SYSTEM_CONFIGURATION.mkdir(exist_ok=True)
         for name in ("slurm.conf", "gres.conf"):
             link = SYSTEM_CONFIGURATION / name
-            link.unlink(missing_ok=True)  # of a cluster that was killed; `reason_why_not` saw no living one
+            link.unlink(missing_ok=True)  # of a cluster that was killed: `reason_why_not` saw no living one
             link.symlink_to(root / name)
         try:
             self._start()
@@ -152,6 +155,7 @@ class Cluster:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
 
     def _end(self, name: str) -> None:
@@ -186,12 +190,11 @@ class Cluster:
         self._end("slurmctld")
 
     def crash(self, node: str) -> None:
-        """Lose a node. Slurm requeues its jobs, to start after SlurmdTimeout; here, at once."""
+        """Lose a node. Slurm requeues its jobs."""
         lost = [job for job, _, where, _ in self.jobs("running") if where == node]
         self.do("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
         for job in lost:
-            wait_until(lambda job=job: self.state(job) == "PENDING", f"{job} in the queue again")  # type: ignore[misc]
-            self.do("scontrol", "update", f"JobId={job}", "StartTime=now")
+            self.hurry(job)
 
     def repair(self, node: str) -> None:
         self.do("scontrol", "update", f"NodeName={node}", "State=RESUME")
@@ -200,6 +203,11 @@ class Cluster:
         """(id, state, node, comment) of jobs."""
         lines = self.ask("squeue", "-h", "-t", states, "-o", "%i|%T|%N|%k").splitlines()
         return [tuple(line.split("|")) for line in lines]  # type: ignore[misc]
+
+    def hurry(self, job: str) -> None:
+        """Start a job again at once that Slurm requeues, which gives its node two minutes to get clean."""
+        wait_until(lambda: self.state(job) == "PENDING", f"{job} in the queue again")
+        self.do("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def state(self, job: str) -> str:
         return self.ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%T").strip()
@@ -223,6 +231,12 @@ class Cluster:
             link = SYSTEM_CONFIGURATION / name
             if link.is_symlink() and link.readlink() == self.root / name:
                 link.unlink()
+
+
+def _end_with_parent() -> None:
+    """Of a test run that is killed no daemon stays behind."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _works(*command: str) -> bool:

@@ -142,6 +142,7 @@ def test_lost_cancelled_preempted_and_overlong_jobs(cluster: Cluster, workflow: 
         "--wrap",
         "sleep 2",
     )
+    cluster.hurry(first[preempted])
     wait_until(lambda: len(workflow.attempts(preempted)) == 2, "a preempted job again", 200)
     # The controller is away, and the jobs are not.
     cluster.stop_controller()
