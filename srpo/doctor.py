@@ -65,8 +65,8 @@ def gpu() -> Finding:
 
     if torch.cuda.is_available():
         names = [
-            f"{torch.cuda.get_device_name(k)} ({torch.cuda.get_device_properties(k).total_memory / 2**30:.0f} GiB)"
-            for k in range(torch.cuda.device_count())
+            f"{each.name} ({each.total_memory / 2**30:.0f} GiB)"
+            for each in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
         ]
         return Finding("ok", f"{len(names)} GPU: {', '.join(names)}")
     if Path("/dev/nvidiactl").exists():
@@ -111,25 +111,31 @@ def cores() -> Finding:
 def slurm() -> Finding:
     """sbatch and its controller answer."""
     if shutil.which("sbatch") is None:
-        return Finding("warning", "no Slurm here (sbatch)", "needed for --profile slurm, on the head node alone")
+        return Finding(
+            "warning", "no Slurm here (sbatch)", "needed for --profile slurm, on the head node alone"
+        )
     try:
         ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=15)
     except subprocess.TimeoutExpired:
-        return Finding("failed", "Slurm's controller does not answer", "try later; then ask its administrators")
+        return Finding(
+            "failed", "Slurm's controller does not answer", "try later; then ask its administrators"
+        )
     if " is UP" not in ping.stdout:
         said = (ping.stdout + ping.stderr).strip().splitlines()
         return Finding(
             "failed", f"Slurm's controller does not answer: {said[0] if said else ''}", "scontrol ping"
         )
-    settings = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=15).stdout
-    if age := re.search(r"^MinJobAge\s*=\s*(\d+)", settings, re.MULTILINE):
-        if int(age[1]) < 200 and "accounting_storage/none" in settings:
-            return Finding(
-                "warning",
-                f"squeue forgets finished jobs after {age[1]} s, and there is no accounting",
-                "ask for MinJobAge=300: Snakemake looks at jobs every three minutes",
-            )
+    settings = subprocess.run(
+        ["scontrol", "show", "config"], capture_output=True, text=True, timeout=15
+    ).stdout
     accounting = "accounting_storage/none" not in settings
+    age = re.search(r"^MinJobAge\s*=\s*(\d+)", settings, re.MULTILINE)
+    if age and int(age[1]) < 200 and not accounting:
+        return Finding(
+            "warning",
+            f"squeue forgets finished jobs after {age[1]} s, and there is no accounting",
+            "ask for MinJobAge=300: Snakemake looks at jobs every three minutes",
+        )
     advice = "slurm-status-command: sacct will do" if accounting else "slurm-status-command: squeue"
     return Finding("ok", f"Slurm answers {'with' if accounting else 'without'} accounting ({advice})")
 

@@ -1,14 +1,14 @@
 """One training run outside the workflow: submitted to Slurm, or started here, watched, stopped.
 
-python -m srpo.launch train --config CONFIG --policy FOLDER [--world-model FOLDER] [--demos FOLDER] --out FOLDER
-    --scratch FOLDER [--executor slurm|local|debug] [--gpus 8] [--nodes 2] [--cpus 16] [--minutes 1440] ...
+python -m srpo.launch train --config CONFIG --policy FOLDER [--world-model FOLDER] [--demos FOLDER]
+    --out FOLDER --scratch FOLDER [--executor slurm|local|debug] [--gpus 8] [--nodes 2] [--cpus 16] ...
 python -m srpo.launch status --out FOLDER
 python -m srpo.launch cancel --out FOLDER
 
-`train` shows the log until the run ends; Ctrl-C leaves the run alone and only stops watching. The job starts one
-process a GPU (or one, without GPUs) with `srpo.trainer`'s own command line. Before its time limit, and when it is
-preempted, it stops, is put into the queue again and goes on from its scratch folder. Job states are asked of
-`squeue`, and of `sacct` where that works, so a cluster without accounting will do.
+`train` shows the log until the run ends; Ctrl-C leaves the run alone and only stops watching. The job starts
+one process a GPU (or one, without GPUs) with the command line of `srpo.trainer`. Before its time limit, or
+when preempted, it stops, is queued again and goes on from its scratch folder. Job states are asked
+of `squeue`, and of `sacct` where that works, so a cluster without accounting will do.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class Command:
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         code = subprocess.run(self.command, stderr=subprocess.STDOUT).returncode
         if code == PREEMPTED:
-            time.sleep(2 * SIGNAL_SECONDS)  # the signal that stopped it ends this process, too, and requeues the job
+            time.sleep(
+                2 * SIGNAL_SECONDS
+            )  # the signal that stopped it ends this process, too, and requeues the job
         if code:
             raise SystemExit(f"training ended with exit code {code}; the log above tells why")
 
@@ -171,7 +173,14 @@ def watch(note: Path) -> None:
                 sys.stdout.flush()
             if over:
                 break
-            over = state(job) not in ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED")
+            over = state(job) not in (
+                "PENDING",
+                "RUNNING",
+                "CONFIGURING",
+                "COMPLETING",
+                "SUSPENDED",
+                "REQUEUED",
+            )
             time.sleep(1)
     except KeyboardInterrupt:
         print(f"\nstill running: python -m srpo.launch status --out {note.parents[1]}")

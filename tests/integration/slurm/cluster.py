@@ -169,18 +169,20 @@ class Cluster:
             daemon.kill()
             daemon.wait()
 
+    def _run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "SLURM_CONF": str(self.root / "slurm.conf")}  # this cluster and no other
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+
     def ask(self, *command: str) -> str:
         """What a Slurm command prints; '' when it fails."""
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=30
-        )
+        done = self._run(command)
         return done.stdout if done.returncode == 0 else ""
 
     def do(self, *command: str) -> str:
         """Run a Slurm command that has to work."""
-        return subprocess.run(
-            command, check=True, stdout=subprocess.PIPE, text=True, timeout=60
-        ).stdout.strip()
+        done = self._run(command)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout.strip()
 
     def start_controller(self) -> None:
         self._spawn("slurmctld", ["slurmctld", "-D"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cluster import Cluster, reason_why_not
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the small training of the other tests
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ def train(out: Path, scratch: Path, hold: Path) -> None:
     scratch.mkdir(parents=True, exist_ok=True)
     file = scratch / "steps"
     done = len(file.read_text().splitlines()) if file.exists() else 0
-    job = f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    job = os.environ["SLURM_JOB_ID"]
     with (scratch.parent / "attempts").open("a") as attempts:
         attempts.write(f"{job}\n")
     for step in range(done + 1, STEPS + 1):

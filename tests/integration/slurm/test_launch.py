@@ -1,0 +1,91 @@
+"""`python -m srpo.launch` on the cluster, with a real training: preempted twice, cancelled, and finished."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from cluster import Cluster, wait_until
+from safetensors.torch import load_file
+from sweeping import sweeping_policy, write_config
+from test_training import TRAINING, without_times
+
+from srpo.analysis.io import RL_METRICS, read_rows
+from srpo.policies.openvla_oft import save_policy
+
+pytestmark = pytest.mark.integration
+
+
+def launch(*arguments: str, code: int = 0) -> str:
+    command = [sys.executable, "-m", "srpo.launch", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240)
+    assert done.returncode == code, done.stdout
+    return done.stdout
+
+
+def test_a_training_is_launched_preempted_cancelled_and_finished(cluster: Cluster, tmp_path: Path) -> None:
+    save_policy(sweeping_policy(), tmp_path / "policy")
+    config = write_config(tmp_path / "config.yaml", TRAINING)
+
+    def train(name: str, *more: str, code: int = 0) -> str:
+        out, scratch = tmp_path / name, tmp_path / f"{name}-scratch"
+        inputs = ["--config", str(config), "--policy", str(tmp_path / "policy")]
+        folders = ["--out", str(out), "--scratch", str(scratch)]
+        return launch("train", *inputs, *folders, "--cpus", "2", "--memory-gb", "4", *more, code=code)
+
+    out, scratch = tmp_path / "run", tmp_path / "run-scratch"
+    said = train("run", "--executor", "slurm", "--detach")
+    job = said.split("slurm job ")[1].split(",")[0]
+
+    def log() -> str:
+        return (out / f"launch/{job}_0_log.out").read_text()
+
+    def kept() -> int:
+        return len(list(scratch.glob("episodes/step-*/*.npz"))) + 4 * len(list(scratch.glob("checkpoint-*")))
+
+    # What Slurm sends before a time limit.
+    wait_until(lambda: kept() > 0, "an episode", 90)
+    cluster.do("scancel", "--signal=USR1", job)
+    cluster.hurry(job)
+    assert "SIGUSR1: stopping" in log()
+    assert "at work already" in train("run", "--executor", "slurm", "--detach", code=1)
+    # A better paying job in its place.
+    wait_until(lambda: cluster.state(job) == "RUNNING", "the job again", 60)
+    wait_until(lambda: (tmp_path / "run-scratch.lock").exists(), "the training again", 90)
+    node = next(where for number, _, where, _ in cluster.jobs("running") if number == job)
+    cluster.do("sbatch", "-p", "urgent", "-w", node, "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
+    cluster.hurry(job)
+    wait_until(lambda: cluster.state(job) == "RUNNING", "the job a third time", 60)
+    before = kept()
+    assert "RUNNING, not finished" in launch("status", "--out", str(out))
+    assert "cancelled" in launch("cancel", "--out", str(out))
+    wait_until(lambda: cluster.state(job) == "CANCELLED", "the job's end")
+    assert "CANCELLED, not finished" in launch("status", "--out", str(out))
+    assert kept() >= before > 0
+
+    # Launched once more it goes on, and its log is shown to the end.
+    shown = train("run", "--executor", "slurm")
+    assert "step 3: success" in shown
+    assert "COMPLETED, finished" in launch("status", "--out", str(out))
+    # The same as a run that nobody touched.
+    train("whole", "--executor", "debug")
+    runs = [load_file(tmp_path / name / "policy/model.safetensors") for name in ("run", "whole")]
+    assert all((runs[0][name] == runs[1][name]).all() for name in runs[0])
+    rows = [
+        without_times(read_rows(tmp_path / name / "metrics.csv", RL_METRICS)) for name in ("run", "whole")
+    ]
+    pd.testing.assert_frame_equal(rows[0], rows[1], check_exact=True)
+
+
+def test_on_this_machine(tmp_path: Path) -> None:
+    """Without Slurm: a process of submitit's, whose end and failure are noticed."""
+    config = write_config(tmp_path / "config.yaml", TRAINING)
+    arguments = ["train", "--config", str(config), "--policy", str(tmp_path / "missing")]
+    folders = ["--out", str(tmp_path / "run"), "--scratch", str(tmp_path / "scratch")]
+    said = launch(*arguments, *folders, "--executor", "local", code=1)
+    assert "missing" in said and "not finished" in said
+    assert "not finished" in launch("status", "--out", str(tmp_path / "run"))
+    assert "nothing was launched" in launch("status", "--out", str(tmp_path / "nowhere"), code=1)
