@@ -80,8 +80,8 @@ def gpu() -> Finding:
 
 def space(folder: Path) -> Finding:
     """There is room for resumable state, and the folder can be written."""
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder) as file:
             os.link(file.name, f"{file.name}.link")
             Path(f"{file.name}.link").unlink()

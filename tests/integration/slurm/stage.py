@@ -27,6 +27,8 @@ def train(out: Path, scratch: Path, hold: Path) -> None:
     job = os.environ["SLURM_JOB_ID"]
     with (scratch.parent / "attempts").open("a") as attempts:
         attempts.write(f"{job}\n")
+    with (scratch.parent / "given").open("a") as given:
+        given.write(f"{os.environ['CUDA_VISIBLE_DEVICES']} {os.environ['OMP_NUM_THREADS']}\n")
     for step in range(done + 1, STEPS + 1):
         while step > HELD and hold.exists():
             time.sleep(0.05)

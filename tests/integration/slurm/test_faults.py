@@ -38,7 +38,7 @@ class Workflow:
         with (folder / "workflow/shell.sh").open("a") as prelude:
             prelude.write(f'\nlogged() {{ "{sys.executable}" "{HERE / "stage.py"}" "$@"; }}\n')
         preset = yaml.safe_load((ROOT / "tests/example.yaml").read_text())
-        preset |= {"seeds": [0, 1], "world_models": [], "tables": {"t1": {"sheet": "tiny/t1"}}}
+        preset |= {"seeds": [0, 1], "gpus": 1, "world_models": [], "tables": {"t1": {"sheet": "tiny/t1"}}}
         (folder / "preset.yaml").write_text(yaml.safe_dump(preset))
         self.log = folder / "snakemake.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -172,6 +172,9 @@ def test_lost_cancelled_preempted_and_overlong_jobs(cluster: Cluster, workflow: 
         assert jobs[run][0] == first[run] and jobs[run][1] != first[run] and len(jobs[run]) == 2
         assert f"SLURM-job '{first[run]}' failed, SLURM status is: '{state}'" in text
     assert (workflow.folder / "results/example/tables/t1.csv").exists()
+    # Every job had one of its node's two GPUs, and libraries that start no more threads than it has cores.
+    given = list(workflow.folder.glob("scratch/example/runs/*/*/*/given"))
+    assert len(given) == 4 and {file.read_text() for file in given} == {"0 4\n" * 2}
 
 
 def test_snakemake_is_killed_and_run_again(cluster: Cluster, workflow: Workflow) -> None:
