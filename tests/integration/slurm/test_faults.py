@@ -58,6 +58,7 @@ class Workflow:
         small = ["--set-threads", *sizes, "--set-resources", *memory, "evaluate:in_turn=1"]
         quick = ["--slurm-init-seconds-before-status-checks", "1", "--max-status-checks-per-second", "2"]
         environment = {**os.environ, "PYTHONPATH": str(self.folder), "HOLD": str(self.hold)}
+        environment["PATH"] = f"{self.folder / 'slurm/without-accounting'}:{os.environ['PATH']}"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, *small, *quick, "--latency-wait", "5", *arguments],
@@ -153,8 +154,9 @@ def test_lost_cancelled_preempted_and_overlong_jobs(cluster: Cluster, workflow: 
     )
     cluster.hurry(first[preempted])
     wait_until(lambda: len(workflow.attempts(preempted)) == 2, "a preempted job again", 200)
-    # The controller is away, and the jobs are not.
+    # The controller is away, just when Snakemake looks, and the jobs are not.
     cluster.stop_controller()
+    wait_until(lambda: "Falling back to 'sacct'" in workflow.log.read_text(), "a look in vain", 60)
     (workflow.hold / preempted).unlink()
     wait_until(lambda: len(workflow.steps(preempted)) > HELD + 2, "steps without a controller")
     cluster.start_controller()
