@@ -207,9 +207,16 @@ class Cluster:
         return [tuple(line.split("|")) for line in lines]  # type: ignore[misc]
 
     def hurry(self, job: str) -> None:
-        """Start a job again at once that Slurm requeues, which gives its node two minutes to get clean."""
-        wait_until(lambda: self.state(job) == "PENDING", f"{job} in the queue again")
-        self.do("scontrol", "update", f"JobId={job}", "StartTime=now")
+        """Wait for a job that Slurm requeues, which gives its node two minutes to get clean; here, none."""
+
+        def started() -> bool:
+            state, reason = self.ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%T|%r").strip().split("|")
+            if (state, reason) == ("PENDING", "BeginTime"):
+                self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+            return state in ("RUNNING", "COMPLETED")
+
+        wait_until(lambda: self.state(job) != "RUNNING", f"{job} out of its place")
+        wait_until(started, f"{job} at work again")
 
     def state(self, job: str) -> str:
         return self.ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%T").strip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,7 @@ from sweeping import sweeping_policy, write_config
 from test_training import TRAINING, without_times
 
 from srpo.analysis.io import RL_METRICS, read_rows
+from srpo.launch import Command, make_executor, state
 from srpo.policies.openvla_oft import save_policy
 
 pytestmark = pytest.mark.integration
@@ -53,12 +55,10 @@ def test_a_training_is_launched_preempted_cancelled_and_finished(cluster: Cluste
     assert "SIGUSR1: stopping" in log()
     assert "at work already" in train("run", "--executor", "slurm", "--detach", code=1)
     # A better paying job in its place.
-    wait_until(lambda: cluster.state(job) == "RUNNING", "the job again", 60)
     wait_until(lambda: (tmp_path / "run-scratch.lock").exists(), "the training again", 90)
     node = next(where for number, _, where, _ in cluster.jobs("running") if number == job)
     cluster.do("sbatch", "-p", "urgent", "-w", node, "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
     cluster.hurry(job)
-    wait_until(lambda: cluster.state(job) == "RUNNING", "the job a third time", 60)
     before = kept()
     assert "RUNNING, not finished" in launch("status", "--out", str(out))
     assert "cancelled" in launch("cancel", "--out", str(out))
@@ -78,6 +78,34 @@ def test_a_training_is_launched_preempted_cancelled_and_finished(cluster: Cluste
         without_times(read_rows(tmp_path / name / "metrics.csv", RL_METRICS)) for name in ("run", "whole")
     ]
     pd.testing.assert_frame_equal(rows[0], rows[1], check_exact=True)
+
+
+RANK = """
+echo "$RANK/$WORLD_SIZE $LOCAL_RANK $MASTER_ADDR $CUDA_VISIBLE_DEVICES" >> {log}
+trap "exit 75" USR1 TERM
+[ -e {go} ] || for i in $(seq 600); do sleep 0.1; done
+"""
+
+
+def test_processes_of_two_nodes_find_one_another(cluster: Cluster, tmp_path: Path) -> None:
+    """And go on together after Slurm's signal. What trains is stood in for."""
+    wanted = Namespace(
+        **dict(executor="slurm", out=tmp_path, nodes=2, gpus=2, cpus=4, memory_gb=1, minutes=60, timeouts=3),
+        **dict.fromkeys(("partition", "account", "qos", "constraint")),
+    )
+    log, go = tmp_path / "log", tmp_path / "go"
+    command = ["bash", "-c", RANK.format(log=log, go=go)]
+    job = make_executor(wanted, tmp_path / "launch").submit(Command(command, 4, 3))
+    wait_until(lambda: log.exists() and log.read_text().count("\n") == 4, "four processes")
+    ranks = ["0/4 0 node1 0,1", "1/4 1 node1 0,1", "2/4 0 node1 0,1", "3/4 1 node1 0,1"]
+    assert sorted(log.read_text().splitlines()) == ranks
+    cluster.do("scancel", "--signal=USR1", job.job_id)
+    go.touch()
+    cluster.hurry(job.job_id)
+    wait_until(lambda: cluster.state(job.job_id) == "COMPLETED", "the job's end")
+    assert sorted(log.read_text().splitlines()) == sorted(2 * ranks)
+    assert state({"executor": "slurm", "job": job.job_id}) == "COMPLETED"
+    assert state({"executor": "slurm", "job": "99999"}) == "UNKNOWN"
 
 
 def test_on_this_machine(tmp_path: Path) -> None:
