@@ -14,12 +14,13 @@ import tempfile
 import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from srpo.files import atomic_file
-from srpo.plus_data import Scene, bddl_language, write_data
+from srpo.plus_data import PlusSources, Scene, bddl_language, write_data
 from srpo.plus_tasks import COUNTS, INIT_STATE, PlusTask, parse, write_tasks
 
 # The package is used as an archive and never installed or imported: importing it writes into the home folder
@@ -88,7 +89,10 @@ def _literals(tree: ast.AST) -> dict[str, str]:
         for node in ast.walk(tree)
         if isinstance(node, ast.Dict)
         for key, value in zip(node.keys, node.values, strict=True)
-        if isinstance(key, ast.Constant) and isinstance(value, ast.Constant)
+        if isinstance(key, ast.Constant)
+        and isinstance(key.value, str)
+        and isinstance(value, ast.Constant)
+        and isinstance(value.value, str)
     }
 
 
@@ -128,7 +132,7 @@ def _state(content: bytes) -> NDArray[np.float64]:
     import torch
     from numpy._core.multiarray import _reconstruct
 
-    allowed = [
+    allowed: list[Any] = [
         (_reconstruct, "numpy.core.multiarray._reconstruct"),
         (np.ndarray, "numpy.ndarray"),
         (np.dtype, "numpy.dtype"),
@@ -200,50 +204,71 @@ def fetch(out: Path, data: Path) -> list[PlusTask]:
     return tasks
 
 
-def show(name: str, out: Path) -> None:
-    """Write a PNG of the base task's first picture (left) and the variant's (right), 256 pixels each."""
+def _pictures(name: str, sources: PlusSources, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """First pictures of the base task and of a variant, uint8 (size, size, 3) each.
+
+    Raises ValueError for a name that is not LIBERO-Plus's, and for a task that cannot run here.
+    """
     # Simulation is imported only where it is needed: fetching the list takes none.
-    from srpo.envs.plus import Perturbation
-
-    try:
-        perturbation = Perturbation.from_task(name)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
-    import matplotlib.image
-    import numpy as np
-
     from srpo.config import Protocol
     from srpo.envs.libero import LiberoEnv
+    from srpo.envs.plus import Perturbation
 
+    perturbation = Perturbation.from_task(name, sources)
     protocol = Protocol(
-        profile="official", max_steps=1, settle_steps=10, env_seed=0, image_size=256, render="exact"
+        profile="official", max_steps=1, settle_steps=10, env_seed=0, image_size=size, render="exact"
     )
-    env = LiberoEnv(perturbation.suite, perturbation.task_id, protocol)
-    env.reset(INIT_STATE)
-    base = env.render()
+    base = LiberoEnv(perturbation.task.suite, perturbation.task.task_id, protocol)
+    base.reset(INIT_STATE)
+    before = base.render()
+    env = perturbation.environment(base)
     with perturbation.apply(env):
-        variant = perturbation.corrupt(env.render(), np.random.default_rng(0))
+        perturbation.begin(env)
+        return before, perturbation.corrupt(env.render(), np.random.default_rng(0))
+
+
+def _save(picture: NDArray[np.uint8], out: Path) -> None:
+    import matplotlib.image
+
     with atomic_file(out) as temporary:
-        matplotlib.image.imsave(temporary, np.concatenate([base, variant], axis=1), format="png")
+        matplotlib.image.imsave(temporary, picture, format="png")
+
+
+def show(name: str, out: Path, sources: PlusSources) -> None:
+    """Write a PNG of the base task's first picture (left) and the variant's (right), 256 pixels each."""
+    _save(np.concatenate(_pictures(name, sources, 256), axis=1), out)
+
+
+STOVE = "put_the_bowl_on_the_stove"
+PLAIN = "_view_0_0_100_0_0_initstate_0"
+GALLERY = (
+    ("camera", (f"{STOVE}_view_30_0_130_0_0_initstate_0", f"{STOVE}_view_330_15_100_0_0_initstate_0")),
+    ("robot", (f"{STOVE}_view_0_0_100_0_0_initstate_150", f"{STOVE}_view_0_0_100_0_0_initstate_450")),
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m srpo.plus", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    fetching = commands.add_parser("fetch", help="write the official task list (10,030 tasks) as CSV")
+    fetching = commands.add_parser("fetch", help="write the official task list (10,030 tasks) and its data")
     fetching.add_argument("--out", type=Path, required=True, metavar="FILE.csv")
+    fetching.add_argument("--data", type=Path, required=True, metavar="FILE.zip")
     showing = commands.add_parser("show", help="picture a task beside its base task")
     showing.add_argument("name", help="official task name")
     showing.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+    for command in (showing,):
+        command.add_argument("--data", type=Path, metavar="FILE.zip", help="file that `fetch` wrote")
+        command.add_argument("--assets", type=Path, metavar="FOLDER", help="official asset pack")
     arguments = parser.parse_args()
-    if arguments.command == "fetch":
-        try:
-            tasks = fetch(arguments.out)
-        except (RuntimeError, ValueError) as error:
-            raise SystemExit(f"error: {error}") from None
-        print(f"{arguments.out}: {len(tasks):,} LIBERO-Plus tasks")
-    else:
-        show(arguments.name, arguments.out)
+    try:
+        if arguments.command == "fetch":
+            tasks = fetch(arguments.out, arguments.data)
+            print(f"{arguments.out}: {len(tasks):,} LIBERO-Plus tasks")
+        else:
+            sources = PlusSources(arguments.data, arguments.assets)
+            show(arguments.name, arguments.out, sources)
+    except (RuntimeError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

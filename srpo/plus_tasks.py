@@ -155,6 +155,11 @@ def _suite(suite: str) -> dict[str, dict[str, int]]:
     return COUNTS[suite]
 
 
+def start_displacement(posture: int) -> float:
+    """How far start posture 1…500 is from LIBERO's own, radians (length of the joints' difference)."""
+    return 0.1 * ((posture - 1) // 100 + 1)
+
+
 def count(
     suite: str, task_ids: Collection[int], dimensions: Collection[str], per_dimension: int | None
 ) -> int:

@@ -11,6 +11,7 @@ import torch
 
 from srpo.config import Protocol
 from srpo.envs.pool import Answer, EnvPool, Query
+from srpo.plus_data import PlusSources
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.types import Episode, EpisodeSpec, FailedRun
 
@@ -22,12 +23,19 @@ class Rollouts(AbstractContextManager["Rollouts"]):
     seeded by `spec.seed`. Only rounding is left: see `protocol.batch`.
     """
 
-    def __init__(self, suite: str, protocol: Protocol, policy: OpenVLAOFT, workers: int) -> None:
+    def __init__(
+        self,
+        suite: str,
+        protocol: Protocol,
+        policy: OpenVLAOFT,
+        workers: int,
+        plus: PlusSources | None = None,
+    ) -> None:
         self._suite = suite
         self._policy = policy
         self._batch = protocol.batch or (1 if policy.device.type == "cpu" else 64)
         self._generators: dict[int, torch.Generator] = {}
-        self._pool = EnvPool(suite, protocol, workers)
+        self._pool = EnvPool(suite, protocol, workers, plus=plus)
 
     def run(self, specs: Iterable[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
         """Run episodes, all at one temperature; yield each as it finishes, in any order."""

@@ -12,6 +12,7 @@ import functools
 import io
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ with warnings.catch_warnings():
     import mujoco
     import numpy as np
     import robosuite
-    from libero.libero import benchmark
+    from libero.libero import benchmark, get_libero_path
     from libero.libero.envs import TASK_MAPPING, bddl_utils
     from libero.libero.envs import robots as _robots  # noqa: F401  (registers LIBERO's robots)
     from robosuite.utils import transform_utils
@@ -71,6 +72,12 @@ def load_task(suite: str, task_id: int) -> Task:
 
 
 @functools.cache
+def asset_folder() -> Path:
+    """LIBERO's own asset folder."""
+    return Path(get_libero_path("assets"))
+
+
+@functools.cache
 def init_states(suite: str, task_id: int) -> NDArray[np.float64]:
     """LIBERO's initial states of a task, float64 (50, 1 + nq + nv): time, positions, velocities."""
     return np.asarray(_suite(suite).get_task_init_states(task_id), np.float64)
@@ -102,7 +109,7 @@ _REGION = re.compile(r'(<site quat="1 0 0 0" type="box" )pos="([^"]*)" size="([^
 
 
 def without_regions(scene: str) -> tuple[str, dict[str, tuple[list[float], list[float]]]]:
-    """A scene's XML with all its regions (LIBERO's target zones) in one place, and where and how large each is.
+    """A scene's XML with all its regions (LIBERO's target zones) in one place, and where and how large they are.
 
     Returns:
         The XML, and per site its position and half sizes (m).
@@ -258,6 +265,16 @@ class LiberoEnv:
             return self._renderer(self._pose(sight), camera, size)
         finally:
             self.model.site_rgba[:] = now
+
+    @contextlib.contextmanager
+    def dressed(self, scene_xml: str) -> Iterator[None]:
+        """Within the block, pictures show the meshes and textures of another scene's XML (same geometry)."""
+        renderer = self._renderer
+        self._renderer = Renderer(self.model, scene_xml, self.protocol.render)
+        try:
+            yield
+        finally:
+            self._renderer = renderer
 
     def proprio(self) -> NDArray[np.float32]:
         """float32 (8,): hand position (m), its orientation as axis-angle (rad), finger positions (m)."""

@@ -41,7 +41,7 @@ STALE_SECONDS = 3600
 @functools.lru_cache(maxsize=1)
 def physics_model(scene: str) -> mujoco.MjModel:
     """The model of a scene's XML that is simulated: without pictures on its surfaces. Not to be changed."""
-    return _model(scene, PHYSICS)
+    return _model(_without_textures(scene), PHYSICS)  # scenes that differ in pictures alone share it
 
 
 def render_model(scene: str, render: str) -> mujoco.MjModel:

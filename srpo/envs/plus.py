@@ -1,31 +1,39 @@
-"""LIBERO-Plus perturbations of one LIBERO task: the camera's pose and the picture's noise.
+"""LIBERO-Plus perturbations of one LIBERO task, on the lean environment.
 
-What upstream does (github.com/sylvestf/LIBERO-plus, `libero/libero/envs/problems/*.py` for the camera and
-`env_wrapper.py` for the noise), with two differences: nothing is drawn from NumPy's global generator, and
+What upstream does (github.com/sylvestf/LIBERO-plus: `libero/libero/envs/problems/*.py` for camera, background
+and light, `envs/robots/*.py` for start postures, `env_wrapper.py` for noise, `benchmark/__init__.py` for
+instructions and initial states), with two differences: nothing is drawn from NumPy's global generator, and
 noise is defined for any picture size. Upstream's lengths are pixels of a 256-pixel picture, so a picture of
 another size is brought to that one, corrupted, and brought back: a severity means the same for both.
+
+Camera, robot start, language and noise run in the base task's environment, and so do backgrounds and lights
+that leave the physics alone: the pictures' textures are exchanged, or the lights' values. A layout is a scene
+of its own; displaced objects share the base task's compiled models.
 """
 
 from __future__ import annotations
 
+import re
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import mujoco
 import numpy as np
+from libero.libero.envs.base_object import OBJECTS_DICT
 from numpy.typing import NDArray
+from robosuite.models.objects import MujocoXMLObject
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from srpo.plus_tasks import parse
+from srpo.envs.libero import LiberoEnv, asset_folder, init_states
+from srpo.plus_data import PlusData, PlusSources, find_asset, leaked_prompt, plus_data, unavailable
+from srpo.plus_tasks import INIT_STATE, PlusTask, parse, start_displacement
 
-if TYPE_CHECKING:
-    from srpo.envs.libero import LiberoEnv
-
-AVAILABLE = ("camera", "noise")
-"""Dimensions that run today."""
 SIDE = 256
 """Side of the picture, in pixels, that upstream's noise is made for."""
 
@@ -34,55 +42,106 @@ Vector = NDArray[np.float64]
 
 
 class UnavailableDimension(ValueError):  # noqa: N818
-    """A LIBERO-Plus task of a dimension that cannot be run (it is not a failed episode)."""
+    """A LIBERO-Plus task that cannot be run here (it is not a failed episode)."""
 
 
 @dataclass(frozen=True)
 class Perturbation:
-    """What a LIBERO-Plus task changes: `apply` the camera's pose around an episode, `corrupt` each picture.
+    """What a LIBERO-Plus task changes, in the order of an episode.
 
-    The episode itself is the base task's (`suite`, `task_id`, its own instruction) from initial state
-    `srpo.plus_tasks.INIT_STATE`. `dimension` and `parameters` are those of `srpo.plus_tasks.PlusTask`.
+    `environment` gives the scene, `apply` changes what is seen around the episode, `begin` starts it,
+    `instruction` says what to do, `corrupt` is for each picture. Dimension and parameters are those of
+    `srpo.plus_tasks.PlusTask`.
     """
 
-    suite: str
-    task_id: int
-    dimension: str
-    parameters: dict[str, int | str]
+    task: PlusTask
+    sources: PlusSources
 
     @classmethod
-    def from_task(cls, name: str) -> Perturbation:
+    def from_task(cls, name: str, sources: PlusSources | None = None) -> Perturbation:
         """The perturbation of an official task name.
 
         Raises:
             ValueError: the name is not a LIBERO-Plus task's.
-            UnavailableDimension: the task's dimension cannot be run.
+            UnavailableDimension: the task cannot run with these sources (default: without data or assets).
         """
-        task = parse(name)
-        if task.dimension not in AVAILABLE:
-            raise UnavailableDimension(
-                f"{name}: LIBERO-Plus's {task.dimension} dimension is not available; "
-                f"available are {' and '.join(AVAILABLE)}"
-            )
-        return cls(task.suite, task.task_id, task.dimension, task.parameters)
+        task, sources = parse(name), sources or PlusSources()
+        if reason := unavailable(task, sources, asset_folder()):
+            raise UnavailableDimension(f"{name}: {reason}")
+        return cls(task, sources)
+
+    @property
+    def data(self) -> PlusData:
+        """LIBERO-Plus's data; tasks that need it are unavailable without."""
+        assert self.sources.data is not None
+        return plus_data(self.sources.data)
+
+    def environment(self, base: LiberoEnv) -> LiberoEnv:
+        """The task's environment: the base task's one, or one of its own where the scene is another."""
+        if self.task.dimension == "layout":
+            for category in self.data.new[self.task.name]:
+                path = find_asset(self.data.objects[category], self.sources, asset_folder())
+                assert path is not None
+                register_object(category, path)
+            with tempfile.TemporaryDirectory() as folder:
+                bddl = Path(folder, f"{self.task.name}.bddl")
+                bddl.write_text(self.data.bddl(self.task.name))
+                return LiberoEnv(self.task.suite, self.task.task_id, base.protocol, bddl)
+        arena = self._arena()
+        if arena is not None and lights_alone(Path(base.env._arena_xml), arena) is None:
+            return LiberoEnv(self.task.suite, self.task.task_id, base.protocol, scene_xml=str(arena))
+        return base
+
+    def _arena(self) -> Path | None:
+        """The file of another arena than the base task's, if there is one."""
+        if self.task.dimension not in ("background", "light"):
+            return None
+        xml = self.data.scene(self.task.name).xml
+        return find_asset(xml, self.sources, asset_folder()) if xml else None
 
     @contextmanager
     def apply(self, env: LiberoEnv) -> Iterator[None]:
-        """Move the agent view's camera; on leaving, it is back where it was, bit for bit.
+        """Change camera, textures and lights; on leaving, they are back as they were, bit for bit.
 
-        Resets inside or outside the block make no difference: they do not touch the camera.
+        Resets inside or outside the block make no difference: they do not touch these.
         """
-        # Noise tasks are "views" too: upstream rounds their unmoved camera to 4 decimals as well.
-        view = (
-            {key: int(value) for key, value in self.parameters.items()} if self.dimension == "camera" else {}
-        )
+        # Upstream rounds the unmoved camera to 4 decimals as well, in every task.
+        view = {}
+        if self.task.dimension == "camera":
+            view = {key: int(value) for key, value in self.task.parameters.items()}
         camera = env.model.camera("agentview").id
-        position, quaternion = env.model.cam_pos[camera].copy(), env.model.cam_quat[camera].copy()
-        _set_camera(env, camera, *camera_pose(position, quaternion, **view))
-        try:
+        with ExitStack() as stack:
+            _keep(stack, env.model.cam_pos, env.model.cam_quat)
+            pose = camera_pose(env.model.cam_pos[camera], env.model.cam_quat[camera], **view)
+            env.model.cam_pos[camera], env.model.cam_quat[camera] = pose
+            if self.task.dimension in ("background", "light"):
+                scene = self.data.scene(self.task.name)
+                floor, wall = (
+                    find_asset(f"textures/{name}", self.sources, asset_folder())
+                    for name in (scene.floor, scene.wall)
+                )
+                stack.enter_context(env.dressed(with_textures(env.env.scene_xml, texplane=floor, wall=wall)))
+                arena = self._arena()
+                lights = lights_alone(Path(env.env._arena_xml), arena) if arena else None
+                set_lights(stack, env, lights or {})
             yield
-        finally:
-            _set_camera(env, camera, position, quaternion)
+
+    def begin(self, env: LiberoEnv) -> None:
+        """Put the environment at the episode's start, settled."""
+        states = init_states(self.task.suite, self.task.task_id)
+        if self.task.dimension == "layout":
+            env.begin(self.data.init_state(self.task.name))
+        elif self.task.dimension == "robot":
+            posture = start_posture(int(self.task.parameters["posture"]))
+            env.begin(states[INIT_STATE], posture, stays=self.sources.robot_start == "true_start")
+        else:
+            env.reset(INIT_STATE)
+
+    def instruction(self, env: LiberoEnv) -> str:
+        """What the policy is told."""
+        if self.task.dimension == "language":
+            return self.data.language(self.task.name)
+        return leaked_prompt(self.task.name) if self.sources.leaked_prompt else env.task.language
 
     def corrupt(self, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
         """Add the task's noise to one agent-view picture; other tasks' pictures come back as they are.
@@ -93,20 +152,124 @@ class Perturbation:
                 policy, and motion blur and glass have a direction: so that is done here, too.
             rng: drawn from anew for each picture, as upstream does at each step.
         """
-        if self.dimension != "noise":
+        if self.task.dimension != "noise":
             return image
         if image.ndim != 3 or image.shape[0] != image.shape[1]:
             raise ValueError(f"noise is defined for square pictures, not shape {image.shape}")
-        corruption = _CORRUPTIONS[str(self.parameters["kind"])]
+        corruption = _CORRUPTIONS[str(self.task.parameters["kind"])]
         raw = resize(image[::-1, ::-1] / 255, SIDE)
-        noisy = resize(corruption(raw, int(self.parameters["severity"]), rng), len(image))
+        noisy = resize(corruption(raw, int(self.task.parameters["severity"]), rng), len(image))
         return np.ascontiguousarray((np.clip(noisy, 0, 1) * 255).astype(np.uint8)[::-1, ::-1])
 
 
-def _set_camera(env: LiberoEnv, camera: int, position: Vector, quaternion: Vector) -> None:
-    env.model.cam_pos[camera] = position
-    env.model.cam_quat[camera] = quaternion
-    mujoco.mj_camlight(env.model, env.data)  # the next picture shows it without a step; physics is untouched
+def _keep(stack: ExitStack, *arrays: NDArray[Any]) -> None:
+    """Have a model's arrays put back as they are now when the stack is left."""
+
+    def restore(array: NDArray[Any], old: NDArray[Any]) -> None:
+        array[:] = old
+
+    for array in arrays:
+        stack.callback(restore, array, array.copy())
+
+
+HOME = np.array([0, -0.161037389, 0, -2.44459747, 0, 2.2267522, np.pi / 4])
+"""LIBERO's own start posture, float64 (7,), radians."""
+
+
+def start_posture(number: int) -> Vector:
+    """Start posture `number` (1…500), float64 (7,), radians: upstream's `envs/robots/mounted_panda.py`.
+
+    Home and a step in the direction of the number-th draw; every hundred postures step 0.1 rad further.
+    """
+    if not 1 <= number <= 500:
+        raise ValueError(f"LIBERO-Plus has start postures 1–500, not {number}")
+    direction = np.random.RandomState(42).randn(number, 7)[-1]
+    return (HOME + start_displacement(number) * direction / np.linalg.norm(direction)).round(8)
+
+
+def with_textures(scene: str, texplane: Path | None, wall: Path | None) -> str:
+    """A scene's XML with other pictures on its floor and its walls."""
+    for name, file in (("texplane", texplane), ("tex-wall", wall)):
+        if file is not None:
+            tag = re.search(rf'<texture\b[^>]*\bname="{name}"[^>]*>', scene)
+            if tag is None:
+                raise ValueError(f"the scene has no texture {name!r}")
+            changed = re.sub(r'file="[^"]*"', f'file="{file}"', tag.group(0))
+            scene = scene.replace(tag.group(0), changed)
+    return scene
+
+
+LIGHT = {"pos": "light_pos", "dir": "light_dir", "diffuse": "light_diffuse", "specular": "light_specular",
+         "ambient": "light_ambient"}  # fmt: skip
+"""Numbers of a light in an arena's XML, and where a compiled model has them."""
+Lights = dict[str, dict[str, str]]
+
+
+def lights_alone(base: Path, arena: Path) -> Lights | None:
+    """Attributes of each light of `arena` by name; None if it differs from `base` in more than lights' values."""
+
+    def split(path: Path) -> tuple[bytes, Lights]:
+        tree = ElementTree.parse(path).getroot()
+        lights: Lights = {}
+        for element in tree.iter("light"):
+            lights[element.attrib["name"]] = dict(element.attrib)
+            element.attrib.clear()
+        for element in tree.iter():
+            element.text = element.tail = None  # white space
+        for texture in tree.iter("texture"):
+            if texture.get("name") in ("texplane", "tex-wall"):
+                texture.attrib.pop("file", None)  # they come from the styles
+        return ElementTree.tostring(tree), lights
+
+    (body, old), (other, new) = split(base), split(arena)
+    known = {"name", "directional", "castshadow", *LIGHT}
+    same = body == other and list(old) == list(new) and all(set(light) <= known for light in new.values())
+    return new if same else None
+
+
+def set_lights(stack: ExitStack, env: LiberoEnv, lights: Lights) -> None:
+    """Give lights the values of an arena's XML until the stack is left."""
+    model = env.model
+    _keep(stack, model.light_castshadow, model.light_type, *(getattr(model, name) for name in LIGHT.values()))
+    for name, attributes in lights.items():
+        light = model.light(name).id
+        for attribute, array in LIGHT.items():
+            if attribute in attributes:
+                values = np.array([float(word) for word in attributes[attribute].split()])
+                if attribute == "dir":
+                    values /= np.linalg.norm(values)
+                getattr(model, array)[light] = values
+        if "castshadow" in attributes:
+            model.light_castshadow[light] = attributes["castshadow"] == "true"
+        if "directional" in attributes:
+            directional = attributes["directional"] == "true"
+            kinds = mujoco.mjtLightType
+            model.light_type[light] = kinds.mjLIGHT_DIRECTIONAL if directional else kinds.mjLIGHT_SPOT
+
+
+def register_object(category: str, path: Path) -> None:
+    """Make an object of the asset pack known to LIBERO's BDDL reader (upstream's `custom_objects.py`)."""
+
+    class NewObject(MujocoXMLObject):
+        def __init__(self, name: str) -> None:
+            joints = [{"type": "free", "damping": "0.0005"}]
+            super().__init__(
+                str(path), name=name, joints=joints, obj_type="all", duplicate_collision_geoms=False
+            )
+            self.category_name = category
+            self.rotation = {"x": (-np.pi / 2,) * 2, "y": (-np.pi,) * 2, "z": (np.pi,) * 2}
+            self.rotation_axis = None
+            self.object_properties: dict[str, Any] = {"vis_site_names": {}}
+
+        def _get_object_subtree(self) -> Any:
+            # robosuite looks one body deeper than some of these files have it.
+            bare = self.worldbody.find("./body[@name='object']")
+            if bare is not None:
+                self.worldbody.remove(bare)
+                ElementTree.SubElement(self.worldbody, "body").append(bare)
+            return super()._get_object_subtree()
+
+    OBJECTS_DICT[category] = NewObject
 
 
 def camera_pose(

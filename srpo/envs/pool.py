@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srpo.config import Protocol
+from srpo.plus_data import PlusSources
 from srpo.processes import one_core_each
 from srpo.types import ACTION_DIM, CHUNK, Episode, EpisodeSpec, FailedRun
 from srpo.world_models.base import select_frames
@@ -86,7 +87,7 @@ def run_episode(
     proprio: list[NDArray[np.float32]] = []
     answers: list[Answer] = []
     with perturbation.apply(env) if perturbation is not None else nullcontext():
-        env.reset(spec.init_state)
+        env.reset(spec.init_state) if perturbation is None else perturbation.begin(env)
         sights = [env.sight]
         path = [env.proprio()[:3]]
         # A task may begin solved by settling; it still takes one step to say so, as in the stock loop.
@@ -145,7 +146,12 @@ class _Finished:
 
 
 def _work(
-    connection: Connection, memory: Any, shape: tuple[int, ...], suite: str, protocol: Protocol
+    connection: Connection,
+    memory: Any,
+    shape: tuple[int, ...],
+    suite: str,
+    protocol: Protocol,
+    plus: PlusSources | None,
 ) -> None:
     """A worker's life: take a spec, run it, send the episode; None ends it. A lost caller ends it, too."""
     import signal
@@ -168,13 +174,17 @@ def _work(
                     envs[spec.task_id] = LiberoEnv(suite, spec.task_id, protocol)
                 envs.move_to_end(spec.task_id)
                 env = envs[spec.task_id]
+                instruction, perturbation = env.task.language, None
+                if spec.variant:
+                    perturbation = Perturbation.from_task(spec.variant, plus)
+                    env = perturbation.environment(env)
+                    instruction = perturbation.instruction(env)
 
                 def ask(query: int, proprio: NDArray[np.float32]) -> Answer:
-                    connection.send(_Asked(query, env.task.language, proprio))  # noqa: B023
+                    connection.send(_Asked(query, instruction, proprio))  # noqa: B023
                     answer: Answer = connection.recv()
                     return answer
 
-                perturbation = Perturbation.from_task(spec.variant) if spec.variant else None
                 episode = run_episode(env, spec, perturbation, pictures, ask)
                 images, frames = len(episode.images), len(episode.frames)
                 connection.send(_Finished(replace(episode, images=nothing, frames=nothing), images, frames))
@@ -224,9 +234,14 @@ class EnvPool(AbstractContextManager["EnvPool"]):
     """Worker processes that run episodes of one suite under one protocol. They start with the first run."""
 
     def __init__(
-        self, suite: str, protocol: Protocol, workers: int, hang_seconds: float = HANG_SECONDS
+        self,
+        suite: str,
+        protocol: Protocol,
+        workers: int,
+        hang_seconds: float = HANG_SECONDS,
+        plus: PlusSources | None = None,
     ) -> None:
-        self._suite, self._protocol, self._number = suite, protocol, workers
+        self._suite, self._protocol, self._number, self._plus = suite, protocol, workers, plus
         self._hang_seconds = hang_seconds
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
@@ -239,7 +254,9 @@ class EnvPool(AbstractContextManager["EnvPool"]):
         # Shared memory without a name: it goes with the processes that have it, however they end.
         memory = self._context.RawArray(ctypes.c_uint8, int(np.prod(self._shape)))
         process = self._context.Process(
-            target=_work, args=(theirs, memory, self._shape, self._suite, self._protocol), daemon=True
+            target=_work,
+            args=(theirs, memory, self._shape, self._suite, self._protocol, self._plus),
+            daemon=True,
         )
         with one_core_each():
             process.start()
