@@ -440,10 +440,25 @@ class Evaluate(Section):
 class Plus(Section):
     """LIBERO-Plus robustness sweep."""
 
-    dimensions: Annotated[tuple[Literal["camera", "noise"], ...], Field(strict=False, min_length=1)]
-    """Perturbations to run."""
+    dimensions: Annotated[
+        tuple[Literal["camera", "robot", "language", "noise", "layout", "background", "light"], ...],
+        Field(strict=False, min_length=1),
+    ]
+    """Perturbations to run. Tasks that cannot run here become rows with status `unavailable` and a reason."""
     per_dimension: Count | None
-    """A seeded sample of this many tasks a dimension; none: all of them."""
+    """A seeded sample of this many tasks a dimension, spread over the base tasks; none: all of them."""
+    robot_start: Literal["official", "true_start"]
+    """Robot tasks: `official`: as upstream runs them, the initial state puts the arm back and only the
+    controller keeps the start posture, so the arm drifts; `true_start`: the arm begins in the posture."""
+    leaked_prompt: bool
+    """Outside Language: prompt with the file's name in words, which tells the perturbation, as upstream's
+    `task.language` does; false: the base task's instruction."""
+    assets: str | None
+    """Folder of LIBERO-Plus's asset pack (`python -m srpo.plus fetch-assets`); none: LIBERO's own assets, on
+    which light, most backgrounds and added distractors are unavailable."""
+    styles: Whole
+    """plus_style tasks a dimension (light, background, distractors in our own declared ranges, on LIBERO's own
+    assets). They have columns of their own and are in no total of LIBERO-Plus. 0: none."""
     shard_size: Count
     """Tasks of one job."""
     seed: Whole

@@ -1,7 +1,7 @@
 """Greedy evaluation on LIBERO or LIBERO-Plus: one row an episode, resumable, a crash is not a failure.
 
 python -m srpo.evaluate --config CONFIG --policy FOLDER --out EPISODES.parquet --scratch FOLDER
-python -m srpo.evaluate ... --plus TASKS.csv --shard 0/4
+python -m srpo.evaluate ... --plus TASKS.csv --plus-data DATA.zip --shard 0/4
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from tqdm import tqdm
 from srpo.analysis.io import EPISODES, protocol_json, write_rows
 from srpo.checkpoint import fingerprint
 from srpo.config import EvaluateStage, PlusStage, load_stage
-from srpo.envs.libero import load_task
+from srpo.envs.libero import asset_folder, load_task
 from srpo.files import write_json, write_text
 from srpo.locks import held
 from srpo.manifest import sha256, write_manifest
-from srpo.plus_tasks import INIT_STATE, PlusTask, parse, read_tasks, sample, shard
+from srpo.plus_data import PlusData, PlusSources, unavailable
+from srpo.plus_tasks import INIT_STATE, PlusTask, parse, read_tasks, sample, shard, style_tasks
 from srpo.policies.openvla_oft import load_policy
 from srpo.rollout import Rollouts
 from srpo.types import Episode, EpisodeSpec, FailedRun
@@ -40,6 +41,7 @@ def plus_specs(config: PlusStage, tasks: Sequence[PlusTask], index: int, number:
     """One part of the (sampled) LIBERO-Plus tasks; the seed draws a perturbation's randomness."""
     plus = config.plus
     chosen = sample(tasks, config.suite, config.tasks, plus.dimensions, plus.per_dimension, plus.seed)
+    chosen += style_tasks(config.suite, config.tasks, plus.styles)
     part = shard(chosen, index, plus.shard_size)
     if not part:
         raise SystemExit(f"--shard {index}/{number}: there are only {len(chosen)} tasks")
@@ -49,10 +51,27 @@ def plus_specs(config: PlusStage, tasks: Sequence[PlusTask], index: int, number:
     ]
 
 
+def plus_sources(config: PlusStage, data: Path | None) -> PlusSources:
+    """Where LIBERO-Plus's data and assets are. Raises SystemExit if they are not there."""
+    plus = config.plus
+    assets = None if plus.assets is None else Path(plus.assets)
+    if assets is not None and not assets.is_dir():
+        raise SystemExit(
+            f"error: plus.assets: {assets} is no folder; python -m srpo.plus fetch-assets makes it, or null "
+            "does without"
+        )
+    try:
+        if data is not None:
+            PlusData(data)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    return PlusSources(data, assets, plus.robot_start, plus.leaked_prompt)
+
+
 def episode_row(
-    config: EvaluateStage | PlusStage, policy: str, result: Episode | FailedRun
+    config: EvaluateStage | PlusStage, policy: str, result: Episode | FailedRun, unavailable: bool = False
 ) -> dict[str, Any]:
-    """One row of episodes.parquet."""
+    """One row of episodes.parquet. `unavailable`: the result is why the episode cannot be run here."""
     spec = result.spec
     perturbed = parse(spec.variant) if spec.variant else None
     row = {
@@ -75,7 +94,8 @@ def episode_row(
         "video": None,
     }
     if isinstance(result, FailedRun):
-        return row | {"status": "infra_error", "error": result.error, "steps": 0, "wall_seconds": 0.0}
+        status = "unavailable" if unavailable else "infra_error"
+        return row | {"status": status, "error": result.error, "steps": 0, "wall_seconds": 0.0}
     status = "success" if result.success else "failure"
     return row | {"status": status, "error": None, "steps": result.steps, "wall_seconds": result.wall_seconds}
 
@@ -127,12 +147,22 @@ def evaluate(
     out: Path,
     scratch: Path,
     workers: int,
+    plus: PlusSources | None = None,
 ) -> None:
-    """Run the episodes that are not in the journal yet, then write all rows and a manifest beside them."""
+    """Run the episodes that are not in the journal yet, then write all rows and a manifest beside them.
+
+    LIBERO-Plus tasks that cannot run with these sources get their rows without being tried.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     policy = load_policy(policy_folder, device)
     digest = sha256(policy_folder)
     journal = Journal(scratch, fingerprint(config.model_dump_json(), digest, mujoco.__version__))
+    reasons = {} if plus is None else unavailable_specs(specs, plus)
+    refused = [
+        episode_row(config, policy.settings.name, FailedRun(spec, why), unavailable=True)
+        for spec, why in reasons.items()
+    ]
+    every, specs = specs, [spec for spec in specs if spec not in reasons]
     finished = {_key(row) for row in journal.rows}
     todo = [spec for spec in specs if (spec.task_id, spec.init_state, spec.variant or "") not in finished]
     if len(todo) < len(specs):
@@ -140,7 +170,7 @@ def evaluate(
     successes = sum(row["status"] == "success" for row in journal.rows)
     with tqdm(total=len(specs), initial=len(specs) - len(todo), desc=config.variant, disable=None) as bar:
         if todo:
-            with Rollouts(config.suite, config.protocol, policy, min(workers, len(todo))) as rollouts:
+            with Rollouts(config.suite, config.protocol, policy, min(workers, len(todo)), plus) as rollouts:
                 for result in rollouts.run(todo):
                     row = episode_row(config, policy.settings.name, result)
                     if isinstance(result, FailedRun):
@@ -150,11 +180,22 @@ def evaluate(
                     bar.update()
                     bar.set_postfix_str(f"{successes} successes")
     wanted = {(spec.task_id, spec.init_state, spec.variant or "") for spec in specs}
-    rows = sorted((row for row in journal.rows if _key(row) in wanted), key=_key)
+    rows = sorted([*refused, *(row for row in journal.rows if _key(row) in wanted)], key=_key)
+    assert len(rows) == len(every)
     write_rows(out, rows, EPISODES)
     write_manifest(out.with_suffix(".manifest.json"), config, policy=digest, workers=workers)
     errors = sum(row["status"] == "infra_error" for row in rows)
-    print(f"{successes} of {len(rows) - errors} episodes succeeded, {errors} could not be run", flush=True)
+    print(
+        f"{successes} of {len(rows) - errors - len(refused)} episodes succeeded, {errors} could not be run, "
+        f"{len(refused)} are unavailable here",
+        flush=True,
+    )
+
+
+def unavailable_specs(specs: Sequence[EpisodeSpec], plus: PlusSources) -> dict[EpisodeSpec, str]:
+    """The LIBERO-Plus episodes that cannot run with these sources, and why."""
+    reasons = {spec: unavailable(parse(spec.variant), plus, asset_folder()) for spec in specs if spec.variant}
+    return {spec: reason for spec, reason in reasons.items() if reason}
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -169,6 +210,9 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="resolved configuration of the evaluation")
     parser.add_argument("--policy", type=Path, required=True, help="policy checkpoint folder")
     parser.add_argument("--plus", type=Path, help="LIBERO-Plus task list: evaluate on it instead of LIBERO")
+    parser.add_argument(
+        "--plus-data", type=Path, help="LIBERO-Plus's data, as python -m srpo.plus fetch wrote it"
+    )
     parser.add_argument("--shard", type=_shard, default=(0, 1), help="part of the LIBERO-Plus tasks, as 0/4")
     parser.add_argument("--out", type=Path, required=True, help="parquet file for the episodes")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for resumable state")
@@ -176,14 +220,24 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.scratch.mkdir(parents=True, exist_ok=True)
     config: EvaluateStage | PlusStage
+    sources = None
     if arguments.plus is None:
         config = load_stage(arguments.config, EvaluateStage)
         specs = libero_specs(config)
     else:
         config = load_stage(arguments.config, PlusStage)
         specs = plus_specs(config, read_tasks(arguments.plus), *arguments.shard)
+        sources = plus_sources(config, arguments.plus_data)
     with held(arguments.scratch):
-        evaluate(config, specs, arguments.policy, arguments.out, arguments.scratch, arguments.workers)
+        evaluate(
+            config,
+            specs,
+            arguments.policy,
+            arguments.out,
+            arguments.scratch,
+            arguments.workers,
+            plus=sources,
+        )
 
 
 if __name__ == "__main__":

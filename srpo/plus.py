@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from srpo.analysis.io import EPISODES, ResultError, missing_rows, read_episodes, write_rows
 from srpo.files import atomic_file
 from srpo.plus_data import PlusSources, Scene, bddl_language, write_data
-from srpo.plus_tasks import COUNTS, INIT_STATE, PlusTask, parse, write_tasks
+from srpo.plus_tasks import COUNTS, INIT_STATE, PlusTask, parse, read_tasks, write_tasks
 
 # The package is used as an archive and never installed or imported: importing it writes into the home folder
 # and registers its robots over LIBERO's own.
@@ -239,6 +240,24 @@ def show(name: str, out: Path, sources: PlusSources) -> None:
     _save(np.concatenate(_pictures(name, sources, 256), axis=1), out)
 
 
+def merge(config: Path, tasks: Path, shards: list[Path], out: Path) -> None:
+    """Put a sweep's shards into one file; every task asked for has exactly one row.
+
+    Raises `ResultError` for missing, repeated or unasked rows.
+    """
+    from srpo.analysis.t2 import expected_episodes
+    from srpo.config import PlusStage, load_stage
+
+    episodes = read_episodes(shards)
+    expected = expected_episodes([load_stage(config, PlusStage)], read_tasks(tasks))
+    missing_rows(episodes, expected, allow_incomplete=False)
+    records = episodes.to_dict("records")
+    write_rows(out, [{str(name): value for name, value in row.items()} for row in records], EPISODES)
+    counts = Counter((row["perturbation"], row["status"]) for row in records)
+    for (dimension, status), number in sorted(counts.items()):
+        print(f"{dimension}: {number} {status}")
+
+
 STOVE = "put_the_bowl_on_the_stove"
 PLAIN = "_view_0_0_100_0_0_initstate_0"
 GALLERY = (
@@ -253,6 +272,13 @@ def main() -> None:
     fetching = commands.add_parser("fetch", help="write the official task list (10,030 tasks) and its data")
     fetching.add_argument("--out", type=Path, required=True, metavar="FILE.csv")
     fetching.add_argument("--data", type=Path, required=True, metavar="FILE.zip")
+    merging = commands.add_parser(
+        "merge", help="put a sweep's shards together, and check that none is missing"
+    )
+    merging.add_argument("shards", nargs="+", type=Path)
+    merging.add_argument("--config", type=Path, required=True, help="resolved configuration of the sweep")
+    merging.add_argument("--tasks", type=Path, required=True, help="task list that `fetch` wrote")
+    merging.add_argument("--out", type=Path, required=True, metavar="FILE.parquet")
     showing = commands.add_parser("show", help="picture a task beside its base task")
     showing.add_argument("name", help="official task name")
     showing.add_argument("--out", type=Path, required=True, metavar="FILE.png")
@@ -264,10 +290,12 @@ def main() -> None:
         if arguments.command == "fetch":
             tasks = fetch(arguments.out, arguments.data)
             print(f"{arguments.out}: {len(tasks):,} LIBERO-Plus tasks")
+        elif arguments.command == "merge":
+            merge(arguments.config, arguments.tasks, arguments.shards, arguments.out)
         else:
             sources = PlusSources(arguments.data, arguments.assets)
             show(arguments.name, arguments.out, sources)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, ResultError) as error:
         raise SystemExit(f"error: {error}") from None
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srpo.files import atomic_file
-from srpo.plus_tasks import PlusTask
+from srpo.plus_tasks import STYLES, PlusTask
 
 INDEX = "index.json"
 PACK_FOLDERS = ("scenes", "textures", "new_objects")
@@ -157,7 +157,9 @@ def needed_assets(task: PlusTask, data: PlusData) -> list[str]:
         if task.dimension == "language":
             data.language(task.name)
     except KeyError as error:
-        raise ValueError(f"{data.path} does not know {task.name}: {error}; fetch it again") from None
+        raise ValueError(
+            f"{data.path} does not have {error}: not one of LIBERO-Plus's 10,030 tasks, or made from other data"
+        ) from None
     return []
 
 
@@ -172,7 +174,7 @@ def unavailable(task: PlusTask, sources: PlusSources, base: Path) -> str | None:
 
     Raises ValueError if the data file is broken, or does not have the task.
     """
-    if task.dimension in ("camera", "robot", "noise"):
+    if task.dimension in ("camera", "robot", "noise", *STYLES):
         return None
     if sources.data is None:
         return f"{task.dimension} tasks need LIBERO-Plus's data: python -m srpo.plus fetch"

@@ -18,6 +18,8 @@ from pathlib import Path
 from srpo.files import atomic_file
 
 DIMENSIONS = ("camera", "robot", "language", "noise", "layout", "background", "light")
+STYLES = ("style_light", "style_background", "style_distractors")
+"""Our own perturbations in LIBERO-Plus's manner, on LIBERO's own assets: no part of LIBERO-Plus."""
 INIT_STATE = 0
 """The initial state of the base task from which camera, robot, language and noise episodes start."""
 COLUMNS = ("suite", "name", "base_task", "task_id", "dimension", "parameters")
@@ -100,6 +102,7 @@ _SUFFIXES = {
     "layout": r"_add_(?P<add>\d+)|(?:_moved)?_level(?P<level>\d+)_sample(?P<sample>\d+)",
     "background": r"_table_(?P<table>\d+)|_tb_(?P<tb>\d+)",
     "light": r"_light_(?P<light>\d+)",
+    **{style: rf"_{style}_(?P<style>\d+)" for style in STYLES},
 }
 _STOCK_VIEW = {"horizontal": 0, "vertical": 0, "scale": 100, "turn": 0, "tilt": 0}
 
@@ -111,7 +114,7 @@ class PlusTask:
     parameters  camera: horizontal, vertical, turn, tilt (degrees, 0…359), scale (percent of the distance);
                 noise: kind (one of NOISES), severity (1…10); the others: numbers of the official assets
                 (robot: posture; language: rewrite; layout: add, or level and sample; background: table or
-                tb; light: light)
+                tb; light: light); our styles: style, the seed of the drawn values
     """
 
     suite: str
@@ -138,11 +141,14 @@ def _parameters(dimension: str, suffix: str) -> dict[str, int | str] | None:
 
 
 def parse(name: str) -> PlusTask:
-    """Read an official task name (base tasks have different names in all suites). Raises ValueError."""
+    """Read an official task name, or one of our styles' (`style_tasks`). Raises ValueError.
+
+    Base tasks have different names in all suites.
+    """
     for suite, base_tasks in COUNTS.items():
         for task_id, base_task in enumerate(base_tasks):
             if name.startswith(f"{base_task}_"):
-                for dimension in DIMENSIONS:
+                for dimension in DIMENSIONS + STYLES:
                     parameters = _parameters(dimension, name.removeprefix(base_task))
                     if parameters is not None:
                         return PlusTask(suite, name, base_task, task_id, dimension, parameters)
@@ -198,6 +204,17 @@ def sample(
         rounds = itertools.chain.from_iterable(itertools.zip_longest(*queues))
         drawn += [task for task in rounds if task is not None][:per_dimension]
     return drawn
+
+
+def style_tasks(suite: str, task_ids: Collection[int], per_style: int) -> list[PlusTask]:
+    """`per_style` plus_style tasks of each style, spread evenly over the given base tasks."""
+    base_tasks = list(_suite(suite))
+    ids = sorted(set(task_ids))
+    return [
+        parse(f"{base_tasks[ids[k % len(ids)]]}_{style}_{k // len(ids)}")
+        for style in STYLES
+        for k in range(per_style)
+    ]
 
 
 def shards(n: int, size: int) -> int:

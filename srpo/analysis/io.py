@@ -61,6 +61,8 @@ class Schema:
 
 DIMENSIONS = ("camera", "robot", "language", "light", "background", "noise", "layout")
 """The seven perturbation dimensions of LIBERO-Plus, in the order of its leaderboard."""
+STYLES = ("style_light", "style_background", "style_distractors")
+"""Our own, on LIBERO's own assets (plus_style): no part of LIBERO-Plus."""
 
 EPISODES = Schema(
     "episodes.parquet",
@@ -80,17 +82,22 @@ EPISODES = Schema(
         "benchmark": Column(
             "str", "which benchmark the episode belongs to", values=("libero", "libero_plus")
         ),
-        "perturbation": Column("str", "LIBERO-Plus dimension; null for LIBERO", True, DIMENSIONS),
-        "perturbation_task": Column("str", "LIBERO-Plus' official task name; null for LIBERO", True),
+        "perturbation": Column(
+            "str", "LIBERO-Plus dimension, or ours (`style_…`); null for LIBERO", True, DIMENSIONS + STYLES
+        ),
+        "perturbation_task": Column(
+            "str", "LIBERO-Plus' official task name, or ours (`…_style_…`); null for LIBERO", True
+        ),
         "perturbation_parameters": Column(
             "str", "the perturbation's parameters, as JSON; null for LIBERO", True
         ),
         "status": Column(
             "str",
-            "how it ended; `infra_error` is an episode that could not be run, never a failed one",
-            values=("success", "failure", "infra_error"),
+            "how it ended; `infra_error` is an episode that could not be run, `unavailable` one that cannot "
+            "run here (its assets are not there): neither is a failed one",
+            values=("success", "failure", "infra_error", "unavailable"),
         ),
-        "error": Column("str", "why an `infra_error` happened; null for every other status", True),
+        "error": Column("str", "why it could not be run; null where it was", True),
         "steps": Column("int", "control steps taken, settling steps not counted"),
         "max_steps": Column("int", "control steps after which the episode has failed"),
         "profile": Column("str", "protocol profile", values=("official", "held_out")),
@@ -386,13 +393,16 @@ def check_episodes(episodes: pd.DataFrame) -> None:
     """Refuse episodes that must not stand in one table.
 
     One preset and one protocol throughout; only `max_steps` may differ, and only between suites. No episode
-    twice. `max_steps` and `profile` agree with the protocol's record. Infra errors, and they alone, say why.
+    twice. `max_steps` and `profile` agree with the protocol's record. Episodes that did not run, and they
+    alone, say why.
     """
     if episodes.empty:
         raise ResultError("no episodes: the files have no rows")
-    infra = episodes["status"] == "infra_error"
-    if (infra != episodes["error"].notna()).any():
-        raise ResultError("column error: must be set for status infra_error and null for every other status")
+    unrun = episodes["status"].isin(["infra_error", "unavailable"])
+    if (unrun != episodes["error"].notna()).any():
+        raise ResultError(
+            "column error: must be set for status infra_error and unavailable, and null for all other status"
+        )
     presets = sorted(set(episodes["preset"]))
     if len(presets) > 1:
         raise ResultError(f"column preset: mixes presets {presets}: a variant means something else in each")

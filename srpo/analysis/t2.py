@@ -17,15 +17,20 @@ from matplotlib.figure import Figure
 
 from srpo import plus_tasks
 from srpo.analysis import latex, style, tables
-from srpo.analysis.io import DIMENSIONS, ResultError, read_config, run
+from srpo.analysis.io import DIMENSIONS, STYLES, ResultError, read_config, run
 from srpo.analysis.stats import Estimate, PairedDifference, combine, wilson
 from srpo.config import PlusStage
 
 TOTALS = ("macro", "micro")
-LABELS = {dimension: dimension.capitalize() for dimension in DIMENSIONS} | {
+UNAVAILABLE = "unavailable"
+"""Note of a dimension whose every task asked for cannot run here."""
+LABELS = {
+    **{dimension: dimension.capitalize() for dimension in DIMENSIONS},
     "macro": "Total (macro)",
     "micro": "Total (micro)",
+    **{style: f"{style.removeprefix('style_').capitalize()} (style)" for style in STYLES},
 }
+"""Columns: LIBERO-Plus's dimensions, its totals, and our own styles, which are in no total."""
 
 
 def expected_episodes(configs: Sequence[PlusStage], tasks: Sequence[plus_tasks.PlusTask]) -> pd.DataFrame:
@@ -34,14 +39,17 @@ def expected_episodes(configs: Sequence[PlusStage], tasks: Sequence[plus_tasks.P
         [
             (config.suite, config.variant, config.seed, task.task_id, task.dimension, task.name)
             for config in configs
-            for task in plus_tasks.sample(
-                tasks,
-                config.suite,
-                config.tasks,
-                config.plus.dimensions,
-                config.plus.per_dimension,
-                config.plus.seed,
-            )
+            for task in [
+                *plus_tasks.sample(
+                    tasks,
+                    config.suite,
+                    config.tasks,
+                    config.plus.dimensions,
+                    config.plus.per_dimension,
+                    config.plus.seed,
+                ),
+                *plus_tasks.style_tasks(config.suite, config.tasks, config.plus.styles),
+            ]
         ],
         columns=["suite", "variant", "seed", "task_id", "perturbation", "perturbation_task"],
     )
@@ -62,10 +70,14 @@ def estimate(
 
     Suites and seeds are pooled. Totals are over the dimensions that ran: `macro` is their unweighted mean
     (the SRPO paper's), `micro` weighs them by LIBERO-Plus' number of tasks (the leaderboard's). A total's
-    p-value is of the test over all pairs. A dimension that did not run has no counts and no rate.
+    p-value is of the test over all pairs. Tasks that are unavailable here are counted apart (`unavailable`)
+    and are in no rate: a dimension of which some are has the rate of the others, and says so. A dimension
+    that did not run has no rate. Our styles have rows of their own and are in no total.
     """
+    cannot = episodes[episodes["status"] == "unavailable"]
+    episodes = episodes[episodes["status"] != "unavailable"]
     ran = [dimension for dimension in DIMENSIONS if dimension in set(episodes["perturbation"])]
-    sizes = benchmark_sizes(sorted(set(episodes["suite"])))
+    sizes = benchmark_sizes(sorted(set(episodes["suite"]) | set(cannot["suite"])))
     baseline = next(iter(sheet))
     rows: list[dict[str, Any]] = []
     for variant, label in sheet.items():
@@ -74,28 +86,36 @@ def estimate(
         identity: dict[str, Any] = {"source": "ours", "variant": variant, "label": label}
         rates: list[Estimate] = []
         differences: list[Estimate] = []
-        for dimension in DIMENSIONS:
-            if dimension not in ran:
-                rows.append({**identity, "dimension": dimension, "note": tables.NOT_RUN})
-                continue
+        lacks = cannot[cannot["variant"] == variant]
+        for dimension in DIMENSIONS + STYLES:
             here = own[own["perturbation"] == dimension]
+            without = int((lacks["perturbation"] == dimension).sum())
+            if dimension not in set(episodes["perturbation"]):
+                note = UNAVAILABLE if without else tables.NOT_RUN
+                rows.append({**identity, "dimension": dimension, "unavailable": without, "note": note})
+                continue
             count = tables.counts(here)
-            rates.append(wilson(count["successes"], count["episodes"]))
+            rate = wilson(count["successes"], count["episodes"])
             comparison = _compare(first[first["perturbation"] == dimension], here, variant == baseline)
-            differences.append(comparison.estimate)
+            if dimension in ran:
+                rates.append(rate)
+                differences.append(comparison.estimate)
             rows.append(
                 {
                     **identity,
                     "dimension": dimension,
-                    **tables.columns_of(rates[-1]),
+                    **tables.columns_of(rate),
                     **count,
                     "tasks": here["perturbation_task"].nunique(),
-                    "benchmark_tasks": sizes[dimension],
+                    "benchmark_tasks": sizes.get(dimension),
                     "missing": _missing(missing, variant, dimension),
+                    "unavailable": without,
                     **tables.comparison_columns(comparison),
-                    "note": "",
+                    "note": f"without {without} unavailable tasks" if without else "",
                 }
             )
+        first = first[first["perturbation"].isin(DIMENSIONS)]
+        own = own[own["perturbation"].isin(DIMENSIONS)]
         overall = _compare(first, own, variant == baseline)
         for total in TOTALS:
             weights = [float(sizes[dimension]) for dimension in ran] if total == "micro" else None
@@ -108,6 +128,7 @@ def estimate(
                     "tasks": own["perturbation_task"].nunique(),
                     "benchmark_tasks": sum(sizes[dimension] for dimension in ran),
                     "missing": _missing(missing, variant),
+                    "unavailable": int(lacks["perturbation"].isin(DIMENSIONS).sum()),
                     **tables.comparison_columns(overall),
                     **tables.columns_of(combine(differences, weights), "difference", "difference_"),
                     "note": f"over {len(ran)} of {len(DIMENSIONS)} dimensions",
@@ -122,6 +143,7 @@ def estimate(
         "tasks",
         "benchmark_tasks",
         "missing",
+        "unavailable",
         "pairs",
     ]
     return pd.DataFrame(rows).astype(dict.fromkeys(integers, "Int64"))
@@ -178,17 +200,31 @@ def _printed_totals(total: pd.DataFrame) -> dict[str, float]:
     return result
 
 
+STYLE_NOTE = (
+    "Columns (style): our own light, background and distractors on LIBERO's own assets, no part of "
+    "LIBERO-Plus and in no total."
+)
+_EMPTY: Mapping[str, Any] = {"source": "published", "rate": np.nan, "label": ""}
+
+
+def _columns(table: pd.DataFrame) -> list[str]:
+    """The columns to show: our styles only where they ran."""
+    shown = set(table.loc[(table["source"] == "ours") & table["rate"].notna(), "dimension"])
+    return [dimension for dimension in LABELS if dimension not in STYLES or dimension in shown]
+
+
 def _text(row: Mapping[str, Any]) -> list[str]:
     if row["source"] == "published":
         return [tables.percent(row["rate"])]
-    if row["note"] == tables.NOT_RUN:
-        return [tables.NOT_RUN]
+    if row["note"] in (tables.NOT_RUN, UNAVAILABLE):
+        return [row["note"]]
     if np.isnan(row["rate"]):
         return ["–"]
     return [
         tables.percent(row["rate"]),
         f"[{tables.percent(row['low'])},{tables.percent(row['high'])}]",
         f"{row['successes']}/{row['episodes']}",
+        *([f"({row['unavailable']} unavailable)"] if row["unavailable"] else []),
     ]
 
 
@@ -204,19 +240,21 @@ def to_latex(table: pd.DataFrame, protocol: str) -> str:
     cells = tables.cells(table, "source", "variant", "dimension")
     models = list(dict.fromkeys((source, variant) for source, variant, _ in cells))
     baseline = cells[*models[0], "macro"]["label"]
+    columns = _columns(table)
     ours, published = [], []
     for model in models:
-        own = [cells[*model, dimension] for dimension in LABELS]
+        own = [cells.get((*model, dimension), _EMPTY) for dimension in columns]
         if model[0] == "published":
             label = own[0]["label"].replace(" (", "\n(").split("\n")  # what it was trained on goes below
             published.append(latex.Row(label, [_text(cell) for cell in own]))
             continue
-        seeds = own[-1]["seeds"]
+        seeds = cells[*model, "micro"]["seeds"]
         name = [own[0]["label"], *([f"{seeds} seeds"] if seeds > 1 else [])]
         ours.append(latex.Row(name, [_text(cell) for cell in own]))
         if model != models[0]:
             ours.append(latex.Row([f"− {baseline}"], [_difference(cell) for cell in own]))
     totals = table[(table["source"] == "ours") & (table["dimension"] == "micro")]
+    without = int(totals["unavailable"].max())
     notes = [
         "Success on LIBERO-Plus in percent; beneath it the 95% interval (Wilson; totals combined by MOVER) "
         "and successes/episodes. Differences in percentage points, paired by task, with interval and "
@@ -225,11 +263,17 @@ def to_latex(table: pd.DataFrame, protocol: str) -> str:
         f"Our totals are {totals['note'].iloc[0]}. "
         "Published rows: other code and protocols, so not a like-for-like comparison.",
         protocol,
+        *([STYLE_NOTE] if set(columns) & set(STYLES) else []),
+        *(
+            [f"{without} tasks are unavailable without LIBERO-Plus' asset pack; no rate has them."]
+            if without
+            else []
+        ),
         *tables.coverage_notes(int(totals["infra_errors"].sum()), int(totals["missing"].sum())),
     ]
     groups = [latex.Group("", ours), latex.Group("Published, as printed elsewhere", published)]
-    columns = [LABELS[dimension].removeprefix("Total ") for dimension in LABELS]
-    return latex.tabular("Model", columns, groups, notes)
+    heads = [LABELS[dimension].removeprefix("Total ") for dimension in columns]
+    return latex.tabular("Model", heads, groups, notes)
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -238,36 +282,38 @@ def draw(table: pd.DataFrame) -> Figure:
     models = list(dict.fromkeys((source, variant) for source, variant, _ in cells))
     ours = [variant for source, variant in models if source == "ours"]
     published = [variant for source, variant in models if source == "published"]
+    columns = _columns(table)
     markers = dict(zip(published, itertools.cycle("osD^v<>phX*d"), strict=False))
     figure = Figure(layout="constrained")
     axes = figure.subplots()
     y = 0.0  # of the next line; lines lie one apart, downwards
     ticks = []
-    for dimension in LABELS:
+    for dimension in columns:
         top = y
-        run = [v for v in ours if cells["ours", v, dimension]["note"] != tables.NOT_RUN]
+        run = [v for v in ours if not np.isnan(cells["ours", v, dimension]["rate"])]
         for variant in run:
             row = cells["ours", variant, dimension]
             style.dot(axes, y, (100 * row["rate"], 100 * row["low"], 100 * row["high"]), style.look(variant))
             axes.text(107, y, f"{row['successes']}/{row['episodes']}", va="center", fontsize=5.5)
             y -= 1
         if not run:
-            axes.text(107, y, tables.NOT_RUN, va="center", fontsize=5.5)
-        rates = {v: cells["published", v, dimension]["rate"] for v in published}
+            axes.text(107, y, cells["ours", ours[0], dimension]["note"], va="center", fontsize=5.5)
+        rates = {v: cells["published", v, dimension]["rate"] for v in published if dimension not in STYLES}
         shown = {variant: rate for variant, rate in rates.items() if not np.isnan(rate)}
         for variant, rate in shown.items():
             style.published_dot(axes, y, 100 * rate, markers[variant])
         if shown or not run:
             y -= 1
         ticks.append((top + y + 1) / 2)
-        last = dimension == list(LABELS)[-1]
-        before_totals = dimension == DIMENSIONS[-1]
+        last = dimension == columns[-1]
+        before_totals = dimension in (DIMENSIONS[-1], TOTALS[-1])
         if not last:
             axes.axhline(y + 0.1, color="#999999" if before_totals else "#E5E5E5", linewidth=0.6, zorder=0)
             y -= 0.8
     some = cells["ours", ours[0], "macro"]["note"].removeprefix("over ")
     partly = some != f"{len(DIMENSIONS)} of {len(DIMENSIONS)} dimensions"
-    axes.set_yticks(ticks, [f"{LABELS[d]}\n{some}" if partly and d in TOTALS else LABELS[d] for d in LABELS])
+    labels = [f"{LABELS[d]}\n{some}" if partly and d in TOTALS else LABELS[d] for d in columns]
+    axes.set_yticks(ticks, labels)
     axes.set(xlim=(-3, 103), ylim=(y + 0.2, 0.8), xlabel="success (%)")
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)

@@ -146,7 +146,13 @@ def plus_run(
 ) -> Path:
     """A LIBERO-Plus folder with `per_dimension` episodes for each dimension of `rates`; gives the parquet."""
     folder = root / suite / variant / f"seed{seed}" / "plus"
-    plus = {"dimensions": list(rates), "per_dimension": per_dimension, "shard_size": 10, "seed": 0}
+    styles = [style for style in rates if style in plus_tasks.STYLES]
+    dimensions = [dimension for dimension in rates if dimension not in styles]
+    plus = {
+        **{"dimensions": dimensions, "per_dimension": per_dimension, "shard_size": 10, "seed": 0},
+        **{"robot_start": "official", "leaked_prompt": False, "assets": None},
+        "styles": per_dimension if styles else 0,
+    }
     config = {
         "preset": "smoke",
         "suite": suite,
@@ -160,8 +166,9 @@ def plus_run(
     write_config(folder, stage)
     rng = np.random.default_rng([seed, len(variant)])
     tasks = plus_tasks.sample(
-        plus_tasks.read_tasks(tasks_file), suite, stage.tasks, list(rates), per_dimension, stage.plus.seed
+        plus_tasks.read_tasks(tasks_file), suite, stage.tasks, dimensions, per_dimension, stage.plus.seed
     )
+    tasks += plus_tasks.style_tasks(suite, stage.tasks, stage.plus.styles)
     rows = [
         episode_row(
             suite,
@@ -173,7 +180,11 @@ def plus_run(
             perturbation=task.dimension,
             perturbation_task=task.name,
             perturbation_parameters=json.dumps(task.parameters),
-            status="success" if rng.random() < rates[task.dimension] else "failure",
+            **(
+                {"status": "unavailable", "error": "needs the asset pack"}
+                if rates[task.dimension] is None
+                else {"status": "success" if rng.random() < rates[task.dimension] else "failure"}
+            ),
         )
         for task in tasks
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from srpo.config import STAGES, ConfigError, Preset, validate
-from srpo.plus_tasks import count, shards
+from srpo.plus_tasks import STYLES, count, shards
 from srpo.resolve import SFT, plan, to_yaml
 
 ROOT = Path(os.path.relpath(workflow.basedir))
@@ -209,6 +209,7 @@ def plus_shards(wildcards):
     total = count(
         stage.suite, stage.tasks, stage.plus.dimensions, stage.plus.per_dimension
     )
+    total += len(STYLES) * stage.plus.styles
     number = shards(total, stage.plus.shard_size)
     return [f"<results>/{folder}/shard-{shard}.parquet" for shard in range(number)]
 

@@ -1,7 +1,8 @@
 # LIBERO-Plus: the official task list, then each run's sweep in parts of many tasks (never a job a task).
 rule plus_tasks:
     output:
-        "results/libero_plus/tasks.csv",
+        tasks="results/libero_plus/tasks.csv",
+        data="results/libero_plus/data.zip",
     log:
         "<logs>/plus_tasks.log",
     benchmark:
@@ -10,14 +11,15 @@ rule plus_tasks:
     conda:
         "../../environment.yml"
     shell:
-        "logged {log:q} python -m srpo.plus fetch --out {output:q}"
+        "logged {log:q} python -m srpo.plus fetch --out {output.tasks:q} --data {output.data:q}"
 
 
 rule plus_shard:
     input:
         config="<results>/runs/{suite}/{any_variant}/seed{seed}/plus/config.yaml",
         policy="<results>/runs/{suite}/{any_variant}/seed{seed}/policy",
-        tasks=rules.plus_tasks.output,
+        tasks=rules.plus_tasks.output.tasks,
+        data=rules.plus_tasks.output.data,
     output:
         "<results>/runs/{suite}/{any_variant}/seed{seed}/plus/shard-{shard}.parquet",
     log:
@@ -39,13 +41,15 @@ rule plus_shard:
         number=lambda wildcards: len(plus_shards(wildcards)),
     shell:
         "logged {log:q} python -m srpo.evaluate --config {input.config:q} --policy {input.policy:q}"
-        " --plus {input.tasks:q} --shard {wildcards.shard}/{params.number}"
+        " --plus {input.tasks:q} --plus-data {input.data:q} --shard {wildcards.shard}/{params.number}"
         " --out {output:q} --scratch {params.scratch:q} --workers {threads}"
 
 
 rule plus:
     input:
-        plus_shards,
+        config="<results>/runs/{suite}/{any_variant}/seed{seed}/plus/config.yaml",
+        tasks=rules.plus_tasks.output.tasks,
+        shards=plus_shards,
     output:
         "<results>/runs/{suite}/{any_variant}/seed{seed}/plus/episodes.parquet",
     log:
@@ -56,4 +60,5 @@ rule plus:
     conda:
         "../../environment.yml"
     shell:
-        "logged {log:q} python -m srpo.analysis.io merge --out {output:q} {input:q}"
+        "logged {log:q} python -m srpo.plus merge --config {input.config:q} --tasks {input.tasks:q}"
+        " --out {output:q} {input.shards:q}"

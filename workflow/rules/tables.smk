@@ -71,7 +71,7 @@ rule t2:
         episodes=runs("t2", "plus/episodes.parquet"),
         configs=runs("t2", "plus/config.yaml"),
         sheet=sheet("t2"),
-        tasks=rules.plus_tasks.output,
+        tasks=rules.plus_tasks.output.tasks,
         published=source("configs/reference/published.csv"),
         code=source("srpo/analysis/t2.py"),
     output:

@@ -1,0 +1,170 @@
+"""LIBERO-Plus on the lean environment: what runs here, and what a variant costs.
+
+python benchmarks/plus.py counts --tasks TASKS.csv --data DATA.zip [--assets FOLDER]
+    tasks that run and tasks that are unavailable, by dimension and suite
+python benchmarks/plus.py start --tasks TASKS.csv --data DATA.zip [--assets FOLDER] [--per-dimension N]
+    start and 12 steps of a stratified sample of the tasks that run (N a dimension and suite), with a picture
+    at either end: how many fail, and the seconds that a task takes
+python benchmarks/plus.py speed --tasks TASKS.csv --data DATA.zip [--per-dimension N] [--steps S]
+    episodes a minute and core beside those of an environment built anew for each task, as upstream does: a
+    stock LIBERO environment with two cameras, S steps after the 10 that settle
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import traceback
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from srpo.config import Protocol
+from srpo.envs.libero import SETTLE_ACTION, LiberoEnv, asset_folder, init_states
+from srpo.envs.plus import Perturbation
+from srpo.plus_data import PlusSources, unavailable
+from srpo.plus_tasks import COUNTS, DIMENSIONS, INIT_STATE, PlusTask, read_tasks, sample
+
+STEPS = 12
+PROTOCOL = Protocol(
+    profile="official", max_steps=520, settle_steps=10, env_seed=0, image_size=256, render="exact"
+)
+
+
+def counts(tasks: list[PlusTask], sources: PlusSources) -> None:
+    runs: Counter[tuple[str, str]] = Counter()
+    cannot: Counter[tuple[str, str]] = Counter()
+    for task in tasks:
+        target = cannot if unavailable(task, sources, asset_folder()) else runs
+        target[task.dimension, task.suite] += 1
+    print("dimension   " + "".join(f"{suite:>22}" for suite in COUNTS) + f"{'all':>22}")
+    for dimension in DIMENSIONS:
+        pairs = [(runs[dimension, suite], cannot[dimension, suite]) for suite in COUNTS]
+        pairs.append((sum(run for run, _ in pairs), sum(not_ for _, not_ in pairs)))
+        print(f"{dimension:12}" + "".join(f"{f'{run} of {run + not_}':>22}" for run, not_ in pairs))
+    print(f"{sum(runs.values()):,} of {len(tasks):,} tasks run here")
+
+
+def runnable(tasks: list[PlusTask], sources: PlusSources, per_dimension: int) -> list[PlusTask]:
+    can = [task for task in tasks if unavailable(task, sources, asset_folder()) is None]
+    return [
+        task for suite in COUNTS for task in sample(can, suite, range(10), DIMENSIONS, per_dimension, seed=0)
+    ]
+
+
+def episode(base: LiberoEnv, task: PlusTask, sources: PlusSources, steps: int) -> list[np.ndarray]:
+    """Pictures of a task's start and end under fixed random actions; builds nothing that `base` has."""
+    rng = np.random.default_rng(0)
+    perturbation = Perturbation.from_task(task.name, sources)
+    env = perturbation.environment(base)
+    with perturbation.apply(env):
+        perturbation.begin(env)
+        pictures = []
+        for step in range(steps):
+            if step % 8 == 0:
+                pictures.append(perturbation.corrupt(env.render(), rng))
+            env.step(rng.uniform(-1, 1, 7))
+        pictures.append(perturbation.corrupt(env.render(), rng))
+    if not np.isfinite(env.state()).all():
+        raise ValueError("the state is not finite")
+    return pictures
+
+
+def by_base_task(tasks: list[PlusTask]) -> list[PlusTask]:
+    return sorted(tasks, key=lambda task: (task.suite, task.task_id))
+
+
+def start(tasks: list[PlusTask], sources: PlusSources, per_dimension: int) -> None:
+    failed: Counter[str] = Counter()
+    seconds: dict[str, list[float]] = defaultdict(list)
+    base: LiberoEnv | None = None
+    for task in by_base_task(runnable(tasks, sources, per_dimension)):
+        if base is None or (base.task.suite, base.task.task_id) != (task.suite, task.task_id):
+            base = LiberoEnv(task.suite, task.task_id, PROTOCOL)
+            base.reset(INIT_STATE)
+            base.render()
+        started = time.perf_counter()
+        try:
+            first, *_, last = episode(base, task, sources, STEPS)
+            if first.std() < 3 or last.std() < 3:
+                raise ValueError("a picture is blank")
+        except Exception:
+            failed[task.dimension] += 1
+            print(f"{task.name}:\n{traceback.format_exc()}", flush=True)
+        seconds[task.dimension].append(time.perf_counter() - started)
+    for dimension, times in seconds.items():
+        print(
+            f"{dimension:12} {len(times):4} tasks, {failed[dimension]} failed, {np.mean(times):.2f} s a task"
+        )
+    print(f"{sum(map(len, seconds.values()))} tasks, {failed.total()} failed")
+
+
+def stock_episode(task: PlusTask, steps: int) -> None:
+    """What upstream does for a task, in stock LIBERO: build, reset, set the state, settle, step, render."""
+    import contextlib
+    import io
+
+    from libero.libero.envs import OffScreenRenderEnv
+
+    from srpo.envs.libero import load_task
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        env = OffScreenRenderEnv(
+            bddl_file_name=str(load_task(task.suite, task.task_id).bddl_file),
+            camera_heights=256,
+            camera_widths=256,
+        )
+    env.seed(0)
+    env.reset()
+    env.set_init_state(init_states(task.suite, task.task_id)[INIT_STATE])
+    rng = np.random.default_rng(0)
+    for _ in range(PROTOCOL.settle_steps):
+        env.step(SETTLE_ACTION)
+    for _ in range(steps):
+        env.step(rng.uniform(-1, 1, 7))
+    env.close()
+
+
+def speed(tasks: list[PlusTask], sources: PlusSources, per_dimension: int, steps: int) -> None:
+    chosen = by_base_task(runnable(tasks, sources, per_dimension))
+    base: LiberoEnv | None = None
+    started = time.perf_counter()
+    for task in chosen:
+        if base is None or (base.task.suite, base.task.task_id) != (task.suite, task.task_id):
+            base = LiberoEnv(task.suite, task.task_id, PROTOCOL)
+        episode(base, task, sources, steps)
+    ours = 60 * len(chosen) / (time.perf_counter() - started)
+    few = chosen[:: max(1, len(chosen) // 8)]
+    started = time.perf_counter()
+    for task in few:
+        stock_episode(task, steps)
+    stock = 60 * len(few) / (time.perf_counter() - started)
+    print(
+        f"{len(chosen)} episodes of {steps} steps: {ours:.1f} a minute; {len(few)} built anew: {stock:.1f} a "
+        f"minute; {ours / stock:.1f} ×"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("counts", "start", "speed"))
+    parser.add_argument("--tasks", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--assets", type=Path)
+    parser.add_argument("--per-dimension", type=int, default=9, help="tasks a dimension and suite")
+    parser.add_argument("--steps", type=int, default=100)
+    arguments = parser.parse_args()
+    tasks, sources = read_tasks(arguments.tasks), PlusSources(arguments.data, arguments.assets)
+    if arguments.what == "counts":
+        counts(tasks, sources)
+    elif arguments.what == "start":
+        start(tasks, sources, arguments.per_dimension)
+    else:
+        speed(tasks, sources, arguments.per_dimension, arguments.steps)
+
+
+if __name__ == "__main__":
+    main()
