@@ -457,8 +457,8 @@ class Plus(Section):
     """Folder of LIBERO-Plus's asset pack (`python -m srpo.plus fetch-assets`); none: LIBERO's own assets, on
     which light, most backgrounds and added distractors are unavailable."""
     styles: Whole
-    """plus_style tasks a dimension (light, background, distractors in our own declared ranges, on LIBERO's own
-    assets). They have columns of their own and are in no total of LIBERO-Plus. 0: none."""
+    """plus_style tasks a dimension: light, background and distractors in our own declared ranges, on LIBERO's
+    own assets. They have columns of their own and are in no total of LIBERO-Plus. 0: none."""
     shard_size: Count
     """Tasks of one job."""
     seed: Whole

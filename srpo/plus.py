@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -21,8 +22,8 @@ from numpy.typing import NDArray
 
 from srpo.analysis.io import EPISODES, ResultError, missing_rows, read_episodes, write_rows
 from srpo.files import atomic_file
-from srpo.plus_data import PlusSources, Scene, bddl_language, write_data
-from srpo.plus_tasks import COUNTS, INIT_STATE, PlusTask, parse, read_tasks, write_tasks
+from srpo.plus_data import PlusSources, Scene, bddl_language, plus_data, write_data
+from srpo.plus_tasks import COUNTS, INIT_STATE, STYLES, PlusTask, parse, read_tasks, write_tasks
 
 # The package is used as an archive and never installed or imported: importing it writes into the home folder
 # and registers its robots over LIBERO's own.
@@ -258,12 +259,77 @@ def merge(config: Path, tasks: Path, shards: list[Path], out: Path) -> None:
         print(f"{dimension}: {number} {status}")
 
 
-STOVE = "put_the_bowl_on_the_stove"
-PLAIN = "_view_0_0_100_0_0_initstate_0"
+STOVE, ORANGE = "put_the_bowl_on_the_stove", "pick_up_the_orange_juice_and_place_it_in_the_basket"
+PLAIN = "_view_0_0_100_0_0_initstate"
 GALLERY = (
-    ("camera", (f"{STOVE}_view_30_0_130_0_0_initstate_0", f"{STOVE}_view_330_15_100_0_0_initstate_0")),
-    ("robot", (f"{STOVE}_view_0_0_100_0_0_initstate_150", f"{STOVE}_view_0_0_100_0_0_initstate_450")),
+    *(f"{STOVE}_view_{view}_initstate_0" for view in ("30_0_100_0_0", "0_15_150_0_0", "300_0_100_8_350")),
+    *(f"{STOVE}{PLAIN}_{posture}" for posture in (50, 250, 450)),
+    *(f"{STOVE}_language_{rewrite}{PLAIN}_0" for rewrite in (3, 13, 23)),
+    *(f"{STOVE}{PLAIN}_0_noise_{noise}" for noise in (5, 35, 49)),
+    *(f"{STOVE}_{layout}" for layout in ("moved_level1_sample1", "moved_level3_sample1", "add_3")),
+    *(f"{ORANGE}_{background}" for background in ("tb_1", "tb_2", "table_1")),
+    *(f"{STOVE}_light_{light}" for light in (1, 2, 3)),
+    *(f"{STOVE}_{style}_{number}" for style in STYLES for number in (0, 1, 2)),
 )
+"""Variants of the contact sheet, three of a dimension; of these numbers, or the next that the benchmark has."""
+
+
+def gallery(out: Path, sources: PlusSources, tasks: list[PlusTask]) -> None:
+    """Write one PNG with three variants of each dimension, the base task's picture beside them.
+
+    A variant that cannot run here is a grey field that says so.
+    """
+    from matplotlib.figure import Figure
+
+    from srpo.envs.plus import UnavailableTask
+
+    rows = [GALLERY[k : k + 3] for k in range(0, len(GALLERY), 3)]
+    figure = Figure(figsize=(8.4, 2.35 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), 4, squeeze=False)
+    for axes, names in zip(grid, rows, strict=True):
+        first: NDArray[np.uint8] | None = None
+        for axis, wanted in zip(axes[1:], names, strict=True):
+            task = _nearest(wanted, tasks)
+            try:
+                first, picture = _pictures(task.name, sources, 256)
+                axis.imshow(picture)
+            except UnavailableTask:
+                axis.imshow(np.full((256, 256, 3), 200, np.uint8))
+                axis.text(
+                    128, 128, "unavailable without\nthe asset pack", ha="center", va="center", fontsize=8
+                )
+            values = ", ".join(f"{key} {value}" for key, value in task.parameters.items() if value != 0)
+            axis.set_title(_caption(task, sources) or values, fontsize=6.5)
+        if first is None:
+            axes[0].axis("off")
+        else:
+            axes[0].imshow(first)
+            axes[0].set_title("as it is", fontsize=6.5)
+        axes[0].text(-0.05, 0.5, task.dimension, rotation=90, transform=axes[0].transAxes, va="center",
+                     ha="right", fontsize=9)  # fmt: skip
+        for axis in axes:
+            axis.set_axis_off()
+    with atomic_file(out) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def _nearest(name: str, tasks: list[PlusTask]) -> PlusTask:
+    """The task of this name; else one of its base task and dimension that the benchmark has."""
+    wanted = parse(name)
+    alike = [
+        task for task in tasks if (task.base_task, task.dimension) == (wanted.base_task, wanted.dimension)
+    ]
+    if wanted.dimension in STYLES or wanted in alike:
+        return wanted
+    same = [task for task in alike if set(task.parameters) == set(wanted.parameters)] or alike
+    return same[sum(map(ord, name)) % len(same)]
+
+
+def _caption(task: PlusTask, sources: PlusSources) -> str:
+    """A language task's instruction, in lines; nothing for others."""
+    if task.dimension != "language" or sources.data is None:
+        return ""
+    return textwrap.fill(plus_data(sources.data).language(task.name), 38)
 
 
 def main() -> None:
@@ -282,7 +348,10 @@ def main() -> None:
     showing = commands.add_parser("show", help="picture a task beside its base task")
     showing.add_argument("name", help="official task name")
     showing.add_argument("--out", type=Path, required=True, metavar="FILE.png")
-    for command in (showing,):
+    contact = commands.add_parser("gallery", help="picture three tasks of each dimension on one sheet")
+    contact.add_argument("--tasks", type=Path, required=True, help="task list that `fetch` wrote")
+    contact.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+    for command in (showing, contact):
         command.add_argument("--data", type=Path, metavar="FILE.zip", help="file that `fetch` wrote")
         command.add_argument("--assets", type=Path, metavar="FOLDER", help="official asset pack")
     arguments = parser.parse_args()
@@ -294,7 +363,10 @@ def main() -> None:
             merge(arguments.config, arguments.tasks, arguments.shards, arguments.out)
         else:
             sources = PlusSources(arguments.data, arguments.assets)
-            show(arguments.name, arguments.out, sources)
+            if arguments.command == "show":
+                show(arguments.name, arguments.out, sources)
+            else:
+                gallery(arguments.out, sources, read_tasks(arguments.tasks))
     except (RuntimeError, ValueError, ResultError) as error:
         raise SystemExit(f"error: {error}") from None
 

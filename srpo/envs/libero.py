@@ -109,7 +109,7 @@ _REGION = re.compile(r'(<site quat="1 0 0 0" type="box" )pos="([^"]*)" size="([^
 
 
 def without_regions(scene: str) -> tuple[str, dict[str, tuple[list[float], list[float]]]]:
-    """A scene's XML with all its regions (LIBERO's target zones) in one place, and where and how large they are.
+    """A scene's XML with all its regions (LIBERO's target zones) in one place, and where they really are.
 
     Returns:
         The XML, and per site its position and half sizes (m).

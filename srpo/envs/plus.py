@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,7 @@ Image = NDArray[np.float64]
 Vector = NDArray[np.float64]
 
 
-class UnavailableDimension(ValueError):  # noqa: N818
+class UnavailableTask(ValueError):  # noqa: N818
     """A LIBERO-Plus task that cannot be run here (it is not a failed episode)."""
 
 
@@ -63,11 +63,11 @@ class Perturbation:
 
         Raises:
             ValueError: the name is not a LIBERO-Plus task's.
-            UnavailableDimension: the task cannot run with these sources (default: without data or assets).
+            UnavailableTask: the task cannot run with these sources (default: without data or assets).
         """
         task, sources = parse(name), sources or PlusSources()
         if reason := unavailable(task, sources, asset_folder()):
-            raise UnavailableDimension(f"{name}: {reason}")
+            raise UnavailableTask(f"{name}: {reason}")
         return cls(task, sources)
 
     @property
@@ -83,14 +83,25 @@ class Perturbation:
                 path = find_asset(self.data.objects[category], self.sources, asset_folder())
                 assert path is not None
                 register_object(category, path)
-            with tempfile.TemporaryDirectory() as folder:
-                bddl = Path(folder, f"{self.task.name}.bddl")
-                bddl.write_text(self.data.bddl(self.task.name))
-                return LiberoEnv(self.task.suite, self.task.task_id, base.protocol, bddl)
+            return self._scene_of_its_own(base, self.data.bddl(self.task.name))
+        if self.task.dimension == "style_distractors":
+            return self._scene_of_its_own(
+                base, with_distractors(base.task.bddl_file.read_text(), self._rng())
+            )
         arena = self._arena()
         if arena is not None and lights_alone(Path(base.env._arena_xml), arena) is None:
             return LiberoEnv(self.task.suite, self.task.task_id, base.protocol, scene_xml=str(arena))
         return base
+
+    def _scene_of_its_own(self, base: LiberoEnv, bddl: str) -> LiberoEnv:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, f"{self.task.name}.bddl")
+            file.write_text(bddl)
+            return LiberoEnv(self.task.suite, self.task.task_id, base.protocol, file)
+
+    def _rng(self) -> np.random.Generator:
+        """What draws a style's values: its number alone, so that a name means one picture."""
+        return np.random.default_rng(int(self.task.parameters["style"]))
 
     def _arena(self) -> Path | None:
         """The file of another arena than the base task's, if there is one."""
@@ -120,10 +131,17 @@ class Perturbation:
                     find_asset(f"textures/{name}", self.sources, asset_folder())
                     for name in (scene.floor, scene.wall)
                 )
-                stack.enter_context(env.dressed(with_textures(env.env.scene_xml, texplane=floor, wall=wall)))
+                assert floor is not None and wall is not None
+                textures = {"texplane": floor, "tex-wall": wall}
+                stack.enter_context(env.dressed(with_textures(env.env.scene_xml, textures)))
                 arena = self._arena()
                 lights = lights_alone(Path(env.env._arena_xml), arena) if arena else None
                 set_lights(stack, env, lights or {})
+            elif self.task.dimension == "style_background":
+                textures = style_textures(self._rng())
+                stack.enter_context(env.dressed(with_textures(env.env.scene_xml, textures)))
+            elif self.task.dimension == "style_light":
+                set_lights(stack, env, style_lights(env.model, self._rng()))
             yield
 
     def begin(self, env: LiberoEnv) -> None:
@@ -134,6 +152,8 @@ class Perturbation:
         elif self.task.dimension == "robot":
             posture = start_posture(int(self.task.parameters["posture"]))
             env.begin(states[INIT_STATE], posture, stays=self.sources.robot_start == "true_start")
+        elif self.task.dimension == "style_distractors":
+            env.begin(among_distractors(env, states[INIT_STATE], self._rng()))
         else:
             env.reset(INIT_STATE)
 
@@ -187,15 +207,14 @@ def start_posture(number: int) -> Vector:
     return (HOME + start_displacement(number) * direction / np.linalg.norm(direction)).round(8)
 
 
-def with_textures(scene: str, texplane: Path | None, wall: Path | None) -> str:
-    """A scene's XML with other pictures on its floor and its walls."""
-    for name, file in (("texplane", texplane), ("tex-wall", wall)):
-        if file is not None:
-            tag = re.search(rf'<texture\b[^>]*\bname="{name}"[^>]*>', scene)
-            if tag is None:
-                raise ValueError(f"the scene has no texture {name!r}")
-            changed = re.sub(r'file="[^"]*"', f'file="{file}"', tag.group(0))
-            scene = scene.replace(tag.group(0), changed)
+def with_textures(scene: str, textures: Mapping[str, Path]) -> str:
+    """A scene's XML with other pictures for its textures of these names."""
+    for name, file in textures.items():
+        tag = re.search(rf'<texture\b[^>]*\bname="{name}"[^>]*>', scene)
+        if tag is None:
+            raise ValueError(f"the scene has no texture {name!r}")
+        changed = re.sub(r'file="[^"]*"', f'file="{file}"', tag.group(0))
+        scene = scene.replace(tag.group(0), changed)
     return scene
 
 
@@ -206,7 +225,7 @@ Lights = dict[str, dict[str, str]]
 
 
 def lights_alone(base: Path, arena: Path) -> Lights | None:
-    """Attributes of each light of `arena` by name; None if it differs from `base` in more than lights' values."""
+    """Attributes of each light of `arena` by name; None if `base` differs in more than lights' values."""
 
     def split(path: Path) -> tuple[bytes, Lights]:
         tree = ElementTree.parse(path).getroot()
@@ -245,6 +264,129 @@ def set_lights(stack: ExitStack, env: LiberoEnv, lights: Lights) -> None:
             directional = attributes["directional"] == "true"
             kinds = mujoco.mjtLightType
             model.light_type[light] = kinds.mjLIGHT_DIRECTIONAL if directional else kinds.mjLIGHT_SPOT
+
+
+# plus_style: our own perturbations in LIBERO-Plus's manner, on LIBERO's own assets, in these ranges.
+STYLE_BRIGHTNESS = (0.2, 1.2)
+"""Factor of a light's diffuse and specular colour; every channel further in ±20 %."""
+STYLE_TURN = 0.5
+"""Largest change of each component of a light's unit direction."""
+STYLE_SHADOW = 0.5
+"""Chance of a light casting shadows."""
+STYLE_TEXTURES = {
+    "texplane": ("brown_ceramic_tile", "dark_floor_texture", "gray_floor", "marble_floor", "rustic_floor",
+                 "seamless_wood_planks_floor", "white_marble_floor"),
+    "tex-wall": ("canvas_sky_blue", "ceramic", "dark_blue_wall", "dark_green_plaster_wall", "light_blue_wall",
+                 "stucco_wall", "yellow_linen_wall_texture"),
+    "tex-table": ("brown_ceramic_tile", "kona_gotham", "marble_floor", "rustic_floor",
+                  "seamless_wood_planks_floor",
+                  "white_marble_floor"),
+}  # fmt: skip
+"""LIBERO's own pictures for floor, walls and the plain table; living room and study have other tables."""
+STYLE_OBJECTS = ("bbq_sauce", "butter", "chocolate_pudding", "cookies", "ketchup", "milk", "orange_juice",
+                 "popcorn", "tomato_sauce")  # fmt: skip
+STYLE_NUMBER = (1, 3)
+"""How many distractors, of different kinds, none of which the task has."""
+STYLE_AREA = 0.3
+"""Distractors stand within this distance of the workspace's middle along x and y, metres."""
+STYLE_GAP = 0.06
+"""Least distance of a distractor's middle from the box around any other object, metres."""
+
+
+def style_lights(model: mujoco.MjModel, rng: np.random.Generator) -> Lights:
+    """Drawn values for every light of a scene."""
+
+    def text(values: Vector) -> str:
+        return " ".join(repr(float(value)) for value in values)
+
+    lights: Lights = {}
+    for light in range(model.nlight):
+        colour = rng.uniform(*STYLE_BRIGHTNESS) * rng.uniform(0.8, 1.2, 3)
+        lights[model.light(light).name] = {
+            "diffuse": text(np.clip(model.light_diffuse[light] * colour, 0, 1)),
+            "specular": text(np.clip(model.light_specular[light] * colour, 0, 1)),
+            "dir": text(model.light_dir[light] + rng.uniform(-STYLE_TURN, STYLE_TURN, 3)),
+            "castshadow": "true" if rng.random() < STYLE_SHADOW else "false",
+        }
+    return lights
+
+
+def style_textures(rng: np.random.Generator) -> dict[str, Path]:
+    """Drawn pictures for floor, walls and table."""
+    return {
+        name: asset_folder() / "textures" / f"{choices[rng.integers(len(choices))]}.png"
+        for name, choices in STYLE_TEXTURES.items()
+    }
+
+
+def with_distractors(bddl: str, rng: np.random.Generator) -> str:
+    """A task's BDDL with drawn objects added, each in a place of its own beside the table.
+
+    There it is out of the sampler's way until `among_distractors` puts it among the others.
+    """
+    target = re.search(r"\(:target (main_table|kitchen_table|living_room_table|study_table|floor)\)", bddl)
+    if target is None:
+        raise ValueError("no table or floor to put distractors on")
+    free = [name for name in STYLE_OBJECTS if f" - {name}" not in bddl]
+    number = int(rng.integers(STYLE_NUMBER[0], STYLE_NUMBER[1] + 1))
+    surface = target.group(1)
+    for place, category in enumerate(rng.permutation(free)[:number]):
+        region = f"distractor_{category}_region"
+        at = f"{0.9 + 0.3 * place:.2f} 0.90 {0.91 + 0.3 * place:.2f} 0.91"
+        area = f"(:target {surface}) (:ranges (({at}))) (:yaw_rotation ((0.0 0.0)))"
+        for head, line in (
+            ("(:regions", f"({region} {area})"),
+            ("(:objects", f"{category}_distractor - {category}"),
+            ("(:init", f"(On {category}_distractor {surface}_{region})"),
+        ):
+            bddl = bddl.replace(head, f"{head}\n    {line}", 1)
+    return bddl
+
+
+def among_distractors(env: LiberoEnv, state: Vector, rng: np.random.Generator) -> Vector:
+    """The base task's initial state with the distractors set among its objects, float64 (1 + nq + nv,).
+
+    Raises RuntimeError if there is no room for them.
+    """
+    model, data = env.model, mujoco.MjData(env.model)
+    joints = [model.joint(j) for j in range(model.njnt)]
+    added = [joint for joint in joints if "_distractor_" in joint.name]
+    mine = np.concatenate([np.arange(7) + joint.qposadr[0] for joint in added])
+    mine_v = np.concatenate([np.arange(6) + joint.dofadr[0] for joint in added])
+    qpos, qvel = env.data.qpos.copy(), np.zeros(model.nv)
+    base_nq = model.nq - len(mine)
+    qpos[np.setdiff1d(np.arange(model.nq), mine)] = state[1 : 1 + base_nq]
+    qvel[np.setdiff1d(np.arange(model.nv), mine_v)] = state[1 + base_nq :]
+    data.qpos[:] = qpos
+    mujoco.mj_forward(model, data)
+    taken = footprints(model, data, {int(joint.bodyid[0]) for joint in added})
+    for joint in added:
+        place = qpos[joint.qposadr[0] :][:2]
+        for _ in range(200):
+            place[:] = rng.uniform(-STYLE_AREA, STYLE_AREA, 2)
+            if (np.abs(place - taken[:, 0]) > taken[:, 1] + STYLE_GAP).any(axis=1).all():
+                break
+        else:
+            raise RuntimeError(f"{env.task.name}: no room for {joint.name} in 200 tries")
+        taken = np.concatenate([taken, [[place, np.zeros(2)]]])
+    return np.concatenate([[state[0]], qpos, qvel])
+
+
+def footprints(model: mujoco.MjModel, data: mujoco.MjData, besides: Collection[int]) -> Vector:
+    """Boxes around all that stands in the scene, but for the bodies `besides`, tables, walls and floor.
+
+    Returns float64 (n, 2, 2): middle and half size of each geom's box along x and y, metres.
+    """
+    boxes = []
+    for geom in range(model.ngeom):
+        root = int(model.body_rootid[model.geom_bodyid[geom]])
+        name = model.body(root).name
+        if root == 0 or root in besides or re.search("table|floor|wall", name):
+            continue
+        turn = data.geom_xmat[geom].reshape(3, 3)
+        middle = data.geom_xpos[geom] + turn @ model.geom_aabb[geom, :3]
+        boxes.append([middle[:2], (np.abs(turn) @ model.geom_aabb[geom, 3:])[:2]])
+    return np.array(boxes).reshape(-1, 2, 2)
 
 
 def register_object(category: str, path: Path) -> None:

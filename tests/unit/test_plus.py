@@ -14,7 +14,7 @@ import scipy.ndimage
 
 from srpo import plus
 from srpo.envs import plus as perturb
-from srpo.envs.plus import Perturbation, UnavailableDimension, camera_pose
+from srpo.envs.plus import Perturbation, UnavailableTask, camera_pose
 from srpo.plus_tasks import (
     COUNTS,
     DIMENSIONS,
@@ -503,7 +503,7 @@ class TestPerturbation:
     )
     def test_dimensions_that_do_not_run(self, suffix, dimension):
         with pytest.raises(
-            UnavailableDimension,
+            UnavailableTask,
             match=f"{dimension} dimension is not available; available are camera and noise",
         ):
             Perturbation.from_task(STOVE + suffix)
