@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from srpo.analysis.io import EPISODES, ResultError, missing_rows, read_episodes, write_rows
 from srpo.files import atomic_file
-from srpo.plus_data import PlusSources, Scene, bddl_language, plus_data, write_data
+from srpo.plus_assets import fetch_assets
+from srpo.plus_data import PlusData, PlusSources, Scene, bddl_language, plus_data, write_data
 from srpo.plus_tasks import COUNTS, INIT_STATE, STYLES, PlusTask, parse, read_tasks, write_tasks
 
 # The package is used as an archive and never installed or imported: importing it writes into the home folder
@@ -259,22 +260,23 @@ def merge(config: Path, tasks: Path, shards: list[Path], out: Path) -> None:
         print(f"{dimension}: {number} {status}")
 
 
-STOVE, ORANGE = "put_the_bowl_on_the_stove", "pick_up_the_orange_juice_and_place_it_in_the_basket"
+STOVE = "put_the_bowl_on_the_stove"
+BASKET = "pick_up_the_{}_and_place_it_in_the_basket"
 PLAIN = "_view_0_0_100_0_0_initstate"
 GALLERY = (
-    *(f"{STOVE}_view_{view}_initstate_0" for view in ("30_0_100_0_0", "0_15_150_0_0", "300_0_100_8_350")),
-    *(f"{STOVE}{PLAIN}_{posture}" for posture in (50, 250, 450)),
-    *(f"{STOVE}_language_{rewrite}{PLAIN}_0" for rewrite in (3, 13, 23)),
-    *(f"{STOVE}{PLAIN}_0_noise_{noise}" for noise in (5, 35, 49)),
-    *(f"{STOVE}_{layout}" for layout in ("moved_level1_sample1", "moved_level3_sample1", "add_3")),
-    *(f"{ORANGE}_{background}" for background in ("tb_1", "tb_2", "table_1")),
-    *(f"{STOVE}_light_{light}" for light in (1, 2, 3)),
+    *(f"{STOVE}_view_{view}_initstate_0" for view in ("30_0_100_0_0", "0_0_120_0_0", "24_15_100_0_0")),
+    *(f"{STOVE}{PLAIN}_{posture}" for posture in (62, 252, 492)),
+    *(f"{STOVE}_language_{rewrite}{PLAIN}_0" for rewrite in (10, 27, 41)),
+    *(f"{STOVE}{PLAIN}_0_noise_{noise}" for noise in (6, 37, 46)),
+    *(f"{STOVE}_{layout}" for layout in ("moved_level2_sample1", "moved_level5_sample1", "add_14")),
+    *(BASKET.format("salad_dressing") + f"_{background}" for background in ("tb_12", "tb_1", "table_1")),
+    *(f"{STOVE}_light_{light}" for light in (11, 15, 24)),
     *(f"{STOVE}_{style}_{number}" for style in STYLES for number in (0, 1, 2)),
 )
-"""Variants of the contact sheet, three of a dimension; of these numbers, or the next that the benchmark has."""
+"""Variants of the contact sheet, three of a dimension."""
 
 
-def gallery(out: Path, sources: PlusSources, tasks: list[PlusTask]) -> None:
+def gallery(out: Path, sources: PlusSources) -> None:
     """Write one PNG with three variants of each dimension, the base task's picture beside them.
 
     A variant that cannot run here is a grey field that says so.
@@ -287,11 +289,11 @@ def gallery(out: Path, sources: PlusSources, tasks: list[PlusTask]) -> None:
     figure = Figure(figsize=(8.4, 2.35 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), 4, squeeze=False)
     for axes, names in zip(grid, rows, strict=True):
-        first: NDArray[np.uint8] | None = None
-        for axis, wanted in zip(axes[1:], names, strict=True):
-            task = _nearest(wanted, tasks)
+        for axis, task in zip(axes[1:], map(parse, names), strict=True):
             try:
                 first, picture = _pictures(task.name, sources, 256)
+                axes[0].imshow(first)
+                axes[0].set_title("as it is", fontsize=6.5)
                 axis.imshow(picture)
             except UnavailableTask:
                 axis.imshow(np.full((256, 256, 3), 200, np.uint8))
@@ -300,29 +302,12 @@ def gallery(out: Path, sources: PlusSources, tasks: list[PlusTask]) -> None:
                 )
             values = ", ".join(f"{key} {value}" for key, value in task.parameters.items() if value != 0)
             axis.set_title(_caption(task, sources) or values, fontsize=6.5)
-        if first is None:
-            axes[0].axis("off")
-        else:
-            axes[0].imshow(first)
-            axes[0].set_title("as it is", fontsize=6.5)
         axes[0].text(-0.05, 0.5, task.dimension, rotation=90, transform=axes[0].transAxes, va="center",
                      ha="right", fontsize=9)  # fmt: skip
         for axis in axes:
             axis.set_axis_off()
     with atomic_file(out) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
-
-
-def _nearest(name: str, tasks: list[PlusTask]) -> PlusTask:
-    """The task of this name; else one of its base task and dimension that the benchmark has."""
-    wanted = parse(name)
-    alike = [
-        task for task in tasks if (task.base_task, task.dimension) == (wanted.base_task, wanted.dimension)
-    ]
-    if wanted.dimension in STYLES or wanted in alike:
-        return wanted
-    same = [task for task in alike if set(task.parameters) == set(wanted.parameters)] or alike
-    return same[sum(map(ord, name)) % len(same)]
 
 
 def _caption(task: PlusTask, sources: PlusSources) -> str:
@@ -338,6 +323,11 @@ def main() -> None:
     fetching = commands.add_parser("fetch", help="write the official task list (10,030 tasks) and its data")
     fetching.add_argument("--out", type=Path, required=True, metavar="FILE.csv")
     fetching.add_argument("--data", type=Path, required=True, metavar="FILE.zip")
+    assets = commands.add_parser("fetch-assets", help="download, unpack and check the asset pack (6.4 GB)")
+    assets.add_argument("--tasks", type=Path, required=True, help="task list that `fetch` wrote")
+    assets.add_argument("--data", type=Path, required=True, help="data that `fetch` wrote")
+    assets.add_argument("--archive", type=Path, help="assets.zip that is here already (default: download it)")
+    assets.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     merging = commands.add_parser(
         "merge", help="put a sweep's shards together, and check that none is missing"
     )
@@ -349,7 +339,6 @@ def main() -> None:
     showing.add_argument("name", help="official task name")
     showing.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     contact = commands.add_parser("gallery", help="picture three tasks of each dimension on one sheet")
-    contact.add_argument("--tasks", type=Path, required=True, help="task list that `fetch` wrote")
     contact.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     for command in (showing, contact):
         command.add_argument("--data", type=Path, metavar="FILE.zip", help="file that `fetch` wrote")
@@ -359,6 +348,16 @@ def main() -> None:
         if arguments.command == "fetch":
             tasks = fetch(arguments.out, arguments.data)
             print(f"{arguments.out}: {len(tasks):,} LIBERO-Plus tasks")
+        elif arguments.command == "fetch-assets":
+            from srpo.envs.libero import asset_folder
+
+            tasks, data = read_tasks(arguments.tasks), PlusData(arguments.data)
+            absent = fetch_assets(arguments.out, arguments.archive, tasks, data, asset_folder())
+            for name, number in sorted(absent.items()):
+                print(f"{name} is not there: {number} tasks need it")
+            if absent:
+                raise ValueError(f"{arguments.out} is incomplete: {len(absent)} files are missing")
+            print(f"{arguments.out}: all that {len(tasks):,} tasks need is there; set plus.assets to it")
         elif arguments.command == "merge":
             merge(arguments.config, arguments.tasks, arguments.shards, arguments.out)
         else:
@@ -366,7 +365,7 @@ def main() -> None:
             if arguments.command == "show":
                 show(arguments.name, arguments.out, sources)
             else:
-                gallery(arguments.out, sources, read_tasks(arguments.tasks))
+                gallery(arguments.out, sources)
     except (RuntimeError, ValueError, ResultError) as error:
         raise SystemExit(f"error: {error}") from None
 

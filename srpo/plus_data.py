@@ -158,7 +158,7 @@ def needed_assets(task: PlusTask, data: PlusData) -> list[str]:
             data.language(task.name)
     except KeyError as error:
         raise ValueError(
-            f"{data.path} does not have {error}: not one of LIBERO-Plus's 10,030 tasks, or made from other data"
+            f"{data.path} does not have {error}: none of LIBERO-Plus's 10,030 tasks, or of other data"
         ) from None
     return []
 

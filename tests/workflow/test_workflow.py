@@ -20,11 +20,11 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 SNAKEMAKE = Path(sys.executable).with_name("snakemake")
-PLUS = {  # tasks of LIBERO-Plus by suite: camera, noise (the benchmark's own list)
-    "libero_spatial": (376, 351),
-    "libero_object": (396, 418),
-    "libero_goal": (408, 379),
-    "libero_10": (419, 453),
+PLUS = {  # tasks of LIBERO-Plus by suite: camera, robot, language, noise, layout, background, light
+    "libero_spatial": (376, 350, 390, 351, 385, 258, 292),
+    "libero_object": (396, 398, 354, 422, 403, 248, 297),
+    "libero_goal": (408, 409, 410, 379, 425, 281, 279),
+    "libero_10": (419, 393, 383, 449, 312, 289, 274),
 }
 
 
@@ -117,6 +117,7 @@ def expected_counts(preset: dict[str, Any]) -> dict[str, int]:
         "trajectories": suites,
         "score": suites * len(preset["world_models"]),
         "t3": 1,
+        "t2_curves": 1,
         **dict.fromkeys(preset["tables"], 1),
         "all": 1,
     }
@@ -243,7 +244,7 @@ def test_stages_get_what_they_need(finished: Path) -> None:
     )
     assert "--world-model" not in (logs / "train/libero_goal/grpo/seed0.log").read_text()
     assert (
-        "--plus results/libero_plus/tasks.csv --shard 0/1 "
+        "--plus results/libero_plus/tasks.csv --plus-data results/libero_plus/data.zip --shard 0/4 "
         in (logs / "plus/libero_goal/grpo/seed0/shard-0.log").read_text()
     )
     assert "--checkpoint" not in (logs / "score/libero_goal/pixel.log").read_text()
@@ -273,7 +274,7 @@ def test_a_changed_variant_reruns_its_own_runs(finished: Path) -> None:
     file.write_text(text)
     assert counts == {
         **{"config": 1, "train": 1, "evaluate": 1, "plus_shard": 1, "plus": 1},
-        **{"t1": 1, "t2": 1, "f2": 1, "all": 1, "total": 9},
+        **{"t1": 1, "t2": 1, "t2_curves": 1, "f2": 1, "all": 1},
     }
 
 

@@ -202,6 +202,11 @@ def source(path):
     return (ROOT / path).as_posix()
 
 
+def existing(path):
+    """A file that may be there or not, as an input."""
+    return [path] if Path(path).is_file() else []
+
+
 def plus_shards(wildcards):
     """The parts of a LIBERO-Plus sweep; how many is known without the task list."""
     folder = f"runs/{wildcards.suite}/{wildcards.any_variant}/seed{wildcards.seed}/plus"
@@ -225,7 +230,8 @@ def scores():
 
 def shown():
     """The tables and figures of this preset."""
-    return [*PLAN.tables, *(["t3"] if PRESET.world_models else [])]
+    curves = ["t2_curves"] if "t2" in PLAN.tables else []
+    return [*PLAN.tables, *curves, *(["t3"] if PRESET.world_models else [])]
 
 
 def tables():

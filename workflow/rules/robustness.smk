@@ -62,3 +62,46 @@ rule plus:
     shell:
         "logged {log:q} python -m srpo.plus merge --config {input.config:q} --tasks {input.tasks:q}"
         " --out {output:q} {input.shards:q}"
+
+
+rule t2_curves:
+    input:
+        episodes=runs("t2", "plus/episodes.parquet"),
+        configs=runs("t2", "plus/config.yaml"),
+        sheet=sheet("t2"),
+        tasks=rules.plus_tasks.output.tasks,
+        # LIBERO-Plus's own file of difficulty levels, where the user has put it.
+        classification=lambda wildcards: existing(
+            "results/libero_plus/task_classification.json"
+        ),
+        code=source("srpo/analysis/t2_curves.py"),
+    output:
+        csv=report(
+            "<results>/tables/t2_curves.csv",
+            caption="../report/t2_curves.rst",
+            category="Tables",
+            labels={"table": "T2: success by magnitude", "form": "numbers"},
+        ),
+        png=report(
+            "<results>/figures/t2_curves.png",
+            caption="../report/t2_curves.rst",
+            category="Tables",
+            labels={"table": "T2: success by magnitude", "form": "picture"},
+        ),
+        pdf="<results>/figures/t2_curves.pdf",
+    log:
+        "<logs>/tables/t2_curves.log",
+    benchmark:
+        "<benchmarks>/tables/t2_curves.tsv"
+    localrule: True
+    conda:
+        "../../environment.yml"
+    params:
+        stem=stem,
+        classification=lambda wildcards, input: (
+            f"--classification {input.classification}" if input.classification else ""
+        ),
+    shell:
+        "logged {log:q} python -m srpo.analysis.t2_curves --sheet {input.sheet:q} --tasks {input.tasks:q}"
+        " --episodes {input.episodes:q} {params.classification}"
+        " --csv {output.csv:q} --figure {params.stem:q}"

@@ -1,0 +1,176 @@
+"""LIBERO-Plus success against how much is perturbed: camera angle, noise severity, start displacement, level.
+
+With LIBERO-Plus's own classification file (`--classification`), also against its difficulty levels 1–5.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from srpo import plus_tasks
+from srpo.analysis import style, tables
+from srpo.analysis.io import DIMENSIONS, ResultError, read_config, run
+from srpo.analysis.stats import wilson
+from srpo.analysis.t2 import expected_episodes
+from srpo.config import PlusStage
+
+ANGLES = (0, 15, 30, 45, 60, 75)
+"""Bins of camera angles, degrees: (lower, upper]; a camera that does not turn about the scene is in bin 0."""
+MAGNITUDES = {
+    "camera": "camera angle, up to (°)",
+    "robot": "start displacement (rad)",
+    "noise": "noise severity",
+    "layout": "layout level",
+    "difficulty": "LIBERO-Plus difficulty",
+}
+
+
+def camera_angle(horizontal: int, vertical: int) -> float:
+    """Degrees between a level direction and itself turned up by `vertical`, then aside by `horizontal`.
+
+    By the spherical law of cosines, cos = cos h · cos v.
+    """
+    cosine = math.cos(math.radians(horizontal)) * math.cos(math.radians(vertical))
+    return math.degrees(math.acos(min(1.0, max(-1.0, cosine))))
+
+
+def magnitude(task: plus_tasks.PlusTask) -> float | None:
+    """How much a task perturbs, in the unit of `MAGNITUDES`; None where its dimension has no such scale."""
+    numbers = {key: value for key, value in task.parameters.items() if isinstance(value, int)}
+    if task.dimension == "camera":
+        angle = camera_angle(numbers["horizontal"], numbers["vertical"])
+        return float(next((edge for edge in ANGLES if angle <= edge + 1e-9), 180))
+    if task.dimension == "robot":
+        return round(plus_tasks.start_displacement(numbers["posture"]), 1)
+    if task.dimension == "noise":
+        return float(numbers["severity"])
+    if task.dimension == "layout" and "level" in numbers:
+        return float(numbers["level"])
+    return None
+
+
+def read_classification(path: Path) -> dict[str, int]:
+    """LIBERO-Plus's `task_classification.json`: task name → difficulty level 1–5."""
+    try:
+        suites = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            entry["name"]: int(entry["difficulty_level"])
+            for entries in suites.values()
+            for entry in entries
+            if entry.get("difficulty_level") is not None
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ResultError(f"{path}: not LIBERO-Plus's task_classification.json: {error!r}") from None
+
+
+def estimate(
+    episodes: pd.DataFrame, sheet: Mapping[str, str], difficulty: Mapping[str, int] | None = None
+) -> pd.DataFrame:
+    """The tidy table: a row for each variant, curve and magnitude. Rates are fractions.
+
+    `curve` is a dimension, against its magnitude, or `difficulty: <dimension>`. Suites and seeds are pooled;
+    episodes that did not run are in no count.
+    """
+    ran = episodes[episodes["status"].isin(["success", "failure"])]
+    points: list[tuple[str, str, float, bool]] = []
+    for variant, name, status in zip(ran["variant"], ran["perturbation_task"], ran["status"], strict=True):
+        task, success = plus_tasks.parse(name), status == "success"
+        if task.dimension not in DIMENSIONS:
+            continue
+        if (value := magnitude(task)) is not None:
+            points.append((variant, task.dimension, value, success))
+        if difficulty is not None and name in difficulty:
+            points.append((variant, f"difficulty: {task.dimension}", float(difficulty[name]), success))
+    rows: list[dict[str, Any]] = []
+    frame = pd.DataFrame(points, columns=["variant", "curve", "value", "success"])
+    for variant, label in sheet.items():
+        own = frame[frame["variant"] == variant]
+        for (curve, value), group in own.groupby(["curve", "value"], sort=True):
+            successes = int(group["success"].sum())
+            rows.append(
+                {
+                    **{"variant": variant, "label": label, "curve": curve, "value": value},
+                    **tables.columns_of(wilson(successes, len(group))),
+                    **{"successes": successes, "episodes": len(group)},
+                }
+            )
+    columns = [
+        *("variant", "label", "curve", "value", "rate", "low", "high"),
+        *("successes", "episodes"),
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """One panel a curve, in it one line a variant with its intervals."""
+    curves = list(dict.fromkeys(table["curve"])) or [""]
+    wide = min(len(curves), 4)
+    tall = -(-len(curves) // wide)
+    figure = Figure(figsize=(1.8 * wide + 0.4, 1.7 * tall + 0.5), layout="constrained")
+    panels = figure.subplots(tall, wide, squeeze=False, sharey=True).ravel()
+    labels = dict(zip(table["variant"], table["label"], strict=True))
+    for axes, curve in zip(panels, curves, strict=False):
+        for variant in labels:
+            own = table[(table["variant"] == variant) & (table["curve"] == curve)].sort_values("value")
+            colour, marker = style.look(variant)
+            rate, low, high = (100 * own[name].to_numpy(float) for name in ("rate", "low", "high"))
+            axes.errorbar(
+                own["value"],
+                rate,
+                yerr=np.clip([rate - low, high - rate], 0, None),
+                color=colour,
+                marker=marker,
+                markersize=3,
+                linewidth=1,
+                elinewidth=0.6,
+            )
+        kind = curve.split(":")[0]
+        axes.set_title(curve.capitalize(), fontsize=7)
+        axes.set_xlabel(MAGNITUDES.get(kind, ""))
+        axes.set_ylim(-3, 103)
+    for axes in panels[len(curves) :]:
+        axes.set_axis_off()
+    figure.supylabel("success (%)", fontsize=7)
+    handles = [style.legend_marker(*style.look(variant), label) for variant, label in labels.items()]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=6.5)
+    return figure
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = tables.parser("t2_curves", __doc__, tex=False)
+    parser.add_argument("--sheet", type=Path, required=True, help="variants and labels (TSV)")
+    parser.add_argument("--tasks", type=Path, required=True, help="LIBERO-Plus task list (CSV)")
+    parser.add_argument(
+        "--episodes", type=Path, nargs="+", required=True, help="episodes.parquet of every run"
+    )
+    parser.add_argument("--classification", type=Path, help="LIBERO-Plus's task_classification.json")
+    arguments = parser.parse_args(argv)
+    sheet = tables.read_sheet(arguments.sheet)
+    try:
+        tasks = plus_tasks.read_tasks(arguments.tasks)
+    except (OSError, ValueError) as error:
+        raise ResultError(str(error)) from None
+    expected = expected_episodes([read_config(path, PlusStage) for path in arguments.episodes], tasks)
+    episodes, missing = tables.load_episodes(
+        arguments.episodes, "libero_plus", sheet, expected, arguments.allow_incomplete
+    )
+    difficulty = read_classification(arguments.classification) if arguments.classification else None
+    tables.write(
+        arguments,
+        estimate(episodes, sheet, difficulty),
+        draw,
+        tables.count_of("episodes", len(missing)),
+    )
+
+
+if __name__ == "__main__":
+    run(main)
