@@ -85,8 +85,8 @@ def estimate(
         task, success = plus_tasks.parse(name), status == "success"
         if task.dimension not in DIMENSIONS:
             continue
-        if (value := magnitude(task)) is not None:
-            points.append((variant, task.dimension, value, success))
+        if (much := magnitude(task)) is not None:
+            points.append((variant, task.dimension, much, success))
         if difficulty is not None and name in difficulty:
             points.append((variant, f"difficulty: {task.dimension}", float(difficulty[name]), success))
     rows: list[dict[str, Any]] = []

