@@ -46,11 +46,9 @@ def counts(tasks: list[PlusTask], sources: PlusSources) -> None:
     print(f"{sum(runs.values()):,} of {len(tasks):,} tasks run here")
 
 
-def runnable(tasks: list[PlusTask], sources: PlusSources, per_dimension: int) -> list[PlusTask]:
+def runnable(tasks: list[PlusTask], sources: PlusSources, suite: str, per_dimension: int) -> list[PlusTask]:
     can = [task for task in tasks if unavailable(task, sources, asset_folder()) is None]
-    return [
-        task for suite in COUNTS for task in sample(can, suite, range(10), DIMENSIONS, per_dimension, seed=0)
-    ]
+    return sample(can, suite, range(10), DIMENSIONS, per_dimension, seed=0)
 
 
 def episode(base: LiberoEnv, task: PlusTask, sources: PlusSources, steps: int) -> list[np.ndarray]:
@@ -75,13 +73,13 @@ def by_base_task(tasks: list[PlusTask]) -> list[PlusTask]:
     return sorted(tasks, key=lambda task: (task.suite, task.task_id))
 
 
-def start(tasks: list[PlusTask], sources: PlusSources, per_dimension: int) -> None:
+def start(tasks: list[PlusTask], sources: PlusSources, protocol: Protocol) -> None:
     failed: Counter[str] = Counter()
     seconds: dict[str, list[float]] = defaultdict(list)
     base: LiberoEnv | None = None
-    for task in by_base_task(runnable(tasks, sources, per_dimension)):
+    for task in by_base_task(tasks):
         if base is None or (base.task.suite, base.task.task_id) != (task.suite, task.task_id):
-            base = LiberoEnv(task.suite, task.task_id, PROTOCOL)
+            base = LiberoEnv(task.suite, task.task_id, protocol)
             base.reset(INIT_STATE)
             base.render()
         started = time.perf_counter()
@@ -126,13 +124,13 @@ def stock_episode(task: PlusTask, steps: int) -> None:
     env.close()
 
 
-def speed(tasks: list[PlusTask], sources: PlusSources, per_dimension: int, steps: int) -> None:
-    chosen = by_base_task(runnable(tasks, sources, per_dimension))
+def speed(tasks: list[PlusTask], sources: PlusSources, protocol: Protocol, steps: int) -> None:
+    chosen = by_base_task(tasks)
     base: LiberoEnv | None = None
     started = time.perf_counter()
     for task in chosen:
         if base is None or (base.task.suite, base.task.task_id) != (task.suite, task.task_id):
-            base = LiberoEnv(task.suite, task.task_id, PROTOCOL)
+            base = LiberoEnv(task.suite, task.task_id, protocol)
         episode(base, task, sources, steps)
     ours = 60 * len(chosen) / (time.perf_counter() - started)
     few = chosen[:: max(1, len(chosen) // 8)]
@@ -141,7 +139,7 @@ def speed(tasks: list[PlusTask], sources: PlusSources, per_dimension: int, steps
         stock_episode(task, steps)
     stock = 60 * len(few) / (time.perf_counter() - started)
     print(
-        f"{len(chosen)} episodes of {steps} steps: {ours:.1f} a minute; {len(few)} built anew: {stock:.1f} a "
+        f"{tasks[0].suite}: {len(chosen)} episodes of {steps} steps: {ours:.1f} a minute; {len(few)} built anew: {stock:.1f} a "
         f"minute; {ours / stock:.1f} ×"
     )
 
@@ -154,16 +152,22 @@ def main() -> None:
     parser.add_argument("--tasks", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--assets", type=Path)
+    parser.add_argument("--suites", nargs="+", default=list(COUNTS), choices=list(COUNTS))
+    parser.add_argument("--render", choices=("exact", "near", "fast"), default="exact")
     parser.add_argument("--per-dimension", type=int, default=9, help="tasks a dimension and suite")
     parser.add_argument("--steps", type=int, default=100)
     arguments = parser.parse_args()
     tasks, sources = read_tasks(arguments.tasks), PlusSources(arguments.data, arguments.assets)
+    protocol = PROTOCOL.model_copy(update={"render": arguments.render})
     if arguments.what == "counts":
         counts(tasks, sources)
-    elif arguments.what == "start":
-        start(tasks, sources, arguments.per_dimension)
-    else:
-        speed(tasks, sources, arguments.per_dimension, arguments.steps)
+        return
+    for suite in arguments.suites:
+        can = runnable(tasks, sources, suite, arguments.per_dimension)
+        if arguments.what == "start":
+            start(can, sources, protocol)
+        else:
+            speed(can, sources, protocol, arguments.steps)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ of its own; displaced objects share the base task's compiled models.
 
 from __future__ import annotations
 
+import copy
+import functools
+import hashlib
 import re
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -224,6 +227,7 @@ LIGHT = {"pos": "light_pos", "dir": "light_dir", "diffuse": "light_diffuse", "sp
 Lights = dict[str, dict[str, str]]
 
 
+@functools.cache
 def lights_alone(base: Path, arena: Path) -> Lights | None:
     """Attributes of each light of `arena` by name; None if `base` differs in more than lights' values."""
 
@@ -235,9 +239,12 @@ def lights_alone(base: Path, arena: Path) -> Lights | None:
             element.attrib.clear()
         for element in tree.iter():
             element.text = element.tail = None  # white space
-        for texture in tree.iter("texture"):
-            if texture.get("name") in ("texplane", "tex-wall"):
-                texture.attrib.pop("file", None)  # they come from the styles
+        for element in tree.iter():
+            if element.get("name") in ("texplane", "tex-wall"):
+                element.attrib.pop("file", None)  # they come from the styles
+            if "file" in element.attrib:  # the same content may lie in another folder
+                content = (path.parent / element.attrib["file"]).read_bytes()
+                element.attrib["file"] = hashlib.sha256(content).hexdigest()
         return ElementTree.tostring(tree), lights
 
     (body, old), (other, new) = split(base), split(arena)
@@ -408,7 +415,9 @@ def register_object(category: str, path: Path) -> None:
             bare = self.worldbody.find("./body[@name='object']")
             if bare is not None:
                 self.worldbody.remove(bare)
-                ElementTree.SubElement(self.worldbody, "body").append(bare)
+                outer = ElementTree.SubElement(self.worldbody, "body")
+                outer.append(bare)
+                outer.extend(copy.deepcopy(bare.findall("./site")))  # where it looks for the object's size
             return super()._get_object_subtree()
 
     OBJECTS_DICT[category] = NewObject

@@ -192,8 +192,7 @@ def test_displaced_objects_are_the_stock_environment_s(env, official, tmp_path):
     stock.close()
 
 
-def test_a_background_changes_the_picture_alone(env, official):
-    _, data = official
+def test_a_background_changes_the_picture_alone(env):
     env.reset(INIT_STATE)
     base = env.render()
     perturbation = Perturbation.from_task(f"{SOUP}_style_background_0")
@@ -246,9 +245,9 @@ def pack(folder: Path, env: LiberoEnv) -> tuple[Path, Path]:
 
 CUBE = """<mujoco model="cube"><worldbody><body name="object">
 <geom type="box" size="0.03 0.03 0.03" rgba="1 0 0 1" group="1" contype="0" conaffinity="0"/>
-<geom type="box" size="0.03 0.03 0.03" group="0" mass="0.1"/></body>
+<geom type="box" size="0.03 0.03 0.03" group="0" mass="0.1"/>
 <site name="bottom_site" pos="0 0 -0.03" size="0.005"/><site name="top_site" pos="0 0 0.03" size="0.005"/>
-<site name="horizontal_radius_site" pos="0.03 0.03 0" size="0.005"/></worldbody></mujoco>"""
+<site name="horizontal_radius_site" pos="0.03 0.03 0" size="0.005"/></body></worldbody></mujoco>"""
 
 
 def test_lights_of_the_pack_are_an_edit_and_other_arenas_a_scene(env, tmp_path):
@@ -264,7 +263,7 @@ def test_lights_of_the_pack_are_an_edit_and_other_arenas_a_scene(env, tmp_path):
     np.testing.assert_array_equal(env.render(), base)
     # What the pack's own XML gives when it is built is what the edit gives.
     built = LiberoEnv("libero_object", 0, env.protocol, scene_xml=str(assets / "scenes/lights/red.xml"))
-    pictures_built, state_built = run(built, Perturbation.from_task(noisy(11)), seed=0)
+    _, state_built = run(built, Perturbation.from_task(noisy(11)), seed=0)
     np.testing.assert_array_equal(state_built, state)
     with light.apply(env):
         env.reset(INIT_STATE)
