@@ -245,6 +245,7 @@ def test_protocol_column_is_sorted_json() -> None:
 
 def test_dimensions_are_those_of_the_task_list() -> None:
     assert set(io.DIMENSIONS) == set(plus_tasks.DIMENSIONS)
+    assert io.STYLES == plus_tasks.STYLES
 
 
 def test_documentation_is_up_to_date() -> None:

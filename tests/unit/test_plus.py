@@ -702,7 +702,7 @@ class TestPerturbation:
         "suffix", [f"_language_2{PLAIN}", "_moved_level1_sample1", "_table_1", "_light_3"]
     )
     def test_tasks_that_need_data(self, suffix):
-        with pytest.raises(UnavailableTask, match="need LIBERO-Plus's data: python -m srpo.plus fetch"):
+        with pytest.raises(UnavailableTask, match=r"need LIBERO-Plus's data: python -m srpo.plus fetch"):
             Perturbation.from_task(STOVE + suffix)
 
     def test_unknown_name(self):

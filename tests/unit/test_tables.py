@@ -21,8 +21,9 @@ from synthetic_results import (
     reward_benchmark,
 )
 
-from srpo.analysis import f2, latex, t1, t2, t3, tables
-from srpo.analysis.io import DIMENSIONS, EPISODES, ResultError, read_rows, write_rows
+from srpo import plus, plus_tasks
+from srpo.analysis import f2, latex, t1, t2, t2_curves, t3, tables
+from srpo.analysis.io import DIMENSIONS, EPISODES, ResultError, read_episodes, read_rows, write_rows
 from srpo.analysis.stats import newcombe, wilson
 from srpo.config import SUITES
 from srpo.rewards.benchmark import standardised_mean_difference
@@ -35,7 +36,7 @@ SHEET = {"sft": "SFT", "srpo": "SRPO"}
 def run(module: ModuleType, out: Path, *arguments: object) -> None:
     """Call a command line, writing to `out`.csv, .tex, .png and .pdf."""
     command = [*map(str, arguments), "--figure", str(out), "--csv", f"{out}.csv"]
-    if module is not f2:
+    if module not in (f2, t2_curves):
         command += ["--tex", f"{out}.tex", "--published", str(PUBLISHED)]
     module.main(command)
 
@@ -259,6 +260,113 @@ def test_t2_dimensions_totals_and_what_did_not_run(tmp_path: Path) -> None:
     assert row.count("not run") == 5
     one = cell(table, variant="OpenVLA*-One (zero-shot)", dimension="macro")
     assert one["rate"] == pytest.approx((0.032 + 0.064) / 2)
+
+
+def test_t2_unavailable_tasks_are_counted_apart_and_styles_in_no_total(tmp_path: Path) -> None:
+    tasks = plus_tasks_file(tmp_path / "tasks.csv", ("camera", "light", "layout"))
+    rates = {"camera": 1, "light": None, "layout": 1, "style_light": 0}
+    rates |= {"style_background": 0, "style_distractors": 0}
+    paths = [plus_run(tmp_path, "libero_goal", variant, rates, tasks) for variant in ("sft", "srpo")]
+    rows = read_rows(paths[1], EPISODES)
+    layout = rows.index[rows["perturbation"] == "layout"][:5]
+    rows.loc[layout, ["status", "error"]] = ["unavailable", "needs the asset pack"]
+    write_rows(paths[1], rows.to_dict("records"), EPISODES)
+    table = t2_of(tasks, paths)
+
+    light = cell(table, variant="srpo", dimension="light")
+    assert (light["note"], light["unavailable"]) == ("unavailable", 12)
+    assert pd.isna(light["rate"]) and pd.isna(light["episodes"])
+    some = cell(table, variant="srpo", dimension="layout")
+    assert (some["episodes"], some["unavailable"], some["pairs"]) == (7, 5, 7)
+    assert (some["rate"], some["note"]) == (1, "without 5 unavailable tasks")
+    for total in t2.TOTALS:
+        whole = cell(table, variant="srpo", dimension=total)
+        assert (whole["rate"], whole["note"]) == (1, "over 2 of 7 dimensions")
+        assert (whole["episodes"], whole["unavailable"], whole["pairs"]) == (19, 17, 19)
+    style = cell(table, variant="srpo", dimension="style_light")
+    assert (style["rate"], style["episodes"]) == (0, 12)
+    text = t2.to_latex(table, "")
+    check_latex(text)
+    assert "Light (style)" in text and "in no total" in text and "17 tasks are unavailable" in text
+    t2.draw(table)
+    without = t2.to_latex(table[~table["dimension"].str.startswith("style_")], "")
+    assert "(style)" not in without
+
+
+def test_t2_curves(tmp_path: Path) -> None:
+    tasks = plus_tasks_file(tmp_path / "tasks.csv", ("camera", "robot", "noise", "light"))
+    rates = {"camera": 1, "robot": 0, "noise": 0.5, "light": None}
+    paths = [plus_run(tmp_path, "libero_goal", variant, rates, tasks) for variant in ("sft", "srpo")]
+    episodes = read_episodes(paths)
+    names = sorted(set(episodes["perturbation_task"]))
+    table = t2_curves.estimate(episodes, SHEET, {name: 1 + k % 5 for k, name in enumerate(names)})
+    camera = table[(table["variant"] == "sft") & (table["curve"] == "camera")]
+    assert list(camera["value"]) == [15] and list(camera["rate"]) == [1]  # views of 1…6 degrees
+    assert set(table.loc[table["curve"] == "robot", "value"]) == {0.1}
+    noise = table[(table["variant"] == "srpo") & (table["curve"] == "noise")]
+    assert noise["episodes"].sum() == 12 and noise["value"].is_monotonic_increasing
+    own = episodes[(episodes["variant"] == "srpo") & (episodes["perturbation"] == "noise")]
+    assert noise["successes"].sum() == (own["status"] == "success").sum()
+    levels = table[(table["variant"] == "srpo") & (table["curve"] == "difficulty: noise")]
+    assert levels["episodes"].sum() == 12 and set(levels["value"]) <= {1, 2, 3, 4, 5}
+    assert not table["curve"].str.contains("light").any()  # unavailable, and without a scale
+    run(
+        t2_curves,
+        tmp_path / "curves",
+        *("--sheet", write_sheet(tmp_path / "t2.tsv"), "--tasks", tasks, "--episodes", *paths),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("_view_0_0_130_0_0_initstate_0", 0),
+        ("_view_15_0_100_0_0_initstate_0", 15),
+        ("_view_345_0_100_0_0_initstate_0", 15),
+        ("_view_0_15_100_4_8_initstate_0", 15),
+        ("_view_15_15_100_0_0_initstate_0", 30),  # 21 degrees
+        ("_view_60_15_100_0_0_initstate_0", 75),  # 61 degrees
+        ("_view_0_0_100_0_0_initstate_301", 0.4),
+        ("_view_0_0_100_0_0_initstate_0_noise_37", 7),
+        ("_moved_level4_sample1", 4),
+        ("_add_4", None),
+        ("_light_4", None),
+    ],
+)
+def test_magnitudes(name: str, value: float | None) -> None:
+    assert t2_curves.magnitude(plus_tasks.parse(f"turn_on_the_stove{name}")) == value
+
+
+def test_classification_file(tmp_path: Path) -> None:
+    file = tmp_path / "task_classification.json"
+    file.write_text(
+        '{"libero_goal": [{"id": 1, "name": "a_light_1", "category": "Light", "difficulty_level": 3},'
+        ' {"id": 2, "name": "a_light_2", "category": "Light", "difficulty_level": null}]}'
+    )
+    assert t2_curves.read_classification(file) == {"a_light_1": 3}
+    file.write_text('{"libero_goal": [{"id": 1}]}')
+    assert t2_curves.read_classification(file) == {}
+    file.write_text("[1]")
+    with pytest.raises(ResultError, match=r"task_classification\.json: not LIBERO-Plus's"):
+        t2_curves.read_classification(file)
+
+
+def test_merging_a_sweep_asks_for_every_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = plus_tasks_file(tmp_path / "tasks.csv", ("camera", "light"))
+    path = plus_run(tmp_path, "libero_goal", "sft", {"camera": 1, "light": None}, tasks)
+    rows = read_rows(path, EPISODES).to_dict("records")
+    first, second = tmp_path / "shard-0.parquet", tmp_path / "shard-1.parquet"
+    write_rows(first, rows[:10], EPISODES)
+    write_rows(second, rows[10:], EPISODES)
+    config = path.parent / "config.yaml"
+    plus.merge(config, tasks, [first, second], tmp_path / "whole.parquet")
+    assert len(read_rows(tmp_path / "whole.parquet", EPISODES)) == 24
+    assert capsys.readouterr().out == "camera: 12 success\nlight: 12 unavailable\n"
+    with pytest.raises(ResultError, match="14 of 24 rows are missing"):
+        plus.merge(config, tasks, [first], tmp_path / "part.parquet")
+    assert not (tmp_path / "part.parquet").exists()
+    with pytest.raises(ResultError, match="10 episodes stand twice"):
+        plus.merge(config, tasks, [first, first, second], tmp_path / "part.parquet")
 
 
 def test_t2_sizes_are_the_benchmarks() -> None:
