@@ -139,8 +139,8 @@ def speed(tasks: list[PlusTask], sources: PlusSources, protocol: Protocol, steps
         stock_episode(task, steps)
     stock = 60 * len(few) / (time.perf_counter() - started)
     print(
-        f"{tasks[0].suite}: {len(chosen)} episodes of {steps} steps: {ours:.1f} a minute; {len(few)} built anew: {stock:.1f} a "
-        f"minute; {ours / stock:.1f} ×"
+        f"{tasks[0].suite}: {len(chosen)} episodes of {steps} steps: {ours:.1f} a minute; "
+        f"{len(few)} built anew: {stock:.1f} a minute; {ours / stock:.1f} ×"
     )
 
 

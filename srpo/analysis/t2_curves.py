@@ -136,6 +136,7 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.set_title(curve.capitalize(), fontsize=7)
         axes.set_xlabel(MAGNITUDES.get(kind, ""))
         axes.set_ylim(-3, 103)
+        axes.set_xticks(sorted(set(table.loc[table["curve"] == curve, "value"])))
     for axes in panels[len(curves) :]:
         axes.set_axis_off()
     figure.supylabel("success (%)", fontsize=7)
