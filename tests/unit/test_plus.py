@@ -685,7 +685,7 @@ class TestAssets:
                 self.archive(tmp_path / "b.zip", more=("../../../evil.txt",)), tmp_path / "out"
             )
         whole = self.archive(tmp_path / "c.zip").read_bytes()
-        (tmp_path / "d.zip").write_bytes(whole.replace(b"scenes/a.xmlscenes", b"scenes/b.xmlscenes"))
+        (tmp_path / "d.zip").write_bytes(whole.replace(b"a.xmlPK", b"b.xmlPK", 1))
         with pytest.raises(FetchError, match="Bad CRC"):
             plus_assets.unpack(tmp_path / "d.zip", tmp_path / "out2")
 
