@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import zipfile
 from collections.abc import Iterable
@@ -85,7 +84,7 @@ def unpack(archive: Path, out: Path) -> None:
                 unfinished = target.with_name(f"{target.name}.unfinished")
                 with packed.open(member) as source, unfinished.open("wb") as sink:
                     shutil.copyfileobj(source, sink)  # checks the member's CRC at its end
-                os.replace(unfinished, target)
+                unfinished.replace(target)
     except (zipfile.BadZipFile, EOFError) as error:
         raise FetchError(f"{archive}: {error}; delete it, fetch it again") from None
     partial.rename(out)
