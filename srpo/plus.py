@@ -307,7 +307,7 @@ def gallery(out: Path, sources: PlusSources) -> None:
         for axis in axes:
             axis.set_axis_off()
     with atomic_file(out) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+        figure.savefig(temporary, format="png", dpi=80)
 
 
 def _caption(task: PlusTask, sources: PlusSources) -> str:
