@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import mannwhitneyu, trim_mean
+from statsmodels.duration.survfunc import SurvfuncRight
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
@@ -142,12 +145,165 @@ def bootstrap(
         sizes: of the samples.
 
     Resamples whose statistic is not finite (no spread left, say) are left out; if more than half are, the
-    interval
-    is NaN: it would describe the lucky rest.
+    interval is NaN: it would describe the lucky rest.
     """
     values = np.array([statistic(*(rng.integers(0, n, n) for n in sizes)) for _ in range(resamples)])
     values = values[np.isfinite(values)]
     if len(values) <= resamples / 2:
         return NAN, NAN
-    low, high = np.percentile(values, [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
+    return _percentiles(values)
+
+
+# ------------------------------------------------------------------------------- runs: seeds, tasks, curves
+
+
+def hierarchical_draws(
+    successes: NDArray[np.integer],
+    episodes: NDArray[np.integer],
+    rng: np.random.Generator,
+    tasks: Literal["fixed", "random"] = "fixed",
+    resamples: int = RESAMPLES,
+) -> NDArray[np.float64]:
+    """Success rates of bootstrapped training runs, float64 (resamples,): seeds, then tasks, then episodes.
+
+    Args:
+        successes, episodes: int (S, T), of S seeds on T tasks; every task was evaluated, if unequally often.
+        tasks: `fixed` keeps all tasks (they are strata: the benchmark is these tasks), `random` draws them
+            with replacement too (they stand for tasks like these).
+
+    The rate is the mean over seeds and tasks, each counting alike. Drawing n of a cell's n episodes with
+    replacement gives a binomial number of successes, so cells of counts do for the episodes themselves. One
+    seed has no spread between seeds to draw from: the draws then speak about that one policy alone.
+    """
+    if successes.shape != episodes.shape or successes.ndim != 2 or successes.size == 0:
+        raise ValueError(f"successes {successes.shape} and episodes {episodes.shape} must both be (S, T)")
+    if (episodes < 1).any() or (successes < 0).any() or (successes > episodes).any():
+        raise ValueError("every seed needs episodes of every task, and no more successes than those")
+    seeds, number = successes.shape
+    draws = np.empty(resamples)
+    block = max(1, 4_000_000 // successes.size)  # bounds the memory
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        seed = rng.integers(0, seeds, (size, seeds, 1))
+        task = (
+            np.arange(number)[None, None, :]
+            if tasks == "fixed"
+            else rng.integers(0, number, (size, seeds, number))
+        )
+        n = episodes[seed, task]
+        draws[start : start + size] = (rng.binomial(n, successes[seed, task] / n) / n).mean(axis=(1, 2))
+    return draws
+
+
+def hierarchical(
+    successes: NDArray[np.integer],
+    episodes: NDArray[np.integer],
+    rng: np.random.Generator,
+    tasks: Literal["fixed", "random"] = "fixed",
+) -> Estimate:
+    """Success rate of a method over its training runs, with the interval of `hierarchical_draws`."""
+    draws = hierarchical_draws(successes, episodes, rng, tasks)
+    return Estimate(float((successes / episodes).mean()), *_percentiles(draws))
+
+
+def interquartile_mean(scores: NDArray[np.floating]) -> float:
+    """Mean of the middle half of all scores (Agarwal et al., "Deep RL at the Edge of the Statistical
+    Precipice", arXiv 2108.13264): a quarter of them, rounded down, is cut off at either end."""
+    return float(trim_mean(scores, 0.25, axis=None))
+
+
+def performance_profile(
+    scores: NDArray[np.floating], thresholds: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """Share of the scores above each threshold, float64 (K,) (the same paper, equation 3)."""
+    ordered = np.sort(scores, axis=None)
+    return 1 - np.searchsorted(ordered, thresholds, side="right") / len(ordered)
+
+
+def probability_of_improvement(method: NDArray[np.floating], baseline: NDArray[np.floating]) -> float:
+    """Chance that a run of the method beats one of the baseline on a task drawn at random; ties count half.
+
+    The mean over tasks of Mann and Whitney's U over the number of pairs of runs (same paper, section 4.3).
+
+    Args:
+        method, baseline: float (R, T) and (R', T), the scores of R and R' runs on the same T tasks.
+    """
+    if method.ndim != 2 or baseline.ndim != 2 or method.shape[1] != baseline.shape[1]:
+        raise ValueError(f"scores {method.shape} and {baseline.shape} must be (R, T) and (R', T)")
+    u = mannwhitneyu(method, baseline, axis=0, method="asymptotic").statistic
+    return float(np.mean(u) / (len(method) * len(baseline)))
+
+
+def stratified(
+    statistic: Callable[..., float],
+    scores: Sequence[NDArray[np.floating]],
+    rng: np.random.Generator,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """A statistic of methods' scores (R, T), with a percentile interval over runs drawn anew for each task.
+
+    The stratified bootstrap of the same paper: tasks are strata, so R runs of a task are drawn with
+    replacement from its R runs, independently of the other tasks'. With one run there is nothing to draw:
+    the interval is NaN.
+
+    Args:
+        statistic: called with one array a method, each of the shape given.
+    """
+    value = float(statistic(*scores))
+    if min(len(own) for own in scores) < 2:
+        return Estimate(value, NAN, NAN)
+    draws = [
+        statistic(*(np.take_along_axis(own, rng.integers(0, len(own), own.shape), axis=0) for own in scores))
+        for _ in range(resamples)
+    ]
+    return Estimate(value, *_percentiles(np.array(draws)))
+
+
+def area_under_curve(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
+    """Mean height of a training curve: its area by the trapezoid rule over the width of x; y of one point."""
+    if len(x) != len(y) or len(x) == 0 or (np.diff(x) <= 0).any():
+        raise ValueError("a curve needs points, and x must rise")
+    return float(y[0]) if len(x) == 1 else float(np.trapezoid(y, x) / (x[-1] - x[0]))
+
+
+@dataclass(frozen=True)
+class Reached:
+    """When a curve first reached a level; `censored`: it had not by `at`, where it ends."""
+
+    at: float
+    censored: bool
+
+
+def first_reached(x: NDArray[np.floating], y: NDArray[np.floating], level: float, window: int = 1) -> Reached:
+    """The first x at which the mean of the last `window` points of y is at least `level`.
+
+    A window keeps one lucky step from counting; there is no reaching before it is full.
+    """
+    if len(x) != len(y) or len(x) == 0 or window < 1:
+        raise ValueError("a curve needs points, and a window of at least one")
+    sums = np.concatenate([[0.0], np.cumsum(y)])
+    means = (sums[window:] - sums[:-window]) / window
+    hits = np.flatnonzero(means >= level - 1e-12)
+    if len(hits):
+        return Reached(float(x[hits[0] + window - 1]), False)
+    return Reached(float(x[-1]), True)
+
+
+def median_reached(runs: Sequence[Reached]) -> Reached:
+    """The median over runs by Kaplan and Meier's estimator, which uses runs that ended too early for what
+    they say; censored at the longest such run where fewer than half are seen to arrive."""
+    if not runs:
+        raise ValueError("no runs")
+    arrived = np.array([not run.censored for run in runs])
+    median = NAN
+    if arrived.any():
+        survival = SurvfuncRight(np.array([run.at for run in runs]), arrived.astype(int))
+        median = float(survival.quantile(0.5))
+    if np.isfinite(median):
+        return Reached(median, False)
+    return Reached(max(run.at for run in runs), True)
+
+
+def _percentiles(draws: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.percentile(draws, [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
     return float(low), float(high)

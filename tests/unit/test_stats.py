@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ecdf
+from scipy.stats import bootstrap as scipy_bootstrap
 
-from srpo.analysis.stats import bootstrap, combine, newcombe, paired_difference, wilson
+from srpo.analysis.stats import (
+    Reached,
+    area_under_curve,
+    bootstrap,
+    combine,
+    first_reached,
+    hierarchical,
+    hierarchical_draws,
+    interquartile_mean,
+    median_reached,
+    newcombe,
+    paired_difference,
+    performance_profile,
+    probability_of_improvement,
+    stratified,
+    wilson,
+)
 
 
 def test_wilson_golden() -> None:
@@ -108,3 +127,100 @@ def test_bootstrap_leaves_out_what_is_not_finite() -> None:
     assert np.isnan(bootstrap(lambda i: float("nan"), [5], rng, 50)).all()
     low, high = bootstrap(lambda i: float("inf") if len(set(i)) < 4 else 1.0, [12], rng, 50)
     assert (low, high) == (1, 1)
+
+
+# ------------------------------------------------------------------------------- runs: seeds, tasks, curves
+
+SUCCESSES = np.array([[2, 9, 5, 0], [4, 10, 1, 3], [1, 6, 5, 2]])
+EPISODES = np.array([[10, 10, 8, 10], [10, 10, 8, 10], [10, 10, 10, 10]])
+
+
+@pytest.mark.parametrize("tasks", ["fixed", "random"])
+def test_hierarchical_draws_have_the_variance_of_their_levels(tasks: str) -> None:
+    # Law of total variance: between seeds, between tasks (if drawn), and p(1 − p)/n of the episodes.
+    p = SUCCESSES / EPISODES
+    episodes = (p * (1 - p) / EPISODES).mean(axis=1) / 4
+    between_tasks = p.var(axis=1) / 4 if tasks == "random" else 0
+    variance = (p.mean(axis=1).var() + (episodes + between_tasks).mean()) / 3
+    draws = hierarchical_draws(SUCCESSES, EPISODES, np.random.default_rng(0), tasks, 60_000)  # type: ignore[arg-type]
+    assert draws.mean() == pytest.approx(p.mean(), abs=4 * np.sqrt(variance / 60_000))
+    assert draws.var() == pytest.approx(variance, rel=0.03)
+
+
+def test_hierarchical_of_one_cell_is_the_bootstrap_of_its_episodes() -> None:
+    outcomes = np.repeat([1.0, 0.0], [14, 26])
+    theirs = scipy_bootstrap(
+        (outcomes,), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(1)
+    ).confidence_interval
+    ours = hierarchical(np.array([[14]]), np.array([[40]]), np.random.default_rng(0))
+    assert ours.value == 14 / 40
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.0251)  # a step of 1/40
+
+
+def test_hierarchical_refuses() -> None:
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="episodes of every task"):
+        hierarchical(np.array([[0, 1]]), np.array([[0, 1]]), rng)
+    with pytest.raises(ValueError, match=r"must both be \(S, T\)"):
+        hierarchical(np.array([1]), np.array([1]), rng)
+
+
+def test_stratified_bootstrap_against_every_resample() -> None:
+    # 3 runs of 2 tasks: 27 × 27 equally likely resamples, all enumerated.
+    scores = np.array([[0.0, 0.3], [0.5, 0.4], [1.0, 0.9]])
+    columns = [[c[list(i)].mean() for i in product(range(3), repeat=3)] for c in scores.T]
+    exact = np.sort([(a + b) / 2 for a in columns[0] for b in columns[1]])
+    ours = stratified(lambda own: float(own.mean()), [scores], np.random.default_rng(0), 20_000)
+    assert ours.value == pytest.approx(scores.mean())
+    assert (ours.low, ours.high) == pytest.approx(tuple(np.percentile(exact, [2.5, 97.5])), abs=0.035)
+    assert np.isnan(stratified(lambda own: 1.0, [scores[:1]], np.random.default_rng(0)).low)
+
+
+def test_interquartile_mean_by_hand() -> None:
+    assert interquartile_mean(np.array([[0, 1, 2, 3], [4, 5, 60, -70]])) == 2.5  # of 1, 2, 3, 4
+    assert interquartile_mean(np.array([1.0, 2.0, 9.0])) == 4  # a quarter of three, rounded down, is none
+
+
+@given(st.lists(st.sampled_from([0, 0.2, 0.5, 0.5, 1]), min_size=1, max_size=12))
+def test_performance_profile_is_the_survival_function(values: list[float]) -> None:
+    scores, thresholds = np.array(values), np.array([-0.1, 0, 0.2, 0.3, 0.5, 1])
+    expected = ecdf(scores).sf.evaluate(thresholds)
+    assert performance_profile(scores, thresholds) == pytest.approx(expected)
+
+
+def test_probability_of_improvement_counts_pairs() -> None:
+    method, baseline = np.array([[1, 0.5], [0.5, 0], [1, 0.2]]), np.array([[0.5, 0.5], [0, 0.1]])
+    wins = [[(m > b) + (m == b) / 2 for m in method[:, t] for b in baseline[:, t]] for t in (0, 1)]
+    assert probability_of_improvement(method, baseline) == pytest.approx(np.mean(wins))
+    assert probability_of_improvement(method, method) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="must be"):
+        probability_of_improvement(method, baseline[:, :1])
+
+
+def test_area_under_curve_by_hand() -> None:
+    # 1 × (0 + 0.4)/2 + 3 × (0.4 + 1)/2 over a width of 4.
+    assert area_under_curve(np.array([1, 2, 5]), np.array([0, 0.4, 1])) == pytest.approx(2.3 / 4)
+    assert area_under_curve(np.array([7]), np.array([0.3])) == 0.3
+    with pytest.raises(ValueError, match="x must rise"):
+        area_under_curve(np.array([1, 1]), np.array([0, 1]))
+
+
+def test_first_reached() -> None:
+    x, y = np.array([10, 20, 30, 40, 50]), np.array([0.1, 0.9, 0.2, 0.8, 0.9])
+    assert first_reached(x, y, 0.8) == Reached(20, False)
+    assert first_reached(x, y, 0.5, window=2) == Reached(20, False)
+    assert first_reached(x, y, 0.8, window=2) == Reached(50, False)  # the lucky second step does not count
+    assert first_reached(x, y, 0.95) == Reached(50, True)
+    assert first_reached(x[:2], y[:2], 0.1, window=3) == Reached(20, True)
+    assert first_reached(x, np.full(5, 0.7), 0.7, window=3) == Reached(30, False)  # whatever the rounding
+
+
+def test_median_reached_by_hand() -> None:
+    def of(*times: float, censored: tuple[float, ...] = ()) -> list[Reached]:
+        return [Reached(t, False) for t in times] + [Reached(t, True) for t in censored]
+
+    assert median_reached(of(10, 20, 40)) == Reached(20, False)
+    # Survival: 4/5 after 10, 4/5 × 2/3 after 30 (one left the study at 20), 4/15 after 40: the median is 40.
+    assert median_reached(of(10, 30, 40, censored=(20, 50))) == Reached(40, False)
+    assert median_reached(of(10, censored=(40, 50))) == Reached(50, True)  # most are not seen to arrive
+    assert median_reached(of(censored=(40, 50))) == Reached(50, True)
