@@ -1,6 +1,7 @@
 """Greedy evaluation on LIBERO or LIBERO-Plus: one row an episode, resumable, a crash is not a failure.
 
-python -m srpo.evaluate --config CONFIG --policy FOLDER --out EPISODES.parquet --scratch FOLDER
+python -m srpo.evaluate --config CONFIG --policy FOLDER --out EPISODES.parquet --scratch FOLDER \\
+    [--paths PATHS.parquet] [--videos FOLDER]
 python -m srpo.evaluate ... --plus TASKS.csv --plus-data DATA.zip --shard 0/4
 """
 
@@ -9,19 +10,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import mujoco
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from srpo.analysis.io import EPISODES, protocol_json, write_rows
+from srpo.analysis.io import EPISODES, PATHS, protocol_json, write_rows
 from srpo.checkpoint import fingerprint
 from srpo.config import EvaluateStage, PlusStage, load_stage
 from srpo.envs.libero import asset_folder, load_task
-from srpo.files import write_json, write_text
+from srpo.files import atomic_directory, write_json, write_text, write_with
 from srpo.locks import held
 from srpo.manifest import sha256, write_manifest
 from srpo.plus_data import PlusData, PlusSources, unavailable
@@ -29,12 +32,22 @@ from srpo.plus_tasks import INIT_STATE, PlusTask, parse, read_tasks, sample, sha
 from srpo.policies.openvla_oft import load_policy
 from srpo.rollout import Rollouts
 from srpo.types import Episode, EpisodeSpec, FailedRun
+from srpo.videos import write_video
+
+FILMED = 64
+"""Frames of the video of a task's first test state: the same state for every policy, to compare them."""
+CONTROL_HZ = 20
+"""LIBERO's control steps a second."""
 
 
 def libero_specs(config: EvaluateStage) -> list[EpisodeSpec]:
     """Every task from its first test states; the episode's seed is its initial state's number."""
     states = list(config.protocol.test_states())[: config.evaluate.states]
-    return [EpisodeSpec(config.suite, task, state, state, 0.0) for task in config.tasks for state in states]
+    return [
+        EpisodeSpec(config.suite, task, state, state, 0.0, frames=FILMED if state == states[0] else 0)
+        for task in config.tasks
+        for state in states
+    ]
 
 
 def plus_specs(config: PlusStage, tasks: Sequence[PlusTask], index: int, number: int) -> list[EpisodeSpec]:
@@ -140,6 +153,41 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["task_id"], row["init_state"], row["perturbation_task"] or ""
 
 
+def path_rows(row: dict[str, Any], path: np.ndarray) -> list[dict[str, Any]]:
+    """Rows of paths.parquet of an episode: its row of episodes.parquet, and float (steps + 1, 3) metres."""
+    shared = {key: row[key] for key in ("suite", "variant", "seed", "task_id", "init_state")}
+    shared["success"] = row["status"] == "success"
+    return [
+        {**shared, "step": step, **dict(zip("xyz", map(float, point), strict=True))}
+        for step, point in enumerate(path)
+    ]
+
+
+class Seen:
+    """What episodes leave besides their row, in the scratch folder: where the hand went, and some videos."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "seen"
+
+    def path(self, row: dict[str, Any]) -> Path:
+        return self.folder / f"task{row['task_id']}-state{row['init_state']}.npy"
+
+    def video(self, row: dict[str, Any]) -> Path:
+        return self.path(row).with_suffix(".mp4")
+
+    def add(self, row: dict[str, Any], episode: Episode) -> None:
+        """Called before the row is kept, so that a row that is kept has them."""
+        if len(episode.frames):
+            seconds = episode.steps / CONTROL_HZ
+            write_video(self.video(row), episode.frames, (len(episode.frames) - 1) / seconds)
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as handle:
+                np.save(handle, episode.path)
+
+        write_with(self.path(row), write)
+
+
 def evaluate(
     config: EvaluateStage | PlusStage,
     specs: Sequence[EpisodeSpec],
@@ -148,10 +196,14 @@ def evaluate(
     scratch: Path,
     workers: int,
     plus: PlusSources | None = None,
+    paths: Path | None = None,
+    videos: Path | None = None,
 ) -> None:
     """Run the episodes that are not in the journal yet, then write all rows and a manifest beside them.
 
-    LIBERO-Plus tasks that cannot run with these sources get their rows without being tried.
+    LIBERO-Plus tasks that cannot run with the sources `plus` get their rows without being tried. On LIBERO
+    also where the hand went in every episode, to `paths`, and a video of each task's first test state, to the
+    folder `videos`, if those are given.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     policy = load_policy(policy_folder, device)
@@ -163,6 +215,9 @@ def evaluate(
         for spec, why in reasons.items()
     ]
     every, specs = specs, [spec for spec in specs if spec not in reasons]
+    seen = Seen(scratch)
+    if isinstance(config, EvaluateStage):  # a journal of before there were paths
+        journal.rows = [row for row in journal.rows if seen.path(row).is_file()]
     finished = {_key(row) for row in journal.rows}
     todo = [spec for spec in specs if (spec.task_id, spec.init_state, spec.variant or "") not in finished]
     if len(todo) < len(specs):
@@ -173,6 +228,8 @@ def evaluate(
             with Rollouts(config.suite, config.protocol, policy, min(workers, len(todo)), plus) as rollouts:
                 for result in rollouts.run(todo):
                     row = episode_row(config, policy.settings.name, result)
+                    if isinstance(result, Episode) and isinstance(config, EvaluateStage):
+                        seen.add(row, result)
                     if isinstance(result, FailedRun):
                         print(f"infrastructure error: {result.spec}: {result.error}", flush=True)
                     successes += row["status"] == "success"
@@ -182,6 +239,18 @@ def evaluate(
     wanted = {(spec.task_id, spec.init_state, spec.variant or "") for spec in specs}
     rows = sorted([*refused, *(row for row in journal.rows if _key(row) in wanted)], key=_key)
     assert len(rows) == len(every)
+    ran = [row for row in rows if row["status"] in ("success", "failure")]
+    if paths is not None:
+        points = [
+            point for row in ran for point in path_rows(row, np.load(seen.path(row), allow_pickle=False))
+        ]
+        write_rows(paths, points, PATHS)
+    if videos is not None:
+        with atomic_directory(videos) as temporary:
+            for row in ran:
+                if seen.video(row).is_file():
+                    shutil.copyfile(seen.video(row), temporary / seen.video(row).name)
+                    row["video"] = f"{videos.name}/{seen.video(row).name}"
     write_rows(out, rows, EPISODES)
     write_manifest(out.with_suffix(".manifest.json"), config, policy=digest, workers=workers)
     errors = sum(row["status"] == "infra_error" for row in rows)
@@ -215,9 +284,13 @@ def main() -> None:
     )
     parser.add_argument("--shard", type=_shard, default=(0, 1), help="part of the LIBERO-Plus tasks, as 0/4")
     parser.add_argument("--out", type=Path, required=True, help="parquet file for the episodes")
+    parser.add_argument("--paths", type=Path, help="parquet file for where the hand went (LIBERO only)")
+    parser.add_argument("--videos", type=Path, help="folder for a video of each task (LIBERO only)")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for resumable state")
     parser.add_argument("--workers", type=int, default=2, help="simulation processes (default: 2)")
     arguments = parser.parse_args()
+    if arguments.plus is not None and (arguments.paths or arguments.videos):
+        parser.error("--paths and --videos are of evaluations on LIBERO, not of LIBERO-Plus")
     arguments.scratch.mkdir(parents=True, exist_ok=True)
     config: EvaluateStage | PlusStage
     sources = None
@@ -236,7 +309,9 @@ def main() -> None:
             arguments.out,
             arguments.scratch,
             arguments.workers,
-            plus=sources,
+            sources,
+            arguments.paths,
+            arguments.videos,
         )
 
 

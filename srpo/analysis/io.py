@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -52,6 +52,10 @@ class Schema:
     row: str
     """What one row is."""
     columns: Mapping[str, Column]
+    added: Mapping[str, Any] = field(default_factory=dict)
+    """Columns that files of older versions lack, and what they are read as there."""
+    remedy: str = ""
+    """What makes such a file again where an older one cannot be read."""
 
     def arrow(self) -> pa.Schema:
         """The same as a pyarrow schema: utf8, int64, float64, bool."""
@@ -103,7 +107,7 @@ EPISODES = Schema(
         "profile": Column("str", "protocol profile", values=("official", "held_out")),
         "protocol": Column("str", "the whole protocol and MuJoCo's version (`mujoco`), as JSON"),
         "wall_seconds": Column("float", "seconds the episode took"),
-        "video": Column("str", "path of its video, if one was kept", True),
+        "video": Column("str", "path of its video from the folder of this file, if there is one", True),
     },
 )
 
@@ -157,9 +161,24 @@ RL_METRICS = Schema(
             "float", "rollouts run / seconds_rollout; null when all had been run before a restart", True
         ),
         "memory_mb": Column(
-            "float", "resident memory of the main process and its simulators at the step's end"
+            "float",
+            "resident memory of the main process and its simulators at the step's end; null: not recorded",
+            True,
         ),
         "gpu_memory_mb": Column("float", "most memory that torch had on its GPU so far; null: no GPU", True),
+    },
+    added={
+        "rounds": 1,
+        "reward_histogram": "[]",
+        "distance_min": None,
+        "distance_max": None,
+        "update_kl": None,
+        "evaluation_episodes": 0,
+        "evaluation_success_rate": None,
+        "seconds_evaluate": 0.0,
+        "episodes_per_second": None,
+        "memory_mb": None,
+        "gpu_memory_mb": None,
     },
 )
 
@@ -243,6 +262,7 @@ BENCHMARK = Schema(
             True,
         ),
     },
+    remedy="score the trajectories again: `snakemake --forcerun score`",
 )
 
 CURVES = Schema(
@@ -262,7 +282,24 @@ CURVES = Schema(
     },
 )
 
-SCHEMAS = (EPISODES, RL_METRICS, TASK_METRICS, SFT_METRICS, REWARDS, BENCHMARK, CURVES)
+PATHS = Schema(
+    "paths.parquet",
+    "where the end effector was after a control step (0: at the start) of a greedy episode on LIBERO",
+    {
+        "suite": Column("str", "LIBERO suite"),
+        "variant": Column("str", "variant of the run"),
+        "seed": Column("int", "seed of the run that made the policy"),
+        "task_id": Column("int", "number of the task in its suite, from 0"),
+        "init_state": Column("int", "number of the initial state, from 0"),
+        "success": Column("bool", "whether the episode solved its task"),
+        "step": Column("int", "control steps taken"),
+        "x": Column("float", "position along the table's depth, metres, away from the robot's base"),
+        "y": Column("float", "position across the table, metres, to the robot's left"),
+        "z": Column("float", "height, metres"),
+    },
+)
+
+SCHEMAS = (EPISODES, PATHS, RL_METRICS, TASK_METRICS, SFT_METRICS, REWARDS, BENCHMARK, CURVES)
 
 IDENTITY = ["suite", "variant", "seed", "benchmark", "task_id", "init_state", "perturbation_task"]
 """What makes an episode the same episode."""
@@ -288,16 +325,16 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], schema: Schema) ->
             missing, unknown = sorted(names - set(row)), sorted(set(row) - names)
             raise ResultError(f"{path}: row {number}: missing columns {missing}, unknown columns {unknown}")
     arrays = []
-    for field in schema.arrow():
-        values = [row[field.name] for row in rows]
-        if pa.types.is_integer(field.type) and any(isinstance(value, float) for value in values):
+    for column in schema.arrow():
+        values = [row[column.name] for row in rows]
+        if pa.types.is_integer(column.type) and any(isinstance(value, float) for value in values):
             raise ResultError(
-                f"{path}: column {field.name}: must be int, not float"
+                f"{path}: column {column.name}: must be int, not float"
             )  # Arrow would cut 1.5 to 1
         try:
-            arrays.append(pa.array(values, type=field.type, from_pandas=True))  # NaN becomes null
+            arrays.append(pa.array(values, type=column.type, from_pandas=True))  # NaN becomes null
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise ResultError(f"{path}: column {field.name}: {error}") from None
+            raise ResultError(f"{path}: column {column.name}: {error}") from None
     table = pa.Table.from_arrays(arrays, schema=schema.arrow())
     frame = table.to_pandas()
     _check(frame, schema, path)
@@ -310,8 +347,8 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], schema: Schema) ->
 def read_rows(path: Path, schema: Schema) -> pd.DataFrame:
     """Read a parquet or CSV file (by suffix) and check it against the schema.
 
-    Columns come in the schema's order, as str, int64, float64 or bool; null is NaN. Raises `ResultError`
-    naming the file, and the column where one is at fault.
+    Columns come in the schema's order, as str, int64, float64 or bool; null is NaN. Columns that older files
+    lack are filled in (`Schema.added`). Raises `ResultError` naming the file, and the column at fault.
     """
     if not path.is_file():
         raise ResultError(f"{path}: no such file")
@@ -323,11 +360,15 @@ def read_rows(path: Path, schema: Schema) -> pd.DataFrame:
         )
     except (pa.ArrowInvalid, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ResultError(f"{path}: not a whole {schema.name} file: {error}") from None
-    missing = [name for name in schema.columns if name not in frame.columns]
+    older = [name for name in schema.columns if name not in frame.columns]
+    missing = [name for name in older if name not in schema.added]
     unknown = [name for name in frame.columns if name not in schema.columns]
     if missing or unknown:
-        raise ResultError(f"{path}: {schema.name}: missing columns {missing}, unknown columns {unknown}")
-    frame = frame[list(schema.columns)]
+        remedy = f"; {schema.remedy}" if schema.remedy else ""
+        raise ResultError(
+            f"{path}: {schema.name}: missing columns {missing}, unknown columns {unknown}{remedy}"
+        )
+    frame = frame.assign(**{name: schema.added[name] for name in older})[list(schema.columns)]
     for name, column in schema.columns.items():
         if frame[name].isna().all() and column.optional:  # an all-null column has no type of its own
             frame[name] = frame[name].astype("float64" if column.kind == "float" else "str")
@@ -476,6 +517,11 @@ def document() -> str:
     ]
     for schema in SCHEMAS:
         text += ["", f"## {schema.name}", "", f"One row: {schema.row}.", ""]
+        if schema.added:
+            filled = [
+                f"`{name}` ({'null' if value is None else value})" for name, value in schema.added.items()
+            ]
+            text += [f"Older files that lack these are read with: {', '.join(filled)}.", ""]
         text += ["| column | type | null | meaning |", "|---|---|---|---|"]
         for name, column in schema.columns.items():
             values = f" One of {', '.join(f'`{value}`' for value in column.values)}." if column.values else ""

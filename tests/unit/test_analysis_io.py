@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from synthetic_results import MUJOCO, episode_row, libero_run, protocol
+from synthetic_results import MUJOCO, episode_row, libero_run, protocol, reward_benchmark, rl_run
 
 from srpo import plus_tasks
 from srpo.analysis import io
@@ -265,3 +265,23 @@ def test_analysis_imports_neither_torch_nor_simulation() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True
     )
     assert result.stdout.strip() == "[] True"
+
+
+def test_older_metrics_are_read_with_what_they_lack(tmp_path: Path) -> None:
+    path = rl_run(tmp_path, "libero_goal", "srpo", [0.2, 0.4])
+    new = pd.read_csv(path)
+    new.drop(columns=list(RL_METRICS.added)).to_csv(path, index=False)
+    old = read_rows(path, RL_METRICS)
+    assert list(old.columns) == list(RL_METRICS.columns)
+    assert list(old["rounds"]) == [1, 1] and old["update_kl"].isna().all()
+    assert list(old["successes"]) == list(new["successes"])
+    new.drop(columns=["successes"]).to_csv(path, index=False)
+    with pytest.raises(ResultError, match=r"missing columns \['successes'\]"):
+        read_rows(path, RL_METRICS)
+
+
+def test_an_older_reward_benchmark_says_how_to_make_it_again(tmp_path: Path) -> None:
+    path = reward_benchmark(tmp_path, "libero_goal", {"pixel": 0.5})[0]
+    pd.read_parquet(path).drop(columns=["matched_progress"]).to_parquet(path)
+    with pytest.raises(ResultError, match="score the trajectories again: `snakemake --forcerun score`"):
+        read_rows(path, BENCHMARK)

@@ -1,15 +1,20 @@
 """Evaluation's bookkeeping: which episodes, which rows, and what survives a kill."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from srpo.analysis.io import EPISODES, write_rows
+from srpo import evaluate as evaluation
+from srpo.analysis.io import EPISODES, PATHS, read_rows, write_rows
 from srpo.config import Evaluate, EvaluateStage, Protocol
-from srpo.evaluate import Journal, _shard, episode_row, libero_specs
+from srpo.evaluate import FILMED, Journal, _shard, episode_row, libero_specs
 from srpo.types import Episode, EpisodeSpec, FailedRun
+from srpo.videos import read_video
 
 CONFIG = EvaluateStage(
     preset="test",
@@ -93,3 +98,74 @@ def test_shards() -> None:
     for wrong in ("4/4", "x/2", "1", "-1/3"):
         with pytest.raises(Exception, match="INDEX/NUMBER"):
             _shard(wrong)
+
+
+class RecordedRollouts:
+    """Episodes with made-up pictures and paths; each initial state runs as long as its number."""
+
+    def __init__(self, *_: object) -> None: ...
+    def __enter__(self) -> "RecordedRollouts":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def run(self, specs: list[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
+        for spec in specs:
+            if (spec.task_id, spec.init_state) == (8, 42):
+                yield FailedRun(spec, "lost")
+                continue
+            path = np.linspace(0, spec.task_id, 3 * (spec.init_state + 1), dtype=np.float32).reshape(-1, 3)
+            frames = np.zeros((spec.frames, 16, 16, 3), np.uint8)
+            result = finished(spec, spec.task_id == 7)
+            yield replace(result, steps=spec.init_state, frames=frames, path=path)
+
+
+def test_evaluation_keeps_paths_and_videos_across_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = SimpleNamespace(settings=SimpleNamespace(name="tiny"))
+    monkeypatch.setattr(evaluation, "Rollouts", RecordedRollouts)
+    monkeypatch.setattr(evaluation, "load_policy", lambda *_: policy)
+    monkeypatch.setattr(evaluation, "write_rows", lambda *_: 1 / 0)
+    (tmp_path / "policy").mkdir()
+    out, paths, videos = (
+        tmp_path / name for name in ("out/episodes.parquet", "out/paths.parquet", "out/videos")
+    )
+    arguments = (
+        CONFIG,
+        libero_specs(CONFIG),
+        tmp_path / "policy",
+        out,
+        tmp_path / "scratch",
+        1,
+        paths,
+        videos,
+    )
+    with pytest.raises(ZeroDivisionError):  # killed when it is about to write
+        evaluation.evaluate(*arguments)
+    monkeypatch.undo()
+    monkeypatch.setattr(evaluation, "load_policy", lambda *_: policy)
+    ran: list[EpisodeSpec] = []
+
+    class Counting(RecordedRollouts):
+        def run(self, specs: list[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
+            ran.extend(specs)
+            yield from super().run(specs)
+
+    monkeypatch.setattr(evaluation, "Rollouts", Counting)
+    evaluation.evaluate(*arguments)
+    assert [(spec.task_id, spec.init_state) for spec in ran] == [(8, 42)]  # the one that could not be run
+    points = read_rows(paths, PATHS)
+    sizes = points.groupby(["task_id", "init_state"]).size().to_dict()
+    assert sizes == {(task, s): s + 1 for task in (7, 8) for s in (40, 41, 42) if (task, s) != (8, 42)}
+    assert points["success"].equals(points["task_id"] == 7)
+    last = points[(points["task_id"] == 8) & (points["init_state"] == 41)].iloc[-1]
+    assert (last["step"], last["z"]) == (41, 8)
+    episodes = read_rows(out, EPISODES)
+    filmed = episodes[episodes["video"].notna()]
+    assert list(filmed["init_state"]) == [40, 40]
+    for video, steps in zip(filmed["video"], filmed["steps"], strict=True):
+        frames, fps = read_video(out.parent / video)
+        assert len(frames) == FILMED
+        assert (FILMED - 1) / fps == pytest.approx(steps / 20, rel=0.01)  # as fast as the simulation's clock
+    assert not (tmp_path / "scratch" / "seen").exists()

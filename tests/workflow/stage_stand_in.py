@@ -35,7 +35,9 @@ for name, value in pairwise(arguments):
     if name == "--figure":
         make(Path(f"{value}.png"))
         make(Path(f"{value}.pdf"))
-    elif name in ("--csv", "--tex", "--curves", "--data") or (name == "--out" and Path(value).suffix):
+    elif name == "--videos":
+        make(Path(value, "task0-state0.mp4"))
+    elif name in ("--csv", "--tex", "--curves", "--paths", "--data") or (name == "--out" and Path(value).suffix):
         make(Path(value))
     elif name == "--out":
         for file in FILES[module]:

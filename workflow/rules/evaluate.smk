@@ -1,10 +1,14 @@
-# Greedy evaluation on LIBERO: one row an episode.
+# Greedy evaluation on LIBERO: one row an episode, where the hand went, and a video of each task's first test state.
 rule evaluate:
     input:
         config="<results>/runs/{suite}/{any_variant}/seed{seed}/evaluation/config.yaml",
         policy="<results>/runs/{suite}/{any_variant}/seed{seed}/policy",
     output:
-        "<results>/runs/{suite}/{any_variant}/seed{seed}/evaluation/episodes.parquet",
+        episodes="<results>/runs/{suite}/{any_variant}/seed{seed}/evaluation/episodes.parquet",
+        paths="<results>/runs/{suite}/{any_variant}/seed{seed}/evaluation/paths.parquet",
+        videos=directory(
+            "<results>/runs/{suite}/{any_variant}/seed{seed}/evaluation/videos"
+        ),
     log:
         "<logs>/evaluate/{suite}/{any_variant}/seed{seed}.log",
     benchmark:
@@ -23,4 +27,4 @@ rule evaluate:
         scratch=scratch,
     shell:
         "logged {log:q} python -m srpo.evaluate --config {input.config:q} --policy {input.policy:q}"
-        " --out {output:q} --scratch {params.scratch:q} --workers {threads}"
+        " --out {output.episodes:q} --paths {output.paths:q} --videos {output.videos:q} --scratch {params.scratch:q} --workers {threads}"
