@@ -32,6 +32,15 @@ def voxel_counts(paths: Sequence[Path], edge: float = EDGE) -> NDArray[np.int64]
     return np.sort(np.unique(voxels, axis=0, return_counts=True)[1])
 
 
+def voxel_table(paths: Sequence[Path], edge: float = EDGE) -> NDArray[np.int64]:
+    """Positions of each path in each voxel that any path was in: int64 (len(paths), V)."""
+    voxels = np.floor(_positions(paths) / edge).astype(np.int64)
+    number = np.unique(voxels, axis=0, return_inverse=True)[1].ravel()
+    table = np.zeros((len(paths), number.max() + 1), np.int64)
+    np.add.at(table, (np.repeat(np.arange(len(paths)), [len(path) for path in paths]), number), 1)
+    return table
+
+
 def occupied_voxels(paths: Sequence[Path], edge: float = EDGE) -> int:
     """Voxels that the end effector was in at the end of some control step."""
     return len(voxel_counts(paths, edge))
@@ -46,7 +55,12 @@ def expected_voxels(paths: Sequence[Path], positions: int, edge: float = EDGE) -
     Raises:
         ValueError: there are fewer positions than that.
     """
-    counts = voxel_counts(paths, edge)
+    return rarefied(voxel_counts(paths, edge), positions)
+
+
+def rarefied(counts: NDArray[np.integer], positions: int) -> float:
+    """`expected_voxels` from the positions in each voxel, int (V,); voxels of none count for nothing."""
+    counts = counts[counts > 0]
     total = int(counts.sum())
     if not 1 <= positions <= total:
         raise ValueError(f"cannot draw {positions} positions of {total}")

@@ -1,22 +1,37 @@
-"""Figure F2: success rate of the sampled training rollouts against the RL step, one panel a suite.
+"""Figure F2: success rate of the sampled training rollouts, against RL steps and against episodes.
 
-Every metrics.csv has its run's resolved `config.yaml` beside it, which says how many steps to expect.
+How fast each variant learns is also in numbers: the area under its curve, and the RL steps, episodes and
+simulated seconds that it took to reach some levels. Every metrics.csv has its run's resolved `config.yaml`
+beside it, which says how many steps to expect.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from srpo.analysis import style, tables
+from srpo.analysis import latex, style, tables
 from srpo.analysis.io import RL_METRICS, ResultError, missing_rows, read_config, read_rows, run
-from srpo.analysis.stats import wilson
+from srpo.analysis.stats import Reached, area_under_curve, first_reached, median_reached, wilson
 from srpo.config import SUITES, TrainStage
+from srpo.files import write_with
+
+LEVELS = (0.5, 0.8, 0.9, 0.95)
+"""Success rates whose reaching is timed."""
+WINDOW = 3
+"""RL steps whose mean must reach a level: one lucky step does not count."""
+UNITS = {"step": "RL steps", "episodes_so_far": "episodes", "seconds_so_far": "simulated seconds"}
+"""What a run's progress is measured in: column → name."""
+CONTROL_HZ = 20
+"""LIBERO's control steps a second."""
 
 
 def read_metrics(
@@ -47,13 +62,18 @@ def read_metrics(
     if absent and not allow_incomplete:
         raise ResultError(f"incomplete: no run of {sorted(absent)}")
     lacking = missing_rows(metrics, pd.DataFrame(expected, columns=keys), allow_incomplete)
+    metrics = metrics.sort_values(keys, ignore_index=True)
+    runs_of = metrics.groupby(["suite", "variant", "seed"])
+    metrics["episodes_so_far"] = runs_of["episodes"].cumsum()
+    metrics["seconds_so_far"] = runs_of["environment_steps"].cumsum() / CONTROL_HZ
     return metrics, len(lacking)
 
 
 def estimate(metrics: pd.DataFrame, sheet: Mapping[str, str]) -> pd.DataFrame:
     """The tidy table, one row a (suite, variant, step): pooled success rate, and a band.
 
-    The band is Wilson's 95% interval for one seed, and the lowest and highest seed for several.
+    The band is Wilson's 95% interval for one seed, and the lowest and highest seed for several. Episodes so
+    far are the mean over seeds.
     """
     rows: list[dict[str, Any]] = []
     for suite in [suite for suite in SUITES if suite in set(metrics["suite"])]:
@@ -79,47 +99,156 @@ def estimate(metrics: pd.DataFrame, sheet: Mapping[str, str]) -> pd.DataFrame:
                         "episodes": int(here["episodes"].sum()),
                         "infra_errors": int(here["infra_errors"].sum()),
                         "seeds": seeds,
+                        "episodes_so_far": here["episodes_so_far"].mean(),
                     }
                 )
     return pd.DataFrame(rows)
 
 
+def efficiency(metrics: pd.DataFrame, sheet: Mapping[str, str]) -> pd.DataFrame:
+    """How fast each variant learns: a row a (suite, variant, quantity, unit).
+
+    `area` is the mean success rate over training (area under the curve over its width); a `reach` at some
+    level is the first time the mean of the last `WINDOW` steps is at least that. `value` is the mean (area)
+    or the Kaplan–Meier median (reach) over seeds, `low` and `high` the lowest and highest seed (none for
+    one). Censored: training ended at `value`, and fewer than half of the runs had got there.
+    """
+    rows: list[dict[str, Any]] = []
+    for suite in [suite for suite in SUITES if suite in set(metrics["suite"])]:
+        for variant, label in sheet.items():
+            own = metrics[(metrics["suite"] == suite) & (metrics["variant"] == variant)]
+            runs = [run.dropna(subset=["success_rate"]) for _, run in own.groupby("seed")]
+            runs = [run for run in runs if len(run)]
+            if not runs:
+                continue
+            shared = {"suite": suite, "variant": variant, "label": label, "seeds": len(runs)}
+            for unit, name in UNITS.items():
+                areas = [
+                    area_under_curve(run[unit].to_numpy(), run["success_rate"].to_numpy()) for run in runs
+                ]
+                rows.append({**shared, "quantity": "area", "level": np.nan, "unit": name})
+                rows[-1] |= {"value": float(np.mean(areas)), **_range(areas), "censored": False}
+                rows[-1]["arrived"] = pd.NA
+                for level in LEVELS:
+                    times = [
+                        first_reached(run[unit].to_numpy(), run["success_rate"].to_numpy(), level, WINDOW)
+                        for run in runs
+                    ]
+                    middle: Reached = median_reached(times)
+                    rows.append({**shared, "quantity": "reach", "level": level, "unit": name})
+                    rows[-1] |= {"value": middle.at, **_range([time.at for time in times])}
+                    rows[-1] |= {"censored": middle.censored, "arrived": sum(not t.censored for t in times)}
+    return pd.DataFrame(rows).astype({"arrived": "Int64"})
+
+
+def _range(values: Sequence[float]) -> dict[str, float]:
+    one = len(values) < 2
+    return {"low": np.nan if one else min(values), "high": np.nan if one else max(values)}
+
+
+def to_latex(table: pd.DataFrame) -> str:
+    """A row a variant under its suite: the area, then steps and episodes to each level."""
+    groups = []
+    for suite, here in table.groupby("suite", sort=False):
+        rows = []
+        for _, own in here.groupby("variant", sort=False):
+            seeds = int(own["seeds"].iloc[0])
+            area = own[(own["quantity"] == "area") & (own["unit"] == UNITS["step"])].iloc[0]
+            cells = [[tables.percent(area["value"])]]
+            if seeds > 1:
+                cells[0].append(f"{tables.percent(area['low'])} to {tables.percent(area['high'])}")
+            for level in LEVELS:
+                reach = tables.cells(own[(own["quantity"] == "reach") & (own["level"] == level)], "unit")
+                cells.append([_reach(reach[unit,]) + word for unit, word in _SHORT.items()])
+            rows.append(latex.Row([own["label"].iloc[0], f"{seeds} seeds" if seeds > 1 else "1 seed"], cells))
+        groups.append(latex.Group(tables.SUITE_LABELS[str(suite)], rows))
+    notes = [
+        "Area: mean success of the training rollouts (percent) over all RL steps; beneath it the lowest and "
+        "highest seed. Then the RL step, episodes (ep) and simulated hours (h) at which the mean of the last "
+        f"{WINDOW} steps first reached the level, the median of the seeds (Kaplan–Meier). >: not reached "
+        "when training ended there.",
+    ]
+    return latex.tabular("Variant", ["Area", *(f"{100 * level:.0f}%" for level in LEVELS)], groups, notes)
+
+
+_SHORT = {"RL steps": "", "episodes": " ep", "simulated seconds": " h"}
+
+
+def _reach(row: Mapping[str, Any]) -> str:
+    hours = row["unit"] == UNITS["seconds_so_far"]
+    number = f"{row['value'] / 3600:.1f}" if hours else f"{row['value']:,.0f}"
+    return (">" if row["censored"] else "") + number
+
+
 def draw(table: pd.DataFrame) -> Figure:
-    """Lines with bands; every panel has the same axes."""
+    """Lines with bands: a column a suite, against RL steps above and against episodes below."""
     suites = list(dict.fromkeys(table["suite"]))
     variants = dict(zip(table["variant"], table["label"], strict=True))
-    last = int(table["step"].max())
-    figure = Figure(figsize=(max(3.4, 0.6 + 1.75 * len(suites)), 2.3), layout="constrained")
-    panels = figure.subplots(1, len(suites), sharey=True, squeeze=False)[0]
-    for axes, suite in zip(panels, suites, strict=True):
-        for variant, label in variants.items():
-            own = table[(table["suite"] == suite) & (table["variant"] == variant)]
-            colour, marker = style.look(variant)
-            # Markers on a line of many steps would hide it.
-            shape = {"marker": marker, "markersize": 3.5} if last <= 25 else {}
-            axes.plot(own["step"], 100 * own["rate"], color=colour, label=label, zorder=3, **shape)
-            low, high = 100 * own["low"], 100 * own["high"]
-            axes.fill_between(own["step"], low, high, color=colour, alpha=0.18, linewidth=0)
-            if last == 1:  # a band of no width shows nothing
-                axes.vlines(own["step"], low, high, color=colour)
-        axes.set(xlim=(0.7, last + 0.3), ylim=(-3, 103), xlabel="RL step")
+    size = (min(style.FULL_WIDTH, max(3.4, 0.6 + 1.75 * len(suites))), 3.9)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(2, len(suites), sharey=True, squeeze=False)
+    for panels, (column, name) in zip(
+        grid, (("step", "RL step"), ("episodes_so_far", "episodes")), strict=True
+    ):
+        widest = float(table[column].max())
+        for axes, suite in zip(panels, suites, strict=True):
+            for variant, label in variants.items():
+                own = table[(table["suite"] == suite) & (table["variant"] == variant)]
+                _curve(axes, own, column, label, style.look(variant))
+            margin = 0.03 * widest if column == "episodes_so_far" else 0.3
+            left = 0.0 if column == "episodes_so_far" else 1.0
+            axes.set(xlim=(left - margin, widest + margin), ylim=(-3, 103), xlabel=name)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4, min_n_ticks=1))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        panels[0].set_ylabel("success of rollouts (%)")
+    for axes, suite in zip(grid[0], suites, strict=True):
         axes.set_title(tables.SUITE_LABELS[suite])
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
-    panels[0].set_ylabel("success of rollouts (%)")
-    handles, labels = panels[0].get_legend_handles_labels()
+    handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
     return figure
+
+
+def _curve(axes: Axes, own: pd.DataFrame, x: str, label: str, look: tuple[str, str]) -> None:
+    colour, marker = look
+    points = own[x].to_numpy(float)
+    # On a line of many steps only some are marked, so that it is told from others without its colour too.
+    axes.plot(
+        points,
+        100 * own["rate"],
+        color=colour,
+        marker=marker,
+        markersize=3.5,
+        markevery=max(1, len(points) // 8),
+        label=label,
+        zorder=3,
+    )
+    low, high = 100 * own["low"], 100 * own["high"]
+    axes.fill_between(points, low, high, color=colour, alpha=0.18, linewidth=0)
+    if len(points) == 1:  # a band of no width shows nothing
+        axes.vlines(points, low, high, color=colour)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = tables.parser("f2", __doc__, tex=False)
     parser.add_argument("--sheet", type=Path, required=True, help="variants and labels (TSV)")
     parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="metrics.csv of every run")
+    add_efficiency(parser)
     arguments = parser.parse_args(argv)
-    sheet = tables.read_sheet(arguments.sheet)
-    metrics, missing = read_metrics(arguments.metrics, sheet, arguments.allow_incomplete)
+    show(arguments, arguments.metrics, tables.read_sheet(arguments.sheet))
+
+
+def add_efficiency(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--efficiency", type=Path, required=True, help="numbers of how fast they learn (CSV)")
+    parser.add_argument("--tex", type=Path, required=True, help="the same as a LaTeX table")
+
+
+def show(arguments: argparse.Namespace, paths: Sequence[Path], sheet: Mapping[str, str]) -> None:
+    """Write the tables and the figure of these runs."""
+    metrics, missing = read_metrics(paths, sheet, arguments.allow_incomplete)
+    speed = efficiency(metrics, sheet)
+    write_with(arguments.efficiency, lambda temporary: speed.to_csv(temporary, index=False))
     table = estimate(metrics, sheet)
-    tables.write(arguments, table, draw, tables.count_of("RL steps", missing))
+    tables.write(arguments, table, draw, tables.count_of("RL steps", missing), to_latex(speed))
 
 
 if __name__ == "__main__":

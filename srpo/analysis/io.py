@@ -417,7 +417,9 @@ def read_config(beside: Path, stage: type[S]) -> S:
             f"{path}: no such file: {beside.name} needs its run's resolved config beside it"
         ) from None
     except (ValidationError, yaml.YAMLError) as error:
-        raise ResultError(f"{path}: no valid {stage.__name__}: {error}") from None
+        older = "missing" in {problem["type"] for problem in getattr(error, "errors", list)()}
+        hint = " (of an older version? `snakemake --forcerun config` writes it again)" if older else ""
+        raise ResultError(f"{path}: no valid {stage.__name__}{hint}: {error}") from None
 
 
 def read_episodes(paths: Sequence[Path]) -> pd.DataFrame:

@@ -1,0 +1,165 @@
+"""Figure F1: progress along a success and a failure under each representation, over frames of the trajectory.
+
+The frames come from the reward benchmark's file of trajectories, the curves from its scores. Every file of
+curves has its run's resolved `config.yaml` beside it, naming the representations to expect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure, SubFigure
+from numpy.typing import NDArray
+
+from srpo.analysis import style, tables
+from srpo.analysis.io import CURVES, ResultError, read_config, read_rows, run
+from srpo.config import SUITES, RewardBenchmarkStage
+
+STRIP = 6
+"""Frames of a film strip."""
+
+Strips = Mapping[tuple[str, int], NDArray[np.uint8]]
+"""(suite, number of the trajectory) → frames uint8 (STRIP, H, W, 3), evenly spaced from start to end."""
+
+
+def read_curves(paths: Sequence[Path], allow_incomplete: bool) -> tuple[pd.DataFrame, int]:
+    """Curves of all suites and representations; also the number of (suite, representation) missing."""
+    curves = pd.concat([read_rows(path, CURVES) for path in paths], ignore_index=True)
+    configs = [read_config(path, RewardBenchmarkStage) for path in paths]
+    if len({config.preset for config in configs}) > 1:
+        raise ResultError("the files of curves belong to several presets")
+    expected = {(config.suite, model.name) for config in configs for model in config.world_models}
+    found = set(zip(curves["suite"], curves["representation"], strict=True))
+    if found - expected:
+        raise ResultError(f"curves that no config asks for: {sorted(found - expected)}")
+    if expected - found and not allow_incomplete:
+        raise ResultError(f"incomplete: no curves of {sorted(expected - found)}")
+    order = list(dict.fromkeys(model.name for config in configs for model in config.world_models))
+    curves["representation"] = pd.Categorical(curves["representation"], order, ordered=True)
+    return curves, len(expected - found)
+
+
+def choose(curves: pd.DataFrame) -> pd.DataFrame:
+    """The curves of a success and a failure a suite, chosen without looking at their progress.
+
+    Of the first task that has both, scored under every representation: the success of median length and the
+    first failure. A suite without such a task shows what it has; one without any curve is left out.
+
+    Raises:
+        ResultError: there is nothing to show.
+    """
+    scored = curves.groupby(["suite", "trajectory"])["representation"].nunique()
+    everywhere = scored[scored == curves["representation"].nunique()].index
+    whole = curves[curves.set_index(["suite", "trajectory"]).index.isin(everywhere)]
+    chosen = []
+    for suite in [suite for suite in SUITES if suite in set(whole["suite"])]:
+        own = whole[whole["suite"] == suite]
+        lengths = own.groupby(["task_id", "success", "trajectory"])["step"].max().reset_index()
+        kinds = lengths.groupby("task_id")["success"].nunique()
+        task = kinds.idxmax()  # the first of those with the most kinds
+        here = lengths[lengths["task_id"] == task]
+        won, lost = here[here["success"]].sort_values(["step", "trajectory"]), here[~here["success"]]
+        numbers = [*won["trajectory"].iloc[(len(won) - 1) // 2 :][:1], *lost["trajectory"][:1]]
+        chosen += [own[own["trajectory"] == number] for number in numbers]
+    if not chosen:
+        raise ResultError("no trajectory was scored under every representation")
+    return pd.concat(chosen, ignore_index=True).sort_values(
+        ["suite", "success", "representation", "step"],
+        ascending=[True, False, True, True],
+        ignore_index=True,
+        key=lambda column: column.map(SUITES.index) if column.name == "suite" else column,
+    )
+
+
+def read_strips(files: Sequence[Path], chosen: pd.DataFrame) -> dict[tuple[str, int], NDArray[np.uint8]]:
+    """Frames of the chosen trajectories from the benchmark's `trajectories.h5` of every suite."""
+    strips: dict[tuple[str, int], NDArray[np.uint8]] = {}
+    for path in files:
+        try:
+            file = h5py.File(path, "r")
+        except OSError as error:
+            raise ResultError(f"{path}: not a whole HDF5 file: {error}") from None
+        with file:
+            suite = str(file.attrs["suite"])
+            frames = file["frames"]
+            places = np.linspace(0, frames.shape[1] - 1, STRIP).round().astype(int)
+            for number in sorted(set(chosen.loc[chosen["suite"] == suite, "trajectory"])):
+                if number >= len(frames):
+                    raise ResultError(f"{path}: has no trajectory {number}: it is not what was scored")
+                strips[suite, int(number)] = np.stack([frames[number, place] for place in places])
+    lacking = set(zip(chosen["suite"], chosen["trajectory"], strict=True)) - set(strips)
+    if lacking:
+        raise ResultError(f"no frames of {sorted(lacking)}: give the trajectories.h5 of every suite")
+    return strips
+
+
+def draw(table: pd.DataFrame, strips: Strips) -> Figure:
+    """A row a suite: a success and a failure, each its frames, and progress below them on the same time axis."""
+    suites = list(dict.fromkeys(table["suite"]))
+    figure = Figure(figsize=(style.FULL_WIDTH, 0.35 + 1.75 * len(suites)), layout="constrained")
+    rows = figure.subfigures(len(suites), 1, squeeze=False)
+    for row, suite in zip(rows[:, 0], suites, strict=True):
+        here = table[table["suite"] == suite]
+        numbers = list(dict.fromkeys(here["trajectory"]))
+        parts = row.subfigures(1, len(numbers), squeeze=False)[0]
+        for part, number in zip(parts, numbers, strict=True):
+            _trajectory(part, here[here["trajectory"] == number], strips[suite, number])
+    names = list(dict.fromkeys(table["representation"]))
+    handles = [style.legend_marker(*style.look(name), name) for name in names]
+    for handle in handles:
+        handle.set_linestyle("-")
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(names))
+    return figure
+
+
+def _trajectory(part: SubFigure, own: pd.DataFrame, frames: NDArray[np.uint8]) -> None:
+    first = own.iloc[0]
+    last = int(own["step"].max())
+    strip, axes = part.subplots(2, 1, height_ratios=(1, 1.9))
+    # The strip spans the time axis: frame k stands where its moment is, between its neighbours' middles.
+    strip.imshow(
+        np.concatenate(list(frames), axis=1),
+        extent=(0, len(frames), 0, 1),
+        aspect="auto",
+        interpolation="antialiased",
+    )
+    for edge in range(1, len(frames)):
+        strip.axvline(edge, color="white", linewidth=1)
+    strip.axis("off")
+    outcome = "success" if first["success"] else "failure"
+    strip.set_title(
+        f"{tables.SUITE_LABELS[first['suite']]}, task {first['task_id']}: {outcome}, {last} steps",
+        color=style.GREEN if first["success"] else style.VERMILLION,
+    )
+    for name, curve in own.groupby("representation", observed=True):
+        colour, marker = style.look(str(name))
+        every = max(1, len(curve) // 8)
+        axes.plot(
+            curve["step"], curve["progress"], color=colour, marker=marker, markersize=3.2, markevery=every
+        )
+    axes.set(xlim=(0, last), ylim=(-0.03, 1.03), yticks=[0, 0.5, 1], xlabel="control step", ylabel="progress")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = tables.parser("f1", __doc__, tex=False)
+    parser.add_argument(
+        "--curves", type=Path, nargs="+", required=True, help="curves of every representation"
+    )
+    parser.add_argument(
+        "--trajectories", type=Path, nargs="+", required=True, help="trajectories.h5 of every suite"
+    )
+    arguments = parser.parse_args(argv)
+    curves, missing = read_curves(arguments.curves, arguments.allow_incomplete)
+    table = choose(curves)
+    strips = read_strips(arguments.trajectories, table)
+    tables.write(
+        arguments, table, lambda table: draw(table, strips), tables.count_of("sets of curves", missing)
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,202 @@
+"""Figure F4: where the hand went: end-effector positions of two variants, in space and in three projections.
+
+Both variants are shown on the same tasks and initial states, an episode each. How much they visit is compared
+by the voxels that as many positions of either would occupy (`srpo.analysis.exploration`), and tested by
+swapping the two variants' episodes of a state at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from srpo.analysis import exploration, style, tables
+from srpo.analysis.io import PATHS, ResultError, read_rows, run
+
+PLANES = (("x", "y"), ("x", "z"), ("y", "z"))
+NAMES = {"x": "x, depth (m)", "y": "y, across (m)", "z": "z, height (m)"}
+CELL = 0.01
+"""Side of a density cell in metres."""
+LINES = 60
+"""Most paths drawn in space: more are a tangle."""
+SWAPS = 1_000
+
+
+def read_paths(paths: Sequence[Path], sheet: dict[str, str]) -> tuple[pd.DataFrame, int]:
+    """Positions of two variants on the (task, state) that both ran; also how many only one of them ran.
+
+    Raises:
+        ResultError: not two variants of one suite, several seeds of one, or nothing in common.
+    """
+    positions = pd.concat([read_rows(path, PATHS) for path in paths], ignore_index=True)
+    tables.require_known(positions["variant"], sheet)
+    found = [variant for variant in sheet if variant in set(positions["variant"])]
+    if len(found) != 2 or positions["suite"].nunique() != 1:
+        raise ResultError(f"needs paths of two variants in one suite, not of {found}")
+    if (positions.groupby("variant")["seed"].nunique() > 1).any():
+        raise ResultError("needs one seed a variant: episodes are compared one to one")
+    episodes = positions.groupby(["task_id", "init_state"])["variant"].nunique()
+    both = episodes[episodes == 2].index
+    if both.empty:
+        raise ResultError("the two variants have no task and state in common")
+    shared = positions[positions.set_index(["task_id", "init_state"]).index.isin(both)]
+    order = pd.Categorical(shared["variant"], found, ordered=True)
+    shared = shared.assign(variant=order).sort_values(["variant", "task_id", "init_state", "step"])
+    return shared.reset_index(drop=True), len(episodes) - len(both)
+
+
+def measure(positions: pd.DataFrame, sheet: dict[str, str], seed: int = 0) -> pd.DataFrame:
+    """The tidy table, a row a variant: what `srpo.analysis.exploration` measures.
+
+    `voxels_at_equal_positions` takes as many positions of both as the shorter one has; `p_value` (two-sided)
+    is of its difference when the two variants' episodes of a (task, state) are swapped at random.
+    """
+    variants = list(positions["variant"].cat.categories)
+    of = {name: _episodes(positions[positions["variant"] == name]) for name in variants}
+    fewest = min(sum(map(len, paths)) for paths in of.values())
+    p_value = swap_test(of[variants[0]], of[variants[1]], np.random.default_rng(seed))
+    rows = []
+    for name in variants:
+        own = positions[positions["variant"] == name]
+        per_episode = own.groupby(["task_id", "init_state"])["success"].first()
+        rows.append(
+            {
+                "suite": own["suite"].iloc[0],
+                "variant": name,
+                "label": sheet[name],
+                "seed": own["seed"].iloc[0],
+                "episodes": len(of[name]),
+                "successes": int(per_episode.sum()),
+                "positions": len(own),
+                "occupied_voxels": exploration.occupied_voxels(of[name]),
+                "equal_positions": fewest,
+                "voxels_at_equal_positions": exploration.expected_voxels(of[name], fewest),
+                "entropy_bits": exploration.occupancy_entropy(of[name]),
+                "hull_litres": 1000 * exploration.hull_volume(of[name]),
+                "edge_m": exploration.EDGE,
+                "p_value": p_value,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _episodes(own: pd.DataFrame) -> list[NDArray[np.float64]]:
+    groups = own.groupby(["task_id", "init_state"], sort=True)
+    return [path[["x", "y", "z"]].to_numpy() for _, path in groups]
+
+
+def swap_test(
+    first: Sequence[NDArray[np.float64]],
+    second: Sequence[NDArray[np.float64]],
+    rng: np.random.Generator,
+    swaps: int = SWAPS,
+) -> float:
+    """Two-sided p of no difference in voxels at equal positions, between paths that belong together in pairs.
+
+    If the variant made no difference, each pair could as well have come the other way round.
+    """
+
+    table = exploration.voxel_table([*first, *second])
+    one, other = table[: len(first)], table[len(first) :]
+    moved = other - one  # what a swap moves from the second variant to the first
+
+    def difference(turned: NDArray[np.bool_]) -> float:
+        move = turned @ moved
+        counts = one.sum(axis=0) + move, other.sum(axis=0) - move
+        positions = int(min(own.sum() for own in counts))
+        return exploration.rarefied(counts[1], positions) - exploration.rarefied(counts[0], positions)
+
+    observed = abs(difference(np.zeros(len(first), dtype=bool)))
+    turns = rng.random((swaps, len(first))) < 0.5
+    extreme = sum(abs(difference(turned)) >= observed - 1e-9 for turned in turns)
+    return (extreme + 1) / (swaps + 1)  # the observed order is one of the possible ones
+
+
+def draw(table: pd.DataFrame, positions: pd.DataFrame) -> Figure:
+    """A row a variant: paths in space, then the density of positions in three planes, on equal axes."""
+    variants = list(table["variant"])
+    limits = {}
+    for axis in "xyz":
+        values = positions[axis]
+        limits[axis] = (float(np.floor(values.min() * 20) / 20), float(np.ceil(values.max() * 20) / 20))
+    figure = Figure(figsize=(style.FULL_WIDTH, 0.5 + 1.95 * len(variants)), layout="constrained")
+    grid = [
+        [figure.add_subplot(len(variants), 4, 4 * row + 1, projection="3d")] for row in range(len(variants))
+    ]
+    most = 1
+    counted = {}
+    for name in variants:
+        own = positions[positions["variant"] == name]
+        for plane in PLANES:
+            edges = [np.arange(limits[a][0], limits[a][1] + CELL, CELL) for a in plane]
+            counted[name, plane] = np.histogram2d(own[plane[0]], own[plane[1]], edges)
+            most = max(most, int(counted[name, plane][0].max()))
+    norm = LogNorm(1, max(most, 2))
+    for row, name in enumerate(variants):
+        own = positions[positions["variant"] == name]
+        facts = table[table["variant"] == name].iloc[0]
+        colour, _ = style.look(str(name))
+        space = grid[row][0]
+        paths = _episodes(own)
+        for path in paths[:: -(-len(paths) // LINES)]:
+            space.plot(*path.T, color=colour, linewidth=0.4, alpha=0.6)
+        space.set(xlim=limits["x"], ylim=limits["y"], zlim=limits["z"])
+        space.set_title(f"{facts['label']}\n{facts['successes']}/{facts['episodes']} solved", color=colour)
+        space.set_box_aspect([high - low for low, high in limits.values()], zoom=1.05)
+        space.tick_params(labelsize=4.5, pad=-4)
+        for axis, letter in ((space.xaxis, "x"), (space.yaxis, "y"), (space.zaxis, "z")):
+            axis.set_major_locator(MaxNLocator(3))
+            axis.set_label_text(letter, fontsize=6)
+            axis.labelpad = -12
+        for column, plane in enumerate(PLANES):
+            axes = figure.add_subplot(len(variants), 4, 4 * row + column + 2)
+            counts, first, second = counted[name, plane]
+            picture = axes.pcolormesh(
+                first, second, np.ma.masked_equal(counts.T, 0), norm=norm, cmap="viridis_r", rasterized=True
+            )
+            axes.set(xlim=limits[plane[0]], ylim=limits[plane[1]], aspect="equal", ylabel=NAMES[plane[1]])
+            axes.xaxis.set_major_locator(MaxNLocator(3))
+            axes.yaxis.set_major_locator(MaxNLocator(4))
+            if row == len(variants) - 1:
+                axes.set_xlabel(NAMES[plane[0]])
+            if column == 1:
+                axes.set_title(
+                    f"{facts['voxels_at_equal_positions']:,.0f} voxels of {100 * facts['edge_m']:.0f} cm "
+                    f"in {facts['equal_positions']:,} positions"
+                )
+            grid[row].append(axes)
+    figure.colorbar(
+        picture, ax=[axes for row in grid for axes in row], label="positions a cell", shrink=0.6, pad=0.01
+    )
+    return figure
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = tables.parser("f4", __doc__, tex=False)
+    parser.add_argument("--sheet", type=Path, required=True, help="variants and labels (TSV)")
+    parser.add_argument(
+        "--paths", type=Path, nargs="+", required=True, help="paths.parquet of two runs of one suite"
+    )
+    arguments = parser.parse_args(argv)
+    sheet = tables.read_sheet(arguments.sheet)
+    positions, alone = read_paths(arguments.paths, sheet)
+    if alone and not arguments.allow_incomplete:
+        raise ResultError(f"incomplete: {alone} episodes were run by one of the two variants only")
+    table = measure(positions, sheet)
+    tables.write(
+        arguments,
+        table,
+        lambda table: draw(table, positions),
+        tables.count_of("episodes that one variant lacks", alone),
+    )
+
+
+if __name__ == "__main__":
+    run(main)

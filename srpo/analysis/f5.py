@@ -1,0 +1,132 @@
+"""Figure F5: what the largest reward of a failure (α) and the references do to success on LIBERO.
+
+Of the runs of a sheet it shows those that differ from the sheet's first variant in `reward.alpha` alone, and
+those that differ in what failures are compared with alone. Every file of episodes has its evaluation's
+resolved `config.yaml` beside it, and that of the training in the folder above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from srpo.analysis import f3, style, tables
+from srpo.analysis.io import ResultError, missing_rows, read_config, read_episodes, run
+from srpo.analysis.stats import wilson
+from srpo.analysis.t1 import expected_episodes
+from srpo.config import SUITES, EvaluateStage, Reward, TrainStage
+
+REFERENCES = {"reward.references", "reward.eps", "reward.eps_relative", "reward.min_samples"}
+
+
+def describe(reward: Reward) -> str:
+    """What failures are compared with, in a few words."""
+    if reward.references != "dbscan":
+        return {
+            "mean": "mean of the successes",
+            "medoid": "medoid of the successes",
+            "fixed_expert": "fixed demonstrations",
+        }[reward.references]
+    return f"DBSCAN, eps {reward.eps:g}" + (" × distance" if reward.eps_relative else "")
+
+
+def estimate(episodes: pd.DataFrame, runs: Sequence[TrainStage], sheet: Mapping[str, str]) -> pd.DataFrame:
+    """The tidy table, a row a (panel, suite, variant): pooled success rate with Wilson's interval.
+
+    With several seeds `lowest_seed` and `highest_seed` say how far they lie apart.
+    """
+    of = {config.variant: config for config in runs}
+    panels = {"alpha": {"reward.alpha"}, "references": REFERENCES}
+    rows: list[dict[str, Any]] = []
+    for panel, differing in panels.items():
+        shown = f3.alike(runs, next(iter(sheet)), differing)
+        for suite in [suite for suite in SUITES if suite in set(episodes["suite"])]:
+            for variant in [variant for variant in sheet if variant in shown]:
+                own = episodes[(episodes["suite"] == suite) & (episodes["variant"] == variant)]
+                count = tables.counts(own)
+                ran = own[own["status"] != "infra_error"]
+                seeds = (ran["status"] == "success").groupby(ran["seed"]).mean()
+                several = len(seeds) > 1
+                rows.append(
+                    {
+                        "panel": panel,
+                        "suite": suite,
+                        "variant": variant,
+                        "label": sheet[variant],
+                        "alpha": of[variant].reward.alpha,
+                        "references": describe(of[variant].reward),
+                        **tables.columns_of(wilson(count["successes"], count["episodes"])),
+                        **count,
+                        "lowest_seed": seeds.min() if several else np.nan,
+                        "highest_seed": seeds.max() if several else np.nan,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Left: success against α. Right: success by references. One row of panels a suite."""
+    suites = list(dict.fromkeys(table["suite"]))
+    figure = Figure(figsize=(style.FULL_WIDTH, 0.5 + 1.35 * len(suites)), layout="constrained")
+    grid = figure.subplots(len(suites), 2, squeeze=False, sharex="col", width_ratios=(1, 1))
+    for (left, right), suite in zip(grid, suites, strict=True):
+        here = table[table["suite"] == suite]
+        _against_alpha(left, here[here["panel"] == "alpha"].sort_values("alpha"))
+        _by_references(right, here[here["panel"] == "references"])
+        left.set_ylabel(f"{tables.SUITE_LABELS[suite]}\nsuccess (%)")
+    grid[-1][0].set_xlabel("α, the largest reward of a failure")
+    grid[-1][1].set_xlabel("success (%)")
+    return figure
+
+
+def _against_alpha(axes: Axes, own: pd.DataFrame) -> None:
+    axes.plot(own["alpha"], 100 * own["rate"], color=style.BLUE, linewidth=0.8, zorder=1)
+    for row in own.to_dict("records"):
+        colour, marker = style.look(row["variant"])
+        alpha, rate, low, high = row["alpha"], 100 * row["rate"], 100 * row["low"], 100 * row["high"]
+        axes.plot([alpha, alpha], [low, high], color=colour, linewidth=1.3)
+        axes.plot(alpha, rate, marker, color=colour, markersize=4.5, clip_on=False, zorder=3)
+        count = f"{row['successes']}/{row['episodes']}"
+        axes.text(alpha, low - 3, count, ha="center", va="top", fontsize=5.5)
+    axes.set(xlim=(-0.08, 1.08), ylim=(-12, 104), xticks=[0, 0.3, 0.5, 0.8, 1], yticks=[0, 50, 100])
+
+
+def _by_references(axes: Axes, own: pd.DataFrame) -> None:
+    for y, row in enumerate(own.to_dict("records")):
+        estimate = (100 * row["rate"], 100 * row["low"], 100 * row["high"])
+        style.dot(axes, -y, estimate, style.look(row["variant"]))
+        axes.text(106, -y, f"{row['successes']}/{row['episodes']}", va="center", fontsize=5.5)
+    axes.set(xlim=(-4, 104), xticks=[0, 50, 100], ylim=(-len(own) + 0.4, 0.6))
+    axes.set_yticks([-y for y in range(len(own))], list(own["references"]))
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = tables.parser("f5", __doc__, tex=False)
+    parser.add_argument("--sheet", type=Path, required=True, help="variants and labels (TSV)")
+    parser.add_argument(
+        "--episodes", type=Path, nargs="+", required=True, help="episodes.parquet of every run"
+    )
+    arguments = parser.parse_args(argv)
+    sheet = tables.read_sheet(arguments.sheet)
+    # The training's config.yaml stands a folder above the evaluation's.
+    runs = [read_config(path.parent, TrainStage) for path in arguments.episodes]
+    evaluations = [read_config(path, EvaluateStage) for path in arguments.episodes]
+    for one, other in zip(runs, evaluations, strict=True):
+        if (one.suite, one.variant, one.seed) != (other.suite, other.variant, other.seed):
+            raise ResultError(f"the evaluation of {other.variant} stands in the folder of {one.variant}")
+    tables.require_known([config.variant for config in runs], sheet)
+    episodes = read_episodes(arguments.episodes)
+    missing = missing_rows(episodes, expected_episodes(evaluations), arguments.allow_incomplete)
+    tables.write(arguments, estimate(episodes, runs, sheet), draw, tables.count_of("episodes", len(missing)))
+
+
+if __name__ == "__main__":
+    run(main)
