@@ -98,7 +98,7 @@ def read_strips(files: Sequence[Path], chosen: pd.DataFrame) -> dict[tuple[str, 
 
 
 def draw(table: pd.DataFrame, strips: Strips) -> Figure:
-    """A row a suite: a success and a failure, each its frames, and progress below them on the same time axis."""
+    """A row a suite: a success and a failure, each with its frames over its progress, on one time axis."""
     suites = list(dict.fromkeys(table["suite"]))
     figure = Figure(figsize=(style.FULL_WIDTH, 0.35 + 1.75 * len(suites)), layout="constrained")
     rows = figure.subfigures(len(suites), 1, squeeze=False)

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import yaml
 
 from srpo import plus_tasks
-from srpo.analysis.io import BENCHMARK, EPISODES, RL_METRICS, protocol_json, write_rows
+from srpo.analysis.io import (
+    BENCHMARK,
+    CURVES,
+    EPISODES,
+    PATHS,
+    RL_METRICS,
+    protocol_json,
+    read_rows,
+    write_rows,
+)
 from srpo.config import (
     EvaluateStage,
     PlusStage,
@@ -48,6 +60,11 @@ def write_config(folder: Path, stage: Stage) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(stage.model_dump(mode="json")), encoding="utf-8")
 
 
+@cache
+def recorded_protocol(suite: str) -> str:
+    return protocol_json(protocol(suite), MUJOCO)
+
+
 def episode_row(suite: str = "libero_spatial", **changes: Any) -> dict[str, Any]:
     """One valid episode row; `changes` replace columns."""
     return {
@@ -69,7 +86,7 @@ def episode_row(suite: str = "libero_spatial", **changes: Any) -> dict[str, Any]
         "steps": 80,
         "max_steps": MAX_STEPS[suite],
         "profile": "official",
-        "protocol": protocol_json(protocol(suite), MUJOCO),
+        "protocol": recorded_protocol(suite),
         "wall_seconds": 1.5,
         "video": None,
         **changes,
@@ -112,6 +129,25 @@ def libero_run(
     return folder / "episodes.parquet"
 
 
+def paths_of(episodes: Path, reach: float) -> Path:
+    """Paths of an evaluation's episodes: from one start to places `reach` metres about; gives the file."""
+    rows = []
+    frame = read_rows(episodes, EPISODES)
+    for row in frame[frame["status"] != "infra_error"].to_dict("records"):
+        rng = np.random.default_rng([row["task_id"], row["init_state"], int(1000 * reach)])
+        goal = np.array([-0.02, 0.0, 1.0]) + reach * rng.uniform((-1, -1.5, -0.6), (1, 1.5, 0.6))
+        share = np.linspace(0, 1, row["steps"] + 1)[:, None] ** 0.7
+        path = np.array([-0.21, 0.0, 1.17]) * (1 - share) + goal * share
+        path += 0.01 * np.cumsum(rng.standard_normal(path.shape), axis=0) / np.sqrt(len(path))
+        shared = {key: row[key] for key in ("suite", "variant", "seed", "task_id", "init_state")}
+        shared["success"] = row["status"] == "success"
+        rows += [
+            {**shared, "step": step, "x": x, "y": y, "z": z} for step, (x, y, z) in enumerate(path.tolist())
+        ]
+    write_rows(episodes.with_name("paths.parquet"), rows, PATHS)
+    return episodes.with_name("paths.parquet")
+
+
 def plus_tasks_file(path: Path, dimensions: tuple[str, ...], per_base_task: int = 6) -> Path:
     """A task list with made-up numbers in officially shaped names, in every suite."""
     suffixes = {
@@ -143,6 +179,7 @@ def plus_run(
     *,
     seed: int = 0,
     per_dimension: int = 12,
+    tasks: Sequence[int] = (0, 1, 2),
 ) -> Path:
     """A LIBERO-Plus folder with `per_dimension` episodes for each dimension of `rates`; gives the parquet."""
     folder = root / suite / variant / f"seed{seed}" / "plus"
@@ -156,7 +193,7 @@ def plus_run(
     config = {
         "preset": "smoke",
         "suite": suite,
-        "tasks": [0, 1, 2],
+        "tasks": list(tasks),
         "protocol": protocol(suite).model_dump(),
         "variant": variant,
         "seed": seed,
@@ -165,10 +202,10 @@ def plus_run(
     stage = PlusStage.model_validate(config)
     write_config(folder, stage)
     rng = np.random.default_rng([seed, len(variant)])
-    tasks = plus_tasks.sample(
+    chosen = plus_tasks.sample(
         plus_tasks.read_tasks(tasks_file), suite, stage.tasks, dimensions, per_dimension, stage.plus.seed
     )
-    tasks += plus_tasks.style_tasks(suite, stage.tasks, stage.plus.styles)
+    chosen += plus_tasks.style_tasks(suite, stage.tasks, stage.plus.styles)
     rows = [
         episode_row(
             suite,
@@ -186,16 +223,24 @@ def plus_run(
                 else {"status": "success" if rng.random() < rates[task.dimension] else "failure"}
             ),
         )
-        for task in tasks
+        for task in chosen
     ]
     write_rows(folder / "episodes.parquet", rows, EPISODES)
     return folder / "episodes.parquet"
 
 
 def rl_run(
-    root: Path, suite: Suite, variant: str, rates: list[float], *, seed: int = 0, episodes: int = 32
+    root: Path,
+    suite: Suite,
+    variant: str,
+    rates: list[float],
+    *,
+    seed: int = 0,
+    episodes: int = 32,
+    model: str = "pixel",
+    **reward: Any,
 ) -> Path:
-    """An RL folder with one metrics row a rate; gives the metrics.csv."""
+    """An RL folder with one metrics row a rate; `reward` replaces settings; gives the metrics.csv."""
     folder = root / suite / variant / f"seed{seed}"
     grpo = variant == "grpo"
     config = {
@@ -205,7 +250,7 @@ def rl_run(
         "protocol": protocol(suite).model_dump(),
         "variant": variant,
         "seed": seed,
-        "world_model": None if grpo else world_model("pixel").model_dump(),
+        "world_model": None if grpo else world_model(model).model_dump(),
         "reward": {
             "shaping": "none" if grpo else "paper",
             "alpha": 0.8,
@@ -214,6 +259,7 @@ def rl_run(
             "eps_relative": True,
             "scope": "task",
             "min_samples": 2,
+            **reward,
         },
         "train": {
             "steps": len(rates),
@@ -253,7 +299,7 @@ def rl_run(
             name: 0 if column.kind == "int" else 0.5 for name, column in RL_METRICS.columns.items()
         }
         row["reward_histogram"] = "[]"
-        rows.append({**row, "step": step, **counts})
+        rows.append({**row, "step": step, **counts, "environment_steps": 100 * episodes})
     write_rows(folder / "metrics.csv", rows, RL_METRICS)
     return folder / "metrics.csv"
 
@@ -319,3 +365,36 @@ def reward_benchmark(
         paths.append(folder / f"{name}.parquet")
         write_rows(paths[-1], rows, BENCHMARK)
     return paths
+
+
+def curves_of(scores: list[Path], points: int = 16, size: int = 48) -> tuple[list[Path], Path]:
+    """The curves behind scores of `reward_benchmark`, and the trajectories; gives their files.
+
+    The pictures are grey, lighter as time goes on, with the trajectory's number in the lower left pixel.
+    """
+    files = []
+    for path in scores:
+        frame = read_rows(path, BENCHMARK)
+        rows = []
+        for row in frame.to_dict("records"):
+            rng = np.random.default_rng([row["trajectory"], len(row["representation"])])
+            share = np.linspace(0, 1, points)
+            progress = np.clip(
+                row["final_progress"] * share + 0.05 * rng.standard_normal(points) * share, 0, 1
+            )
+            shared = {k: row[k] for k in ("suite", "task_id", "trajectory", "success", "representation")}
+            for place, value in zip(share, progress, strict=True):
+                step = round(place * row["steps"])
+                rows.append({**shared, "step": step, "distance": 1 - value, "progress": value})
+        files.append(path.with_name(f"{path.stem}-curves.parquet"))
+        write_rows(files[-1], rows, CURVES)
+    frame = read_rows(scores[0], BENCHMARK)
+    grey = np.linspace(60, 220, points).astype(np.uint8)
+    frames = np.broadcast_to(grey[None, :, None, None, None], (len(frame), points, size, size, 3)).copy()
+    frames[:, :, -1, 0, :] = np.arange(len(frame))[:, None, None]
+    path = scores[0].parent / "trajectories" / "trajectories.h5"
+    path.parent.mkdir()
+    with h5py.File(path, "w") as file:
+        file.attrs["suite"] = frame["suite"][0]
+        file["frames"] = frames
+    return files, path

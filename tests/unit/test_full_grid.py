@@ -1,0 +1,160 @@
+"""Every table and figure from made-up results of the paper's full grid: in a minute, in two gigabytes."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from synthetic_results import (
+    curves_of,
+    libero_run,
+    paths_of,
+    plus_run,
+    plus_tasks_file,
+    reward_benchmark,
+    rl_run,
+)
+
+from srpo.config import SUITES
+
+REPOSITORY = Path(__file__).parents[2]
+SHEETS = REPOSITORY / "configs" / "experiments" / "paper"
+SEEDS = (0, 1, 2)
+RATES = {"sft": 0.5, "grpo": 0.85, "srpo-offline": 0.9, "srpo": 0.98}
+REWARDS = {
+    "srpo-alpha-0": {"alpha": 0.0},
+    "srpo-alpha-0.3": {"alpha": 0.3},
+    "srpo-alpha-0.5": {"alpha": 0.5},
+    "srpo-alpha-1": {"alpha": 1.0},
+    "srpo-siirl": {"shaping": "siirl"},
+    "srpo-mean": {"references": "mean"},
+    "srpo-dbscan-relative": {"eps": 0.8, "eps_relative": True},
+    "srpo-fixed-expert": {"references": "fixed_expert"},
+}
+DIMENSIONS = ("camera", "noise")
+
+
+def labels(name: str) -> list[str]:
+    return list(pd.read_csv(SHEETS / f"{name}.tsv", sep="\t")["variant"])
+
+
+def learning(rate: float, steps: int) -> list[float]:
+    return list(rate - (rate - 0.3) * np.exp(-np.arange(steps) / (20 * (1.2 - rate))))
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of all runs that the paper's preset asks for: 4 suites, 3 seeds, 50 states of 10 tasks each."""
+    root = tmp_path_factory.mktemp("grid")
+    tasks = plus_tasks_file(root / "tasks.csv", DIMENSIONS, per_base_task=50)
+    for suite in SUITES:
+        for variant in dict.fromkeys([*labels("t1"), *labels("ablations")]):
+            rate = RATES.get(variant, 0.9 + 0.001 * len(variant))
+            models = {"srpo-pixel": "pixel", "srpo-dinov2": "dinov2", "srpo-clip": "clip"}
+            reward = {"eps": 0.5, "eps_relative": False} | REWARDS.get(variant, {})
+            for seed in SEEDS[:1] if variant == "sft" else SEEDS:
+                libero_run(root, suite, variant, rate, seed=seed, tasks=10, states=50)
+                if variant in labels("t2"):
+                    rates = dict.fromkeys(DIMENSIONS, 0.7 * rate)
+                    plus_run(
+                        root, suite, variant, rates, tasks, seed=seed, per_dimension=500, tasks=range(10)
+                    )
+                if variant != "sft":
+                    model = models.get(variant, "vjepa2-vitg")
+                    rl_run(
+                        root,
+                        suite,
+                        variant,
+                        learning(rate, 60),
+                        seed=seed,
+                        episodes=512,
+                        model=model,
+                        **reward,
+                    )
+        representations = {"pixel": 0.4, "vjepa2-vitl": 0.7, "vjepa2-vitg": 0.9}
+        curves_of(reward_benchmark(root, suite, representations, successes=175, failures=75))
+    for variant, reach in (("sft", 0.1), ("srpo", 0.2)):
+        paths_of(root / "libero_spatial" / variant / "seed0" / "evaluation" / "episodes.parquet", reach)
+    return root
+
+
+def files(root: Path, name: str, variants: list[str], suites: tuple[str, ...] = SUITES) -> list[str]:
+    found = [path for s in suites for v in variants for path in sorted(root.glob(f"{s}/{v}/seed*/{name}"))]
+    assert found
+    return [str(path) for path in found]
+
+
+def commands(root: Path) -> dict[str, list[str]]:
+    """The command line of every table and figure, as the workflow calls it."""
+    published = ["--published", str(REPOSITORY / "configs" / "reference" / "published.csv")]
+    evaluated, trained = "evaluation/episodes.parquet", "metrics.csv"
+    ablations, long = labels("ablations"), ("libero_object", "libero_10")
+    scores = [str(p) for p in sorted(root.glob("reward_benchmark/*/*.parquet")) if "-curves" not in p.name]
+    curves = [str(path) for path in sorted(root.glob("reward_benchmark/*/*-curves.parquet"))]
+    trajectories = [str(path) for path in sorted(root.glob("reward_benchmark/*/trajectories/*.h5"))]
+    episodes = {name: files(root, evaluated, labels(name)) for name in ("t1", "ablations")}
+    pair = [f"{root}/libero_spatial/{v}/seed0/evaluation/paths.parquet" for v in ("sft", "srpo")]
+    return {
+        "t1": [*sheet("t1"), *published, "--tex", "t1.tex", "--episodes", *episodes["t1"]],
+        "t2": [
+            *sheet("t2"), *published, "--tex", "t2.tex", "--tasks", str(root / "tasks.csv"),
+            "--episodes", *files(root, "plus/episodes.parquet", labels("t2")),
+        ],
+        "t3": [*published, "--tex", "t3.tex", "--scores", *scores],
+        "f1": ["--curves", *curves, "--trajectories", *trajectories],
+        "f2": [*sheet("f2"), *speed("f2"), "--metrics", *files(root, trained, labels("f2"), long)],
+        "f3": [*sheet("ablations"), *speed("f3"), "--metrics", *files(root, trained, ablations)],
+        "f4": [*sheet("t1"), "--paths", *pair],
+        "f5": [*sheet("ablations"), "--episodes", *episodes["ablations"]],
+    }  # fmt: skip
+
+
+def sheet(name: str) -> list[str]:
+    return ["--sheet", str(SHEETS / f"{name}.tsv")]
+
+
+def speed(name: str) -> list[str]:
+    return ["--efficiency", f"{name}-efficiency.csv", "--tex", f"{name}.tex"]
+
+
+def test_the_papers_grid_is_drawn_in_a_minute_and_two_gigabytes(grid: Path, tmp_path: Path) -> None:
+    rows = sum(pq.ParquetFile(path).metadata.num_rows for path in grid.rglob("episodes.parquet"))
+    assert rows >= 100_000
+    out = Path(os.environ.get("SRPO_KEEP_FIGURES", tmp_path))
+    before = seconds()
+    for name, arguments in commands(grid).items():
+        command = [sys.executable, "-m", f"srpo.analysis.{name}", *arguments]
+        started = time.perf_counter()
+        done = subprocess.run(
+            [*command, "--csv", f"{name}.csv", "--figure", name],
+            cwd=out, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path()}, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{name}: {done.stderr}"
+        print(f"{name}: {time.perf_counter() - started:.1f} s")
+    spent, most = seconds() - before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(f"{rows:,} episodes: {spent:.1f} s of CPU, at most {most:.0f} MB")
+    assert spent <= 60
+    assert most <= 2048
+    for name in commands(grid):
+        with Image.open(out / f"{name}.png") as picture:
+            assert 500 < picture.width <= 1500, f"{name} is wider than a page"  # 200 dots an inch
+        assert len(pd.read_csv(out / f"{name}.csv"))
+
+
+def seconds() -> float:
+    """CPU time of the commands run so far: it does not depend on who else is at work."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def path() -> str:
+    return os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
