@@ -32,7 +32,7 @@ test: .venv/installed-dev gl
 	$(BIN)/pytest
 
 figures: .venv/installed # draw all tables and figures of a finished preset again
-	$(SNAKEMAKE) --cores all --forcerun t1 t2 t3 f2
+	$(SNAKEMAKE) --cores all --forcerun t1 t2 t3 f1 f2 f4 videos
 
 generated: .venv/installed-dev # after a change of srpo/config.py or configs/base.yaml
 	$(SNAKEMAKE) --cores 1 --force generated

@@ -33,3 +33,4 @@ rule all:
     input:
         tables(),
         figures(),
+        videos(),

@@ -100,7 +100,7 @@ def read_strips(files: Sequence[Path], chosen: pd.DataFrame) -> dict[tuple[str, 
 def draw(table: pd.DataFrame, strips: Strips) -> Figure:
     """A row a suite: a success and a failure, each with its frames over its progress, on one time axis."""
     suites = list(dict.fromkeys(table["suite"]))
-    figure = Figure(figsize=(style.FULL_WIDTH, 0.35 + 1.75 * len(suites)), layout="constrained")
+    figure = Figure(figsize=(style.FULL_WIDTH, 0.35 + 2.0 * len(suites)), layout="constrained")
     rows = figure.subfigures(len(suites), 1, squeeze=False)
     for row, suite in zip(rows[:, 0], suites, strict=True):
         here = table[table["suite"] == suite]
@@ -119,12 +119,12 @@ def draw(table: pd.DataFrame, strips: Strips) -> Figure:
 def _trajectory(part: SubFigure, own: pd.DataFrame, frames: NDArray[np.uint8]) -> None:
     first = own.iloc[0]
     last = int(own["step"].max())
-    strip, axes = part.subplots(2, 1, height_ratios=(1, 1.9))
+    strip, axes = part.subplots(2, 1, height_ratios=(1, 1.35))
     # The strip spans the time axis: frame k stands where its moment is, between its neighbours' middles.
     strip.imshow(
         np.concatenate(list(frames), axis=1),
         extent=(0, len(frames), 0, 1),
-        aspect="auto",
+        aspect="equal",
         interpolation="antialiased",
     )
     for edge in range(1, len(frames)):

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MultipleLocator
 from numpy.typing import NDArray
 
 from srpo.analysis import exploration, style, tables
 from srpo.analysis.io import PATHS, ResultError, read_rows, run
 
-PLANES = (("x", "y"), ("x", "z"), ("y", "z"))
+PLANES = (("y", "x"), ("x", "z"), ("y", "z"))
 NAMES = {"x": "x, depth (m)", "y": "y, across (m)", "z": "z, height (m)"}
 CELL = 0.01
 """Side of a density cell in metres."""
@@ -103,13 +104,16 @@ def swap_test(
     If the variant made no difference, each pair could as well have come the other way round.
     """
 
-    table = exploration.voxel_table([*first, *second])
+    table = exploration.voxel_table([*first, *second]).astype(
+        np.float64
+    )  # floats multiply faster; exact here
     one, other = table[: len(first)], table[len(first) :]
+    ones, others = one.sum(axis=0), other.sum(axis=0)
     moved = other - one  # what a swap moves from the second variant to the first
 
     def difference(turned: NDArray[np.bool_]) -> float:
         move = turned @ moved
-        counts = one.sum(axis=0) + move, other.sum(axis=0) - move
+        counts = (ones + move).astype(np.int64), (others - move).astype(np.int64)
         positions = int(min(own.sum() for own in counts))
         return exploration.rarefied(counts[1], positions) - exploration.rarefied(counts[0], positions)
 
@@ -120,62 +124,73 @@ def swap_test(
 
 
 def draw(table: pd.DataFrame, positions: pd.DataFrame) -> Figure:
-    """A row a variant: paths in space, then the density of positions in three planes, on equal axes."""
-    variants = list(table["variant"])
+    """A row a variant: paths in space, then the density of positions in three planes, all to one scale."""
     limits = {}
     for axis in "xyz":
         values = positions[axis]
         limits[axis] = (float(np.floor(values.min() * 20) / 20), float(np.ceil(values.max() * 20) / 20))
-    figure = Figure(figsize=(style.FULL_WIDTH, 0.5 + 1.95 * len(variants)), layout="constrained")
-    grid = [
-        [figure.add_subplot(len(variants), 4, 4 * row + 1, projection="3d")] for row in range(len(variants))
-    ]
-    most = 1
-    counted = {}
-    for name in variants:
-        own = positions[positions["variant"] == name]
-        for plane in PLANES:
-            edges = [np.arange(limits[a][0], limits[a][1] + CELL, CELL) for a in plane]
-            counted[name, plane] = np.histogram2d(own[plane[0]], own[plane[1]], edges)
-            most = max(most, int(counted[name, plane][0].max()))
-    norm = LogNorm(1, max(most, 2))
-    for row, name in enumerate(variants):
-        own = positions[positions["variant"] == name]
-        facts = table[table["variant"] == name].iloc[0]
-        colour, _ = style.look(str(name))
-        space = grid[row][0]
-        paths = _episodes(own)
-        for path in paths[:: -(-len(paths) // LINES)]:
-            space.plot(*path.T, color=colour, linewidth=0.4, alpha=0.6)
-        space.set(xlim=limits["x"], ylim=limits["y"], zlim=limits["z"])
-        space.set_title(f"{facts['label']}\n{facts['successes']}/{facts['episodes']} solved", color=colour)
-        space.set_box_aspect([high - low for low, high in limits.values()], zoom=1.05)
-        space.tick_params(labelsize=4.5, pad=-4)
-        for axis, letter in ((space.xaxis, "x"), (space.yaxis, "y"), (space.zaxis, "z")):
-            axis.set_major_locator(MaxNLocator(3))
-            axis.set_label_text(letter, fontsize=6)
-            axis.labelpad = -12
-        for column, plane in enumerate(PLANES):
-            axes = figure.add_subplot(len(variants), 4, 4 * row + column + 2)
-            counts, first, second = counted[name, plane]
-            picture = axes.pcolormesh(
-                first, second, np.ma.masked_equal(counts.T, 0), norm=norm, cmap="viridis_r", rasterized=True
+    widths = [limits[plane[0]][1] - limits[plane[0]][0] for plane in PLANES]
+    counts = {
+        (name, plane): _density(positions[positions["variant"] == name], plane, limits)
+        for name in table["variant"]
+        for plane in PLANES
+    }
+    norm = LogNorm(1, max(2, *(int(count.max()) for count in counts.values())))
+    figure = Figure(figsize=(style.FULL_WIDTH, 1.8 * len(table)), layout="constrained")
+    rows = figure.subfigures(len(table), 1, squeeze=False)[:, 0]
+    for row, facts in zip(rows, table.to_dict("records"), strict=True):
+        name = facts["variant"]
+        colour, _ = style.look(name)
+        row.suptitle(
+            f"{facts['label']}: {facts['successes']}/{facts['episodes']} solved, "
+            f"{facts['voxels_at_equal_positions']:,.0f} voxels of {100 * facts['edge_m']:.0f} cm "
+            f"in {facts['equal_positions']:,} positions",
+            color=colour,
+            fontsize=8,
+        )
+        grid = row.add_gridspec(1, 4, width_ratios=[0.8 * max(widths), *widths])
+        _space(
+            row.add_subplot(grid[0], projection="3d"), positions[positions["variant"] == name], limits, colour
+        )
+        panels = [row.add_subplot(grid[column + 1]) for column in range(len(PLANES))]
+        for axes, plane in zip(panels, PLANES, strict=True):
+            edges = [*limits[plane[0]], *limits[plane[1]]]
+            seen = np.ma.masked_equal(counts[name, plane].T, 0)
+            picture = axes.imshow(
+                seen,
+                norm=norm,
+                cmap="viridis_r",
+                origin="lower",
+                extent=tuple(edges),
+                interpolation="nearest",
             )
-            axes.set(xlim=limits[plane[0]], ylim=limits[plane[1]], aspect="equal", ylabel=NAMES[plane[1]])
-            axes.xaxis.set_major_locator(MaxNLocator(3))
-            axes.yaxis.set_major_locator(MaxNLocator(4))
-            if row == len(variants) - 1:
-                axes.set_xlabel(NAMES[plane[0]])
-            if column == 1:
-                axes.set_title(
-                    f"{facts['voxels_at_equal_positions']:,.0f} voxels of {100 * facts['edge_m']:.0f} cm "
-                    f"in {facts['equal_positions']:,} positions"
-                )
-            grid[row].append(axes)
-    figure.colorbar(
-        picture, ax=[axes for row in grid for axes in row], label="positions a cell", shrink=0.6, pad=0.01
-    )
+            axes.set(xlabel=NAMES[plane[0]], ylabel=NAMES[plane[1]])
+            axes.grid(visible=False)  # it would lie over the picture
+            axes.xaxis.set_major_locator(MultipleLocator(0.2))
+            axes.yaxis.set_major_locator(MultipleLocator(0.2))
+        row.colorbar(picture, ax=panels, label="positions a cell", shrink=0.7, pad=0.01)
     return figure
+
+
+def _density(
+    own: pd.DataFrame, plane: tuple[str, str], limits: dict[str, tuple[float, float]]
+) -> NDArray[np.float64]:
+    sides = [np.arange(*limits[axis], CELL) for axis in plane]
+    edges = [np.append(side, side[-1] + CELL) for side in sides]
+    return np.histogram2d(own[plane[0]], own[plane[1]], edges)[0]
+
+
+def _space(axes: Any, own: pd.DataFrame, limits: dict[str, tuple[float, float]], colour: str) -> None:
+    paths = _episodes(own)
+    for path in paths[:: -(-len(paths) // LINES)]:
+        axes.plot(*path.T, color=colour, linewidth=0.4, alpha=0.6)
+    axes.set(xlim=limits["x"], ylim=limits["y"], zlim=limits["z"])
+    axes.set_box_aspect([high - low for low, high in limits.values()], zoom=1.15)
+    axes.tick_params(labelsize=4.5, pad=-4)
+    for axis, letter in ((axes.xaxis, "x"), (axes.yaxis, "y"), (axes.zaxis, "z")):
+        axis.set_major_locator(MultipleLocator(0.2))
+        axis.set_label_text(letter, fontsize=6)
+        axis.labelpad = -12
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -93,7 +93,9 @@ def _against_alpha(axes: Axes, own: pd.DataFrame) -> None:
         axes.plot([alpha, alpha], [low, high], color=colour, linewidth=1.3)
         axes.plot(alpha, rate, marker, color=colour, markersize=4.5, clip_on=False, zorder=3)
         count = f"{row['successes']}/{row['episodes']}"
-        axes.text(alpha, low - 3, count, ha="center", va="top", fontsize=5.5)
+        above = row["rate"] < 0.5  # where there is room
+        place = (high + 5, "bottom") if above else (low - 5, "top")
+        axes.text(alpha, place[0], count, ha="center", va=place[1], fontsize=5.5, rotation=90)
     axes.set(xlim=(-0.08, 1.08), ylim=(-12, 104), xticks=[0, 0.3, 0.5, 0.8, 1], yticks=[0, 50, 100])
 
 

@@ -76,7 +76,7 @@ _LOOKS = {
     "siglip": (PURPLE, "h"),
     "imagebind": (GREEN, "v"),
     "vjepa2-tiny": (BLUE, "p"),
-    "vjepa2-vitl": (SKY, "o"),
+    "vjepa2-vitl": (SKY, "d"),
     "vjepa2-vitg": (BLUE, "o"),
 }
 _OTHERS = [(colour, marker) for marker in "*h>d" for colour in (VERMILLION, SKY, GREEN, PURPLE, BLUE, ORANGE)]

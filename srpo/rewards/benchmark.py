@@ -71,19 +71,25 @@ def maximum_mean_discrepancy(successes: NDArray[np.floating], failures: NDArray[
     sample (section 8 there); of the pairs at non-zero distance where that median is 0.
     """
     first, second = _samples(successes, failures)
-    pairwise = pdist(np.concatenate([first, second])[:, None])
-    sigma = np.median(pairwise)
+    sigma = bandwidth(np.concatenate([first, second]))
     if sigma == 0:
-        apart = pairwise[pairwise > 0]
-        if apart.size == 0:
-            return 0.0
-        sigma = np.median(apart)
+        return 0.0
 
     def kernel(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
         return float(np.exp(-(((a[:, None] - b[None, :]) / sigma) ** 2) / 2).mean())
 
     squared = kernel(first, first) + kernel(second, second) - 2 * kernel(first, second)
     return float(np.sqrt(max(squared, 0.0)))  # rounding may leave -1e-17
+
+
+def bandwidth(values: NDArray[np.floating]) -> float:
+    """Width σ of the MMD's kernel for a pooled sample (N,): see there. 0 if all values are equal."""
+    pairwise = pdist(values[:, None])
+    sigma = np.median(pairwise)
+    if sigma > 0:
+        return float(sigma)
+    apart = pairwise[pairwise > 0]
+    return float(np.median(apart)) if apart.size else 0.0
 
 
 def jensen_shannon_divergence(successes: NDArray[np.floating], failures: NDArray[np.floating]) -> float:

@@ -219,19 +219,40 @@ def plus_shards(wildcards):
     return [f"<results>/{folder}/shard-{shard}.parquet" for shard in range(number)]
 
 
-def scores():
-    """The reward benchmark's scores of every suite and representation."""
+def scores(kind=""):
+    """The reward benchmark's scores (`-curves`: progress curves) of every suite and representation."""
     return [
-        f"<results>/reward_benchmark/{suite}/{name}.parquet"
+        f"<results>/reward_benchmark/{suite}/{name}{kind}.parquet"
         for suite in PRESET.suites
         for name in PRESET.world_models
     ]
 
 
+def pair(file, suite=None):
+    """A file of the evaluations of T1's first and last variant in a suite (default: the first), one seed each."""
+    own = [
+        run
+        for run in PLAN.tables.get("t1", ())
+        if run.suite == (suite or PRESET.suites[0]) and run.seed == PRESET.seeds[0]
+    ]
+    return [f"<results>/{run.folder}/evaluation/{file}" for run in own[:1] + own[-1:]]
+
+
 def shown():
     """The tables and figures of this preset."""
-    curves = ["t2_curves"] if "t2" in PLAN.tables else []
-    return [*PLAN.tables, *curves, *(["t3"] if PRESET.world_models else [])]
+    return [
+        *PLAN.tables,
+        *(["t2_curves"] if "t2" in PLAN.tables else []),
+        *(["f4"] if len(set(pair("paths.parquet"))) == 2 else []),
+        *(["f3", "f5"] if "ablations" in PLAN.tables else []),
+        *(["f1", "t3"] if PRESET.world_models else []),
+    ]
+
+
+def videos():
+    """Folders of videos, one a suite of T1."""
+    suites = dict.fromkeys(run.suite for run in PLAN.tables.get("t1", ()))
+    return [f"<results>/videos/{suite}" for suite in suites]
 
 
 def tables():
