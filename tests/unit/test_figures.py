@@ -15,11 +15,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
-from synthetic_results import libero_run, reward_benchmark, rl_run
+from synthetic_results import curves_of, libero_run, paths_of, reward_benchmark, rl_run
 from test_tables import PUBLISHED, REPOSITORY, SHEET, plus_runs, run, t1_of, t2_of, write_sheet
 
-from srpo.analysis import f2, style, t1, t2, t3, tables
-from srpo.analysis.io import RL_METRICS, ResultError, read_rows, write_rows
+from srpo.analysis import exploration, f1, f2, f3, f4, f5, style, t1, t2, t3, tables
+from srpo.analysis.io import BENCHMARK, EPISODES, PATHS, RL_METRICS, ResultError, read_rows, write_rows
+from srpo.analysis.videos import FPS, HEADER, SIDE, beside
 
 
 @pytest.fixture(autouse=True)
@@ -152,12 +153,13 @@ def test_f2_figure(steps: int, tmp_path: Path) -> None:
     suites = ("libero_object", "libero_10")
     paths = [rl_run(tmp_path, s, v, [r] * steps) for s in suites for v, r in (("grpo", 0.0), ("srpo", 1.0))]
     figure = f2.draw(f2.estimate(f2.read_metrics(paths, sheet, allow_incomplete=False)[0], sheet))
-    assert [axes.get_title() for axes in figure.axes] == ["Object", "Long"]
-    for axes in figure.axes:
+    assert [axes.get_title() for axes in figure.axes] == ["Object", "Long", "", ""]
+    for axes, unit in zip(figure.axes, (1, 1, 32, 32), strict=True):
         curves = {line.get_color(): list(line.get_ydata()) for line in axes.lines}
         assert curves == {style.look("grpo")[0]: [0.0] * steps, style.look("srpo")[0]: [100.0] * steps}
+        assert list(axes.lines[0].get_xdata()) == [unit * step for step in range(1, steps + 1)]
         assert all(float(tick).is_integer() for tick in axes.get_xticks())
-    assert {"GRPO", "SRPO", "RL step", "success of rollouts (%)"} <= texts(figure)
+    assert {"GRPO", "SRPO", "RL step", "episodes", "success of rollouts (%)"} <= texts(figure)
     check_readable(figure)
 
 
@@ -165,7 +167,9 @@ def test_f2_command_line_writes_whole_files(tmp_path: Path) -> None:
     sheet = write_sheet(tmp_path / "f2.tsv", {"grpo": "GRPO", "srpo": "SRPO"})
     paths = [rl_run(tmp_path, "libero_goal", variant, rates) for variant, rates in CURVES.items()]
     run(f2, tmp_path / "out" / "f2", "--sheet", sheet, "--metrics", *paths)
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"f2.csv", "f2.png", "f2.pdf"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        *("f2.csv", "f2.png", "f2.pdf", "f2.tex", "f2-efficiency.csv")
+    }
     picture = np.asarray(Image.open(tmp_path / "out" / "f2.png").convert("RGB"))
     for variant in CURVES:
         colour = np.array(mpl.colors.to_rgb(style.look(variant)[0])) * 255
@@ -217,3 +221,192 @@ def test_every_variant_of_the_project_has_its_own_look() -> None:
         assert len(set(looks.values())) == len(names), looks
     assert style.look("pixel") == style.look("srpo-pixel")
     assert style.look("never-heard-of") == style.look("never-heard-of")
+
+
+# ----------------------------------------------------------------------------------- F1, F3, F4, F5, videos
+
+
+def test_efficiency_by_hand(tmp_path: Path) -> None:
+    """Three steps at 0, then at 1: reached when a window of three is full of ones, or two thirds of it."""
+    sheet = {"grpo": "GRPO", "srpo": "SRPO"}
+    paths = [rl_run(tmp_path, "libero_goal", "grpo", [0.0] * 8)]
+    paths += [
+        rl_run(tmp_path, "libero_goal", "srpo", [0.0] * (3 + s) + [1.0] * (5 - s), seed=s) for s in (0, 1, 2)
+    ]
+    table = f2.efficiency(f2.read_metrics(paths, sheet, allow_incomplete=False)[0], sheet)
+    rows = tables.cells(table.fillna({"level": -1}), "variant", "level", "unit")
+    half, most = rows["srpo", 0.5, "RL steps"], rows["srpo", 0.9, "episodes"]
+    assert (half["value"], half["low"], half["high"], half["arrived"]) == (6, 5, 7, 3)
+    assert (most["value"], most["low"], most["high"], most["censored"]) == (7 * 32, 6 * 32, 8 * 32, False)
+    assert rows["srpo", 0.5, "simulated seconds"]["value"] == 6 * 32 * 100 / 20
+    # Between steps 1 and 8: half a step's climb and five, four or three whole steps of seven.
+    assert rows["srpo", -1, "RL steps"]["value"] == pytest.approx((4.5 + 3.5 + 2.5) / 3 / 7)
+    never = rows["grpo", 0.5, "RL steps"]
+    assert (never["value"], never["censored"], never["arrived"]) == (8, True, 0)
+    tex = f2.to_latex(table)
+    assert r"\textgreater{}8" in tex and "3 seeds" in tex
+
+
+ABLATED: dict[str, dict[str, object]] = {
+    "srpo": {},
+    "srpo-pixel": {"model": "clip"},
+    "srpo-alpha-0": {"alpha": 0.0},
+    "srpo-mean": {"references": "mean"},
+    "srpo-both": {"alpha": 0.3, "references": "mean"},
+}
+
+
+def ablations(root: Path) -> tuple[list[Path], Path]:
+    paths = []
+    for variant, changes in ABLATED.items():
+        rl_run(root, "libero_goal", variant, [0.2, 0.5], **changes)  # type: ignore[arg-type]
+        paths.append(libero_run(root, "libero_goal", variant, 0.7))
+    return paths, write_sheet(root / "sheet.tsv", {variant: variant.upper() for variant in ABLATED})
+
+
+def test_f3_shows_runs_that_differ_in_the_world_model_alone(tmp_path: Path) -> None:
+    paths, sheet = ablations(tmp_path)
+    metrics = [path.parents[1] / "metrics.csv" for path in paths]
+    run(f3, tmp_path / "f3", "--sheet", sheet, "--metrics", *metrics)
+    table = pd.read_csv(tmp_path / "f3.csv")
+    assert dict(zip(table["variant"], table["label"], strict=True)) == {"srpo": "pixel", "srpo-pixel": "clip"}
+    with pytest.raises(ResultError, match="no run of srpo, the first variant"):
+        run(f3, tmp_path / "f3", "--sheet", sheet, "--metrics", *metrics[1:])
+
+
+def test_f5_shows_alpha_and_references_apart(tmp_path: Path) -> None:
+    paths, sheet = ablations(tmp_path)
+    run(f5, tmp_path / "f5", "--sheet", sheet, "--episodes", *paths)
+    table = pd.read_csv(tmp_path / "f5.csv")
+    shown = {
+        panel: dict(zip(own["variant"], own["alpha"], strict=True)) for panel, own in table.groupby("panel")
+    }
+    assert shown == {
+        "alpha": {"srpo": 0.8, "srpo-alpha-0": 0.0},
+        "references": {"srpo": 0.8, "srpo-mean": 0.8},
+    }
+    rows = read_rows(paths[2], EPISODES)
+    own = table[table["variant"] == "srpo-alpha-0"].iloc[0]
+    assert own["successes"] == (rows["status"] == "success").sum()
+    figure = f5.draw(table)
+    assert {"mean of the successes", f"{own['successes']}/20"} <= texts(figure)
+    left, right = figure.axes
+    assert [x for x, _ in markers(left, style.look("srpo-alpha-0")[0])] == [0]
+    assert markers(right, style.look("srpo-mean")[0])[0][1] == -1
+    check_readable(figure)
+
+
+def test_f1_chooses_and_shows_the_trajectorys_own_frames(tmp_path: Path) -> None:
+    scores = reward_benchmark(tmp_path, "libero_goal", {"pixel": 0.3, "vjepa2-tiny": 0.8})
+    curves, films = curves_of(scores)
+    run(f1, tmp_path / "f1", "--curves", *curves, "--trajectories", films)
+    table = pd.read_csv(tmp_path / "f1.csv")
+    frame = read_rows(scores[0], BENCHMARK)
+    won = frame[frame["success"] & (frame["task_id"] == 0)].sort_values(["steps", "trajectory"])
+    lost = frame[~frame["success"] & (frame["task_id"] == 0)]
+    expected = [won["trajectory"].iloc[(len(won) - 1) // 2], lost["trajectory"].iloc[0]]
+    assert list(dict.fromkeys(table["trajectory"])) == expected
+    strips = f1.read_strips([films], table)
+    assert {number: int(strip[0, -1, 0, 0]) for (_, number), strip in strips.items()} == {
+        n: n for n in expected
+    }
+    figure = f1.draw(table, strips)
+    assert {"Goal, task 0: failure, 300 steps", "pixel", "vjepa2-tiny"} <= texts(figure)
+    drawn = [
+        line
+        for axes in figure.findobj(Axes)
+        for line in axes.lines
+        if line.get_color() == style.look("pixel")[0]
+    ]
+    own = table[(table["representation"] == "pixel") & (table["trajectory"] == expected[0])]
+    assert list(drawn[0].get_ydata()) == list(own["progress"])
+
+
+def test_f1_refuses(tmp_path: Path) -> None:
+    curves, films = curves_of(reward_benchmark(tmp_path, "libero_goal", {"pixel": 0.3, "vjepa2-tiny": 0.8}))
+    with pytest.raises(ResultError, match=r"incomplete: no curves of \[\('libero_goal', 'vjepa2-tiny'\)\]"):
+        run(f1, tmp_path / "f1", "--curves", curves[0], "--trajectories", films)
+    with pytest.raises(ResultError, match="not a whole HDF5 file"):
+        run(f1, tmp_path / "f1", "--curves", *curves, "--trajectories", curves[0])
+
+
+def two_paths(root: Path, states: int = 10) -> list[Path]:
+    return [
+        paths_of(libero_run(root, "libero_spatial", v, 0.5, states=states), reach)
+        for v, reach in (("sft", 0.1), ("srpo", 0.2))
+    ]
+
+
+def test_f4_measures_and_draws_both_variants(tmp_path: Path) -> None:
+    paths, sheet = two_paths(tmp_path), {"sft": "SFT", "srpo": "SRPO"}
+    positions, alone = f4.read_paths(paths, sheet)
+    table = f4.measure(positions, sheet)
+    assert alone == 0
+    own = read_rows(paths[1], PATHS)
+    episodes = [e[["x", "y", "z"]].to_numpy() for _, e in own.groupby(["task_id", "init_state"])]
+    row = table[table["variant"] == "srpo"].iloc[0]
+    assert (row["episodes"], row["positions"], row["seed"]) == (20, len(own), 0)
+    assert row["occupied_voxels"] == exploration.occupied_voxels(episodes)
+    assert row["voxels_at_equal_positions"] > table["voxels_at_equal_positions"][0]
+    assert row["p_value"] < 0.01
+    figure = f4.draw(table, positions)
+    assert {"y, across (m)", "z, height (m)", "positions a cell"} <= texts(figure)
+    pictures = [image.get_array() for axes in figure.findobj(Axes) for image in axes.images]
+    assert [int(picture.sum()) for picture in pictures] == [table["positions"][0]] * 3 + [
+        row["positions"]
+    ] * 3
+
+
+def test_f4_compares_like_with_like(tmp_path: Path) -> None:
+    paths, sheet = two_paths(tmp_path), {"sft": "SFT", "srpo": "SRPO"}
+    with pytest.raises(ResultError, match="paths of two variants in one suite, not of \\['sft'\\]"):
+        f4.read_paths(paths[:1], sheet)
+    rows = read_rows(paths[1], PATHS)
+    write_rows(paths[1], rows[rows["init_state"] != 3].to_dict("records"), PATHS)
+    positions, alone = f4.read_paths(paths, sheet)
+    assert alone == 2 and 3 not in set(positions["init_state"])
+    with pytest.raises(ResultError, match="2 episodes were run by one of the two"):
+        run(f4, tmp_path / "f4", "--sheet", write_sheet(tmp_path / "t1.tsv", sheet), "--paths", *paths)
+
+
+def test_the_swap_test_seldom_finds_a_difference_where_there_is_none() -> None:
+    rng = np.random.default_rng(0)
+    p_values = []
+    for _ in range(60):
+        first, second = ([rng.normal(0, 0.1, (12, 3)) for _ in range(8)] for _ in range(2))
+        p_values.append(f4.swap_test(first, second, rng, swaps=99))
+    # Voxels are few whole numbers, so ties make it careful: at most a share of α, but for chance.
+    for alpha in (0.05, 0.1, 0.3):
+        assert np.mean(np.array(p_values) <= alpha) < alpha + 2.5 * np.sqrt(alpha * (1 - alpha) / 60)
+    assert 0 < min(p_values) < 0.3
+
+
+def test_a_voxel_table_adds_up_to_the_counts() -> None:
+    rng = np.random.default_rng(0)
+    paths = [rng.normal(0, 0.05, (n, 3)) for n in (5, 9, 30)]
+    table = exploration.voxel_table(paths)
+    assert list(table.sum(axis=1)) == [5, 9, 30]
+    assert list(np.sort(table.sum(axis=0))) == list(exploration.voxel_counts(paths))
+    assert exploration.rarefied(table.sum(axis=0), 7) == exploration.expected_voxels(paths, 7)
+
+
+def test_mmd_interval_agrees_with_resampling_trajectories() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.beta(5, 2, 60), rng.beta(2, 4, 40)
+    ours = t3.mmd_interval(first, second, np.random.default_rng(1))
+    draws = [t3.maximum_mean_discrepancy(rng.choice(first, 60), rng.choice(second, 40)) for _ in range(1_000)]
+    assert ours == pytest.approx(tuple(np.percentile(draws, [2.5, 97.5])), abs=0.04)
+    assert t3.mmd_interval(np.ones(3), np.ones(4), rng) == (0, 0)
+
+
+def test_episodes_side_by_side_keep_their_own_time() -> None:
+    """Two videos, of one and of two seconds, whose pictures say which frame they are."""
+    videos = [(np.stack([np.full((16, 16, 3), 10 * k, np.uint8) for k in range(n)]), 10.0) for n in (10, 20)]
+    film = beside(videos, ["SFT: failure", "SRPO: success"])
+    assert film.shape == (20, HEADER + SIDE, 2 * SIDE, 3)
+    middle = HEADER + SIDE // 2
+    left, right = film[:, middle, SIDE // 2, 0], film[:, middle, SIDE + SIDE // 2, 0]
+    assert list(right) == [10 * k for k in range(20)]
+    assert list(left) == [10 * min(k, 9) for k in range(20)]  # its last frame stays
+    assert film[0, :HEADER].min() < 100  # something is written above
+    assert FPS == 10

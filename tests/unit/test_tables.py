@@ -22,7 +22,7 @@ from synthetic_results import (
 )
 
 from srpo import plus, plus_tasks
-from srpo.analysis import f2, latex, t1, t2, t2_curves, t3, tables
+from srpo.analysis import f2, f3, latex, t1, t2, t2_curves, t3, tables
 from srpo.analysis.io import DIMENSIONS, EPISODES, ResultError, read_episodes, read_rows, write_rows
 from srpo.analysis.stats import newcombe, wilson
 from srpo.config import SUITES
@@ -36,8 +36,10 @@ SHEET = {"sft": "SFT", "srpo": "SRPO"}
 def run(module: ModuleType, out: Path, *arguments: object) -> None:
     """Call a command line, writing to `out`.csv, .tex, .png and .pdf."""
     command = [*map(str, arguments), "--figure", str(out), "--csv", f"{out}.csv"]
-    if module not in (f2, t2_curves):
+    if module in (t1, t2, t3):
         command += ["--tex", f"{out}.tex", "--published", str(PUBLISHED)]
+    if module in (f2, f3):
+        command += ["--tex", f"{out}.tex", "--efficiency", f"{out}-efficiency.csv"]
     module.main(command)
 
 

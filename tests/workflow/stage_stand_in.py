@@ -20,6 +20,7 @@ FILES = {
     "srpo.demos": ("task_demo.hdf5",),
     "srpo.world_models.pretrain": ("config.json",),
     "srpo.reward_benchmark": ("trajectories.h5",),
+    "srpo.analysis.videos": ("task0-state0.mp4",),
 }
 
 
@@ -37,7 +38,9 @@ for name, value in pairwise(arguments):
         make(Path(f"{value}.pdf"))
     elif name == "--videos":
         make(Path(value, "task0-state0.mp4"))
-    elif name in ("--csv", "--tex", "--curves", "--paths", "--data") or (name == "--out" and Path(value).suffix):
+    elif name in ("--csv", "--tex", "--curves", "--paths", "--efficiency", "--data") or (
+        name == "--out" and Path(value).suffix
+    ):
         make(Path(value))
     elif name == "--out":
         for file in FILES[module]:

@@ -118,6 +118,11 @@ def expected_counts(preset: dict[str, Any]) -> dict[str, int]:
         "score": suites * len(preset["world_models"]),
         "t3": 1,
         "t2_curves": 1,
+        "f1": 1,
+        "f3": "ablations" in preset["tables"],
+        "f4": 1,
+        "f5": "ablations" in preset["tables"],
+        "videos": suites,
         **dict.fromkeys(preset["tables"], 1),
         "all": 1,
     }
@@ -293,7 +298,10 @@ def test_report_has_every_table_and_figure(finished: Path) -> None:
         "T1: LIBERO success",
         "T2: LIBERO-Plus success",
         "T3: progress rewards",
+        "F1: progress along trajectories",
         "F2: training efficiency",
+        "F4: exploration",
+        "task0-state0",
     ):
         assert label in page
 
