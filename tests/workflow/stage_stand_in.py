@@ -7,6 +7,10 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+
+from srpo.videos import write_video
+
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360f8cfc0f01f00"
     "05050102a4d1d2ef0000000049454e44ae426082"
@@ -26,6 +30,9 @@ FILES = {
 
 def make(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".mp4":
+        write_video(path, np.full((5, 16, 16, 3), 90, np.uint8), 10)
+        return
     path.write_bytes(PIXEL if path.suffix == ".png" else b"a,b\n1,2\n")
 
 

@@ -37,7 +37,8 @@ def snakemake(where: Path, *arguments: str, snakefile: Path = ROOT / "Snakefile"
 
 def run(where: Path, *arguments: str, snakefile: Path) -> subprocess.CompletedProcess[str]:
     command = [str(SNAKEMAKE), "--snakefile", str(snakefile), "--directory", str(where), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(snakefile.parent)}
+    paths = [str(snakefile.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.run(
         command, cwd=where, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

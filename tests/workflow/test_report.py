@@ -1,0 +1,159 @@
+"""The report in a real browser: it opens offline, its figures and videos load, and nothing is fetched."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_workflow import finished, in_copy
+
+__all__ = ["finished"]
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
+
+LOAD_ALL = """
+(async () => {
+  const load = entry => new Promise((resolve, reject) => {
+    const kind = entry.mime_type.split("/")[0];
+    if (kind !== "image" && kind !== "video") {
+      fetch(entry.data_uri).then(answer => answer.text()).then(text => resolve({kind, size: text.length}));
+      return;
+    }
+    const element = document.createElement(kind === "image" ? "img" : "video");
+    element.onload = () => resolve({kind, size: element.naturalWidth});
+    element.onloadeddata = () => resolve({kind, size: element.videoWidth, seconds: element.duration});
+    element.onerror = () => reject(new Error("does not load"));
+    element.src = entry.data_uri;
+  });
+  const found = {};
+  for (const [path, entry] of Object.entries(results))
+    found[path] = await load(entry).catch(error => ({kind: entry.mime_type, size: 0, why: String(error)}));
+  return found;
+})()
+"""
+"""What became of every result in the page: its kind and size (0: it does not load)."""
+
+
+class Browser:
+    """A page in headless Chromium, spoken to by the DevTools protocol through two pipes."""
+
+    def __init__(self, commands: int, answers: int) -> None:
+        self._commands, self._answers = os.fdopen(commands, "wb"), os.fdopen(answers, "rb")
+        self._number = 0
+        self._rest = b""
+        self.session: dict[str, str] = {}
+        self.events: list[dict[str, Any]] = []
+
+    def _receive(self) -> dict[str, Any]:
+        while b"\0" not in self._rest:
+            more = os.read(self._answers.fileno(), 1 << 16)
+            assert more, "the browser has gone"
+            self._rest += more
+        message, self._rest = self._rest.split(b"\0", 1)
+        return json.loads(message)
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": parameters, **self.session}
+        self._commands.write(json.dumps(message).encode() + b"\0")
+        self._commands.flush()
+        while (answer := self._receive()).get("id") != self._number:
+            self.events.append(answer)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def open(self, page: Path) -> None:
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self.session = {"sessionId": attached["sessionId"]}
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.call(f"{domain}.enable")
+        self.call("Page.navigate", url=page.as_uri())
+        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
+            self.events.append(self._receive())
+
+    def run(self, script: str) -> Any:
+        answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"]["value"]
+
+    def told(self, method: str) -> list[dict[str, Any]]:
+        return [event["params"] for event in self.events if event.get("method") == method]
+
+    def errors(self) -> list[str]:
+        """Console errors, uncaught exceptions, and what the browser itself complains of."""
+        calls = [str(p["args"]) for p in self.told("Runtime.consoleAPICalled") if p["type"] == "error"]
+        thrown = [str(p["exceptionDetails"]) for p in self.told("Runtime.exceptionThrown")]
+        entries = [p["entry"]["text"] for p in self.told("Log.entryAdded") if p["entry"]["level"] == "error"]
+        return calls + thrown + entries
+
+    def requests(self) -> list[str]:
+        """Addresses outside this machine's files that the page asked for."""
+        asked = [parameters["request"]["url"] for parameters in self.told("Network.requestWillBeSent")]
+        return [address for address in asked if not address.startswith(("file:", "data:", "blob:"))]
+
+
+@contextmanager
+def browser(folder: Path) -> Iterator[Browser]:
+    (child_in, commands), (answers, child_out) = os.pipe(), os.pipe()
+    # Chromium reads from descriptor 3 and writes to descriptor 4.
+    line = f'exec "$0" "$@" 3<&{child_in} 4>&{child_out}'
+    process = subprocess.Popen(
+        ["bash", "-c", line, str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+         f"--user-data-dir={folder / 'profile'}", "--remote-debugging-pipe"],
+        pass_fds=(child_in, child_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    os.close(child_in)
+    os.close(child_out)
+    try:
+        yield Browser(commands, answers)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@needs_chromium
+@pytest.mark.timeout(240)
+def test_the_report_opens_offline_and_all_of_it_loads(finished: Path, tmp_path: Path) -> None:
+    in_copy(finished, "--report", "report.html")
+    report = finished / "report.html"
+    assert report.stat().st_size < 30e6
+    with browser(tmp_path) as page:
+        page.open(report)
+        words = page.run("document.body.innerText").upper().split()
+        found = page.run(LOAD_ALL)
+        assert words[words.index("RESULTS") :][:4] == ["RESULTS", "FIGURES", "TABLES", "VIDEOS"]  # the menu
+        assert [path for path, what in found.items() if not what["size"]] == []
+        kinds = {
+            kind: sum(what["kind"] == kind for what in found.values()) for kind in ("image", "video", "text")
+        }
+        assert kinds == {"image": 6, "video": 1, "text": 7}
+        seconds = [what["seconds"] for what in found.values() if "seconds" in what]
+        assert seconds == pytest.approx([0.5], abs=0.05)
+        assert page.errors() == []
+        assert page.requests() == []
+
+
+@needs_chromium
+@pytest.mark.timeout(240)
+def test_the_browser_tells_of_what_is_wrong(tmp_path: Path) -> None:
+    """So that the test above can fail: a broken picture, a console error and a request are all seen."""
+    page = tmp_path / "page.html"
+    page.write_text(
+        "<body><script>"
+        "var results = {'a.png': {mime_type: 'image/png', data_uri: 'data:image/png;base64,AA'}};"
+        "console.error('an error');</script><img src='http://127.0.0.1:9/x.png'></body>"
+    )
+    with browser(tmp_path) as opened:
+        opened.open(page)
+        assert opened.run(LOAD_ALL)["a.png"]["size"] == 0
+        assert any("an error" in error for error in opened.errors())
+        assert opened.requests() == ["http://127.0.0.1:9/x.png"]
