@@ -1,0 +1,130 @@
+"""Checking, comparing and watching result folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_results import libero_run, paths_of, reward_benchmark, rl_run
+
+from srpo import status
+from srpo.analysis import compare, validate
+from srpo.analysis.io import EPISODES, REWARDS, read_rows, write_rows
+from srpo.resolve import load_preset, plan
+
+
+def finished(root: Path, rate: float = 0.5) -> Path:
+    runs = root / "runs"
+    metrics = rl_run(runs, "libero_goal", "srpo", [0.2, 0.5])
+    write_rows(metrics.with_name("rewards.parquet"), [], REWARDS)
+    for variant in ("sft", "srpo"):
+        path = libero_run(runs, "libero_goal", variant, rate if variant == "srpo" else 0.5, states=30)
+        paths_of(path, 0.1)
+        (path.parent / "episodes.manifest.json").write_text(
+            json.dumps({"git_revision": "abc", "packages": {"numpy": "2.4.6", "mujoco": "3.3.7"}})
+        )
+    reward_benchmark(root, "libero_goal", {"pixel": 0.5})
+    return root
+
+
+def test_validate_passes_what_is_right_and_names_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = finished(tmp_path / "results")
+    validate.main([str(root)])
+    said = capsys.readouterr().out
+    assert "7 files, 0 of them wrong" in said
+    assert "runs/libero_goal/srpo/seed0/metrics.csv: 2 rows of metrics.csv (RL)" in said
+    path = root / "runs/libero_goal/sft/seed0/evaluation/episodes.parquet"
+    rows = read_rows(path, EPISODES)
+    write_rows(path, pd.concat([rows, rows.head(2)]).to_dict("records"), EPISODES)
+    with pytest.raises(SystemExit) as ended:
+        validate.main([str(root)])
+    assert ended.value.code == 1
+    assert f"{path}: 2 episodes stand twice" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no result files"):
+        validate.main([str(tmp_path / "nothing")])
+
+
+def test_a_folder_compared_with_itself_differs_in_nothing(tmp_path: Path) -> None:
+    root = finished(tmp_path / "a")
+    lines = compare.report(root, root)
+    assert lines[0] == "episodes: 120 and 120, 120 of them the same task, state and seed"
+    assert "settings: 0 differences" in lines and "versions: 0 differences" in lines
+    assert sum("within noise" in line for line in lines) == 2
+
+
+def test_compare_finds_what_was_changed(tmp_path: Path) -> None:
+    first = finished(tmp_path / "a")
+    second = tmp_path / "b"
+    shutil.copytree(first, second)
+    path = libero_run(second / "runs", "libero_goal", "srpo", 1.0, states=30)
+    manifest = path.parent / "episodes.manifest.json"
+    manifest.write_text(manifest.read_text().replace("2.4.6", "2.5.0"))
+    config = second / "runs/libero_goal/srpo/seed0/config.yaml"
+    config.write_text(config.read_text().replace("alpha: 0.8", "alpha: 0.3"))
+    text = "\n".join(compare.report(first, second))
+    assert "  reward.alpha: 0.8 → 0.3" in text
+    assert "  packages.numpy: 2.4.6 → 2.4.6, 2.5.0" in text
+    table = compare.differences(compare.episodes(first), compare.episodes(second)).set_index("variant")
+    before = (read_rows(first / path.relative_to(second), EPISODES)["status"] == "success").mean()
+    assert table.loc["srpo", "first"] == pytest.approx(before)
+    assert table.loc["srpo", "changed"] == round((1 - before) * 60)
+    assert table["beyond_noise"].to_dict() == {"sft": False, "srpo": True}
+
+
+@pytest.fixture
+def smoke(tmp_path: Path) -> Path:
+    """A workspace in the middle of the smoke preset: SFT done, one training and one evaluation at work."""
+    preset, source = load_preset("smoke")
+    goal = tmp_path / "results/smoke/runs/libero_goal"
+    for done in ("sft/seed0/policy", "sft/seed0/metrics.csv", "grpo/seed0/evaluation/episodes.parquet"):
+        (goal / done).mkdir(parents=True)
+    scratch = tmp_path / "scratch/smoke/runs/libero_goal"
+    source_metrics = rl_run(tmp_path / "other", "libero_goal", "grpo", [0.5])
+    target = scratch / "grpo/seed0/policy"
+    target.mkdir(parents=True)
+    frame = pd.read_csv(source_metrics).assign(successes=16, episodes=32, seconds_total=30.0)
+    frame.to_csv(target / "metrics.csv", index=False)
+    journal = scratch / "sft/seed0/evaluation/episodes"
+    journal.mkdir(parents=True)
+    statuses = ["success", "failure", "infra_error", "success"]
+    (journal / "run.json").write_text("{}")
+    lines = [json.dumps({"status": value}) for value in statuses]
+    (journal / "rows.jsonl").write_text("\n".join([*lines, '{"status": "suc']))
+    now = time.time()
+    os.utime(journal / "run.json", (now - 100, now - 100))
+    os.utime(journal / "rows.jsonl", (now - 50, now - 50))
+    assert preset.name == "smoke" and plan(preset, source)
+    return tmp_path
+
+
+def test_status_tells_what_is_done_and_at_work(smoke: Path) -> None:
+    lines = list(status.report("smoke", smoke))
+    assert ", 2 done, 2 started, " in lines[0]
+    by_folder = {line.split(",")[0].split()[-1]: line for line in lines[1:]}
+    assert by_folder["runs/libero_goal/sft/seed0"].startswith("done")
+    training = by_folder["runs/libero_goal/grpo/seed0"]
+    assert "1/3 RL steps" in training and "(16/32 in the last step)" in training
+    assert "60 s left" in training  # two steps of 30 s
+    evaluation = by_folder["runs/libero_goal/sft/seed0/evaluation"]
+    assert "4/40 episodes" in evaluation
+    assert "(2/3)" in evaluation  # the infrastructure error is in no count, the torn line is no row
+    assert "0.1 episodes/s, 6 min left, last written 50 s ago" in evaluation
+    assert by_folder["demos/libero_goal"].startswith("waiting")
+
+
+def test_durations_in_words() -> None:
+    assert [status.duration(s) for s in (40.4, 720, 12600)] == ["40 s", "12 min", "3.5 h"]
+
+
+def test_the_rate_of_nothing_is_not_known(tmp_path: Path) -> None:
+    now = status._evaluation([tmp_path / "rows.jsonl"], 10, 0)
+    assert now == status.Progress("waiting", "episodes", 0, 10)
+    assert np.isnan(status.wilson(0, 0).value)
