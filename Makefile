@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := demo
-.PHONY: demo test figures generated gl clean
+.PHONY: demo test figures redraw generated gl clean
 
 PRESET ?= smoke
 RIGHT := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
@@ -31,7 +31,12 @@ test: .venv/installed-dev gl
 	$(BIN)/snakemake --lint
 	$(BIN)/pytest
 
-figures: .venv/installed # draw all tables and figures of a finished preset again
+figures: .venv/installed # draw all tables and figures from the rows in results/reference/, without simulating
+	@for folder in $$(find results/reference -mindepth 1 -maxdepth 1 -type d ! -name libero_plus); do \
+	    $(BIN)/python -m srpo.analysis.redraw $$folder --out results/figures/$${folder##*/}; \
+	done
+
+redraw: .venv/installed # draw all tables and figures of a finished preset again
 	$(SNAKEMAKE) --cores all --forcerun t1 t2 t3 f1 f2 f4 videos
 
 generated: .venv/installed-dev # after a change of srpo/config.py or configs/base.yaml

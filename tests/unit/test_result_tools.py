@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -11,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_results import libero_run, paths_of, reward_benchmark, rl_run
+from synthetic_results import curves_of, libero_run, paths_of, reward_benchmark, rl_run
 
 from srpo import status
-from srpo.analysis import compare, validate
+from srpo.analysis import compare, paper_map, redraw, validate
 from srpo.analysis.io import EPISODES, REWARDS, read_rows, write_rows
 from srpo.resolve import load_preset, plan
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def finished(root: Path, rate: float = 0.5) -> Path:
@@ -128,3 +131,51 @@ def test_the_rate_of_nothing_is_not_known(tmp_path: Path) -> None:
     now = status._evaluation([tmp_path / "rows.jsonl"], 10, 0)
     assert now == status.Progress("waiting", "episodes", 0, 10)
     assert np.isnan(status.wilson(0, 0).value)
+
+
+def drawable(root: Path) -> Path:
+    """Rows of the smoke preset, but for LIBERO-Plus."""
+    for variant in ("sft", "grpo", "srpo-vjepa2-tiny"):
+        path = libero_run(root / "runs", "libero_goal", variant, 0.5)
+        if variant != "grpo":
+            paths_of(path, 0.1)
+        if variant != "sft":
+            rl_run(root / "runs", "libero_goal", variant, [0.2, 0.5])
+    curves_of(reward_benchmark(root, "libero_goal", {"pixel": 0.4, "vjepa2-tiny": 0.8}))
+    return root
+
+
+def test_redraw_draws_all_that_has_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = drawable(tmp_path / "smoke")
+    redraw.main([str(root), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    assert f"t2: left out: {root}/runs/libero_goal/sft/seed0/plus/episodes.parquet and 3 more" in said
+    drawn = {path.stem for path in (tmp_path / "out" / "figures").glob("*.pdf")}
+    assert drawn == {"t1", "t3", "f1", "f2", "f4"}
+    (root / "runs/libero_goal/grpo/seed0/metrics.csv").write_text("step\n1\n")
+    with pytest.raises(SystemExit, match="4 drawn, 1 refused"):
+        redraw.main([str(root), "--out", str(tmp_path / "out")])
+    assert "missing columns" in capsys.readouterr().out
+
+
+def test_the_paper_map_holds_our_values(tmp_path: Path) -> None:
+    redraw.main([str(drawable(tmp_path / "smoke")), "--out", str(tmp_path / "out")])
+    lines = paper_map.document(tmp_path / "out").splitlines()
+    rows = {
+        line.split("|")[1].strip(): line for line in lines if line.startswith("| T") or line.startswith("| F")
+    }
+    assert list(rows) == ["T1", "T2", "T3", "F1", "F2", "F3", "F4", "F5"]
+    table = pd.read_csv(tmp_path / "out/tables/t1.csv")
+    own = table[(table["variant"] == "grpo") & (table["suite"] == "average")].iloc[0]
+    assert f"GRPO: {100 * own['rate']:.1f}% [{100 * own['low']:.1f}, {100 * own['high']:.1f}]" in rows["T1"]
+    assert "OpenVLA*-One + online SRPO: 99.2%" in rows["T1"]
+    assert rows["T2"].endswith("| – | not run |") and rows["F4"].endswith("| measured |")
+    assert "12 RL runs" in rows["F2"]  # two suites, two variants, three seeds
+
+
+def test_the_paper_map_is_up_to_date() -> None:
+    text = (REPOSITORY / "docs" / "paper_map.md").read_text(encoding="utf-8")
+    shown = re.search(r"from `(.+?)`", text)
+    assert text == paper_map.document(REPOSITORY / shown[1] if shown else None).replace(
+        f"{REPOSITORY.as_posix()}/", ""
+    ), "run: python -m srpo.analysis.paper_map"
