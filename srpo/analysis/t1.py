@@ -66,6 +66,7 @@ def estimate(
                     "tasks": own["task_id"].nunique(),
                     "missing": int(((missing["variant"] == variant) & (missing["suite"] == suite)).sum()),
                     "mean_over_tasks": (ran["status"] == "success").groupby(ran["task_id"]).mean().mean(),
+                    **tables.over_runs(first, own),
                     **tables.comparison_columns(tables.compare(first, compared)),
                     "protocol": here["protocol"].iloc[0],
                     "note": "",

@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from srpo.analysis import style
 from srpo.analysis.io import (
@@ -22,7 +23,14 @@ from srpo.analysis.io import (
     read_episodes,
     read_rows,
 )
-from srpo.analysis.stats import Estimate, PairedDifference, paired_difference
+from srpo.analysis.stats import (
+    Estimate,
+    PairedDifference,
+    hierarchical,
+    interquartile_mean,
+    paired_difference,
+    probability_of_improvement,
+)
 from srpo.files import write_text, write_with
 
 SUITE_LABELS = {
@@ -122,6 +130,35 @@ def compare(baseline: pd.DataFrame, method: pd.DataFrame) -> PairedDifference:
 
     pairs = pd.concat([rates(baseline), rates(method)], axis=1, join="inner", keys=["baseline", "method"])
     return paired_difference(pairs["baseline"].to_numpy(float), pairs["method"].to_numpy(float))
+
+
+def over_runs(baseline: pd.DataFrame, method: pd.DataFrame) -> dict[str, float]:
+    """What a method's training runs say together, on tasks that all of them ran: columns of a tidy row.
+
+    `runs_low` and `runs_high` bound the success rate by a bootstrap of seeds and of episodes within each task
+    (Wilson's interval of the pooled episodes takes those of one policy for independent of its seed). `iqm` is
+    the interquartile mean over runs and tasks, `improvement` the chance that a run beats one of the baseline
+    on a task. NaN for one seed, or where a run lacks a task.
+    """
+    nothing = dict.fromkeys(("runs_low", "runs_high", "iqm", "improvement"), np.nan)
+    successes, episodes = _by_run(method)
+    if len(successes) < 2 or (episodes == 0).any():
+        return nothing
+    rate = hierarchical(successes, episodes, np.random.default_rng(0))
+    found = nothing | {"runs_low": rate.low, "runs_high": rate.high}
+    found["iqm"] = interquartile_mean(successes / episodes)
+    first, ran = _by_run(baseline)
+    if ran.shape[1:] == episodes.shape[1:] and (ran > 0).all():
+        found["improvement"] = probability_of_improvement(successes / episodes, first / ran)
+    return found
+
+
+def _by_run(episodes: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Successes and episodes that ran, int64 (seeds, tasks) each."""
+    ran = episodes[episodes["status"] != "infra_error"]
+    success = (ran["status"] == "success").groupby([ran["seed"], ran["task_id"]])
+    sums, sizes = (getattr(success, name)().unstack(fill_value=0) for name in ("sum", "size"))
+    return sums.to_numpy(np.int64), sizes.to_numpy(np.int64)
 
 
 def comparison_columns(result: PairedDifference) -> dict[str, Any]:

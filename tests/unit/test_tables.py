@@ -134,6 +134,25 @@ def test_t1_pools_seeds(tmp_path: Path) -> None:
     assert "3 seeds" in t1.to_latex(table, "")
 
 
+def test_t1_over_runs(tmp_path: Path) -> None:
+    paths = [libero_run(tmp_path, "libero_goal", "sft", 0.3)]
+    paths += [libero_run(tmp_path, "libero_goal", "srpo", r, seed=s) for s, r in enumerate((0.1, 0.5, 0.9))]
+    table = t1_of(paths)
+    own = cell(table, variant="srpo", suite="libero_goal")
+    rates = [
+        [(own["status"] == "success").mean() for _, own in read_rows(path, EPISODES).groupby("task_id")]
+        for path in paths
+    ]
+    first, runs = np.array(rates[:1]), np.array(rates[1:])
+    assert own["iqm"] == pytest.approx(np.sort(runs, axis=None)[1:-1].mean())
+    wins = (runs[:, None] > first) + (runs[:, None] == first) / 2
+    assert own["improvement"] == pytest.approx(wins.mean())
+    # Seeds that differ this much leave far more open than their pooled episodes would say.
+    assert own["runs_high"] - own["runs_low"] > 2 * (own["high"] - own["low"])
+    assert own["runs_low"] < own["rate"] < own["runs_high"]
+    assert np.isnan(cell(table, variant="sft", suite="libero_goal")["runs_low"])
+
+
 def test_t1_refuses_and_allows_incomplete(tmp_path: Path) -> None:
     paths = [libero_run(tmp_path, "libero_goal", variant, 0.5) for variant in SHEET]
     rows = read_rows(paths[1], EPISODES).to_dict("records")
