@@ -37,6 +37,8 @@ class Row:
 
     label: Sequence[str]
     cells: Sequence[Sequence[str]]
+    best: frozenset[int] = frozenset()
+    """Cells whose first line is printed in bold."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +68,17 @@ def tabular(corner: str, columns: Sequence[str], groups: Sequence[Group], notes:
         for row in group.rows:
             cells = [row.label, *row.cells]
             for level in range(max(len(cell) for cell in cells)):
-                lines.append(
-                    _line([cell[level] if level < len(cell) else "" for cell in cells], small=level > 0)
-                )
+                texts = [cell[level] if level < len(cell) else "" for cell in cells]
+                lines.append(_line(texts, row.best if level == 0 else frozenset(), small=level > 0))
     lines += [r"\bottomrule", r"\end{tabular}\endgroup"]
     if notes:
         lines.append(r"\par\smallskip\noindent{\footnotesize " + escape(" ".join(notes)) + r"\par}")
     return "\n".join([*lines, ""])
 
 
-def _line(cells: Sequence[str], small: bool = False) -> str:
+def _line(cells: Sequence[str], best: frozenset[int] = frozenset(), small: bool = False) -> str:
     texts = [escape(cell) for cell in cells]
+    texts = [rf"\textbf{{{text}}}" if place - 1 in best else text for place, text in enumerate(texts)]
     if small:
         texts = [f"{{\\scriptsize {text}}}" if text else "" for text in texts]
     return " & ".join(texts) + r" \\"

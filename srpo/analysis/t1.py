@@ -126,21 +126,36 @@ def _tasks(table: pd.DataFrame) -> dict[str, int]:
     return {suite: int(most[suite]) for suite in SUITES if most.get(suite, TASKS_PER_SUITE) < TASKS_PER_SUITE}
 
 
+def clearly_best(table: pd.DataFrame) -> dict[str, str]:
+    """Suite → our variant whose interval lies above those of all our others, where there is one."""
+    found: dict[str, str] = {}
+    for suite, own in table[(table["source"] == "ours") & table["low"].notna()].groupby("suite"):
+        own = own.sort_values("rate", ascending=False)
+        first, others = own.iloc[0], own.iloc[1:]
+        if len(others) and others["high"].max() < first["low"]:
+            found[str(suite)] = str(first["variant"])
+    return found
+
+
 def to_latex(table: pd.DataFrame, protocol: str) -> str:
     """Ours above the rule (percent, interval, counts), published rows below it."""
     columns = _columns(table)
     cells = tables.cells(table, "source", "variant", "suite")
+    bests = clearly_best(table)
     rows: dict[str, list[latex.Row]] = {"ours": [], "published": []}
     for source, variant in dict.fromkeys((source, variant) for source, variant, _ in cells):
         own = [cells[source, variant, suite] for suite in columns]
         label = [own[0]["label"]]
         if source == "ours" and max(cell["seeds"] for cell in own) > 1:
             label.append(f"{max(cell['seeds'] for cell in own)} seeds")
-        rows[source].append(latex.Row(label, [_cell(cell) for cell in own]))
+        best = frozenset(place for place, suite in enumerate(columns) if bests.get(suite) == variant)
+        mine = best if source == "ours" else frozenset()
+        rows[source].append(latex.Row(label, [_cell(cell) for cell in own], mine))
     ours = table[(table["source"] == "ours") & (table["suite"] == AVERAGE)]
     notes = [
         "Success in percent; beneath it the 95% Wilson interval and successes/episodes. Average: unweighted "
-        "mean of the suites. Published rows: other code and protocols, so not a like-for-like comparison.",
+        "mean of the suites. Bold: the interval lies above all our others'. Published rows: "
+        "other code and protocols, so not a like-for-like comparison.",
         *(f"{columns[s]}: {n} of {TASKS_PER_SUITE} tasks only." for s, n in _tasks(table).items()),
         protocol,
         *tables.coverage_notes(int(ours["infra_errors"].sum()), int(ours["missing"].sum())),

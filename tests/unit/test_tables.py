@@ -153,6 +153,16 @@ def test_t1_over_runs(tmp_path: Path) -> None:
     assert np.isnan(cell(table, variant="sft", suite="libero_goal")["runs_low"])
 
 
+@pytest.mark.parametrize(("rate", "bold"), [(1.0, True), (0.5, False)])
+def test_t1_prints_in_bold_only_what_the_intervals_support(rate: float, bold: bool, tmp_path: Path) -> None:
+    paths = [libero_run(tmp_path, "libero_goal", v, r) for v, r in (("sft", 0.4), ("srpo", rate))]
+    table = t1_of(paths)
+    assert t1.clearly_best(table) == ({"libero_goal": "srpo", "average": "srpo"} if bold else {})
+    tex = t1.to_latex(table, "")
+    assert (r"\textbf{100.0}" in tex) == bold
+    assert tex.count(r"\textbf") == bold  # one suite, no average; no published row
+
+
 def test_t1_refuses_and_allows_incomplete(tmp_path: Path) -> None:
     paths = [libero_run(tmp_path, "libero_goal", variant, 0.5) for variant in SHEET]
     rows = read_rows(paths[1], EPISODES).to_dict("records")
