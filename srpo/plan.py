@@ -39,7 +39,7 @@ CORES = {
     **{"trajectories": 8, "score": 8},
 }
 """Cores of a rule's jobs (`threads` in workflow/rules/)."""
-PACKED = {"evaluate": (3, 3), "plus_shard": (5, 5)}
+PACKED = {"evaluate": (3, 3), "plus_shard": (5, 13)}
 """By rule, parts of a job's folder that name its group, and jobs of a submission (slurm/config.yaml)."""
 
 

@@ -138,6 +138,7 @@ def test_evaluation_keeps_paths_and_videos_across_a_kill(
         out,
         tmp_path / "scratch",
         1,
+        None,
         paths,
         videos,
     )
@@ -168,4 +169,3 @@ def test_evaluation_keeps_paths_and_videos_across_a_kill(
         frames, fps = read_video(out.parent / video)
         assert len(frames) == FILMED
         assert (FILMED - 1) / fps == pytest.approx(steps / 20, rel=0.01)  # as fast as the simulation's clock
-    assert not (tmp_path / "scratch" / "seen").exists()

@@ -8,7 +8,10 @@ from pathlib import Path
 
 from test_workflow import ROOT, seconds, snakemake
 
-LOCAL = {"config", "plus", "plus_tasks", "checkpoint", "t1", "t2", "t3", "f2", "ablations", "all"}
+LOCAL = {
+    *("config", "plus", "plus_tasks", "checkpoint", "ablations", "videos", "all"),
+    *("t1", "t2", "t2_curves", "t3", "f1", "f2", "f3", "f4", "f5"),
+}
 """Rules that run where Snakemake does: seconds of work, or in need of the internet."""
 
 
