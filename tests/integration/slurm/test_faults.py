@@ -178,25 +178,3 @@ def test_lost_cancelled_preempted_and_overlong_jobs(cluster: Cluster, workflow: 
     threads = min(4, len(os.sched_getaffinity(0)))
     given = list(workflow.folder.glob("scratch/example/runs/*/*/*/given"))
     assert len(given) == 4 and {file.read_text() for file in given} == {f"0 {threads}\n" * 2}
-
-
-def test_snakemake_is_killed_and_run_again(cluster: Cluster, workflow: Workflow) -> None:
-    """Its jobs go on, and nobody waits for them: those of the second run take over from them."""
-    workflow.hold_all()
-    workflow.start()
-    wait_until(workflow.all_held, "four trainings at work", 120)
-    workflow.kill()
-    left = {job for job, *_ in cluster.jobs("running")}
-    assert len(left) == 4
-    workflow.start("--unlock")
-    workflow.finish()
-    workflow.start()
-    for run in RUNS:
-        wait_until(lambda run=run: len(workflow.attempts(run)) == 2, f"{run} again", 90)  # type: ignore[misc]
-        (workflow.hold / run).unlink()
-    workflow.finish()
-    workflow.check_steps()
-    for run in RUNS:
-        before, after = workflow.attempts(run)
-        assert before in left and after not in left
-    assert {state for job, state, *_ in cluster.jobs() if job in left} == {"CANCELLED"}
