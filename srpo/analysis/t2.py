@@ -5,6 +5,7 @@ Every episode file has its run's resolved `config.yaml` beside it; coverage is c
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -327,14 +328,8 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = tables.parser("t2", __doc__)
-    parser.add_argument("--sheet", type=Path, required=True, help="variants and labels (TSV), baseline first")
-    parser.add_argument("--tasks", type=Path, required=True, help="LIBERO-Plus task list (CSV)")
-    parser.add_argument(
-        "--episodes", type=Path, nargs="+", required=True, help="episodes.parquet of every run"
-    )
-    arguments = parser.parse_args(argv)
+def load(arguments: argparse.Namespace) -> tuple[dict[str, str], pd.DataFrame, pd.DataFrame]:
+    """What the command line names: the sheet, its episodes, and the expected ones that are missing."""
     sheet = tables.read_sheet(arguments.sheet)
     try:
         tasks = plus_tasks.read_tasks(arguments.tasks)
@@ -344,6 +339,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     episodes, missing = tables.load_episodes(
         arguments.episodes, "libero_plus", sheet, expected, arguments.allow_incomplete
     )
+    return sheet, episodes, missing
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = tables.parser("t2", __doc__)
+    parser.add_argument("--sheet", type=Path, required=True, help="variants and labels (TSV), baseline first")
+    parser.add_argument("--tasks", type=Path, required=True, help="LIBERO-Plus task list (CSV)")
+    parser.add_argument(
+        "--episodes", type=Path, nargs="+", required=True, help="episodes.parquet of every run"
+    )
+    arguments = parser.parse_args(argv)
+    sheet, episodes, missing = load(arguments)
     table = estimate(episodes, missing, sheet, tables.read_published(arguments.published, "T2"))
     lacking = tables.count_of("episodes", len(missing))
     tables.write(arguments, table, draw, lacking, to_latex(table, tables.protocol_note(episodes)))

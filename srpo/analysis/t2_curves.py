@@ -17,10 +17,9 @@ from matplotlib.figure import Figure
 
 from srpo import plus_tasks
 from srpo.analysis import style, tables
-from srpo.analysis.io import DIMENSIONS, ResultError, read_config, run
+from srpo.analysis.io import DIMENSIONS, ResultError, run
 from srpo.analysis.stats import wilson
-from srpo.analysis.t2 import expected_episodes
-from srpo.config import PlusStage
+from srpo.analysis.t2 import load
 
 ANGLES = (0, 15, 30, 45, 60, 75)
 """Bins of camera angles, degrees: (lower, upper]; a camera that does not turn about the scene is in bin 0."""
@@ -155,15 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--classification", type=Path, help="LIBERO-Plus's task_classification.json")
     arguments = parser.parse_args(argv)
-    sheet = tables.read_sheet(arguments.sheet)
-    try:
-        tasks = plus_tasks.read_tasks(arguments.tasks)
-    except (OSError, ValueError) as error:
-        raise ResultError(str(error)) from None
-    expected = expected_episodes([read_config(path, PlusStage) for path in arguments.episodes], tasks)
-    episodes, missing = tables.load_episodes(
-        arguments.episodes, "libero_plus", sheet, expected, arguments.allow_incomplete
-    )
+    sheet, episodes, missing = load(arguments)
     difficulty = read_classification(arguments.classification) if arguments.classification else None
     tables.write(
         arguments,
