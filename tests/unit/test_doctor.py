@@ -26,8 +26,9 @@ def test_this_machine_can_do_the_work(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stdout
     assert not any(line.startswith("failed") for line in lines)
-    for what in ("ok       MuJoCo 3.", "ok       MUJOCO_GL=", f"ok       {tmp_path / 'scratch'}: "):
+    for what in ("ok       MuJoCo 3.", "ok       MUJOCO_GL="):
         assert any(line.startswith(what) for line in lines), what
+    assert any(f"{tmp_path / 'scratch'}: " in line for line in lines)  # ok, or a warning: a full disk
     assert "warning  no Slurm here (sbatch)" in lines
 
 

@@ -1,6 +1,6 @@
 """Memory estimates against what a real run of the same small policy allocates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,15 @@ from srpo.config import Lora
 from srpo.policies import memory
 from srpo.policies.openvla_oft import Inputs, OpenVLAOFT, load_policy, save_policy
 from srpo.types import TOKENS
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Attention on the CPU takes scratch memory for each thread; beside these small tensors it would show."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def allocated(work: Callable[[], object]) -> int:
