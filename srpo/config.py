@@ -637,6 +637,8 @@ class Preset(Section):
     """Tables and figures to make, and the runs each of them shows; runs are shared."""
     settings: dict[str, Any] = {}
     """Settings that differ from the layers below, as in `configs/base.yaml`."""
+    suite_settings: dict[Suite, dict[str, Any]] = {}
+    """Settings of single suites, over those above."""
 
     @model_validator(mode="after")
     def _complete(self) -> Preset:
@@ -646,6 +648,9 @@ class Preset(Section):
                 raise ValueError(f"{name} {list(values)} repeat")
         if self.tasks != "all" and set(self.tasks) != set(self.suites):
             raise ValueError(f"tasks must name the suites {list(self.suites)}, not {list(self.tasks)}")
+        for suite in self.suite_settings:
+            if suite not in self.suites:
+                raise ValueError(f"suite_settings names {suite}, which suites does not have")
         for name, table in self.tables.items():
             outside = set(table.suites or ()) - set(self.suites)
             if outside:

@@ -29,7 +29,7 @@ Settings are YAML files in layers, each only saying how it differs from those be
 2. `configs/suites/<suite>.yaml`
 3. `configs/policies/<policy>.yaml`: the preset chooses the policy
 4. `configs/world_models/<world model>.yaml`: the variant chooses the world model
-5. the preset's `settings`
+5. the preset's `settings`, then its `suite_settings` of the run's suite
 6. `configs/variants/<variant>.yaml`: sheets in `configs/experiments/` choose the variants
 7. the command line: `snakemake --config set="train.steps=5 reward.alpha=0.5"`
 

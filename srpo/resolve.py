@@ -1,7 +1,7 @@
 """Layer the YAML files of `configs/` and resolve them into the stages of a preset's runs.
 
     base.yaml → suites/<suite>.yaml → policies/<policy>.yaml → world_models/<world model>.yaml
-              → the preset's `settings` → variants/<variant>.yaml → `key=value` from the command line
+              → the preset's `settings` → its `suite_settings` → variants/<variant>.yaml → `key=value` from the command line
 
 Each layer says only how it differs from those before it, and is checked by itself, so that an error names the
 file it stands in. A file's name is the name: a preset chooses its `policy`, a variant its `world_model`.
@@ -209,6 +209,9 @@ class Resolver:
         if world_model is not None:
             layers.append(self._named("world_models", "world_model", world_model, source, key))
         layers.append(Layer(self.source, self.preset.settings, "settings."))
+        if suite in self.preset.suite_settings:
+            own = self.preset.suite_settings[suite]
+            layers.append(Layer(self.source, own, f"suite_settings.{suite}."))
         if variant is not None:
             path = f"variants/{variant}.yaml"
             own = {name: value for name, value in self.read(path).items() if name != "world_model"}

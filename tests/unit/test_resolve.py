@@ -134,6 +134,14 @@ def test_layer_order(configs: Path) -> None:
     stage = resolver("example", configs=configs).stage("evaluate", "libero_goal", "sft", 0)
     assert stage.protocol.max_steps == 136, "the preset's settings stand over the suite's"
     assert stage.protocol.render == "fast", "the policy's stand over base.yaml"
+    with (configs / "presets/example.yaml").open("a") as file:
+        file.write("suite_settings: {libero_goal: {protocol: {max_steps: 99}, train: {steps: 5}}}\n")
+    changed = resolver("example", configs=configs)
+    one = changed.stage("train", "libero_goal", "grpo", 0)
+    assert isinstance(one, TrainStage)
+    assert (one.protocol.max_steps, one.train.steps) == (99, 5), "a suite's stand over all suites'"
+    assert one.protocol.profile == "held_out", "and say only how they differ"
+    assert changed.settings()[0]["protocol"]["max_steps"] == 136, "other stages have their own"
     changed = train("smoke", "srpo-pixel", "world_model.frames=4", "train.steps=7")
     assert changed.world_model is not None and changed.world_model.frames == 4 and changed.train.steps == 7
 
@@ -245,6 +253,13 @@ WRONG = [
     ("presets/example.yaml", "vjepa2-tiny]", "vjepa2-tinny]", r"world_models:.*did you mean `vjepa2-tiny`"),
     ("presets/example.yaml", "tiny/t1", "tiny/t9", r"tables\.t1\.sheet: .*did you mean `tiny/t"),
     ("presets/example.yaml", "max_steps", "max_stepz", r"settings\.protocol\.max_stepz: .*`max_steps`"),
+    ("presets/example.yaml", "settings:", "suite_settings: {libero_10: {}}\nsettings:", r"libero_10"),
+    (
+        "presets/example.yaml",
+        "settings:",
+        "suite_settings: {libero_goal: {train: {step: 1}}}\nsettings:",
+        r"suite_settings\.libero_goal\.train\.step: .*`steps`",
+    ),
     ("presets/example.yaml", "7, 8", "7, 12", r"tasks.*tasks 0–9, not \[12\]"),
     ("presets/example.yaml", "prompts: 8", "prompts: 800", r"train\.prompts.*2 tasks × 40 states"),
     ("experiments/tiny/t1.tsv", "grpo", "gropo", r"variant: .*did you mean `grpo`"),
