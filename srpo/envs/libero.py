@@ -111,6 +111,8 @@ _REGION = re.compile(r'(<site quat="1 0 0 0" type="box" )pos="([^"]*)" size="([^
 def without_regions(scene: str) -> tuple[str, dict[str, tuple[list[float], list[float]]]]:
     """A scene's XML with all its regions (LIBERO's target zones) in one place, and where they really are.
 
+    That place is not their body's origin: MuJoCo would compile such sites to stay there, wherever `pos` says.
+
     Returns:
         The XML, and per site its position and half sizes (m).
     """
@@ -119,7 +121,7 @@ def without_regions(scene: str) -> tuple[str, dict[str, tuple[list[float], list[
         return [float(word) for word in text.split()]
 
     regions = {name: (numbers(pos), numbers(size)) for _, pos, size, _, name in _REGION.findall(scene)}
-    return _REGION.sub(r'\1pos="0 0 0" size="0.01 0.01 0.01"\4', scene), regions
+    return _REGION.sub(r'\1pos="1 1 1" size="0.01 0.01 0.01"\4', scene), regions
 
 
 def _build(bddl_file: Path, scene_xml: str | None = None) -> Any:

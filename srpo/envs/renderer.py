@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from srpo.envs.gl import create_context
 from srpo.envs.models import render_model
 
-CONTEXTS = 4
+CONTEXTS = 2
 """Scenes whose meshes and textures a process keeps in OpenGL's memory."""
 
 

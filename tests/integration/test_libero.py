@@ -83,6 +83,24 @@ def test_lean_step_and_pictures_equal_the_stock_environments(suite: str, task_id
     stock.close()
 
 
+def test_goals_have_their_regions_where_the_stock_scene_has_them() -> None:
+    """`Push the plate to the front of the stove` is such a goal: its region is no body's, but a place."""
+    env = LiberoEnv("libero_goal", 5, protocol(render="fast"))
+    env.reset(0)
+    model = mujoco.MjModel.from_xml_string(env.env.model.get_xml())
+    model.body_pos[:], model.body_quat[:] = env.model.body_pos, env.model.body_quat  # a reset moves fixtures
+    data = mujoco.MjData(model)
+    data.qpos[:] = env.data.qpos
+    mujoco.mj_kinematics(model, data)
+    mujoco.mj_kinematics(env.model, env.data)
+    regions = [name for name in env.env.object_sites_dict if name.endswith("_region")]
+    assert len(regions) > 10
+    for name in regions:
+        np.testing.assert_array_equal(env.data.site(name).xpos, data.site(name).xpos, err_msg=name)
+        np.testing.assert_array_equal(env.data.site(name).xmat, data.site(name).xmat, err_msg=name)
+        np.testing.assert_array_equal(env.model.site(name).size, model.site(name).size, err_msg=name)
+
+
 @pytest.fixture(scope="module")
 def bowl_on_plate() -> LiberoEnv:
     return LiberoEnv("libero_goal", 8, protocol(render="fast"))
