@@ -70,6 +70,7 @@ _LOOKS = {
     "srpo-dinov2": (ORANGE, "h"),
     "srpo-clip": (GREEN, "h"),
     "srpo-siglip": (PURPLE, "h"),
+    "srpo-imagebind": (GREEN, "d"),
     "pixel": (PURPLE, "D"),
     "dinov2": (ORANGE, "h"),
     "clip": (GREEN, "h"),

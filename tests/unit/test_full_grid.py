@@ -58,7 +58,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for suite in SUITES:
         for variant in dict.fromkeys([*labels("t1"), *labels("ablations")]):
             rate = RATES.get(variant, 0.9 + 0.001 * len(variant))
-            models = {"srpo-pixel": "pixel", "srpo-dinov2": "dinov2", "srpo-clip": "clip"}
+            models = {"srpo-pixel": "pixel", "srpo-dinov2": "dinov2", "srpo-imagebind": "imagebind"}
             reward = {"eps": 0.5, "eps_relative": False} | REWARDS.get(variant, {})
             for seed in SEEDS[:1] if variant == "sft" else SEEDS:
                 libero_run(root, suite, variant, rate, seed=seed, tasks=10, states=50)

@@ -27,15 +27,15 @@ def test_cores_are_those_of_the_rules() -> None:
 
 
 def test_the_papers_counts() -> None:
-    """As the workflow's own tests count: 284 submissions, 776 jobs."""
+    """As the workflow's own tests count: 288 submissions, 780 jobs."""
     preset, source = load_preset("paper")
     jobs = work(plan(preset, source, ROOT / "configs"), THROUGHPUT, 0)
     counts = {rule: sum(job.rule == rule for job in jobs) for rule in CORES}
     assert counts == {
         **{"demos": 4, "world_model": 0, "sft": 4, "train": 168, "evaluate": 172},
-        **{"plus_shard": 412, "trajectories": 4, "score": 12},
+        **{"plus_shard": 412, "trajectories": 4, "score": 16},
     }
-    assert submissions(jobs) == 284
+    assert submissions(jobs) == 288
     evaluated = [job for job in jobs if job.rule == "evaluate"]
     assert {job.episodes for job in evaluated} == {500}  # ten tasks from fifty states
     # 500 episodes of 512 steps, 100 steps a second on each of 8 cores
