@@ -1,7 +1,8 @@
 """Layer the YAML files of `configs/` and resolve them into the stages of a preset's runs.
 
     base.yaml → suites/<suite>.yaml → policies/<policy>.yaml → world_models/<world model>.yaml
-              → the preset's `settings` → its `suite_settings` → variants/<variant>.yaml → `key=value` from the command line
+              → the preset's `settings` → its `suite_settings` → variants/<variant>.yaml
+              → `key=value` from the command line
 
 Each layer says only how it differs from those before it, and is checked by itself, so that an error names the
 file it stands in. A file's name is the name: a preset chooses its `policy`, a variant its `world_model`.
