@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from srpo.distributed import gather, spread
 from srpo.files import atomic_directory, atomic_file, write_json
 from srpo.manifest import sha256
 from srpo.types import Episode, EpisodeSpec
@@ -44,6 +45,7 @@ class Checkpoints:
     def __init__(self, scratch: Path, run: str, keep: int = 2, writer: bool = True) -> None:
         self._folder = scratch
         self._keep = keep
+        self._writer = writer
         if not writer:
             return
         note = scratch / "run.json"
@@ -61,12 +63,16 @@ class Checkpoints:
     ) -> None:
         """Keep what is trained of the model, the optimiser and `progress` (JSON) after `step`.
 
-        Generators need no keeping: every random draw of a run is seeded by (seed, step).
+        Generators need no keeping: every random draw of a run is seeded by (seed, step). Of a distributed
+        run's processes all call, since weights may be spread over them; the writer writes.
         """
+        trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        weights, moments = (gather(tree, self._writer) for tree in (trained, optimiser.state_dict()))
+        if not self._writer:
+            return
         with atomic_directory(self._folder / f"checkpoint-{step:08d}") as folder:
-            trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-            save_file({name: p.contiguous() for name, p in trained.items()}, folder / "model.safetensors")
-            torch.save(optimiser.state_dict(), folder / "optimiser.pt")
+            save_file({name: p.contiguous() for name, p in weights.items()}, folder / "model.safetensors")
+            torch.save(moments, folder / "optimiser.pt")
             write_json(folder / "progress.json", progress)
             hashes = {file.name: sha256(file) for file in folder.iterdir()}
             write_json(folder / "hashes.json", hashes)
@@ -86,10 +92,16 @@ class Checkpoints:
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
                     if parameter.requires_grad:
-                        parameter.copy_(trained.pop(name))
+                        parameter.copy_(spread(trained.pop(name), parameter))
             if trained:
                 raise ValueError(f"{folder}: weights of another model: {sorted(trained)[:5]}")
-            optimiser.load_state_dict(torch.load(folder / "optimiser.pt", weights_only=True))
+            # Mapped, not read: the processes of a machine share its pages.
+            state = torch.load(folder / "optimiser.pt", map_location="cpu", weights_only=True, mmap=True)
+            parameters = (parameter for group in optimiser.param_groups for parameter in group["params"])
+            for number, parameter in enumerate(parameters):
+                moments = state["state"].get(number, {})
+                moments.update({name: spread(value, parameter) for name, value in moments.items()})
+            optimiser.load_state_dict(state)
             return int(folder.name.rsplit("-", 1)[1]), json.loads((folder / "progress.json").read_text())
         return None
 

@@ -17,9 +17,17 @@ from srpo.algo.losses import regression_loss
 from srpo.checkpoint import EpisodeStore, preemptible
 from srpo.config import Offline, TrainStage, load_stage
 from srpo.locks import held
-from srpo.policies.openvla_oft import load_policy
 from srpo.rollout import Rollouts
-from srpo.trainer import Batch, Objective, Runner, begin, collect, parse_arguments, reward_rows
+from srpo.trainer import (
+    Batch,
+    Objective,
+    Runner,
+    begin,
+    collect,
+    load_frozen,
+    parse_arguments,
+    reward_rows,
+)
 
 
 def weighted_objective(offline: Offline) -> Objective:
@@ -43,7 +51,7 @@ def train(
     clock = [time.perf_counter()]
     # The rollouts are the initial policy's, even where a resumed one has gone on from it. They stay in the
     # store until the run is finished, so that nothing is run twice.
-    actor = load_policy(initial, run.accelerator.device)
+    actor = load_frozen(initial, run.policy, run.accelerator)
     with Rollouts(config.suite, config.protocol, actor, workers) as rollouts:
         batch = collect(config, 1, Runner(rollouts, EpisodeStore(scratch), run.accelerator))
     del actor

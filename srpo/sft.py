@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedType
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -24,6 +23,7 @@ from srpo.analysis.io import SFT_METRICS, write_rows
 from srpo.checkpoint import Checkpoints, fingerprint
 from srpo.config import Sft, SftStage, load_stage
 from srpo.demos import Demonstration, file_name, read_demonstrations
+from srpo.distributed import is_sharded, make_accelerator, require_whole_weights
 from srpo.fetch import verify
 from srpo.locks import held
 from srpo.manifest import sha256, write_manifest
@@ -99,6 +99,15 @@ def learning_rate(update: int, updates: int, peak: float, warmup: float) -> floa
     if update < rising:
         return peak * (update + 1) / rising
     return peak * 0.5 * (1 + math.cos(math.pi * (update - rising) / max(1, updates - rising)))
+
+
+def adamw(
+    model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
+) -> torch.optim.AdamW:
+    """AdamW for what is trained of a model; on a GPU it is one kernel for many tensors."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    fused = all(parameter.is_cuda for parameter in trained) or None
+    return torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, betas=betas, fused=fused)
 
 
 class Learner(nn.Module):
@@ -203,25 +212,23 @@ def train(config: SftStage, demos: Path, out: Path, scratch: Path, checkpoint: P
     demonstrations = [d for file in files for d in read_demonstrations(file)]
     inputs = {file.name: sha256(file) for file in files}
 
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    accelerator = make_accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
     rank, processes = accelerator.process_index, accelerator.num_processes
-    if accelerator.distributed_type == DistributedType.FSDP:
-        raise SystemExit("SFT on several GPUs is data-parallel: use adapters (policy.lora), not FSDP")
+    if is_sharded(accelerator):
+        require_whole_weights(config.policy)
     if sft.batch_size % processes:
         raise SystemExit(f"sft.batch_size {sft.batch_size} is not a multiple of the {processes} processes")
     device = accelerator.device
     model = _initial_policy(config, demonstrations, checkpoint, device)
-    whole = Learner(model, sft)
+    whole = Learner(model, sft).to(device)
     model.make_trainable()
     statistics = model.statistics(config.suite)
     samples = build_samples(demonstrations, sft.stride, statistics["action"])
-    trained = [parameter for parameter in whole.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(
-        trained, lr=sft.learning_rate, weight_decay=sft.weight_decay, betas=(0.9, 0.98)
-    )
+    optimiser = adamw(whole, sft.learning_rate, sft.weight_decay, betas=(0.9, 0.98))
     learner, optimiser = accelerator.prepare(whole, optimiser)
+    identity = fingerprint(config.model_dump_json(), *inputs.values())
     with accelerator.main_process_first():
-        checkpoints = Checkpoints(scratch, fingerprint(config.model_dump_json(), *inputs.values()))
+        checkpoints = Checkpoints(scratch, identity, writer=accelerator.is_main_process)
     done, spent = 0, 0.0
     if (resumed := checkpoints.resume(whole, optimiser)) is not None:
         done, progress = resumed
@@ -230,7 +237,7 @@ def train(config: SftStage, demos: Path, out: Path, scratch: Path, checkpoint: P
 
     accelerator.print(
         f"{len(demonstrations)} demonstrations, {len(samples.words)} samples, "
-        f"{sum(p.numel() for p in trained) / 1e6:.2f} M of "
+        f"{sum(p.numel() for p in whole.parameters() if p.requires_grad) / 1e6:.2f} M of "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters trained, "
         f"{config.policy.image_size} px, on {processes} × {device.type}",
         flush=True,
@@ -257,7 +264,7 @@ def train(config: SftStage, demos: Path, out: Path, scratch: Path, checkpoint: P
             group["lr"] = rate
         optimiser.zero_grad()
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(trained, sft.grad_clip)
+        accelerator.clip_grad_norm_(learner.parameters(), sft.grad_clip)
         optimiser.step()
         logged = accelerator.reduce(torch.stack([loss.detach(), cross_entropy.detach(), error]), "mean")
         window.append(tuple(logged.tolist()))
@@ -280,11 +287,10 @@ def train(config: SftStage, demos: Path, out: Path, scratch: Path, checkpoint: P
         # Only where the window is empty, so that a resumed run logs the same rows.
         if finished % sft.checkpoint_every == 0 and not window and finished < sft.updates:
             progress = {"rows": rows, "seconds": time.perf_counter() - started}
-            if accelerator.is_main_process:
-                checkpoints.save(finished, whole, optimiser, progress)
+            checkpoints.save(finished, whole, optimiser, progress)
             accelerator.wait_for_everyone()
+    _finish(config, model, rows, out, inputs, writer=accelerator.is_main_process)
     if accelerator.is_main_process:
-        _finish(config, model, rows, out, inputs)
         checkpoints.clear()
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -297,9 +303,16 @@ def _task_name(config: SftStage, task_id: int) -> str:
 
 
 def _finish(
-    config: SftStage, model: OpenVLAOFT, rows: list[dict[str, Any]], out: Path, inputs: dict[str, str]
+    config: SftStage,
+    model: OpenVLAOFT,
+    rows: list[dict[str, Any]],
+    out: Path,
+    inputs: dict[str, str],
+    writer: bool = True,
 ) -> None:
-    save_policy(model.eval(), out / "policy")
+    save_policy(model.eval(), out / "policy", writer)
+    if not writer:
+        return
     write_rows(out / "metrics.csv", rows, SFT_METRICS)
     parameters = sum(p.numel() for p in model.parameters())
     write_manifest(

@@ -5,19 +5,16 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import ProjectConfiguration
 
+from srpo import distributed
 from srpo.config import TrainStage
 
 PROJECT = "srpo"
-PATIENCE = timedelta(days=1)
-"""How long a process waits for the others, whose episodes may be longer; torch's default is minutes."""
 
 
 def make_accelerator(trackers: Iterable[str], out: Path) -> Accelerator:
@@ -30,19 +27,10 @@ def make_accelerator(trackers: Iterable[str], out: Path) -> Accelerator:
             raise SystemExit(
                 f"train.trackers: the package {name} is not installed. `pip install {name}`, or take it out"
             )
-    accelerator = Accelerator(
-        # Otherwise processes on CPUs do not find one another, and each takes itself for the only one.
-        cpu=not torch.accelerator.is_available(),
+    return distributed.make_accelerator(
         log_with=list(trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out / "tensorboard")),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
-    if accelerator.distributed_type == DistributedType.FSDP:
-        raise SystemExit(
-            "reinforcement learning keeps the whole policy in each process and does not run under FSDP: "
-            "launch it without an FSDP configuration, with adapters (policy.lora) where memory is short"
-        )
-    return accelerator
 
 
 def start_trackers(accelerator: Accelerator, config: TrainStage, run: str, done: int) -> None:

@@ -5,13 +5,12 @@ python -m srpo.trainer --config CONFIG --policy FOLDER [--world-model FOLDER] [-
 
 With several processes (`accelerate launch`, docs/hpc.md) each runs every n-th episode of a step and holds its
 pictures; what is needed of an episode to score it is gathered, so that each process sees the whole batch, and
-gradients are summed.
+gradients are averaged. Under FSDP each holds a part of the policy that learns and a copy of it that acts.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,6 +34,7 @@ from srpo.analysis.io import REWARDS, RL_METRICS, TASK_METRICS, write_rows
 from srpo.checkpoint import Checkpoints, EpisodeStore, fingerprint, preemptible
 from srpo.config import Train, TrainStage, load_stage
 from srpo.demos import file_name, read_demonstrations
+from srpo.distributed import follow, is_sharded, require_whole_weights, whole
 from srpo.envs.libero import load_task
 from srpo.locks import held
 from srpo.manifest import sha256, write_manifest
@@ -42,7 +42,7 @@ from srpo.policies.openvla_oft import Inputs, OpenVLAOFT, load_policy, save_poli
 from srpo.rewards.progress import ShapedRewards, shape_rewards
 from srpo.rollout import Rollouts
 from srpo.tracking import make_accelerator, scalars, start_trackers
-from srpo.types import Episode, EpisodeSpec, FailedRun
+from srpo.types import PROPRIO_DIM, TOKENS, Episode, EpisodeSpec, FailedRun
 from srpo.world_models import WorldModel, load_world_model
 
 # Which episodes.
@@ -314,6 +314,24 @@ def gather_queries(
     )
 
 
+def blank_episode(config: TrainStage) -> Episode:
+    """One query without content or tokens that count, for a process that has no episode of a mini-batch."""
+    size = config.protocol.image_size
+    return Episode(
+        spec=EpisodeSpec(config.suite, config.tasks[0], 0, 0, config.train.temperature),
+        success=False,
+        steps=0,
+        images=np.zeros((1, size, size, 3), np.uint8),
+        proprio=np.zeros((1, PROPRIO_DIM), np.float32),
+        tokens=np.zeros((1, TOKENS), np.int64),
+        log_probs=np.zeros((1, TOKENS), np.float32),
+        valid=np.zeros((1, TOKENS), bool),
+        frames=np.zeros((0, size, size, 3), np.uint8),
+        path=np.zeros((1, 3), np.float32),
+        wall_seconds=0.0,
+    )
+
+
 Objective = Callable[..., PolicyLoss]
 """A loss of `srpo.algo.losses` with its settings filled in, weights of KL and entropy excepted."""
 LEARNT = ("loss", "kl", "update_kl", "clip_fraction", "entropy", "grad_norm")
@@ -348,41 +366,44 @@ def update(
         order = np.random.default_rng([config.seed, step, epoch]).permutation(groups)
         for start in range(0, len(order), train.minibatch):
             members = np.isin(batch.groups, order[start : start + train.minibatch]) & scores.kept
-            # Of the whole mini-batch, whichever processes its episodes are with.
-            normaliser = float(batch.tokens[members].sum())
+            # A process's share of the whole mini-batch's tokens, whichever processes its episodes are with:
+            # losses and gradients are means over processes.
+            normaliser = float(batch.tokens[members].sum()) / accelerator.num_processes
             own = [k for k in np.flatnonzero(members) if batch.outcomes[k].number in batch.episodes]
+            episodes = [batch.episodes[batch.outcomes[k].number] for k in own] or [blank_episode(config)]
+            advantages = scores.advantages[own] if own else np.zeros(1)
+            queries = gather_queries(policy, config.suite, episodes, advantages)
             optimiser.zero_grad()
             log = torch.zeros(5, dtype=torch.float64)
-            if own:
-                episodes = [batch.episodes[batch.outcomes[k].number] for k in own]
-                queries = gather_queries(policy, config.suite, episodes, scores.advantages[own])
-                for at in range(0, len(queries.tokens), train.microbatch):
-                    part = slice(at, at + train.microbatch)
-                    inputs, tokens = queries.inputs[part], queries.tokens[part]
-                    log_probs, entropy = policy.log_probs(inputs, tokens, train.temperature)
-                    reference_log_probs = None
-                    if reference is not None:
-                        with torch.no_grad():
-                            reference_log_probs, _ = reference.log_probs(inputs, tokens, train.temperature)
-                    loss = objective(
-                        log_probs,
-                        queries.log_probs[part],
-                        queries.advantages[part],
-                        queries.valid[part],
-                        normaliser,
-                        reference_log_probs=reference_log_probs,
-                        kl_weight=train.kl,
-                        entropy=entropy,
-                        entropy_weight=train.entropy,
-                    )
-                    accelerator.backward(loss.total)
-                    terms = (loss.total, loss.kl, loss.approx_kl, loss.clip_fraction, loss.entropy)
-                    log += torch.stack([term.detach() for term in terms]).double().cpu()
-            sum_gradients(policy, accelerator)
-            norm = accelerator.clip_grad_norm_(policy.parameters(), train.grad_clip)
+            for at in range(0, max(gather_object([len(queries.tokens)])), train.microbatch):
+                # As often in every process, for FSDP: one that has run out takes a query without weight.
+                left = at < len(queries.tokens)
+                part = slice(at, at + train.microbatch) if left else slice(1)
+                inputs, tokens = queries.inputs[part], queries.tokens[part]
+                log_probs, entropy = policy.log_probs(inputs, tokens, train.temperature)
+                reference_log_probs = None
+                if reference is not None:
+                    with torch.no_grad():
+                        reference_log_probs, _ = reference.log_probs(inputs, tokens, train.temperature)
+                loss = objective(
+                    log_probs,
+                    queries.log_probs[part],
+                    queries.advantages[part],
+                    queries.valid[part] & left,
+                    normaliser,
+                    reference_log_probs=reference_log_probs,
+                    kl_weight=train.kl,
+                    entropy=entropy,
+                    entropy_weight=train.entropy,
+                )
+                accelerator.backward(loss.total)
+                terms = (loss.total, loss.kl, loss.approx_kl, loss.clip_fraction, loss.entropy)
+                log += torch.stack([term.detach() for term in terms]).double().cpu()
+            average_gradients(policy, accelerator)
+            norm = whole(accelerator.clip_grad_norm_(policy.parameters(), train.grad_clip))
             optimiser.step()
-            whole = accelerator.reduce(log.float().to(accelerator.device), reduction="sum")
-            logs.append([*whole.tolist(), float(norm)])
+            everyone = accelerator.reduce(log.float().to(accelerator.device), reduction="mean")
+            logs.append([*everyone.tolist(), float(norm)])
     if not logs:
         return dict.fromkeys(LEARNT)
     means: dict[str, float | None] = dict(zip(LEARNT, np.mean(logs, axis=0).tolist(), strict=True))
@@ -391,20 +412,13 @@ def update(
     return means
 
 
-def sum_gradients(policy: torch.nn.Module, accelerator: Accelerator) -> None:
-    """Add up the processes' gradients: each divides its loss by the whole mini-batch's tokens.
-
-    Not by DistributedDataParallel: it takes means, and expects as many micro-batches of every process.
-    """
-    if accelerator.num_processes == 1:
+def average_gradients(policy: torch.nn.Module, accelerator: Accelerator) -> None:
+    """Give all processes the mean of their gradients, as FSDP did in every backward pass."""
+    if accelerator.num_processes == 1 or is_sharded(accelerator):
         return
-    parameters = list(policy.parameters())
-    has = torch.tensor([float(p.grad is not None) for p in parameters], device=accelerator.device)
-    # A process without an episode of this mini-batch has no gradients, and unused parameters never have one.
-    for parameter, used in zip(parameters, accelerator.reduce(has, reduction="sum"), strict=True):
-        if used:
-            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = accelerator.reduce(own, reduction="sum")
+    for parameter in policy.parameters():
+        if parameter.grad is not None:
+            parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")
 
 
 def learning_rate(train: Train, step: int) -> float:
@@ -668,19 +682,20 @@ class Run:
 
     def save(self, step: int) -> bool:
         """Write a checkpoint, where one is due and by one process; tell whether it did."""
-        train = self.config.train
-        due = step % train.checkpoint_every == 0 and step < train.steps and self.accelerator.is_main_process
+        train, writer = self.config.train, self.accelerator.is_main_process
+        due = step % train.checkpoint_every == 0 and step < train.steps
         if due:
             self.checkpoints.save(step, self.policy, self.optimiser, self.logs)
-            write_rows(self.scratch / "metrics.csv", self.logs["metrics"], RL_METRICS)
-        return due
+            if writer:
+                write_rows(self.scratch / "metrics.csv", self.logs["metrics"], RL_METRICS)
+        return due and writer
 
     def finish(self, out: Path, workers: int) -> None:
         """Write the results and forget what they were resumed from."""
+        save_policy(self.policy, out / "policy", self.accelerator.is_main_process)
         if self.accelerator.is_main_process:
             for line in doubtful_run(self.logs["metrics"], self.logs["tasks"]):
                 print(f"warning: {line}", flush=True)
-            save_policy(self.policy, out / "policy")
             write_rows(out / "metrics.csv", self.logs["metrics"], RL_METRICS)
             write_rows(out / "tasks.csv", self.logs["tasks"], TASK_METRICS)
             write_rows(out / "rewards.parquet", self.logs["rewards"], REWARDS)
@@ -710,16 +725,16 @@ def begin(
     policy = load_policy(initial, accelerator.device)
     # Dropout-free in both modes; one mode, so that sampling and learning see the same network.
     policy.eval()
+    torch.manual_seed(config.seed)  # adapters start at random
+    policy.make_trainable()
+    optimiser = sft.adamw(policy, config.train.learning_rate, config.train.weight_decay)
+    if is_sharded(accelerator):
+        require_whole_weights(policy.settings)
+        accelerator.prepare(policy, optimiser)  # changes both in place
+    reference = load_frozen(initial, policy, accelerator) if config.train.kl > 0 else None
     world_model = None
     if config.world_model is not None:
         world_model = load_world_model(config.world_model, world_model_folder)
-    reference = copy.deepcopy(policy).requires_grad_(False) if config.train.kl > 0 else None
-    torch.manual_seed(config.seed)  # adapters start at random
-    policy.make_trainable()
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(
-        trained, lr=config.train.learning_rate, weight_decay=config.train.weight_decay
-    )
     inputs = {"policy": sha256(initial)}
     if world_model_folder is not None:
         inputs["world_model"] = sha256(world_model_folder)
@@ -755,6 +770,13 @@ def begin(
     return run
 
 
+def load_frozen(initial: Path, policy: OpenVLAOFT, accelerator: Accelerator) -> OpenVLAOFT:
+    """The initial policy, not to be trained: whole in each process, in the precision of `policy`'s passes."""
+    mixed = is_sharded(accelerator) and accelerator.mixed_precision == "bf16"
+    held = policy.settings.model_copy(update={"dtype": "bfloat16"} if mixed else {})
+    return load_policy(initial, accelerator.device, held).requires_grad_(False)
+
+
 def evaluation_specs(config: TrainStage) -> list[EpisodeSpec]:
     """Greedy episodes of every task from its first test states, as `srpo.evaluate` runs them."""
     states = list(config.protocol.test_states())[: config.train.evaluate_states]
@@ -774,7 +796,10 @@ def train(
     run = begin(config, initial, world_model_folder, demos, out, scratch)
     store = EpisodeStore(scratch)
     objective = clipped_objective(config.train)
-    with Rollouts(config.suite, config.protocol, run.policy, workers) as rollouts:
+    sharded = is_sharded(run.accelerator)
+    actor = load_frozen(initial, run.policy, run.accelerator) if sharded else run.policy
+    follow(actor, run.policy)
+    with Rollouts(config.suite, config.protocol, actor, workers) as rollouts:
         runner = Runner(rollouts, store, run.accelerator)
         for step in run.steps:
             clock = [time.perf_counter()]
@@ -783,6 +808,7 @@ def train(
             scores = run.score(batch)
             clock.append(time.perf_counter())
             learnt = run.update(batch, scores, step, objective)
+            follow(actor, run.policy)
             clock.append(time.perf_counter())
             evaluation = Batch()
             if config.train.evaluate_every and step % config.train.evaluate_every == 0:

@@ -70,6 +70,7 @@ def inspect(path: Path, policy: Policy) -> str:
     adapters = policy.model_copy(
         update={"dtype": "bfloat16", "lora": policy.lora or ADAPTERS, "gradient_checkpointing": True}
     )
+    acting = policy.model_copy(update={"dtype": "bfloat16"})
     full = memory.training(whole, MICROBATCH, compute=torch.bfloat16)
     lora = memory.training(adapters, MICROBATCH)
     gathered = memory.gathered(whole)
@@ -83,7 +84,8 @@ def inspect(path: Path, policy: Policy) -> str:
         f"weights {_gib(full.weights // SHARDS)}, gradients {_gib(full.gradients // SHARDS)}, "
         f"AdamW {_gib(full.optimiser // SHARDS)}, "
         f"gathered weights {_gib(gathered)}, activations {_gib(full.activations)})",
-        f"              with gradient checkpointing and micro-batches of {MICROBATCH} queries",
+        f"              with gradient checkpointing and micro-batches of {MICROBATCH} queries; reinforcement "
+        f"learning has an acting copy beside it: {_gib(memory.weights(acting))}",
     ]
     return "\n".join(lines)
 

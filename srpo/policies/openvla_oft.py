@@ -34,6 +34,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from srpo import config as settings
+from srpo.distributed import gather
 from srpo.files import atomic_directory, write_json
 from srpo.policies import action_tokens, weights
 from srpo.policies.processing import LONE_SPACE, SPACE, prepare_images, prepare_prompts
@@ -367,10 +368,16 @@ def create_policy(
     return model
 
 
-def save_policy(model: OpenVLAOFT, folder: Path) -> None:
-    """Write weights (safetensors), configuration, statistics and tokenizer as one folder, atomically."""
+def save_policy(model: OpenVLAOFT, folder: Path, writer: bool = True) -> None:
+    """Write weights (safetensors), configuration, statistics and tokenizer as one folder, atomically.
+
+    Of a distributed run's processes all call, since weights may be spread over them; the `writer` writes.
+    """
+    tensors = gather(model.merged_state_dict(), writer)
+    if not writer:
+        return
     with atomic_directory(folder) as temporary:
-        model.save_pretrained(temporary, state_dict=model.merged_state_dict(), max_shard_size="5GB")
+        model.save_pretrained(temporary, state_dict=tensors, max_shard_size="5GB")
         model.tokenizer.save_pretrained(temporary)
 
 

@@ -1,19 +1,28 @@
-"""Train on episodes that need no simulator: python recorded_training.py FOLDER, where config.yaml stands.
+"""Train on episodes that need no simulator: python recorded_training.py FOLDER [WORD ...].
 
-The trainer is the real one. Its rollouts are made up, and always from the initial policy, so that they are
-the same in every run; its optimiser is plain gradient descent, because AdamW divides rounding errors by
-themselves.
+config.yaml stands in FOLDER. The trainer is the real one. Its rollouts are made up, and always from the
+initial policy, so that they are the same in every run; its optimiser is plain gradient descent, because AdamW
+divides rounding errors by themselves.
+
+    live     the policy in training acts, and AdamW optimises
+    sharded  under FSDP
+    killed   afterwards once more, into FOLDER/killed, and killed in the third step's update
+    resumed  that again, and nothing else
 """
 
+import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from policies import SUITE, small_policy
+from sharding import ShardingAccelerator
 
-from srpo import trainer
+from srpo import distributed, trainer
 from srpo.config import TrainStage, load_stage
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.types import CHUNK, Episode, EpisodeSpec, FailedRun
@@ -54,17 +63,44 @@ class RecordedRollouts:
         pass
 
 
-def descent(parameters: object, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+class LiveRollouts(RecordedRollouts):
+    def __init__(self, suite: str, protocol: object, policy: OpenVLAOFT, workers: int) -> None:
+        self._policy = policy
+
+
+def descent(parameters: object, lr: float, weight_decay: float, **_: object) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay)  # type: ignore[arg-type]
 
 
+UPDATE = trainer.Run.update
+
+
+def killed(run: trainer.Run, *rest: Any) -> dict[str, float | None]:
+    """An update, but the third does not return."""
+    if len(run.logs["metrics"]) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return UPDATE(run, *rest)
+
+
 def main() -> None:
-    folder = Path(sys.argv[1])
+    folder, how = Path(sys.argv[1]), sys.argv[2:]
     torch.set_num_threads(1)
-    trainer.Rollouts = RecordedRollouts  # type: ignore[assignment, misc]
-    trainer.torch.optim.AdamW = descent  # type: ignore[assignment, misc]
+    trainer.Rollouts = LiveRollouts if "live" in how else RecordedRollouts  # type: ignore[assignment, misc]
+    if "live" not in how:
+        torch.optim.AdamW = descent  # type: ignore[assignment, misc]
+    if "sharded" in how:
+        distributed.Accelerator = ShardingAccelerator  # type: ignore[misc]
     config = load_stage(folder / "config.yaml", TrainStage)
-    trainer.train(config, folder / "initial", None, folder / "out", folder / "scratch", workers=1)
+
+    def train(out: Path, scratch: Path) -> None:
+        trainer.train(config, folder / "initial", None, out, scratch, workers=1)
+
+    if "resumed" not in how:
+        train(folder / "out", folder / "scratch")
+    if "killed" in how:
+        trainer.Run.update = killed  # type: ignore[method-assign]
+    if {"killed", "resumed"} & set(how):
+        train(folder / "killed/out", folder / "killed/scratch")
 
 
 if __name__ == "__main__":

@@ -1,26 +1,33 @@
-"""Several processes learn what one learns, on recorded episodes.
+"""Several processes learn what one learns, on recorded episodes, each with all weights or, by FSDP, a part.
 
-They are started by torchrun, as `accelerate launch --multi_gpu` starts them. `accelerate launch --cpu` starts
-one process, whatever its --num_processes, unless it goes through MPI.
+They are started by torchrun, as `accelerate launch` starts them on GPUs. `accelerate launch --cpu` starts one
+process, whatever its --num_processes, unless it goes through MPI.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import sharding
+import torch
 import yaml
-from policies import small_policy
+from accelerate import DistributedType
+from policies import small_policy, small_settings
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_trainer import stage
 
+from srpo import distributed
 from srpo.analysis.io import REWARDS, RL_METRICS, TASK_METRICS, read_rows
+from srpo.config import Lora, Policy
 from srpo.policies.openvla_oft import save_policy
 
 HERE = Path(__file__).parent
@@ -32,52 +39,108 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def training(folder: Path, *launcher: str) -> str:
-    folder.mkdir()
-    save_policy(small_policy(), folder / "initial")
-    config = stage(SETTINGS)
-    (folder / "config.yaml").write_text(yaml.safe_dump(yaml.safe_load(config.model_dump_json())))
-    command = [*launcher, str(HERE / "recorded_training.py"), str(folder)]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{HERE.parents[1]}:{HERE}",
-    }
+def training(
+    folder: Path, *how: str, processes: int = 2, precision: str = "no", code: int = 0, **settings: object
+) -> str:
+    """What a run in `folder` prints, which goes on if there was one; `how`: recorded_training.py's words."""
+    if not folder.exists():
+        save_policy(small_policy(gradient_checkpointing=True), folder / "initial")
+        config = stage(SETTINGS | settings)
+        (folder / "config.yaml").write_text(yaml.safe_dump(yaml.safe_load(config.model_dump_json())))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if processes == 2 else []
     done = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
+        [sys.executable, *launcher, str(HERE / "recorded_training.py"), str(folder), *how],
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parents[1]}:{HERE}"}
+        | (sharding.environment(precision) if "sharded" in how else {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
     )
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == code, done.stdout
     return done.stdout
 
 
+def rows(folder: Path, file: str, schema: object) -> pd.DataFrame:
+    found = read_rows(folder / "out" / file, schema)  # type: ignore[arg-type]
+    return found[[column for column in found if "second" not in str(column) and "memory" not in str(column)]]
+
+
 def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
-    log = training(tmp_path / "one", sys.executable)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    assert training(tmp_path / "two", *launch).count("step 1: success") == 1
-    manifests = [json.loads((tmp_path / name / "out/manifest.json").read_text()) for name in ("one", "two")]
-    assert [manifest["processes"] for manifest in manifests] == [1, 2]
-    one, two = (load_file(tmp_path / name / "out/policy/model.safetensors") for name in ("one", "two"))
+    log = training(tmp_path / "one", processes=1)
+    one = load_file(tmp_path / "one/out/policy/model.safetensors")
     start = load_file(tmp_path / "one/initial/model.safetensors")
     assert max(float((one[name] - start[name]).abs().max()) for name in one) > 1e-2
-    assert max(float((one[name] - two[name]).abs().max()) for name in one) <= 1e-6
-
-    def rows(name: str, file: str, schema: object) -> pd.DataFrame:
-        found = read_rows(tmp_path / name / "out" / file, schema)  # type: ignore[arg-type]
-        return found[
-            [column for column in found if "second" not in str(column) and "memory" not in str(column)]
-        ]
-
-    metrics = rows("one", "metrics.csv", RL_METRICS)
-    pd.testing.assert_frame_equal(metrics, rows("two", "metrics.csv", RL_METRICS), rtol=1e-4, atol=1e-6)
-    for file, schema in (("tasks.csv", TASK_METRICS), ("rewards.parquet", REWARDS)):
-        pd.testing.assert_frame_equal(rows("one", file, schema), rows("two", file, schema), rtol=1e-6)
-    # What was compared is a run with all of it: errors, further rounds, evaluation, shaped rewards.
+    metrics = rows(tmp_path / "one", "metrics.csv", RL_METRICS)
+    # What is compared is a run with all of it: errors, further rounds, evaluation, shaped rewards.
     assert metrics["infra_errors"].sum() > 0 and (metrics["rounds"] == 2).any()
     assert metrics["evaluation_episodes"].tolist() == [0, 4, 0] and metrics["distance_mean"].notna().all()
-    assert "step 3" in log and not (tmp_path / "two/scratch").exists()
-    (events,) = (tmp_path / "two/out/tensorboard").rglob("events.out.tfevents.*")
-    tracked = EventAccumulator(str(events)).Reload().Scalars("train/success_rate")
-    assert [event.step for event in tracked] == [1, 2, 3]
-    assert [event.value for event in tracked] == pytest.approx(metrics["success_rate"].tolist())
+    assert "step 3" in log
+    for how in ((), ("sharded",)):
+        folder = tmp_path / "-".join(("two", *how))
+        assert training(folder, *how).count("step 1: success") == 1
+        assert json.loads((folder / "out/manifest.json").read_text())["processes"] == 2
+        two = load_file(folder / "out/policy/model.safetensors")
+        assert two.keys() == one.keys()
+        assert max(float((one[name] - two[name]).abs().max()) for name in one) <= 1e-6
+        others = rows(folder, "metrics.csv", RL_METRICS)
+        pd.testing.assert_frame_equal(metrics, others, rtol=1e-4, atol=1e-6)
+        for file, schema in (("tasks.csv", TASK_METRICS), ("rewards.parquet", REWARDS)):
+            pd.testing.assert_frame_equal(
+                rows(tmp_path / "one", file, schema), rows(folder, file, schema), rtol=1e-6
+            )
+        assert not (folder / "scratch").exists()
+        (events,) = (folder / "out/tensorboard").rglob("events.out.tfevents.*")
+        tracked = EventAccumulator(str(events)).Reload().Scalars("train/success_rate")
+        assert [event.step for event in tracked] == [1, 2, 3]
+        assert [event.value for event in tracked] == pytest.approx(metrics["success_rate"].tolist())
+
+
+def test_a_spread_policy_acts_as_it_learns_and_survives_a_kill(tmp_path: Path) -> None:
+    """With AdamW, passes in bfloat16, and one mini-batch a step: what acted is then what learns.
+
+    So the two differ by rounding, if the acting copy follows; also after a kill, whose episodes are run anew.
+    """
+    folder = tmp_path / "folder"
+    settings = {"learning_rate": 1e-3, "minibatch": 6, "trackers": ()}
+    training(folder, "sharded", "live", "killed", precision="bf16", code=1, **settings)
+    assert (folder / "out/policy").exists() and not (folder / "killed/out").exists()
+    shutil.rmtree(folder / "killed/scratch/episodes")
+    log = training(folder, "sharded", "live", "resumed", precision="bf16")
+    assert log.count("resuming after step 2") == 1
+    whole, killed, start = (
+        load_file(folder / name / "model.safetensors")
+        for name in ("out/policy", "killed/out/policy", "initial")
+    )
+    assert all(torch.equal(whole[name], killed[name]) for name in start)
+    assert {tensor.dtype for tensor in whole.values()} == {torch.float32}
+    assert all((whole[name] - start[name]).abs().max() > 1e-3 for name in start)
+    metrics, others = (rows(found, "metrics.csv", RL_METRICS) for found in (folder, folder / "killed"))
+    pd.testing.assert_frame_equal(metrics, others, check_exact=True)
+    assert metrics["update_kl"].max() < 1e-4 < metrics["kl"][1:].min()
+
+
+@pytest.mark.parametrize(
+    "policy", [small_settings(lora=Lora(rank=2, alpha=4.0)), small_settings(dtype="bfloat16")]
+)
+def test_what_cannot_be_spread_is_refused(policy: Policy) -> None:
+    with pytest.raises(SystemExit, match=r"policy\.lora null and policy\.dtype float32"):
+        distributed.require_whole_weights(policy)
+
+
+@pytest.mark.parametrize(("version", "precision"), [(1, "bf16"), (2, "fp16")])
+def test_other_kinds_of_fsdp_are_refused(
+    version: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = SimpleNamespace(
+        distributed_type=DistributedType.FSDP,
+        state=SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=version)),
+        mixed_precision=precision,
+    )
+    monkeypatch.setattr(distributed, "Accelerator", lambda **_: asked)
+    with pytest.raises(SystemExit, match="set fsdp_version 2 and mixed_precision bf16"):
+        distributed.make_accelerator()
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])

@@ -12,6 +12,7 @@ import numpy as np
 import openvla_layout as layout
 import pytest
 import torch
+from accelerate import Accelerator
 from policies import SUITE, small_settings
 from safetensors.torch import load_file
 
@@ -191,6 +192,6 @@ def test_adapters_of_a_released_checkpoint_are_fine_tuned(run: SimpleNamespace) 
 def test_a_batch_that_does_not_divide_is_refused(
     run: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sft.Accelerator, "num_processes", 3)
+    monkeypatch.setattr(Accelerator, "num_processes", 3)
     with pytest.raises(SystemExit, match="batch_size 16 is not a multiple of the 3 processes"):
         sft.train(run.config, run.folder, run.folder / "out", run.folder / "scratch")

@@ -12,11 +12,10 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from policies import SUITE, small_policy
 from recorded_training import RecordedRollouts, episode
 
-from srpo import tracking, trainer
+from srpo import trainer
 from srpo.analysis.io import RL_METRICS, read_rows
 from srpo.checkpoint import EpisodeStore
 from srpo.config import Protocol, Reward, Train, TrainStage, WorldModel
@@ -396,10 +395,3 @@ def test_groups_may_be_normalised_by_themselves() -> None:
     # Two failures of a group, alone: z = ±1, so α·sigmoid(∓1) = 0.8·0.268941 and 0.8·0.731059.
     assert sorted(other.shaped.rewards[[2, 3]]) == pytest.approx([0.2151531, 0.5848469], abs=1e-6)
     assert one.shaped.rewards[[2, 3]].tolist() != pytest.approx(other.shaped.rewards[[2, 3]].tolist())
-
-
-def test_sharded_policies_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    sharded = SimpleNamespace(distributed_type=DistributedType.FSDP)
-    monkeypatch.setattr(tracking, "Accelerator", lambda **_: sharded)
-    with pytest.raises(SystemExit, match="does not run under FSDP"):
-        tracking.make_accelerator((), tmp_path)
