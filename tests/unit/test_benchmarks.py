@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pandas as pd
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ROOT = Path(__file__).parents[2]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCHMARKS / "reward.py"), *arguments]
+def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "benchmarks" / name), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_reward_writes_a_row_a_setting(tmp_path: Path) -> None:
     small = ["--batch", "32", "--dimension", "6", "--tasks", "2", "--repeats", "2"]
-    result = run(*small, "--limit", "1e9", "--out", str(tmp_path / "reward.csv"))
+    result = run("reward.py", *small, "--limit", "1e9", "--out", str(tmp_path / "reward.csv"))
     assert result.returncode == 0, result.stderr
     table = pd.read_csv(tmp_path / "reward.csv")
     assert table["references"].tolist() == [
@@ -30,5 +30,19 @@ def test_reward_writes_a_row_a_setting(tmp_path: Path) -> None:
         "fixed expert",
     ]
     assert (table["median_ms"] <= table["longest_ms"]).all() and (table["longest_ms"] > 0).all()
-    slow = run(*small, "--limit", "0")
+    slow = run("reward.py", *small, "--limit", "0")
     assert slow.returncode == 1 and "6 of 6 medians are above 0 ms" in slow.stderr
+
+
+def test_policy_writes_a_row_a_batch(tmp_path: Path) -> None:
+    tiny = ["--quick", "--policy", str(ROOT / "configs/policies/tiny.yaml")]
+    result = run("policy.py", *tiny, "--out", str(tmp_path / "policy.csv"))
+    assert result.returncode == 0, result.stderr
+    table = pd.read_csv(tmp_path / "policy.csv")
+    assert table["what"].tolist() == ["prepare", "act"] * 3 + ["update"]
+    assert table["batch"].tolist() == [1, 1, 16, 16, 64, 64, 8]
+    assert (table["seconds"] > 0).all() and table["estimate_gib"].notna().tolist() == [False, True] * 3 + [
+        True
+    ]
+    acting = table[table["what"] == "act"]
+    assert acting["estimate_gib"].is_monotonic_increasing and acting["ratio_to_one"].iloc[0] == 1
