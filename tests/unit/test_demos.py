@@ -1,12 +1,16 @@
 """Demonstration files: what is written is read back, and what is damaged is refused."""
 
+import csv
 import json
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from policies import small_settings
+from test_sft import stage as sft_stage
 
+from srpo import sft
 from srpo.config import Demos, DemosStage, Protocol
 from srpo.demos import (
     IMAGES,
@@ -23,6 +27,7 @@ from srpo.demos import (
 )
 from srpo.envs.expert.arm import NOISE_CORRELATION, NOISE_SCALE, CorrelatedNoise
 from srpo.envs.libero import load_task
+from srpo.policies.openvla_oft import load_policy
 
 STATES = 30
 
@@ -230,6 +235,77 @@ def test_official_files_are_imported(tmp_path: Path) -> None:
             np.testing.assert_array_equal(demonstration.actions, expected.astype(np.float32))
         with h5py.File(tmp_path / "out" / name) as file:
             assert file["data"].attrs["problem_info"] == info
+
+
+def official(path: Path, steps: int, late: bool, size: int) -> list[dict[str, np.ndarray]]:
+    """Two demonstrations written as LIBERO's script does (create_dataset.py): rendered after the action.
+
+    Not `late`: as OpenVLA's (regenerate_libero_dataset.py), which renders before and writes no attributes
+    of `data`. Returns what happened at each moment: upright picture, joints, pose, fingers, action.
+    """
+    happened = []
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        for number in range(2):
+            rng = np.random.default_rng(number)
+            true = {
+                "picture": rng.integers(0, 256, (steps, size, size, 3), dtype=np.uint8),
+                "joints": np.cumsum(rng.normal(size=(steps, 7)), axis=0),
+                "pose": rng.normal(size=(steps, 6)),
+                "fingers": rng.uniform(0, 0.04, (steps, 2)),
+                "action": np.round(rng.uniform(-1, 1, (steps, 7)), 3),
+            }
+            happened.append(true)
+            acted, seen = (slice(0, -1), slice(1, None)) if late else (slice(None), slice(None))
+            rows = len(true["action"][acted])
+            group = data.create_group(f"demo_{number}")
+            observed = group.create_group("obs")
+            observed["agentview_rgb"] = true["picture"][seen, ::-1, ::-1]
+            observed["eye_in_hand_rgb"] = np.zeros((rows, size, size, 3), np.uint8)
+            observed["ee_pos"], observed["ee_ori"] = true["pose"][seen, :3], true["pose"][seen, 3:]
+            observed["ee_states"] = true["pose"][seen]
+            observed["gripper_states"], observed["joint_states"] = true["fingers"][seen], true["joints"][seen]
+            group["actions"] = true["action"][acted]
+            moments = np.arange(rows)[:, None] / 20
+            group["states"] = np.hstack([moments, true["joints"][acted], rng.normal(size=(rows, 60))])
+            group["robot_states"] = rng.normal(size=(rows, 9))
+            group["rewards"] = group["dones"] = (np.arange(rows) == rows - 1).astype(np.uint8)
+            group.attrs["num_samples"], group.attrs["init_state"] = rows, group["states"][0]
+            group.attrs["model_file"] = "<mujoco/>"
+        if late:
+            data.attrs["macros_image_convention"], data.attrs["tag"] = "opengl", "libero-v1"
+            data.attrs["num_demos"], data.attrs["env_name"] = 2, "Libero_Tabletop_Manipulation"
+    return happened
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_policy_is_trained_on_official_files(tmp_path: Path, late: bool) -> None:
+    """From a file that this project did not write to samples of what was seen just before what was done."""
+    steps, size = 21, 32
+    config = stage(tmp_path / "official", per_task=2, image_size=size).model_copy(update={"tasks": (8,)})
+    task = load_task("libero_goal", 8)
+    (tmp_path / "official").mkdir()
+    happened = official(tmp_path / "official" / file_name(task.name), steps, late, size)
+    import_all(config, tmp_path / "demos")
+    demonstrations = read_demonstrations(tmp_path / "demos" / file_name(task.name))
+    # Of late pictures the first action's and the last are not in the file.
+    rows = slice(1, -1) if late else slice(None)
+    for demonstration, true in zip(demonstrations, happened, strict=True):
+        assert demonstration.language == task.language
+        np.testing.assert_array_equal(demonstration.images, true["picture"][rows])
+        np.testing.assert_array_equal(demonstration.actions, true["action"][rows].astype(np.float32))
+        proprio = np.hstack([true["pose"], true["fingers"]])[rows]
+        np.testing.assert_array_equal(demonstration.proprio, proprio.astype(np.float32))
+    settings = sft_stage(small_settings(), updates=1).model_copy(update={"tasks": (8,)})
+    sft.train(settings, tmp_path / "demos", tmp_path / "out", tmp_path / "scratch")
+    policy = load_policy(tmp_path / "out/policy")
+    done = np.concatenate([demonstration.actions for demonstration in demonstrations])
+    low, high = (np.quantile(done[:, :6], q, axis=0) for q in (0.01, 0.99))
+    statistics = policy.statistics("libero_goal")["action"]
+    np.testing.assert_allclose(statistics["q01"][:6], low, atol=1e-6)
+    np.testing.assert_allclose(statistics["q99"][:6], high, atol=1e-6)
+    (row,) = csv.DictReader((tmp_path / "out/metrics.csv").open())
+    assert row["update"] == "1" and 0 < float(row["cross_entropy"]) < 10
 
 
 def test_import_names_what_is_missing_or_does_not_fit(tmp_path: Path) -> None:

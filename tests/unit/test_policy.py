@@ -9,6 +9,7 @@ import pytest
 import torch
 from policies import ENCODER, INSTRUCTIONS, SUITE, observations, small_policy
 from scipy.stats import chisquare
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from srpo.config import Lora
 from srpo.policies import action_tokens
@@ -39,6 +40,25 @@ def test_sequence_is_read_before_each_placeholder_and_through_the_action_rows() 
         logits = policy.language_model.lm_head(hidden)[0]
         expected = [logits[-58 + k, [640 - 1 - bin_ for bin_ in range(256)]] for k in range(56)]
         np.testing.assert_allclose(policy.action_logits(inputs)[0], torch.stack(expected), atol=1e-5)
+
+
+def test_only_the_actions_go_through_the_output_matrix() -> None:
+    """No result is as wide as the vocabulary (640 and 8 of padding), and 56 positions a query get logits."""
+    policy = small_policy()
+    inputs = policy.prepare(SUITE, *observations(3))
+    seen: set[tuple[int, ...]] = set()
+
+    class Shapes(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            result = operation(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and "mm" in str(operation):
+                seen.add(tuple(result.shape))
+            return result
+
+    with torch.no_grad(), Shapes():
+        policy.action_logits(inputs)
+    assert seen and max(shape[-1] for shape in seen) == 256
+    assert {shape for shape in seen if shape[-1] == 256} == {(3, 56, 256)}
 
 
 def test_attention_looks_both_ways() -> None:
