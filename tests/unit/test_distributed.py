@@ -118,7 +118,7 @@ def test_a_spread_policy_acts_as_it_learns_and_survives_a_kill(tmp_path: Path) -
     assert all((whole[name] - start[name]).abs().max() > 1e-3 for name in start)
     metrics, others = (rows(found, "metrics.csv", RL_METRICS) for found in (folder, folder / "killed"))
     pd.testing.assert_frame_equal(metrics, others, check_exact=True)
-    assert metrics["update_kl"].max() < 1e-4 < metrics["kl"][1:].min()
+    assert metrics["update_kl"].max() < 1e-3 < metrics["kl"][1:].min()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -239,6 +240,19 @@ def test_the_update_does_not_depend_on_the_micro_batch() -> None:
     for name in whole:
         torch.testing.assert_close(whole[name], parts[name], atol=1e-6, rtol=1e-5)
     assert log_parts == pytest.approx(log, rel=1e-4, abs=1e-7)
+
+
+def test_a_process_without_episodes_takes_part_and_adds_nothing() -> None:
+    """Its passes are part of FSDP's; its gradients are there, for the mean, and zero."""
+    config, policy = stage({"kl": 0.1, "entropy": 0.01}), small_policy()
+    data = batch(config, "1100" + "1010" + "0001" + "1110", policy)
+    scores = scored(config, data)
+    before = {name: p.detach().clone() for name, p in policy.named_parameters()}
+    optimiser = torch.optim.SGD(policy.parameters(), lr=1.0)
+    learnt = learn(config, policy, copy.deepcopy(policy), optimiser, replace(data, episodes={}), scores)
+    assert set(learnt.values()) == {0.0}
+    for name, parameter in policy.named_parameters():
+        assert torch.equal(parameter, before[name]) and (parameter.grad == 0).all(), name
 
 
 def test_the_first_minibatch_is_on_policy() -> None:
