@@ -33,6 +33,11 @@ def fingerprint(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
+def code() -> str:
+    """A hash of this package's source."""
+    return fingerprint(*(sha256(file) for file in sorted(Path(__file__).parent.rglob("*.py"))))
+
+
 class Checkpoints:
     """The checkpoints of one run, in `scratch/checkpoint-<step>` folders.
 
@@ -40,6 +45,9 @@ class Checkpoints:
     what is in it is discarded, and a line says so. The newest `keep` checkpoints are kept: should one turn
     out damaged, the one before it serves. Of a distributed run's processes only one is the `writer`; the
     others leave the folder as it is.
+
+    Of a finished run the last checkpoint stays, for its outputs may be asked for again: a job whose Snakemake
+    was killed can finish before the job in its place starts. It serves the code that finished the run alone.
     """
 
     def __init__(self, scratch: Path, run: str, keep: int = 2, writer: bool = True) -> None:
@@ -48,15 +56,25 @@ class Checkpoints:
         self._writer = writer
         if not writer:
             return
-        note = scratch / "run.json"
-        if scratch.exists() and (not note.exists() or json.loads(note.read_text()).get("run") != run):
+        self._note = scratch / "run.json"
+        self._run = {"run": run}
+        finished = self._run | {"finished_by": code()}
+        found = json.loads(self._note.read_text()) if self._note.exists() else None
+        if found == finished:
             print(
-                f"{scratch}: holds another run's state (settings or inputs changed); starting anew",
+                f"{scratch}: this run is finished; its results are written again from its last checkpoint "
+                "(to train anew, remove the folder)",
+                flush=True,
+            )
+        elif scratch.exists() and found != self._run:
+            print(
+                f"{scratch}: holds another run's state (settings, inputs, or the code since it was finished, "
+                "changed); starting anew",
                 flush=True,
             )
             shutil.rmtree(scratch)
-        scratch.mkdir(parents=True, exist_ok=True)
-        write_json(note, {"run": run})
+        if not scratch.exists():
+            write_json(self._note, self._run)
 
     def save(
         self, step: int, model: nn.Module, optimiser: torch.optim.Optimizer, progress: dict[str, Any]
@@ -105,9 +123,14 @@ class Checkpoints:
             return int(folder.name.rsplit("-", 1)[1]), json.loads((folder / "progress.json").read_text())
         return None
 
-    def clear(self) -> None:
-        """Remove everything: the run is finished and its outputs are in place."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def finish(self) -> None:
+        """Remove all but the newest checkpoint: the run is finished and its outputs are in place."""
+        write_json(self._note, self._run | {"finished_by": code()})
+        for path in set(self._folder.iterdir()) - {self._note, self._all()[-1]}:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def _all(self) -> list[Path]:
         return sorted(path for path in self._folder.glob("checkpoint-*") if path.is_dir())

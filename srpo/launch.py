@@ -49,6 +49,8 @@ class Command:
         if self.processes > 1:
             # Every process sees all of its node's GPUs and takes the one of its local rank.
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        if (cores := os.environ.get("SLURM_CPUS_PER_TASK")) is not None:
+            os.environ.setdefault("OMP_NUM_THREADS", cores)  # or each would use all of the node's cores
         code = subprocess.run(self.command, stderr=subprocess.STDOUT).returncode
         if code == PREEMPTED:
             time.sleep(

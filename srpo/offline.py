@@ -47,6 +47,9 @@ def train(
     """Collect, score, and fine-tune from the last checkpoint, or from the start, to the policy in `out`."""
     assert config.train.offline is not None
     run = begin(config, initial, world_model_folder, demos, out, scratch)
+    if run.complete:
+        run.finish(out, workers)
+        return
     objective = weighted_objective(config.train.offline)
     clock = [time.perf_counter()]
     # The rollouts are the initial policy's, even where a resumed one has gone on from it. They stay in the

@@ -200,10 +200,10 @@ def submissions(jobs: Iterable[Work]) -> int:
 
 
 def policy_size(policy: Policy) -> int:
-    """Bytes of a policy's checkpoint."""
-    from srpo.policies.memory import weights
+    """Bytes that stay of a run: its policy, and in scratch its last checkpoint."""
+    from srpo.policies.memory import checkpoint, weights
 
-    return weights(policy)
+    return weights(policy) + checkpoint(policy)
 
 
 def report(planned: Plan, jobs: list[Work], throughput: Throughput) -> str:
@@ -246,7 +246,7 @@ def report(planned: Plan, jobs: list[Work], throughput: Throughput) -> str:
         f"- control steps a second and core: {throughput.source}; every episode lasts as long as it may",
         "- jobs have the cores of workflow/rules/, and all of them simulate",
         "- no further rounds of dynamic sampling, no queue, no retries",
-        "- disk: a policy a run, and the pictures that a training keeps until its next checkpoint",
+        "- disk: a run's policy and last checkpoint, and a training's pictures until its next checkpoint",
     ]
     return "\n".join(lines)
 

@@ -285,13 +285,13 @@ def train(config: SftStage, demos: Path, out: Path, scratch: Path, checkpoint: P
             accelerator.print("update {update}: cross entropy {cross_entropy:.3f}, position error "
                   "{position_error:.3f}, {seconds:.0f} s".format(**rows[-1]), flush=True)  # fmt: skip
         # Only where the window is empty, so that a resumed run logs the same rows.
-        if finished % sft.checkpoint_every == 0 and not window and finished < sft.updates:
+        if finished == sft.updates or (finished % sft.checkpoint_every == 0 and not window):
             progress = {"rows": rows, "seconds": time.perf_counter() - started}
             checkpoints.save(finished, whole, optimiser, progress)
             accelerator.wait_for_everyone()
     _finish(config, model, rows, out, inputs, writer=accelerator.is_main_process)
     if accelerator.is_main_process:
-        checkpoints.clear()
+        checkpoints.finish()
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

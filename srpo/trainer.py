@@ -630,6 +630,18 @@ class Run:
     )
 
     @property
+    def at_target(self) -> bool:
+        """Whether the last step's evaluation was as good as wanted."""
+        target, metrics = self.config.train.target, self.logs["metrics"]
+        rate = metrics[-1]["evaluation_success_rate"] if metrics else None
+        return target is not None and rate is not None and rate >= target
+
+    @property
+    def complete(self) -> bool:
+        """Whether it was resumed from a checkpoint of its end: only the results are to be written."""
+        return self.at_target or self.done == self.config.train.steps
+
+    @property
     def steps(self) -> Iterable[int]:
         """Steps that are left, with a progress bar."""
         total = self.config.train.steps
@@ -691,7 +703,10 @@ class Run:
         return due and writer
 
     def finish(self, out: Path, workers: int) -> None:
-        """Write the results and forget what they were resumed from."""
+        """Write a last checkpoint, then the results."""
+        last = self.logs["metrics"][-1]["step"]
+        if last > self.done:
+            self.checkpoints.save(last, self.policy, self.optimiser, self.logs)
         save_policy(self.policy, out / "policy", self.accelerator.is_main_process)
         if self.accelerator.is_main_process:
             for line in doubtful_run(self.logs["metrics"], self.logs["tasks"]):
@@ -707,7 +722,7 @@ class Run:
                 workers=workers,
                 processes=self.accelerator.num_processes,
             )
-            self.checkpoints.clear()
+            self.checkpoints.finish()
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
@@ -794,6 +809,9 @@ def train(
 ) -> None:
     """Train from the last checkpoint, or from the initial policy, to the finished one in `out`."""
     run = begin(config, initial, world_model_folder, demos, out, scratch)
+    if run.complete:
+        run.finish(out, workers)
+        return
     store = EpisodeStore(scratch)
     objective = clipped_objective(config.train)
     sharded = is_sharded(run.accelerator)
@@ -816,8 +834,7 @@ def train(
             clock.append(time.perf_counter())
             run.log(step, batch, scores, learnt, evaluation, clock)
             run.logs["rewards"].extend(reward_rows(step, batch, scores))
-            reached = run.logs["metrics"][-1]["evaluation_success_rate"]
-            if config.train.target is not None and reached is not None and reached >= config.train.target:
+            if run.at_target:
                 if run.accelerator.is_main_process:
                     print(f"target {config.train.target:.1%} reached: stopping", flush=True)
                 break

@@ -16,17 +16,21 @@ logged() {
     fi
 }
 
-# launch GPUS: how a module is started that uses all of a job's GPUs, one process each.
+# launch CORES GPUS: how a module is started that uses all of a job's GPUs, one process each. Snakemake gives libraries
+# as many threads as the job has cores, and accelerate passes that on to each process; here each gets its share.
 launch() {
-    if [ "$1" -gt 1 ]; then
-        echo accelerate launch --multi_gpu --num_machines 1 --num_processes "$1" --mixed_precision no --module
+    local threads
+    threads=$(share "$1" "$2")
+    if [ "$2" -gt 1 ]; then
+        echo env OMP_NUM_THREADS="$threads" MKL_NUM_THREADS="$threads" OPENBLAS_NUM_THREADS="$threads" \
+            accelerate launch --multi_gpu --num_machines 1 --num_processes "$2" --mixed_precision no --module
     else
         echo python -m
     fi
 }
 
-# share CORES GPUS: a process's share of the job's cores, rounded up.
+# share CORES GPUS: a process's share of the job's cores, one at least.
 share() {
     local processes=$(($2 > 1 ? $2 : 1))
-    echo $((($1 + processes - 1) / processes))
+    echo $(($1 > processes ? $1 / processes : 1))
 }

@@ -108,6 +108,13 @@ def weights(policy: Policy) -> int:
     return sum(parameter.nbytes for parameter in on_meta(policy).parameters())
 
 
+def checkpoint(policy: Policy) -> int:
+    """Bytes of a training's checkpoint: what is trained, and Adam's moments."""
+    model = on_meta(policy)
+    model.make_trainable()
+    return sum(p.nbytes + ADAM * p.numel() for p in model.parameters() if p.requires_grad)
+
+
 def acting(policy: Policy, batch: int) -> int:
     """Bytes at the peak of choosing actions for `batch` observations, beside the weights."""
     with _fake(policy, trainable=False) as (model, inputs), torch.no_grad(), Meter() as meter:

@@ -189,7 +189,8 @@ def test_training_survives_preemption_and_a_kill(policy: Path, tmp_path: Path) -
     log = run(training("killed", workers=1))
     assert "resuming after step 1\n" in log
     assert "step 1:" not in log and "step 2:" in log and "step 3:" in log
-    assert not scratch.exists()
+    assert {path.name for path in scratch.iterdir()} == {"run.json", "checkpoint-00000003"}
+    assert "this run is finished" in (log := run(training("killed", workers=1))) and "step 3:" not in log
 
     whole, killed = (load_file(tmp_path / name / "policy/model.safetensors") for name in ("whole", "killed"))
     assert whole.keys() == killed.keys()

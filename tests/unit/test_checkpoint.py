@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from srpo import checkpoint
 from srpo.checkpoint import PREEMPTED, Checkpoints, EpisodeStore, fingerprint, preemptible
 from srpo.types import Episode, EpisodeSpec
 
@@ -77,6 +78,31 @@ def test_another_runs_state_is_discarded_and_said_so(
     saved(tmp_path, 1)
     assert Checkpoints(tmp_path, "other").resume(*trained(0)) is None
     assert "another run's state" in capsys.readouterr().out
+
+
+def test_of_a_finished_run_its_last_checkpoint_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For the same run by the same code, which is done at once; no other gets it."""
+    checkpoints = saved(tmp_path, 1, 2)
+    EpisodeStore(tmp_path).add(3, some_episode())
+    (tmp_path / "metrics.csv").touch()
+    for _ in range(2):  # it may be finished again
+        checkpoints.finish()
+        assert {p.name for p in tmp_path.iterdir()} == {"run.json", "checkpoint-00000002"}
+        checkpoints = Checkpoints(tmp_path, "run")
+        assert "this run is finished" in capsys.readouterr().out
+        assert checkpoints.resume(*trained(0)) == (2, {"rows": [0, 1]})
+    assert Checkpoints(tmp_path, "other").resume(*trained(0)) is None
+
+
+def test_a_finished_run_is_run_again_by_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is on its way goes on: hours are not lost to a mended typing error."""
+    saved(tmp_path / "finished", 1).finish()
+    saved(tmp_path / "begun", 1)
+    monkeypatch.setattr(checkpoint, "code", lambda: "changed")
+    assert Checkpoints(tmp_path / "finished", "run").resume(*trained(0)) is None
+    assert Checkpoints(tmp_path / "begun", "run").resume(*trained(0)) is not None
 
 
 def test_only_the_writer_touches_the_folder(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
             pd.testing.assert_frame_equal(
                 rows(tmp_path / "one", file, schema), rows(folder, file, schema), rtol=1e-6
             )
-        assert not (folder / "scratch").exists()
+        assert (folder / "scratch/checkpoint-00000003").exists()
         (events,) = (folder / "out/tensorboard").rglob("events.out.tfevents.*")
         tracked = EventAccumulator(str(events)).Reload().Scalars("train/success_rate")
         assert [event.step for event in tracked] == [1, 2, 3]

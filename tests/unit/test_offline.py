@@ -77,6 +77,10 @@ def test_the_set_is_rolled_out_and_scored_once(ran: list[EpisodeSpec], tmp_path:
     assert metrics["seconds_rollout"].tolist()[1:] == [0, 0] and metrics["seconds_rollout"][0] > 0
     rewards = read_rows(tmp_path / "out/rewards.parquet", REWARDS)
     assert len(rewards) == metrics["episodes"][0] and set(rewards["step"]) == {1}
+    # Asked for once more, the results are written at once, from the last checkpoint.
+    before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*.*") if file.suffix != ".json"}
+    train(tmp_path, config())
+    assert len(ran) == 16 and all(file.read_bytes() == content for file, content in before.items())
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(

@@ -113,13 +113,23 @@ def test_it_learns(run: SimpleNamespace) -> None:
     rows = (run.folder / "out" / "metrics.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in rows] == ["update", "20", "40", "60"]
     assert float(rows[3].split(",")[1]) < float(rows[1].split(",")[1]) - 0.2
-    assert not (run.folder / "scratch").exists()
+    assert {p.name for p in (run.folder / "scratch").iterdir()} == {"run.json", "checkpoint-00000060"}
+
+
+def test_a_finished_run_is_written_again_at_once(
+    run: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sft.train(run.config, run.folder, run.folder / "out", run.folder / "scratch")
+    monkeypatch.setattr(sft, "learning_rate", None)  # no update can be made
+    sft.train(run.config, run.folder, run.folder / "again", run.folder / "scratch")
+    for file in ("policy/model.safetensors", "metrics.csv"):
+        assert (run.folder / "again" / file).read_bytes() == (run.folder / "out" / file).read_bytes()
 
 
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     run: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sft.train(run.config, run.folder, run.folder / "whole", run.folder / "scratch")
+    sft.train(run.config, run.folder, run.folder / "whole", run.folder / "other-scratch")
     rate = sft.learning_rate
 
     def stop(update: int, *rest: float) -> float:

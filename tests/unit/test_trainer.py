@@ -376,7 +376,13 @@ def test_training_stops_at_its_target(
     assert metrics["evaluation_success_rate"][1] == 1 and pd.isna(metrics["evaluation_success_rate"][0])
     assert metrics["learning_rate"].tolist() == pytest.approx([0.25e-4, 0.5e-4])
     assert "target 100.0% reached" in capsys.readouterr().out
-    assert (tmp_path / "out/policy/model.safetensors").exists() and not (tmp_path / "scratch").exists()
+    assert {p.name for p in (tmp_path / "scratch").iterdir()} == {"run.json", "checkpoint-00000002"}
+
+    # Asked for once more, it is written at once: no episode is run.
+    monkeypatch.setattr(trainer, "Rollouts", None)
+    trainer.train(config, tmp_path / "initial", None, tmp_path / "again", tmp_path / "scratch", workers=1)
+    for file in ("policy/model.safetensors", "metrics.csv", "tasks.csv", "rewards.parquet"):
+        assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "out" / file).read_bytes()
 
 
 def test_the_expert_is_a_reference_where_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

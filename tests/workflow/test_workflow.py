@@ -308,18 +308,25 @@ def test_report_has_every_table_and_figure(finished: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "start", "workers"),
-    [
-        (0, "python -m", 16),
-        (1, "python -m", 16),
-        (
-            3,
-            "accelerate launch --multi_gpu --num_machines 1 --num_processes 3 --mixed_precision no --module",
-            6,
-        ),
-    ],
+    ("cores", "gpus", "share"), [(16, 0, 16), (16, 1, 16), (16, 3, 5), (16, 8, 2), (4, 8, 1)]
 )
-def test_a_process_a_gpu_shares_the_cores(gpus: int, start: str, workers: int) -> None:
-    command = f'. "{ROOT}/workflow/shell.sh"; launch {gpus}; share 16 {gpus}'
-    done = subprocess.run(["bash", "-euc", command], stdout=subprocess.PIPE, text=True, check=True)
-    assert done.stdout == f"{start}\n{workers}\n"
+def test_a_process_a_gpu_has_its_share_of_the_cores(cores: int, gpus: int, share: int) -> None:
+    assert shell(f"share {cores} {gpus}") == f"{share}\n"
+
+
+def test_processes_on_gpus_have_no_more_threads_than_the_job_has_cores(tmp_path: Path) -> None:
+    """As told by torch in each process: Snakemake has given the job as many threads as cores."""
+    (tmp_path / "told.py").write_text("import os, torch; os.write(1, b'%d\\n' % torch.get_num_threads())")
+    before = {f"{library}_NUM_THREADS": "2" for library in ("OMP", "MKL", "OPENBLAS", "GOTO")}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, **before, "PATH": path, "PYTHONPATH": str(tmp_path)}
+    assert shell("$(launch 2 1) told", environment) == "2\n"
+    assert shell("$(launch 2 2) told", environment) == "1\n1\n"
+
+
+def shell(command: str, environment: dict[str, str] | None = None) -> str:
+    """What a command prints in the jobs' shell."""
+    script = f'. "{ROOT}/workflow/shell.sh"; {command}'
+    return subprocess.run(
+        ["bash", "-euc", script], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout

@@ -32,6 +32,6 @@ rule train:
         ),
         demos=lambda wildcards, input: flag("--demos", input.get("demos")),
     shell:
-        "logged {log:q} $(launch {resources.gpu}) {params.module} --config {input.config:q} --policy {input.policy:q}"
+        "logged {log:q} $(launch {threads} {resources.gpu}) {params.module} --config {input.config:q} --policy {input.policy:q}"
         " {params.world_model:q} {params.demos:q} --out {params.out:q} --scratch {params.scratch:q}"
         " --workers $(share {threads} {resources.gpu})"

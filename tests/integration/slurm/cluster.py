@@ -1,20 +1,31 @@
 """A real Slurm of four nodes on one machine: root, no systemd, no cgroups; two pretended GPUs a node.
 
+python tests/integration/slurm/cluster.py COMMAND...    runs a command with the cluster up, then takes it down
+
 The four nodes are four slurmd on four ports. GPUs are copies of /dev/null. There is no accounting (`sacct`).
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import secrets
 import shutil
 import signal
 import socket
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
+
+import psutil
+
+from srpo.locks import Owner, is_gone
 
 PROGRAMS = (
     "munged",
@@ -31,9 +42,14 @@ PROGRAMS = (
 SYSTEM_CONFIGURATION = Path("/etc/slurm")
 """Job steps of the Snakemake plugin drop `SLURM_CONF`, so the file must also be where Slurm looks for it."""
 NODES = ("node1", "node2", "node3", "node4")
+CONFIGURATION = ("slurm.conf", "gres.conf")
+NAME = "srpo_tests"
+"""Of the cluster. Slurm tells it to jobs (`SLURM_CLUSTER_NAME`), and this module to the daemons."""
+MARK = "# The four-node Slurm of srpo's tests, started by "
 
 SLURM_CONF = """\
-ClusterName=four
+{mark}
+ClusterName={name}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser=root
@@ -91,10 +107,26 @@ def reason_why_not() -> str | None:
     if os.geteuid() != 0:
         return "the four-node Slurm is started as root"
     configuration = SYSTEM_CONFIGURATION / "slurm.conf"
-    answers = b"is UP" in subprocess.run(["scontrol", "ping"], capture_output=True).stdout
-    if configuration.exists() and (answers or not configuration.is_symlink()):
-        return f"{SYSTEM_CONFIGURATION}/slurm.conf exists: this machine has a Slurm of its own"
+    if not configuration.exists():
+        return None
+    first = configuration.read_text().split("\n")[0]
+    if not first.startswith(MARK):
+        return f"{configuration} exists: this machine has a Slurm of its own"
+    starter = Owner(**json.loads(first.removeprefix(MARK)))
+    if not is_gone(starter, Owner.of_this_process()):
+        return f"{configuration}: these tests' Slurm is up already, for {starter}"
     return None
+
+
+def end_what_is_left() -> None:
+    """End what a killed test run left of its cluster: jobs, the slurmstepd that started them, daemons."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("SLURM_CLUSTER_NAME") == NAME:
+                parent = process.parent()
+                for each in (process, parent) if parent and parent.name() == "slurmstepd" else (process,):
+                    each.kill()
+                    each.wait(10)
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
@@ -118,14 +150,15 @@ class Cluster:
             os.mknod(root / f"nvidia{number}", 0o666 | 0o020000, os.makedev(1, 3))
         host = socket.gethostname().split(".")[0]
         port = _free_ports(5)
+        mark = MARK + json.dumps(asdict(Owner.of_this_process()))
         values = {"root": root, "host": host, "port": port, "first": port + 1, "last": port + 4}
-        (root / "slurm.conf").write_text(SLURM_CONF.format(**values))
+        (root / "slurm.conf").write_text(SLURM_CONF.format(**values, mark=mark, name=NAME))
         (root / "gres.conf").write_text(GRES_CONF.format(**values))
+        end_what_is_left()  # `reason_why_not` has seen no living one
         SYSTEM_CONFIGURATION.mkdir(exist_ok=True)
-        for name in ("slurm.conf", "gres.conf"):
-            link = SYSTEM_CONFIGURATION / name
-            link.unlink(missing_ok=True)  # of a cluster that was killed: `reason_why_not` saw no living one
-            link.symlink_to(root / name)
+        for name in CONFIGURATION:
+            (SYSTEM_CONFIGURATION / name).unlink(missing_ok=True)
+            shutil.copy(root / name, SYSTEM_CONFIGURATION)
         try:
             self._start()
         except BaseException:
@@ -143,9 +176,7 @@ class Cluster:
         self.start_controller()
         for node in NODES:
             self._spawn(node, ["slurmd", "-D", "-N", node])
-        wait_until(
-            lambda: len(self.ask("sinfo", "-h", "-p", "main", "-t", "idle", "-N").splitlines()) == 4, "nodes"
-        )
+        wait_until(self.is_idle, "four idle nodes")
 
     def _spawn(self, name: str, command: Sequence[str]) -> None:
         with (self.root / f"{name}.out").open("wb") as out:
@@ -156,6 +187,7 @@ class Cluster:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 preexec_fn=_end_with_parent,
+                env={**os.environ, "SLURM_CLUSTER_NAME": NAME},
             )
 
     def _end(self, name: str) -> None:
@@ -224,9 +256,13 @@ class Cluster:
     def clear(self) -> None:
         """Cancel what is left and make all nodes usable again, between two tests."""
         self.ask("scancel", "--user=root")
+        wait_until(lambda: not self.jobs("pending,running,completing"), "an empty queue", 120)
         for node in NODES:
             self.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
-        wait_until(lambda: not self.jobs("pending,running,completing"), "an empty queue")
+        wait_until(self.is_idle, "four idle nodes", 120)
+
+    def is_idle(self) -> bool:
+        return len(self.ask("sinfo", "-h", "-p", "main", "-t", "idle", "-N").splitlines()) == len(NODES)
 
     def stop(self) -> None:
         if "slurmctld" in self._daemons:
@@ -236,10 +272,8 @@ class Cluster:
                 time.sleep(0.1)
         for name in (*NODES, "slurmctld", "munged"):
             self._end(name)
-        for name in ("slurm.conf", "gres.conf"):
-            link = SYSTEM_CONFIGURATION / name
-            if link.is_symlink() and link.readlink() == self.root / name:
-                link.unlink()
+        for name in CONFIGURATION:
+            (SYSTEM_CONFIGURATION / name).unlink(missing_ok=True)
 
 
 def _end_with_parent() -> None:
@@ -266,3 +300,20 @@ def _free_ports(count: int) -> int:
                 each.close()
         return first
     raise RuntimeError("no free ports")
+
+
+def main() -> None:
+    if reason := reason_why_not():
+        sys.exit(reason)
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the command
+    with tempfile.TemporaryDirectory(prefix="srpo-slurm-") as folder:
+        cluster = Cluster(Path(folder) / "cluster")
+        try:
+            code = subprocess.run(sys.argv[1:]).returncode
+        finally:
+            cluster.stop()
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,12 +3,12 @@
 stage.py LOG python -m MODULE ARGUMENTS...    (see `logged` in workflow/shell.sh)
 
 A step appends a line `step,job` to `<scratch>/steps` and takes a quarter of a second. After the fifth step it
-waits while `$HOLD/<variant>-<seed>` exists. The result is the list of steps in the scratch folder.
+waits while `$HOLD/<variant>-<seed>` exists. The result is the list of steps. It stays in the scratch folder,
+as a training's last checkpoint does.
 """
 
 import os
 import runpy
-import shutil
 import sys
 import time
 from itertools import pairwise
@@ -37,7 +37,6 @@ def train(out: Path, scratch: Path, hold: Path) -> None:
             handle.write(f"{step},{job}\n")
     runpy.run_path(str(STAND_IN))  # makes all files, and the log
     (out / "metrics.csv").write_text(file.read_text())
-    shutil.rmtree(scratch)
 
 
 if __name__ == "__main__":

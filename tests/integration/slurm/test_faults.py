@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,10 +17,12 @@ import yaml
 from cluster import Cluster, wait_until
 from stage import HELD, STEPS
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
+PATIENCE = 500
+"""Seconds for what takes one minute on an idle machine."""
 RUNS = [f"{variant}-seed{seed}" for variant in ("grpo", "srpo-vjepa2-tiny") for seed in (0, 1)]
 
 
@@ -43,7 +45,8 @@ class Workflow:
         self.log = folder / "snakemake.log"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *arguments: str) -> None:
+    def start(self, *arguments: str, cores: int = 4) -> None:
+        """Start Snakemake. Jobs have so many of a node's four cores, and little of its memory."""
         command = [
             sys.executable,
             str(HERE / "polling.py"),
@@ -52,8 +55,7 @@ class Workflow:
             "--configfile",
             "preset.yaml",
         ]
-        # A node here has four cores and 8 GB; a training gets one of its own.
-        sizes = [f"{rule}=4" for rule in ("demos", "sft", "world_model", "train", "evaluate")]
+        sizes = [f"{rule}={cores}" for rule in ("demos", "sft", "world_model", "train", "evaluate")]
         memory = [f"{line.split('=')[0]}:mem_mb=1000" for line in sizes]
         small = ["--set-threads", *sizes, "--set-resources", *memory, "evaluate:in_turn=1"]
         quick = ["--slurm-init-seconds-before-status-checks", "1", "--max-status-checks-per-second", "2"]
@@ -70,13 +72,37 @@ class Workflow:
                 start_new_session=True,
             )
 
-    def finish(self, seconds: float = 240) -> str:
+    def wait(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait for what Snakemake and its jobs will do in the end, however slowly."""
+
+        def ended_or_done() -> bool:
+            assert self.process is not None
+            if condition():
+                return True
+            assert self.process.poll() is None, (
+                f"Snakemake ended before {what}:\n{self.log.read_text()[-6000:]}"
+            )
+            return False
+
+        wait_until(ended_or_done, what, PATIENCE)
+
+    def wait_for_attempt(self, number: int, run: str) -> None:
+        """Wait until a run's training is started for the n-th time."""
+        self.wait(lambda: len(self.attempts(run)) == number, f"attempt {number} at {run}")
+
+    def finish(self) -> str:
         """Wait for Snakemake to end well; what it printed."""
         assert self.process is not None
-        code = self.process.wait(seconds)
+        code = self.process.wait(PATIENCE)
         text = self.log.read_text()
         assert code == 0, text[-6000:]
         return text
+
+    def interrupt(self) -> None:
+        """Ctrl-C in the terminal, and wait for Snakemake's end."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGINT)
+        assert self.process.wait(PATIENCE) != 0
 
     def kill(self) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -97,17 +123,21 @@ class Workflow:
         file = self.folder / f"scratch/example/runs/libero_goal/{variant}/{seed}/attempts"
         return file.read_text().split() if file.exists() else []
 
-    def steps(self, run: str) -> list[tuple[int, str]]:
-        """(step, Slurm job), of a finished run or of one on its way."""
+    def last_jobs(self) -> dict[str, str]:
+        """Run → the Slurm job of its training's last start."""
+        return {run: self.attempts(run)[-1] for run in RUNS}
+
+    def steps(self, run: str, inside: str = "scratch/{}/policy/steps") -> list[tuple[int, str]]:
+        """(step, Slurm job) of a run so far."""
         variant, _, seed = run.rpartition("-")
-        inside = f"example/runs/libero_goal/{variant}/{seed}"
-        for file in (
-            self.folder / f"scratch/{inside}/policy/steps",
-            self.folder / f"results/{inside}/metrics.csv",
-        ):
-            with suppress(FileNotFoundError):
-                return [(int(line.split(",")[0]), line.split(",")[1]) for line in file.read_text().split()]
-        return []
+        file = self.folder / inside.format(f"example/runs/libero_goal/{variant}/{seed}")
+        if not file.exists():
+            return []
+        return [(int(line.split(",")[0]), line.split(",")[1]) for line in file.read_text().split()]
+
+    def results(self, run: str) -> list[tuple[int, str]]:
+        """(step, Slurm job) of a finished run."""
+        return self.steps(run, "results/{}/metrics.csv")
 
     def hold_all(self) -> None:
         for run in RUNS:
@@ -118,7 +148,7 @@ class Workflow:
 
     def check_steps(self) -> None:
         for run in RUNS:
-            assert [step for step, _ in self.steps(run)] == list(range(1, STEPS + 1)), run
+            assert [step for step, _ in self.results(run)] == list(range(1, STEPS + 1)), run
 
 
 @pytest.fixture
@@ -132,12 +162,12 @@ def workflow(tmp_path: Path) -> Iterator[Workflow]:
 def test_lost_cancelled_preempted_and_overlong_jobs(cluster: Cluster, workflow: Workflow) -> None:
     workflow.hold_all()
     workflow.start()
-    wait_until(workflow.all_held, "four trainings at work", 120)
+    workflow.wait(workflow.all_held, "four trainings at work")
     cancelled, lost, preempted, overlong = RUNS
     first = {run: workflow.attempts(run)[0] for run in RUNS}
     node = {job: where for job, _, where, _ in cluster.jobs("running")}
 
-    cluster.do("scontrol", "update", f"JobId={first[overlong]}", "TimeLimit=1")
+    cluster.do("scontrol", "update", f"JobId={first[overlong]}", "EndTime=now+1")  # limits are whole minutes
     cluster.do("scancel", first[cancelled])
     cluster.crash(node[first[lost]])
     cluster.repair(node[first[lost]])  # or there were fewer nodes than trainings, and all of them wait here
@@ -153,15 +183,15 @@ def test_lost_cancelled_preempted_and_overlong_jobs(cluster: Cluster, workflow: 
         "sleep 2",
     )
     cluster.hurry(first[preempted])
-    wait_until(lambda: len(workflow.attempts(preempted)) == 2, "a preempted job again", 200)
+    workflow.wait_for_attempt(2, preempted)
     # The controller is away, just when Snakemake looks, and the jobs are not.
     cluster.stop_controller()
-    wait_until(lambda: "Falling back to 'sacct'" in workflow.log.read_text(), "a look in vain", 60)
+    workflow.wait(lambda: "Falling back to 'sacct'" in workflow.log.read_text(), "a look in vain")
     (workflow.hold / preempted).unlink()
-    wait_until(lambda: len(workflow.steps(preempted)) > HELD + 2, "steps without a controller")
+    workflow.wait(lambda: len(workflow.steps(preempted)) > HELD + 2, "steps without a controller")
     cluster.start_controller()
     for run in (cancelled, lost, overlong):
-        wait_until(lambda run=run: len(workflow.attempts(run)) == 2, f"{run} again", 200)  # type: ignore[misc]
+        workflow.wait_for_attempt(2, run)
         (workflow.hold / run).unlink()
     text = workflow.finish()
 
@@ -178,3 +208,59 @@ def test_lost_cancelled_preempted_and_overlong_jobs(cluster: Cluster, workflow: 
     threads = min(4, len(os.sched_getaffinity(0)))
     given = list(workflow.folder.glob("scratch/example/runs/*/*/*/given"))
     assert len(given) == 4 and {file.read_text() for file in given} == {f"0 {threads}\n" * 2}
+
+
+def test_snakemake_is_interrupted_and_killed(cluster: Cluster, workflow: Workflow) -> None:
+    """Ctrl-C takes its jobs along. Killed, it leaves them: what ends before it is back counts, what ends with
+    a successor in the queue is not trained again, and what is at work is taken over."""
+
+    def state(jobs: dict[str, str]) -> dict[str, str]:
+        return {run: cluster.state(job) for run, job in jobs.items()}
+
+    workflow.hold_all()
+    workflow.start()
+    workflow.wait(workflow.all_held, "four trainings at work")
+    first = workflow.last_jobs()
+    workflow.interrupt()
+    wait_until(lambda: state(first) == dict.fromkeys(RUNS, "CANCELLED"), "the jobs' end")
+
+    workflow.start()  # nothing was left locked
+    for run in RUNS:
+        workflow.wait_for_attempt(2, run)
+    left = workflow.last_jobs()
+    early, late, *others = RUNS
+    node = next(where for job, _, where, _ in cluster.jobs("running") if job == left[early])
+    workflow.kill()
+    (workflow.hold / early).unlink()
+    wait_until(lambda: cluster.state(left[early]) == "COMPLETED", "an end nobody waits for", PATIENCE)
+    assert state(left) == {**dict.fromkeys(RUNS, "RUNNING"), early: "COMPLETED"}
+
+    # All nodes are full, so that the jobs of the next Snakemake have to wait.
+    full = ("-w", node, "--exclusive", "--output=/dev/null", "--wrap", "sleep 3600")
+    blocker = cluster.do("sbatch", "--parsable", *full)
+    wait_until(lambda: cluster.state(blocker) == "RUNNING", "four full nodes", PATIENCE)
+    workflow.start("--unlock")
+    workflow.finish()
+    workflow.start()
+    workflow.wait(
+        lambda: sum("rule_train" in comment for *_, comment in cluster.jobs("pending")) == 3,
+        "three in the queue",
+    )
+    (workflow.hold / late).unlink()
+    wait_until(
+        lambda: cluster.state(left[late]) == "COMPLETED", "the end of a job that is waited for by none"
+    )
+    cluster.do("scancel", blocker)
+    for run in others:
+        workflow.wait_for_attempt(3, run)
+        (workflow.hold / run).unlink()
+    workflow.finish()
+
+    workflow.check_steps()
+    assert state(left) == {early: "COMPLETED", late: "COMPLETED", **dict.fromkeys(others, "CANCELLED")}
+    assert [len(workflow.attempts(run)) for run in RUNS] == [2, 3, 3, 3]
+    last = workflow.last_jobs()
+    for run in RUNS:
+        by = dict(workflow.results(run))
+        assert {by[step] for step in by if step <= HELD} == {first[run]}
+        assert {by[step] for step in by if step > HELD} == {(last if run in others else left)[run]}

@@ -81,14 +81,17 @@ def test_a_training_is_launched_preempted_cancelled_and_finished(cluster: Cluste
 
 
 RANK = """
-echo "$RANK/$WORLD_SIZE $LOCAL_RANK $MASTER_ADDR $CUDA_VISIBLE_DEVICES" >> {log}
+echo "$RANK/$WORLD_SIZE $LOCAL_RANK $MASTER_ADDR $CUDA_VISIBLE_DEVICES $OMP_NUM_THREADS" >> {log}
 trap "exit 75" USR1 TERM
 [ -e {go} ] || for i in $(seq 600); do sleep 0.1; done
 """
 
 
-def test_processes_of_two_nodes_find_one_another(cluster: Cluster, tmp_path: Path) -> None:
-    """And go on together after Slurm's signal. What trains is stood in for."""
+def test_processes_of_two_nodes_find_one_another(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And share their nodes' cores, and go on together after Slurm's signal. What trains is stood in for."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     wanted = Namespace(
         **dict(executor="slurm", out=tmp_path, nodes=2, gpus=2, cpus=4, memory_gb=1, minutes=60, timeouts=3),
         **dict.fromkeys(("partition", "account", "qos", "constraint")),
@@ -97,7 +100,7 @@ def test_processes_of_two_nodes_find_one_another(cluster: Cluster, tmp_path: Pat
     command = ["bash", "-c", RANK.format(log=log, go=go)]
     job = make_executor(wanted, tmp_path / "launch").submit(Command(command, 4, 3))
     wait_until(lambda: log.exists() and log.read_text().count("\n") == 4, "four processes")
-    ranks = ["0/4 0 node1 0,1", "1/4 1 node1 0,1", "2/4 0 node1 0,1", "3/4 1 node1 0,1"]
+    ranks = [f"{rank}/4 {rank % 2} node1 0,1 2" for rank in range(4)]
     assert sorted(log.read_text().splitlines()) == ranks
     cluster.do("scancel", "--signal=USR1", job.job_id)
     go.touch()
