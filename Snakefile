@@ -34,3 +34,4 @@ rule all:
         tables(),
         figures(),
         videos(),
+        gallery(),

@@ -277,7 +277,7 @@ GALLERY = (
 
 
 def gallery(out: Path, sources: PlusSources) -> None:
-    """Write one PNG with three variants of each dimension, the base task's picture beside them.
+    """Write one picture with three variants of each dimension, the base task's beside them.
 
     A variant that cannot run here is a grey field that says so.
     """
@@ -300,21 +300,21 @@ def gallery(out: Path, sources: PlusSources) -> None:
                 axis.text(
                     128, 128, "unavailable without\nthe asset pack", ha="center", va="center", fontsize=8
                 )
-            values = ", ".join(f"{key} {value}" for key, value in task.parameters.items() if value != 0)
-            axis.set_title(_caption(task, sources) or values, fontsize=6.5)
+            axis.set_title(_caption(task, sources), fontsize=6.5)
         axes[0].text(-0.05, 0.5, task.dimension, rotation=90, transform=axes[0].transAxes, va="center",
                      ha="right", fontsize=9)  # fmt: skip
         for axis in axes:
             axis.set_axis_off()
     with atomic_file(out) as temporary:
-        figure.savefig(temporary, format="png", dpi=80)
+        figure.savefig(temporary, format=out.suffix[1:], dpi=80)
 
 
 def _caption(task: PlusTask, sources: PlusSources) -> str:
-    """A language task's instruction, in lines; nothing for others."""
-    if task.dimension != "language" or sources.data is None:
-        return ""
-    return textwrap.fill(plus_data(sources.data).language(task.name), 38)
+    """A language task's instruction, in lines; another's parameters that differ from the base task's."""
+    if task.dimension == "language" and sources.data is not None:
+        return textwrap.fill(plus_data(sources.data).language(task.name), 38)
+    changed = (item for item in task.parameters.items() if item[1] != 0 or item[0] == "style")
+    return ", ".join(f"{key} {value}" for key, value in changed)
 
 
 def main() -> None:
@@ -339,7 +339,7 @@ def main() -> None:
     showing.add_argument("name", help="official task name")
     showing.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     contact = commands.add_parser("gallery", help="picture three tasks of each dimension on one sheet")
-    contact.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+    contact.add_argument("--out", type=Path, required=True, metavar="FILE", help=".png or .jpg")
     for command in (showing, contact):
         command.add_argument("--data", type=Path, metavar="FILE.zip", help="file that `fetch` wrote")
         command.add_argument("--assets", type=Path, metavar="FOLDER", help="official asset pack")

@@ -27,7 +27,7 @@ def test_cores_are_those_of_the_rules() -> None:
 
 
 def test_the_papers_counts() -> None:
-    """As the workflow's own tests count: 288 submissions, 780 jobs."""
+    """As Snakemake's own dry run has them, but for the contact sheet of LIBERO-Plus."""
     preset, source = load_preset("paper")
     jobs = work(plan(preset, source, ROOT / "configs"), THROUGHPUT, 0)
     counts = {rule: sum(job.rule == rule for job in jobs) for rule in CORES}

@@ -219,6 +219,14 @@ def plus_shards(wildcards):
     return [f"<results>/{folder}/shard-{shard}.parquet" for shard in range(number)]
 
 
+def plus_assets(wildcards):
+    """The folder of LIBERO-Plus's asset pack, if the preset has it."""
+    folders = {
+        stage.plus.assets for stage in PLAN.stages.values() if hasattr(stage, "plus")
+    }
+    return flag("--assets", [folder for folder in folders if folder])
+
+
 def scores(kind=""):
     """The reward benchmark's scores (`-curves`: progress curves) of every suite and representation."""
     return [
@@ -253,6 +261,11 @@ def videos():
     """Folders of videos, one a suite of T1."""
     suites = dict.fromkeys(run.suite for run in PLAN.tables.get("t1", ()))
     return [f"<results>/videos/{suite}" for suite in suites]
+
+
+def gallery():
+    """Pictures of what LIBERO-Plus changes, if it is swept."""
+    return ["<results>/figures/gallery.png"] if "t2" in PLAN.tables else []
 
 
 def tables():

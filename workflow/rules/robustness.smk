@@ -64,6 +64,31 @@ rule plus:
         " --out {output:q} {input.shards:q}"
 
 
+rule gallery:
+    input:
+        data=rules.plus_tasks.output.data,
+    output:
+        report(
+            "<results>/figures/gallery.png",
+            caption="../report/gallery.rst",
+            category="Figures",
+            labels={"figure": "LIBERO-Plus: what is perturbed", "form": "picture"},
+        ),
+    log:
+        "<logs>/figures/gallery.log",
+    benchmark:
+        "<benchmarks>/figures/gallery.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=8000,
+        runtime=60,
+    params:
+        assets=plus_assets,
+    shell:
+        "logged {log:q} python -m srpo.plus gallery --data {input.data:q} {params.assets:q} --out {output:q}"
+
+
 rule t2_curves:
     input:
         episodes=runs("t2", "plus/episodes.parquet"),
