@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from cluster import Cluster, wait_until
+import cluster as four_nodes
+import pytest
+from cluster import MARK, Cluster, reason_why_not, wait_until
+
+from srpo.locks import Owner
 
 
 def test_jobs_get_their_gpus_and_nodes(cluster: Cluster, tmp_path: Path) -> None:
@@ -22,3 +28,18 @@ def test_a_job_on_a_lost_node_is_requeued(cluster: Cluster, tmp_path: Path) -> N
     cluster.crash("node1")
     wait_until(lambda: cluster.state(job) == "COMPLETED", "its end")
     assert log.read_text() == "node1\nnode2 1\n"
+
+
+def test_what_is_left_of_a_killed_test_run_is_in_nobodys_way(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unlike a cluster that is up, and a Slurm that is not of these tests."""
+    me = Owner.of_this_process()
+    assert f"is up already, for process {me.pid}" in str(reason_why_not())
+    monkeypatch.setattr(four_nodes, "SYSTEM_CONFIGURATION", tmp_path)
+    assert reason_why_not() is None
+    killed = replace(me, started=me.started - 100)  # its process id may be another's now
+    (tmp_path / "slurm.conf").write_text(f"{MARK}{json.dumps(asdict(killed))}\nClusterName=x\n")
+    assert reason_why_not() is None
+    (tmp_path / "slurm.conf").write_text("ClusterName=theirs\n")
+    assert "a Slurm of its own" in str(reason_why_not())
