@@ -9,7 +9,8 @@ for rule in demos sft world_model train evaluate plus_shard trajectories score; 
     threads+=("$rule=2")
 done
 export PATH=$PWD/slurm/without-accounting:$PATH
+export OMP_WAIT_POLICY=passive # the nodes' cores are those of one machine
 workflow=(snakemake --configfile configs/presets/smoke.yaml)
 python tests/integration/slurm/cluster.py "${workflow[@]}" --profile slurm --set-threads "${threads[@]}" \
-    --slurm-init-seconds-before-status-checks 5 "$@"
+    --jobs 2 --slurm-init-seconds-before-status-checks 5 "$@"
 "${workflow[@]}" --report report.html
