@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from policies import SUITE, small_settings
 from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from srpo import sft
 from srpo.config import Lora, Policy, Protocol, Sft, SftStage
@@ -68,6 +69,17 @@ def test_learning_rate_rises_then_falls_along_a_cosine() -> None:
     assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0) and rates[10] == 1.0
     assert rates[55] == pytest.approx(0.5) and rates[-1] < 1e-3
     assert all(a >= b for a, b in pairwise(rates[10:]))
+
+
+def test_adamw_is_fused_on_a_gpu_and_takes_what_is_trained() -> None:
+    """Fake tensors say that they are on a GPU."""
+    model = torch.nn.Linear(3, 2)
+    model.bias.requires_grad_(False)
+    optimiser = sft.adamw(model, 0.1, 0.0)
+    assert optimiser.param_groups[0]["params"] == [model.weight] and optimiser.defaults["fused"] is None
+    with FakeTensorMode():
+        model.weight = torch.nn.Parameter(torch.empty(2, 3, device="cuda"))
+        assert sft.adamw(model, 0.1, 0.0).defaults["fused"]
 
 
 def stage(policy: Policy, **changes: object) -> SftStage:
