@@ -294,7 +294,7 @@ class OpenVLAOFT(PreTrainedModel):
 
         Both are over the 256 action tokens only, as in the published training code.
         """
-        log_p = torch.log_softmax(self(inputs).float() / temperature, dim=-1)  # FSDP casts outputs
+        log_p = torch.log_softmax(self(inputs) / temperature, dim=-1)
         chosen = log_p.gather(-1, tokens[..., None])[..., 0]
         return chosen, -(log_p.exp() * log_p).sum(-1)
 
@@ -314,7 +314,7 @@ class OpenVLAOFT(PreTrainedModel):
         Raises:
             FloatingPointError: the logits are not finite; greedy decoding would hide it.
         """
-        logits = self(inputs.to(self.device)).float().cpu()
+        logits = self(inputs.to(self.device)).cpu()
         if not torch.isfinite(logits).all():
             raise FloatingPointError("the policy's logits are not finite: its weights are broken")
         if temperature == 0:
