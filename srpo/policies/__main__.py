@@ -83,7 +83,7 @@ def inspect(path: Path, policy: Policy) -> str:
         f"{_gib(full.static // SHARDS + gathered + full.activations)} ("
         f"weights {_gib(full.weights // SHARDS)}, gradients {_gib(full.gradients // SHARDS)}, "
         f"AdamW {_gib(full.optimiser // SHARDS)}, "
-        f"gathered weights {_gib(gathered)}, activations {_gib(full.activations)})",
+        f"gathered {_gib(gathered)}, activations {_gib(full.activations)})",
         f"              with gradient checkpointing and micro-batches of {MICROBATCH} queries; reinforcement "
         f"learning has an acting copy beside it: {_gib(memory.weights(acting))}",
     ]

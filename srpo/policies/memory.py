@@ -150,11 +150,14 @@ def training(policy: Policy, microbatch: int, compute: torch.dtype | None = None
 
 
 def gathered(policy: Policy) -> int:
-    """Bytes of bfloat16 weights that FSDP holds whole at a time: two blocks, and all that is in no block."""
+    """Bytes that FSDP holds whole at a time beside its shares.
+
+    Weights of two blocks, and all that is in no block, in bfloat16; gradients of a block in float32.
+    """
     model = on_meta(policy)
     parts = [part for part in model.modules() if type(part).__name__ in model._no_split_modules]
     blocks = [sum(parameter.numel() for parameter in part.parameters()) for part in parts]
-    return 2 * (parameters(model)["in all"] - sum(blocks) + 2 * max(blocks))
+    return 2 * (parameters(model)["in all"] - sum(blocks) + 2 * max(blocks)) + 4 * max(blocks)
 
 
 @contextlib.contextmanager

@@ -2,15 +2,24 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from policies import ENCODER, SUITE, observations, small_policy, small_settings
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.profiler import ProfilerActivity, profile
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from srpo.config import Lora
 from srpo.policies import memory
+from srpo.policies.__main__ import MICROBATCH, POLICIES, SHARDS, read_policy
 from srpo.policies.openvla_oft import Inputs, OpenVLAOFT, load_policy, save_policy
 from srpo.types import TOKENS
 
@@ -81,6 +90,54 @@ def test_training(changes: dict) -> None:
     assert estimate.gradients == sum(p.grad.nbytes for p in policy.parameters() if p.grad is not None)
     moments = [t for state in optimiser.state.values() for name, t in state.items() if name != "step"]
     assert estimate.optimiser == sum(moment.nbytes for moment in moments)
+
+
+def test_training_under_fsdp() -> None:
+    """Against PyTorch's own tracker: one of eight processes, the others made up, on fake tensors."""
+    wide = read_policy(POLICIES / "openvla-7b.yaml")
+    policy = wide.model_copy(
+        update={
+            "dtype": "float32",
+            "lora": None,
+            "encoders": tuple(e.model_copy(update={"depth": 3}) for e in wide.encoders),
+            "llm": wide.llm.model_copy(update={"layers": 4}),
+        }
+    )
+    dist.init_process_group("fake", rank=0, world_size=SHARDS, store=FakeStore())
+    try:
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["LlamaDecoderLayer", "_Block"],
+            reshard_after_forward=True,
+            mixed_precision_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32),
+        )
+        accelerator = SimpleNamespace(
+            state=SimpleNamespace(fsdp_plugin=plugin),
+            mixed_precision="bf16",
+            is_main_process=True,
+            parallelism_config=SimpleNamespace(fsdp_dim_names=["shard"]),
+            torch_device_mesh=init_device_mesh("cpu", (SHARDS,), mesh_dim_names=("shard",)),
+        )
+        with memory._fake(policy, trainable=True) as (model, inputs):
+            model = fsdp2_prepare_model(accelerator, model)
+            optimiser = torch.optim.AdamW(model.parameters())
+            tracker = FSDPMemTracker(model, optimiser)
+            queries, tokens = inputs(MICROBATCH), torch.zeros(MICROBATCH, TOKENS, dtype=torch.long)
+            with tracker:
+                for _ in range(2):
+                    tracker.reset_mod_stats()
+                    log_probs, entropy = model.log_probs(queries, tokens, 1.0)
+                    (log_probs.sum() + entropy.sum()).backward()
+                    optimiser.step()
+            peaks = tracker.get_tracker_snapshot("peak")
+    finally:
+        dist.destroy_process_group()
+    (peak,) = (parts["Total"] for parts in peaks.values())
+    estimate = memory.training(policy, MICROBATCH, compute=torch.bfloat16)
+    assert estimate.static / SHARDS + memory.gathered(policy) + estimate.activations == pytest.approx(
+        peak, rel=0.1
+    )
 
 
 def test_loading_holds_the_weights_once_and_one_file_beside(tmp_path: Path) -> None:
