@@ -30,7 +30,7 @@ from srpo.analysis.io import BENCHMARK, CURVES, ResultError, write_rows
 from srpo.config import ConfigError, RewardBenchmarkStage, did_you_mean, load_stage
 from srpo.files import atomic_directory, write_text, write_with
 from srpo.locks import held
-from srpo.manifest import sha256
+from srpo.manifest import sha256, write_manifest
 from srpo.rewards.benchmark import monotonicity, progress_curve, spearman_correlation
 from srpo.rewards.progress import nearest_distances
 from srpo.rewards.references import usable
@@ -265,6 +265,7 @@ def collect(config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path
         raise TrajectoryError(f"no rollout could be run; the first of {len(errors)} errors: {errors[0]}")
     with atomic_directory(out) as folder:
         write_trajectories(config, collections, folder / FILE)
+        write_manifest(folder / "manifest.json", config, policy=sha256(policy), workers=workers)
     shutil.rmtree(scratch)
 
 

@@ -30,8 +30,9 @@ def read_curves(paths: Sequence[Path], allow_incomplete: bool) -> tuple[pd.DataF
     """Curves of all suites and representations; also the number of (suite, representation) missing."""
     curves = pd.concat([read_rows(path, CURVES) for path in paths], ignore_index=True)
     configs = [read_config(path, RewardBenchmarkStage) for path in paths]
-    if len({config.preset for config in configs}) > 1:
-        raise ResultError("the files of curves belong to several presets")
+    tables.require_alike(configs)
+    if curves.empty:
+        raise ResultError("no trajectory was scored: a task needs successes to compare others with")
     expected = {(config.suite, model.name) for config in configs for model in config.world_models}
     found = set(zip(curves["suite"], curves["representation"], strict=True))
     if found - expected:
@@ -88,7 +89,7 @@ def read_strips(files: Sequence[Path], chosen: pd.DataFrame) -> dict[tuple[str, 
             frames = file["frames"]
             places = np.linspace(0, frames.shape[1] - 1, STRIP).round().astype(int)
             for number in sorted(set(chosen.loc[chosen["suite"] == suite, "trajectory"])):
-                if number >= len(frames):
+                if number >= len(frames) or number not in file.attrs.get("kept", [number]):
                     raise ResultError(f"{path}: has no trajectory {number}: it is not what was scored")
                 strips[suite, int(number)] = np.stack([frames[number, place] for place in places])
     lacking = set(zip(chosen["suite"], chosen["trajectory"], strict=True)) - set(strips)
@@ -145,7 +146,7 @@ def _trajectory(part: SubFigure, own: pd.DataFrame, frames: NDArray[np.uint8]) -
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = tables.parser("f1", __doc__, tex=False)
+    parser = tables.parser("f1", __doc__, table=False)
     parser.add_argument(
         "--curves", type=Path, nargs="+", required=True, help="curves of every representation"
     )
@@ -157,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = choose(curves)
     strips = read_strips(arguments.trajectories, table)
     tables.write(
-        arguments, table, lambda table: draw(table, strips), tables.count_of("sets of curves", missing)
+        arguments, table, lambda table: draw(table, strips), tables.lacking([], "sets of curves", missing)
     )
 
 

@@ -18,9 +18,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from srpo.analysis import latex, style, tables
+from srpo.analysis import style, tables, typeset
 from srpo.analysis.io import RL_METRICS, ResultError, missing_rows, read_config, read_rows, run
-from srpo.analysis.stats import Reached, area_under_curve, first_reached, median_reached, wilson
+from srpo.analysis.stats import (
+    Estimate,
+    Reached,
+    area_under_curve,
+    first_reached,
+    mean_difference,
+    median_reached,
+    wilson,
+)
 from srpo.config import SUITES, TrainStage
 from srpo.files import write_with
 
@@ -38,18 +46,13 @@ def read_metrics(
     paths: Sequence[Path], sheet: Mapping[str, str], allow_incomplete: bool
 ) -> tuple[pd.DataFrame, int]:
     """Metrics of all runs with columns suite, variant, seed; and the number of RL steps that are missing."""
-    frames, expected, protocols, presets = [], [], set(), set()
-    for path in paths:
-        config = read_config(path, TrainStage)
+    frames, expected = [], []
+    configs = [read_config(path, TrainStage) for path in paths]
+    tables.require_alike(configs)
+    for path, config in zip(paths, configs, strict=True):
         run = (config.suite, config.variant, config.seed)
         frames.append(read_rows(path, RL_METRICS).assign(suite=run[0], variant=run[1], seed=run[2]))
         expected += [(*run, step) for step in range(1, config.train.steps + 1)]
-        protocols.add(config.protocol.model_copy(update={"max_steps": 1}))
-        presets.add(config.preset)
-    if len(protocols) > 1 or len(presets) > 1:
-        raise ResultError(
-            f"the runs belong to {len(presets)} presets and {len(protocols)} protocols, not to one"
-        )
     metrics = pd.concat(frames, ignore_index=True)
     tables.require_known(metrics["variant"], sheet)
     keys = ["suite", "variant", "seed", "step"]
@@ -57,10 +60,7 @@ def read_metrics(
         raise ResultError(
             f"an RL step stands twice: {metrics[metrics.duplicated(keys)][keys].iloc[0].to_dict()}"
         )
-    runs = {(suite, variant) for suite, variant, _, _ in expected}
-    absent = [(s, v) for s in {suite for suite, _ in runs} for v in sheet if (s, v) not in runs]
-    if absent and not allow_incomplete:
-        raise ResultError(f"incomplete: no run of {sorted(absent)}")
+    tables.require_runs([(config.variant, config.suite) for config in configs], sheet, allow_incomplete)
     lacking = missing_rows(metrics, pd.DataFrame(expected, columns=keys), allow_incomplete)
     metrics = metrics.sort_values(keys, ignore_index=True)
     runs_of = metrics.groupby(["suite", "variant", "seed"])
@@ -111,9 +111,11 @@ def efficiency(metrics: pd.DataFrame, sheet: Mapping[str, str]) -> pd.DataFrame:
     `area` is the mean success rate over training (area under the curve over its width); a `reach` at some
     level is the first time the mean of the last `WINDOW` steps is at least that. `value` is the mean (area)
     or the Kaplan–Meier median (reach) over seeds, `low` and `high` the lowest and highest seed (none for
-    one). Censored: training ended at `value`, and fewer than half of the runs had got there.
+    one). Censored: training ended at `value`, and fewer than half of the runs had got there. `best` marks
+    the largest area of a suite where its difference to the second, over seeds, leaves no doubt.
     """
     rows: list[dict[str, Any]] = []
+    areas: dict[tuple[str, str, str], list[float]] = {}
     for suite in [suite for suite in SUITES if suite in set(metrics["suite"])]:
         for variant, label in sheet.items():
             own = metrics[(metrics["suite"] == suite) & (metrics["variant"] == variant)]
@@ -122,12 +124,14 @@ def efficiency(metrics: pd.DataFrame, sheet: Mapping[str, str]) -> pd.DataFrame:
             if not runs:
                 continue
             shared = {"suite": suite, "variant": variant, "label": label, "seeds": len(runs)}
+            shared["episodes"] = int(own["episodes"].sum())
             for unit, name in UNITS.items():
-                areas = [
+                own_areas = [
                     area_under_curve(run[unit].to_numpy(), run["success_rate"].to_numpy()) for run in runs
                 ]
+                areas[suite, name, variant] = own_areas
                 rows.append({**shared, "quantity": "area", "level": np.nan, "unit": name})
-                rows[-1] |= {"value": float(np.mean(areas)), **_range(areas), "censored": False}
+                rows[-1] |= {"value": float(np.mean(own_areas)), **_range(own_areas), "censored": False}
                 rows[-1]["arrived"] = pd.NA
                 for level in LEVELS:
                     times = [
@@ -138,7 +142,14 @@ def efficiency(metrics: pd.DataFrame, sheet: Mapping[str, str]) -> pd.DataFrame:
                     rows.append({**shared, "quantity": "reach", "level": level, "unit": name})
                     rows[-1] |= {"value": middle.at, **_range([time.at for time in times])}
                     rows[-1] |= {"censored": middle.censored, "arrived": sum(not t.censored for t in times)}
-    return pd.DataFrame(rows).astype({"arrived": "Int64"})
+    table = pd.DataFrame(rows).astype({"arrived": "Int64"})
+
+    def difference(suite: str, unit: str, second: str, first: str) -> Estimate:
+        return mean_difference(areas[suite, unit, second], areas[suite, unit, first])
+
+    compared = table[table["quantity"] == "area"]
+    best = tables.clearly_best(compared, ["suite", "unit"], "variant", "value", difference)
+    return table.assign(best=table.index.isin(best))
 
 
 def _range(values: Sequence[float]) -> dict[str, float]:
@@ -146,7 +157,7 @@ def _range(values: Sequence[float]) -> dict[str, float]:
     return {"low": np.nan if one else min(values), "high": np.nan if one else max(values)}
 
 
-def to_latex(table: pd.DataFrame) -> str:
+def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
     """A row a variant under its suite: the area, then steps and episodes to each level."""
     groups = []
     for suite, here in table.groupby("suite", sort=False):
@@ -160,15 +171,22 @@ def to_latex(table: pd.DataFrame) -> str:
             for level in LEVELS:
                 reach = tables.cells(own[(own["quantity"] == "reach") & (own["level"] == level)], "unit")
                 cells.append([_reach(reach[unit,]) + word for unit, word in _SHORT.items()])
-            rows.append(latex.Row([own["label"].iloc[0], f"{seeds} seeds" if seeds > 1 else "1 seed"], cells))
-        groups.append(latex.Group(tables.SUITE_LABELS[str(suite)], rows))
+            runs = f"{seeds} seeds" if seeds > 1 else "1 seed"
+            label = [own["label"].iloc[0], f"{runs}, {own['episodes'].iloc[0]:,} rollouts"]
+            rows.append(typeset.Row(label, cells, frozenset({0} if area["best"] else ())))
+        groups.append(typeset.Group(tables.SUITE_LABELS[str(suite)], rows))
     notes = [
-        "Area: mean success of the training rollouts (percent) over all RL steps; beneath it the lowest and "
-        "highest seed. Then the RL step, episodes (ep) and simulated hours (h) at which the mean of the last "
-        f"{WINDOW} steps first reached the level, the median of the seeds (Kaplan–Meier). >: not reached "
-        "when training ended there.",
+        "Area: mean success over all RL steps; beneath it the lowest and highest seed. Then the RL step, "
+        f"episodes (ep) and simulated hours (h) at which the mean of the last {WINDOW} steps first reached "
+        "the level, the median of the seeds (Kaplan–Meier). >: not reached when training ended there. Bold: "
+        "the largest area, where the 95% interval of its difference to the second largest (Welch, over "
+        "seeds) lies above 0: one seed has none, and times are not compared.",
     ]
-    return latex.tabular("Variant", ["Area", *(f"{100 * level:.0f}%" for level in LEVELS)], groups, notes)
+    caption = (
+        f"How fast success of the sampled training rollouts grows: percent, and time to reach it. {protocol}"
+    )
+    columns = ["Area", *(f"{100 * level:.0f}%" for level in LEVELS)]
+    return typeset.Table(caption, "Variant", columns, groups, notes)
 
 
 _SHORT = {"RL steps": "", "episodes": " ep", "simulated seconds": " h"}
@@ -229,26 +247,35 @@ def _curve(axes: Axes, own: pd.DataFrame, x: str, label: str, look: tuple[str, s
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = tables.parser("f2", __doc__, tex=False)
+    parser = tables.parser("f2", __doc__, table=False)
     parser.add_argument("--sheet", type=Path, required=True, help="variants and labels (TSV)")
     parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="metrics.csv of every run")
     add_efficiency(parser)
     arguments = parser.parse_args(argv)
-    show(arguments, arguments.metrics, tables.read_sheet(arguments.sheet))
+    sheet = tables.read_sheet(arguments.sheet)
+    configs = [read_config(path, TrainStage) for path in arguments.metrics]
+    ran = [(config.variant, config.suite) for config in configs]
+    absent = tables.require_runs(ran, sheet, arguments.allow_incomplete)
+    show(arguments, arguments.metrics, sheet, absent)
 
 
 def add_efficiency(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--efficiency", type=Path, required=True, help="numbers of how fast they learn (CSV)")
-    parser.add_argument("--tex", type=Path, required=True, help="the same as a LaTeX table")
+    tables.add_typeset(parser)
 
 
-def show(arguments: argparse.Namespace, paths: Sequence[Path], sheet: Mapping[str, str]) -> None:
-    """Write the tables and the figure of these runs."""
+def show(
+    arguments: argparse.Namespace, paths: Sequence[Path], sheet: Mapping[str, str], absent: Sequence[str]
+) -> None:
+    """Write the tables and the figure of these runs, and say which are `absent`."""
     metrics, missing = read_metrics(paths, sheet, arguments.allow_incomplete)
     speed = efficiency(metrics, sheet)
     write_with(arguments.efficiency, lambda temporary: speed.to_csv(temporary, index=False))
     table = estimate(metrics, sheet)
-    tables.write(arguments, table, draw, tables.count_of("RL steps", missing), to_latex(speed))
+    configs = [read_config(path, TrainStage) for path in paths]
+    protocol = tables.configured_protocol(configs, [path.with_name("manifest.json") for path in paths])
+    lacking = tables.lacking(absent, "RL steps", missing)
+    tables.write(arguments, table, draw, lacking, layout(speed, protocol))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def alike(configs: Sequence[TrainStage], first: str, differing: set[str]) -> set
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = tables.parser("f3", __doc__, tex=False)
+    parser = tables.parser("f3", __doc__, table=False)
     parser.add_argument("--sheet", type=Path, required=True, help="variants and labels (TSV)")
     parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="metrics.csv of every run")
     f2.add_efficiency(parser)
@@ -53,10 +53,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     sheet = tables.read_sheet(arguments.sheet)
     configs = {path: read_config(path, TrainStage) for path in arguments.metrics}
     tables.require_known([config.variant for config in configs.values()], sheet)
+    ran = [(config.variant, config.suite) for config in configs.values()]
+    absent = tables.require_runs(ran, sheet, arguments.allow_incomplete)
     shown = alike(list(configs.values()), next(iter(sheet)), {"world_model"})
     names = {c.variant: c.world_model.name for c in configs.values() if c.world_model and c.variant in shown}
     paths = [path for path, config in configs.items() if config.variant in names]
-    f2.show(arguments, paths, {variant: names[variant] for variant in sheet if variant in names})
+    f2.show(arguments, paths, {variant: names[variant] for variant in sheet if variant in names}, absent)
 
 
 if __name__ == "__main__":

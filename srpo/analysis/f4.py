@@ -2,7 +2,8 @@
 
 Both variants are shown on the same tasks and initial states, an episode each. How much they visit is compared
 by the voxels that as many positions of either would occupy (`srpo.analysis.exploration`), and tested by
-swapping the two variants' episodes of a state at random.
+swapping the two variants' episodes of a state at random. Every file of paths has its evaluation's resolved
+`config.yaml` beside it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from matplotlib.ticker import MultipleLocator
 from numpy.typing import NDArray
 
 from srpo.analysis import exploration, style, tables
-from srpo.analysis.io import PATHS, ResultError, read_rows, run
+from srpo.analysis.io import PATHS, ResultError, read_config, read_rows, run
+from srpo.config import EvaluateStage
 
 PLANES = (("y", "x"), ("x", "z"), ("y", "z"))
 NAMES = {"x": "x, depth (m)", "y": "y, across (m)", "z": "z, height (m)"}
@@ -36,6 +38,7 @@ def read_paths(paths: Sequence[Path], sheet: dict[str, str]) -> tuple[pd.DataFra
     Raises:
         ResultError: not two variants of one suite, several seeds of one, or nothing in common.
     """
+    tables.require_alike([read_config(path, EvaluateStage) for path in paths])
     positions = pd.concat([read_rows(path, PATHS) for path in paths], ignore_index=True)
     tables.require_known(positions["variant"], sheet)
     found = [variant for variant in sheet if variant in set(positions["variant"])]
@@ -194,7 +197,7 @@ def _space(axes: Any, own: pd.DataFrame, limits: dict[str, tuple[float, float]],
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = tables.parser("f4", __doc__, tex=False)
+    parser = tables.parser("f4", __doc__, table=False)
     parser.add_argument("--sheet", type=Path, required=True, help="variants and labels (TSV)")
     parser.add_argument(
         "--paths", type=Path, nargs="+", required=True, help="paths.parquet of two runs of one suite"
@@ -209,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments,
         table,
         lambda table: draw(table, positions),
-        tables.count_of("episodes that one variant lacks", alone),
+        tables.lacking([], "episodes that one variant lacks", alone),
     )
 
 

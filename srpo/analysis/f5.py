@@ -1,8 +1,9 @@
 """Figure F5: what the largest reward of a failure (α) and the references do to success on LIBERO.
 
 Of the runs of a sheet it shows those that differ from the sheet's first variant in `reward.alpha` alone, and
-those that differ in what failures are compared with alone. Every file of episodes has its evaluation's
-resolved `config.yaml` beside it, and that of the training in the folder above.
+those that differ in what failures are compared with alone. Runs without a progress reward (GRPO) stand at
+α = 0: a failure earns nothing there, whatever it is compared with. Every file of episodes has its
+evaluation's resolved `config.yaml` beside it, and that of the training in the folder above.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from srpo.analysis import f3, style, tables
-from srpo.analysis.io import ResultError, missing_rows, read_config, read_episodes, run
+from srpo.analysis.io import ResultError, read_config, run
 from srpo.analysis.stats import wilson
 from srpo.analysis.t1 import expected_episodes
 from srpo.config import SUITES, EvaluateStage, Reward, TrainStage
@@ -27,6 +28,8 @@ REFERENCES = {"reward.references", "reward.eps", "reward.eps_relative", "reward.
 
 def describe(reward: Reward) -> str:
     """What failures are compared with, in a few words."""
+    if reward.shaping == "none":
+        return "nothing"
     if reward.references != "dbscan":
         return {
             "mean": "mean of the successes",
@@ -42,10 +45,15 @@ def estimate(episodes: pd.DataFrame, runs: Sequence[TrainStage], sheet: Mapping[
     With several seeds `lowest_seed` and `highest_seed` say how far they lie apart.
     """
     of = {config.variant: config for config in runs}
-    panels = {"alpha": {"reward.alpha"}, "references": REFERENCES}
+    first = next(iter(sheet))
+    unshaped = {config.variant for config in runs if config.reward.shaping == "none"}
+    panels = {
+        "alpha": f3.alike(runs, first, {"reward.alpha"})
+        | unshaped & f3.alike(runs, first, {"reward", "world_model"}),
+        "references": f3.alike(runs, first, REFERENCES),
+    }
     rows: list[dict[str, Any]] = []
-    for panel, differing in panels.items():
-        shown = f3.alike(runs, next(iter(sheet)), differing)
+    for panel, shown in panels.items():
         for suite in [suite for suite in SUITES if suite in set(episodes["suite"])]:
             for variant in [variant for variant in sheet if variant in shown]:
                 own = episodes[(episodes["suite"] == suite) & (episodes["variant"] == variant)]
@@ -59,7 +67,7 @@ def estimate(episodes: pd.DataFrame, runs: Sequence[TrainStage], sheet: Mapping[
                         "suite": suite,
                         "variant": variant,
                         "label": sheet[variant],
-                        "alpha": of[variant].reward.alpha,
+                        "alpha": 0.0 if variant in unshaped else of[variant].reward.alpha,
                         "references": describe(of[variant].reward),
                         **tables.columns_of(wilson(count["successes"], count["episodes"])),
                         **count,
@@ -93,6 +101,8 @@ def _against_alpha(axes: Axes, own: pd.DataFrame) -> None:
         axes.plot([alpha, alpha], [low, high], color=colour, linewidth=1.3)
         axes.plot(alpha, rate, marker, color=colour, markersize=4.5, clip_on=False, zorder=3)
         count = f"{row['successes']}/{row['episodes']}"
+        if row["references"] == "nothing":
+            count = f"{row['label']} {count}"
         above = row["rate"] < 0.5  # where there is room
         place = (high + 5, "bottom") if above else (low - 5, "top")
         axes.text(alpha, place[0], count, ha="center", va=place[1], fontsize=5.5, rotation=90)
@@ -111,7 +121,7 @@ def _by_references(axes: Axes, own: pd.DataFrame) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = tables.parser("f5", __doc__, tex=False)
+    parser = tables.parser("f5", __doc__, table=False)
     parser.add_argument("--sheet", type=Path, required=True, help="variants and labels (TSV)")
     parser.add_argument(
         "--episodes", type=Path, nargs="+", required=True, help="episodes.parquet of every run"
@@ -124,10 +134,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     for one, other in zip(runs, evaluations, strict=True):
         if (one.suite, one.variant, one.seed) != (other.suite, other.variant, other.seed):
             raise ResultError(f"the evaluation of {other.variant} stands in the folder of {one.variant}")
-    tables.require_known([config.variant for config in runs], sheet)
-    episodes = read_episodes(arguments.episodes)
-    missing = missing_rows(episodes, expected_episodes(evaluations), arguments.allow_incomplete)
-    tables.write(arguments, estimate(episodes, runs, sheet), draw, tables.count_of("episodes", len(missing)))
+    expected = expected_episodes(evaluations)
+    incomplete = arguments.allow_incomplete
+    episodes, missing = tables.load_episodes(arguments.episodes, "libero", sheet, expected, incomplete)
+    absent = tables.require_runs(zip(episodes["variant"], episodes["suite"], strict=True), sheet, True)
+    lacking = tables.lacking(absent, "episodes", len(missing))
+    tables.write(arguments, estimate(episodes, runs, sheet), draw, lacking)
 
 
 if __name__ == "__main__":

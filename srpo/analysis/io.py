@@ -422,6 +422,17 @@ def read_config(beside: Path, stage: type[S]) -> S:
         raise ResultError(f"{path}: no valid {stage.__name__}{hint}: {error}") from None
 
 
+def read_mujoco(manifests: Iterable[Path]) -> str:
+    """MuJoCo's version by the manifests of some runs; `of unknown version` where none of them is there."""
+    found = set()
+    for path in manifests:
+        if path.is_file():
+            found.add(json.loads(path.read_text(encoding="utf-8"))["packages"]["mujoco"])
+    if len(found) > 1:
+        raise ResultError(f"the runs' manifests name several versions of MuJoCo: {sorted(found)}")
+    return found.pop() if found else "of unknown version"
+
+
 def read_episodes(paths: Sequence[Path]) -> pd.DataFrame:
     """Episodes of several files as one frame, refused where they contradict each other (`check_episodes`)."""
     frames = [read_rows(path, EPISODES) for path in paths]

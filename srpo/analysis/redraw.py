@@ -3,7 +3,8 @@
 python -m srpo.analysis.redraw results/reference/smoke --out figures
 
 The folder is laid out like `results/<preset>/`, but needs only the rows and each run's config.yaml (and, for
-T2, `libero_plus/tasks.csv` beside it). What has no rows there is left out, and said so.
+T2, `libero_plus/tasks.csv` in it or beside it): what `srpo.analysis.export` copies. What has no rows there is
+left out, and said so.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from srpo.analysis import f1, f2, f3, f4, f5, t1, t2, t3
+from srpo.analysis import f1, f2, f3, f4, f5, t1, t2, t2_curves, t3, t3_distributions
 from srpo.analysis.io import ResultError
 from srpo.config import ConfigError
 from srpo.resolve import CONFIGS, Plan, load_preset, plan
@@ -31,8 +32,14 @@ class Drawing:
     """Option → files; all of them must be there."""
     sheet: Path | None = None
     published: bool = False
-    tex: bool = False
+    typeset: bool = False
     efficiency: bool = False
+
+    def files(self) -> list[Path]:
+        return [path for paths in self.inputs.values() for path in paths]
+
+    def missing(self) -> list[Path]:
+        return [path for path in self.files() if not path.is_file()]
 
 
 def drawings(found: Plan, folder: Path) -> dict[str, Drawing]:
@@ -45,22 +52,26 @@ def drawings(found: Plan, folder: Path) -> dict[str, Drawing]:
         return CONFIGS / found.sheets[table]
 
     preset = found.preset
+    own, shared = (where / "libero_plus" / "tasks.csv" for where in (folder, folder.parent))
+    tasks = own if own.is_file() else shared
     benchmark = [folder / "reward_benchmark" / suite for suite in preset.suites]
     scored = [(where, name) for where in benchmark for name in preset.world_models]
     shown: dict[str, Drawing] = {}
     for table in ("t1", "ablations"):
         if table in found.tables:
             rows = {"--episodes": files(table, "evaluation/episodes.parquet")}
-            shown[table] = Drawing(t1.main, rows, sheet(table), published=True, tex=True)
+            shown[table] = Drawing(t1.main, rows, sheet(table), published=True, typeset=True)
     if "t2" in found.tables:
         rows = {
             "--episodes": files("t2", "plus/episodes.parquet"),
-            "--tasks": [folder.parent / "libero_plus" / "tasks.csv"],
+            "--tasks": [tasks],
         }
-        shown["t2"] = Drawing(t2.main, rows, sheet("t2"), published=True, tex=True)
+        shown["t2"] = Drawing(t2.main, rows, sheet("t2"), published=True, typeset=True)
+        shown["t2_curves"] = Drawing(t2_curves.main, rows, sheet("t2"))
     if scored:
         rows = {"--scores": [where / f"{name}.parquet" for where, name in scored]}
-        shown["t3"] = Drawing(t3.main, rows, published=True, tex=True)
+        shown["t3"] = Drawing(t3.main, rows, published=True, typeset=True)
+        shown["t3_distributions"] = Drawing(t3_distributions.main, rows)
         rows = {
             "--curves": [where / f"{name}-curves.parquet" for where, name in scored],
             "--trajectories": [where / "trajectories" / "trajectories.h5" for where in benchmark],
@@ -68,14 +79,14 @@ def drawings(found: Plan, folder: Path) -> dict[str, Drawing]:
         shown["f1"] = Drawing(f1.main, rows)
     if "f2" in found.tables:
         rows = {"--metrics": files("f2", "metrics.csv")}
-        shown["f2"] = Drawing(f2.main, rows, sheet("f2"), tex=True, efficiency=True)
+        shown["f2"] = Drawing(f2.main, rows, sheet("f2"), typeset=True, efficiency=True)
     if "t1" in found.tables:
         first = [run for run in found.tables["t1"] if run[::2] == (preset.suites[0], preset.seeds[0])]
         pair = [folder / run.folder / "evaluation" / "paths.parquet" for run in (first[0], first[-1])]
         shown["f4"] = Drawing(f4.main, {"--paths": pair}, sheet("t1"))
     if "ablations" in found.tables:
         rows = {"--metrics": files("ablations", "metrics.csv")}
-        shown["f3"] = Drawing(f3.main, rows, sheet("ablations"), tex=True, efficiency=True)
+        shown["f3"] = Drawing(f3.main, rows, sheet("ablations"), typeset=True, efficiency=True)
         rows = {"--episodes": files("ablations", "evaluation/episodes.parquet")}
         shown["f5"] = Drawing(f5.main, rows, sheet("ablations"))
     return shown
@@ -88,8 +99,8 @@ def arguments_of(name: str, drawing: Drawing, out: Path) -> list[str]:
         given += ["--sheet", str(drawing.sheet)]
     if drawing.published:
         given += ["--published", str(PUBLISHED)]
-    if drawing.tex:
-        given += ["--tex", f"{out}/tables/{name}.tex"]
+    if drawing.typeset:
+        given += ["--tex", f"{out}/tables/{name}.tex", "--html", f"{out}/tables/{name}.html"]
     if drawing.efficiency:
         given += ["--efficiency", f"{out}/tables/{name}-efficiency.csv"]
     return given + [text for option, paths in drawing.inputs.items() for text in (option, *map(str, paths))]
@@ -107,8 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     drawn, failed = 0, 0
     for name, drawing in drawings(found, arguments.folder).items():
-        missing = [path for paths in drawing.inputs.values() for path in paths if not path.is_file()]
-        if missing:
+        if missing := drawing.missing():
             print(f"{name}: left out: {missing[0]} and {len(missing) - 1} more files are not there")
             continue
         try:

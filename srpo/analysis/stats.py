@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import mannwhitneyu, trim_mean
+from scipy.stats import mannwhitneyu, trim_mean, ttest_ind
 from statsmodels.duration.survfunc import SurvfuncRight
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
@@ -148,11 +148,14 @@ def bootstrap(
     Resamples whose statistic is not finite (no spread left, say) are left out; if more than half are, the
     interval is NaN: it would describe the lucky rest.
     """
-    values = np.array([statistic(*(rng.integers(0, n, n) for n in sizes)) for _ in range(resamples)])
-    values = values[np.isfinite(values)]
-    if len(values) <= resamples / 2:
-        return NAN, NAN
-    return _percentiles(values)
+    draws = np.array([statistic(*(rng.integers(0, n, n) for n in sizes)) for _ in range(resamples)])
+    return percentile_interval(draws)
+
+
+def percentile_interval(draws: NDArray[np.float64]) -> tuple[float, float]:
+    """The interval of a bootstrap's draws, by the rule of `bootstrap` for those that are not finite."""
+    finite = draws[np.isfinite(draws)]
+    return _percentiles(finite) if len(finite) > len(draws) / 2 else (NAN, NAN)
 
 
 # ------------------------------------------------------------------------------- runs: seeds, tasks, curves
@@ -265,6 +268,18 @@ def area_under_curve(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
     if len(x) != len(y) or len(x) == 0 or (np.diff(x) <= 0).any():
         raise ValueError("a curve needs points, and x must rise")
     return float(y[0]) if len(x) == 1 else float(np.trapezoid(y, x) / (x[-1] - x[0]))
+
+
+def mean_difference(baseline: Sequence[float], method: Sequence[float]) -> Estimate:
+    """Mean of a method's runs minus that of a baseline's, with Welch's t interval over the runs.
+
+    With less than two runs of either, or without any spread, there is no interval: it is NaN.
+    """
+    value = float(np.mean(method) - np.mean(baseline))
+    if min(len(baseline), len(method)) < 2 or np.ptp(baseline) == np.ptp(method) == 0:
+        return Estimate(value, NAN, NAN)
+    interval = ttest_ind(method, baseline, equal_var=False).confidence_interval(1 - ALPHA)
+    return Estimate(value, float(interval.low), float(interval.high))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from matplotlib.lines import Line2D
 from srpo.files import atomic_file
 
 FULL_WIDTH = 7.0
-"""Inches of a page's text; a column of two is about half."""
+COLUMN_WIDTH = 3.4
+"""Inches of a page's text, and of one of its two columns."""
 
 # Okabe & Ito's colours, told apart with every common colour blindness, less yellow: too faint on white.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -49,35 +50,37 @@ RC: dict[Any, Any] = {
     "ps.fonttype": 42,
 }
 
-# Variants and representations by name; a representation looks like the variant that it rewards.
+# Variants and representations by name; a representation looks like the variant that it rewards. What stands
+# in one picture differs in its marker or clearly in lightness, so that it is told apart in grey too.
 _LOOKS = {
     "sft": (BLACK, "s"),
     "grpo": (ORANGE, "^"),
     "srpo": (BLUE, "o"),
+    "srpo-offline": (GREEN, "D"),
     "srpo-pixel": (PURPLE, "D"),
     "srpo-vjepa2-tiny": (BLUE, "p"),
     "srpo-siirl": (VERMILLION, "v"),
     "srpo-mean": (GREEN, "X"),
     "srpo-dbscan-relative": (SKY, "P"),
     "srpo-alpha-0": (VERMILLION, "<"),
-    "srpo-alpha-0.3": (PURPLE, "<"),
-    "srpo-alpha-0.5": (SKY, "<"),
-    "srpo-alpha-1": (GREEN, "<"),
-    "srpo-medoid": (PURPLE, "X"),
-    "srpo-fixed-expert": (VERMILLION, "X"),
+    "srpo-alpha-0.3": (PURPLE, ">"),
+    "srpo-alpha-0.5": (SKY, "p"),
+    "srpo-alpha-1": (GREEN, "^"),
+    "srpo-medoid": (PURPLE, "H"),
+    "srpo-fixed-expert": (VERMILLION, "*"),
     "srpo-linear": (SKY, "v"),
     "srpo-group": (PURPLE, "v"),
     "srpo-dinov2": (ORANGE, "h"),
-    "srpo-clip": (GREEN, "h"),
-    "srpo-siglip": (PURPLE, "h"),
+    "srpo-clip": (GREEN, "s"),
+    "srpo-siglip": (ORANGE, ">"),
     "srpo-imagebind": (GREEN, "d"),
     "pixel": (PURPLE, "D"),
     "dinov2": (ORANGE, "h"),
-    "clip": (GREEN, "h"),
-    "siglip": (PURPLE, "h"),
-    "imagebind": (GREEN, "v"),
+    "clip": (GREEN, "s"),
+    "siglip": (ORANGE, ">"),
+    "imagebind": (GREEN, "d"),
     "vjepa2-tiny": (BLUE, "p"),
-    "vjepa2-vitl": (SKY, "d"),
+    "vjepa2-vitl": (SKY, "8"),
     "vjepa2-vitg": (BLUE, "o"),
 }
 _OTHERS = [(colour, marker) for marker in "*h>d" for colour in (VERMILLION, SKY, GREEN, PURPLE, BLUE, ORANGE)]
@@ -117,6 +120,15 @@ def legend_marker(colour: str, marker: str, label: str, hollow: bool = False) ->
     return Line2D(
         [], [], marker=marker, color=colour, markerfacecolor=face, markersize=4.5, linestyle="", label=label
     )
+
+
+def filled(colour: str) -> dict[str, Any]:
+    """How `Axes.stairs` draws a histogram as a lighter area, so that an outline on it shows."""
+    return {"fill": True, "facecolor": colour, "alpha": 0.55, "linewidth": 0}
+
+
+OUTLINE: dict[str, Any] = {"fill": False, "edgecolor": BLACK, "linewidth": 1.0}
+"""How it draws the histogram to set against it; like `filled`, also a look for a legend's `Patch`."""
 
 
 def save(figure: Figure, stem: Path) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from srpo.analysis import latex, style, tables
+from srpo.analysis import style, tables, typeset
 from srpo.analysis.io import read_config, run
-from srpo.analysis.stats import combine, wilson
+from srpo.analysis.stats import Estimate, combine, wilson
 from srpo.config import SUITES, TASKS_PER_SUITE, EvaluateStage
 
 AVERAGE = "average"
@@ -41,6 +41,7 @@ def estimate(
 
     Seeds are pooled. The average is the unweighted mean over the suites that ran, for published rows over the
     same suites, and stands only where none is lacking. Differences are to the sheet's first variant, paired.
+    `best` marks our highest rate of a suite where its paired difference to the second leaves no doubt.
     """
     suites = [suite for suite in SUITES if suite in set(episodes["suite"])]
     baseline = next(iter(sheet))
@@ -105,6 +106,14 @@ def estimate(
                 }
             )
     table = pd.DataFrame(rows)
+    of = {key: own for key, own in episodes.groupby(["suite", "variant"])}
+
+    def difference(suite: str, second: str, first: str) -> Estimate:
+        within = suites if suite == AVERAGE else [suite]
+        return combine([tables.compare(of[s, second], of[s, first]).estimate for s in within])
+
+    ours = table[table["source"] == "ours"]
+    table["best"] = table.index.isin(tables.clearly_best(ours, ["suite"], "variant", "rate", difference))
     integers = ["successes", "episodes", "infra_errors", "seeds", "tasks", "missing", "pairs"]
     return table.astype(dict.fromkeys(integers, "Int64"))
 
@@ -126,45 +135,32 @@ def _tasks(table: pd.DataFrame) -> dict[str, int]:
     return {suite: int(most[suite]) for suite in SUITES if most.get(suite, TASKS_PER_SUITE) < TASKS_PER_SUITE}
 
 
-def clearly_best(table: pd.DataFrame) -> dict[str, str]:
-    """Suite → our variant whose interval lies above those of all our others, where there is one."""
-    found: dict[str, str] = {}
-    for suite, own in table[(table["source"] == "ours") & table["low"].notna()].groupby("suite"):
-        own = own.sort_values("rate", ascending=False)
-        first, others = own.iloc[0], own.iloc[1:]
-        if len(others) and others["high"].max() < first["low"]:
-            found[str(suite)] = str(first["variant"])
-    return found
-
-
-def to_latex(table: pd.DataFrame, protocol: str) -> str:
+def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
     """Ours above the rule (percent, interval, counts), published rows below it."""
     columns = _columns(table)
     cells = tables.cells(table, "source", "variant", "suite")
-    bests = clearly_best(table)
-    rows: dict[str, list[latex.Row]] = {"ours": [], "published": []}
+    rows: dict[str, list[typeset.Row]] = {"ours": [], "published": []}
     for source, variant in dict.fromkeys((source, variant) for source, variant, _ in cells):
         own = [cells[source, variant, suite] for suite in columns]
         label = [own[0]["label"]]
         if source == "ours" and max(cell["seeds"] for cell in own) > 1:
             label.append(f"{max(cell['seeds'] for cell in own)} seeds")
-        best = frozenset(place for place, suite in enumerate(columns) if bests.get(suite) == variant)
-        mine = best if source == "ours" else frozenset()
-        rows[source].append(latex.Row(label, [_cell(cell) for cell in own], mine))
+        best = frozenset(place for place, cell in enumerate(own) if cell["best"])
+        rows[source].append(typeset.Row(label, [_cell(cell) for cell in own], best))
     ours = table[(table["source"] == "ours") & (table["suite"] == AVERAGE)]
     notes = [
-        "Success in percent; beneath it the 95% Wilson interval and successes/episodes. Average: unweighted "
-        "mean of the suites. Bold: the interval lies above all our others'. Published rows: "
-        "other code and protocols, so not a like-for-like comparison.",
+        "Beneath the rate, its 95% interval (Wilson; averages combined by MOVER) and successes/episodes. "
+        f"Average: unweighted mean of the suites. {tables.BOLD} Published rows: other code and protocols, so "
+        "not a like-for-like comparison.",
         *(f"{columns[s]}: {n} of {TASKS_PER_SUITE} tasks only." for s, n in _tasks(table).items()),
-        protocol,
         *tables.coverage_notes(int(ours["infra_errors"].sum()), int(ours["missing"].sum())),
     ]
     groups = [
-        latex.Group("", rows["ours"]),
-        latex.Group("Published, as printed elsewhere", rows["published"]),
+        typeset.Group("", rows["ours"]),
+        typeset.Group("Published, as printed elsewhere", rows["published"]),
     ]
-    return latex.tabular("Model", list(columns.values()), groups, notes)
+    caption = f"Success on LIBERO in percent, greedy decoding. {protocol}"
+    return typeset.Table(caption, "Model", list(columns.values()), groups, notes)
 
 
 def _cell(row: Mapping[str, Any]) -> list[str]:
@@ -238,8 +234,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.episodes, "libero", sheet, expected, arguments.allow_incomplete
     )
     table = estimate(episodes, missing, sheet, tables.read_published(arguments.published, "T1"))
-    lacking = tables.count_of("episodes", len(missing))
-    tables.write(arguments, table, draw, lacking, to_latex(table, tables.protocol_note(episodes)))
+    absent = tables.require_runs(zip(episodes["variant"], episodes["suite"], strict=True), sheet, True)
+    lacking = tables.lacking(absent, "episodes", len(missing))
+    tables.write(arguments, table, draw, lacking, layout(table, tables.protocol_note(episodes)))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from srpo import plus_tasks
-from srpo.analysis import latex, style, tables
+from srpo.analysis import style, tables, typeset
 from srpo.analysis.io import DIMENSIONS, STYLES, ResultError, read_config, run
 from srpo.analysis.stats import Estimate, PairedDifference, combine, wilson
 from srpo.config import PlusStage
@@ -73,7 +73,8 @@ def estimate(
     (the SRPO paper's), `micro` weighs them by LIBERO-Plus' number of tasks (the leaderboard's). A total's
     p-value is of the test over all pairs. Tasks that are unavailable here are counted apart (`unavailable`)
     and are in no rate: a dimension of which some are has the rate of the others, and says so. A dimension
-    that did not run has no rate. Our styles have rows of their own and are in no total.
+    that did not run has no rate. Our styles have rows of their own and are in no total. `best` marks our
+    highest rate of a dimension or total where its paired difference to the second leaves no doubt.
     """
     cannot = episodes[episodes["status"] == "unavailable"]
     episodes = episodes[episodes["status"] != "unavailable"]
@@ -147,7 +148,18 @@ def estimate(
         "unavailable",
         "pairs",
     ]
-    return pd.DataFrame(rows).astype(dict.fromkeys(integers, "Int64"))
+    table = pd.DataFrame(rows).astype(dict.fromkeys(integers, "Int64"))
+    of = {key: own for key, own in episodes.groupby(["perturbation", "variant"])}
+
+    def difference(dimension: str, second: str, first: str) -> Estimate:
+        within = ran if dimension in TOTALS else [dimension]
+        weights = [float(sizes[dimension]) for dimension in ran] if dimension == "micro" else None
+        found = [tables.compare(of[d, second], of[d, first]).estimate for d in within]
+        return combine(found, weights)
+
+    ours = table[table["source"] == "ours"]
+    table["best"] = table.index.isin(tables.clearly_best(ours, ["dimension"], "variant", "rate", difference))
+    return table
 
 
 def _compare(first: pd.DataFrame, own: pd.DataFrame, is_baseline: bool) -> PairedDifference:
@@ -205,7 +217,7 @@ STYLE_NOTE = (
     "Columns (style): our own light, background and distractors on LIBERO's own assets, no part of "
     "LIBERO-Plus and in no total."
 )
-_EMPTY: Mapping[str, Any] = {"source": "published", "rate": np.nan, "label": ""}
+_EMPTY: Mapping[str, Any] = {"source": "published", "rate": np.nan, "label": "", "best": False}
 
 
 def _columns(table: pd.DataFrame) -> list[str]:
@@ -236,7 +248,7 @@ def _difference(row: Mapping[str, Any]) -> list[str]:
     return [tables.percent(row["difference"], sign=True), f"[{low},{high}]", tables.p_text(row["p_value"])]
 
 
-def to_latex(table: pd.DataFrame, protocol: str) -> str:
+def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
     """Per variant its success, then its paired difference to the first; published rows below a rule."""
     cells = tables.cells(table, "source", "variant", "dimension")
     models = list(dict.fromkeys((source, variant) for source, variant, _ in cells))
@@ -247,23 +259,23 @@ def to_latex(table: pd.DataFrame, protocol: str) -> str:
         own = [cells.get((*model, dimension), _EMPTY) for dimension in columns]
         if model[0] == "published":
             label = own[0]["label"].replace(" (", "\n(").split("\n")  # what it was trained on goes below
-            published.append(latex.Row(label, [_text(cell) for cell in own]))
+            published.append(typeset.Row(label, [_text(cell) for cell in own]))
             continue
         seeds = cells[*model, "micro"]["seeds"]
         name = [own[0]["label"], *([f"{seeds} seeds"] if seeds > 1 else [])]
-        ours.append(latex.Row(name, [_text(cell) for cell in own]))
+        best = frozenset(place for place, cell in enumerate(own) if cell["best"])
+        ours.append(typeset.Row(name, [_text(cell) for cell in own], best))
         if model != models[0]:
-            ours.append(latex.Row([f"− {baseline}"], [_difference(cell) for cell in own]))
+            ours.append(typeset.Row([f"− {baseline}"], [_difference(cell) for cell in own]))
     totals = table[(table["source"] == "ours") & (table["dimension"] == "micro")]
     without = int(totals["unavailable"].max())
     notes = [
-        "Success on LIBERO-Plus in percent; beneath it the 95% interval (Wilson; totals combined by MOVER) "
-        "and successes/episodes. Differences in percentage points, paired by task, with interval and "
+        "Beneath the rate, its 95% interval (Wilson; totals combined by MOVER) and successes/episodes. "
+        "Differences in percentage points, paired by task, with interval and "
         "two-sided p (exact McNemar; sign-flip test over several seeds). Totals: (macro), the mean of the "
         "dimensions; (micro), weighted by LIBERO-Plus' number of tasks. "
-        f"Our totals are {totals['note'].iloc[0]}. "
+        f"Our totals are {totals['note'].iloc[0]}. {tables.BOLD} "
         "Published rows: other code and protocols, so not a like-for-like comparison.",
-        protocol,
         *([STYLE_NOTE] if set(columns) & set(STYLES) else []),
         *(
             [f"{without} tasks are unavailable without LIBERO-Plus' asset pack; no rate has them."]
@@ -272,9 +284,10 @@ def to_latex(table: pd.DataFrame, protocol: str) -> str:
         ),
         *tables.coverage_notes(int(totals["infra_errors"].sum()), int(totals["missing"].sum())),
     ]
-    groups = [latex.Group("", ours), latex.Group("Published, as printed elsewhere", published)]
+    groups = [typeset.Group("", ours), typeset.Group("Published, as printed elsewhere", published)]
     heads = [LABELS[dimension].removeprefix("Total ") for dimension in columns]
-    return latex.tabular("Model", heads, groups, notes)
+    caption = f"Success on LIBERO-Plus in percent, by what is perturbed; greedy decoding. {protocol}"
+    return typeset.Table(caption, "Model", heads, groups, notes)
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -352,8 +365,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     sheet, episodes, missing = load(arguments)
     table = estimate(episodes, missing, sheet, tables.read_published(arguments.published, "T2"))
-    lacking = tables.count_of("episodes", len(missing))
-    tables.write(arguments, table, draw, lacking, to_latex(table, tables.protocol_note(episodes)))
+    absent = tables.require_runs(zip(episodes["variant"], episodes["suite"], strict=True), sheet, True)
+    lacking = tables.lacking(absent, "episodes", len(missing))
+    tables.write(arguments, table, draw, lacking, layout(table, tables.protocol_note(episodes)))
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def draw(table: pd.DataFrame) -> Figure:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = tables.parser("t2_curves", __doc__, tex=False)
+    parser = tables.parser("t2_curves", __doc__, table=False)
     parser.add_argument("--sheet", type=Path, required=True, help="variants and labels (TSV)")
     parser.add_argument("--tasks", type=Path, required=True, help="LIBERO-Plus task list (CSV)")
     parser.add_argument(
@@ -156,12 +156,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     sheet, episodes, missing = load(arguments)
     difficulty = read_classification(arguments.classification) if arguments.classification else None
-    tables.write(
-        arguments,
-        estimate(episodes, sheet, difficulty),
-        draw,
-        tables.count_of("episodes", len(missing)),
-    )
+    absent = tables.require_runs(zip(episodes["variant"], episodes["suite"], strict=True), sheet, True)
+    lacking = tables.lacking(absent, "episodes", len(missing))
+    tables.write(arguments, estimate(episodes, sheet, difficulty), draw, lacking)
 
 
 if __name__ == "__main__":

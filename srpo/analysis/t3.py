@@ -14,9 +14,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from srpo.analysis import latex, style, tables
+from srpo.analysis import style, tables, typeset
 from srpo.analysis.io import BENCHMARK, ResultError, read_config, read_rows, run
-from srpo.analysis.stats import Estimate, bootstrap
+from srpo.analysis.stats import Estimate, percentile_interval
 from srpo.config import RewardBenchmarkStage
 from srpo.rewards.benchmark import (
     bandwidth,
@@ -54,11 +54,9 @@ def read_scores(paths: Sequence[Path], allow_incomplete: bool) -> tuple[pd.DataF
     """
     scores = pd.concat([read_rows(path, BENCHMARK) for path in paths], ignore_index=True)
     configs = {path.parent: read_config(path, RewardBenchmarkStage) for path in paths}
-    if len({config.preset for config in configs.values()}) > 1:
-        raise ResultError("the files of scores belong to several presets")
-    protocols = {config.protocol.model_copy(update={"max_steps": 1}) for config in configs.values()}
-    if len(protocols) > 1:
-        raise ResultError("the files of scores belong to several protocols")
+    tables.require_alike(list(configs.values()))
+    if scores.empty:
+        raise ResultError("no trajectory was scored: a task needs successes to compare others with")
     keys = ["suite", "task_id", "trajectory"]
     if scores.duplicated([*keys, "representation"]).any():
         raise ResultError("a trajectory stands twice under the same representation")
@@ -88,12 +86,17 @@ def estimate(scores: pd.DataFrame, published: pd.DataFrame, seed: int = 0) -> pd
 
     Failures last until the step limit, so a representation may tell them by their length. How far that alone
     goes shows the source `control`, the contrasts of `LENGTH`; what is left without it shows `MATCHED`.
+    `best` marks our highest value of a metric where its difference to the second, from the same trajectories
+    drawn for both, leaves no doubt.
     """
     rows: list[dict[str, Any]] = []
-    for name, own in scores.groupby("representation", observed=True, sort=True):
-        own = own[own["final_progress"].notna()]
+    of = {
+        str(name): own[own["final_progress"].notna()]
+        for name, own in scores.groupby("representation", observed=True, sort=True)
+    }
+    for name, own in of.items():
         for metric in (*METRICS, *MATCHED):
-            rows.append(_row("ours", str(name), metric, own, seed))
+            rows.append(_row("ours", name, metric, own, seed))
     trajectories = scores.drop_duplicates(["suite", "task_id", "trajectory"])
     limits = trajectories.groupby("suite")["steps"].transform("max")
     length = trajectories.assign(final_progress=1 - trajectories["steps"] / limits)
@@ -110,11 +113,18 @@ def estimate(scores: pd.DataFrame, published: pd.DataFrame, seed: int = 0) -> pd
                     "note": "; ".join(sorted({*values["source"], *values["note"]} - {""})),
                 }
             )
-    return pd.DataFrame(rows).astype({"successes": "Int64", "failures": "Int64"})
+    table = pd.DataFrame(rows).astype({"successes": "Int64", "failures": "Int64"})
+
+    def difference(metric: str, second: str, first: str) -> Estimate:
+        return _difference(metric, of[second], of[first], seed)
+
+    ours = table[table["source"] == "ours"]
+    best = tables.clearly_best(ours, ["metric"], "representation", "value", difference)
+    return table.assign(best=table.index.isin(best))
 
 
 def _row(source: str, name: str, metric: str, own: pd.DataFrame, seed: int) -> dict[str, Any]:
-    value = _metric(metric, own[own["success"]], own[~own["success"]], seed)
+    value = _metric(metric, own, seed)
     return {
         "source": source,
         "representation": name,
@@ -127,34 +137,64 @@ def _row(source: str, name: str, metric: str, own: pd.DataFrame, seed: int) -> d
     }
 
 
-def _metric(metric: str, successes: pd.DataFrame, failures: pd.DataFrame, seed: int) -> Estimate:
-    rng = np.random.default_rng(seed)
-    nothing = Estimate(np.nan, np.nan, np.nan)
+def _samples(metric: str, own: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What a metric is computed from: a number of each success, and of each failure (SC, Mono: none)."""
+    successes, failures = own[own["success"]], own[~own["success"]]
     if metric in MEANS:
-        values = successes[MEANS[metric]].dropna().to_numpy(float)
-        if not len(values):
-            return nothing
-        interval = bootstrap(lambda index: float(values[index].mean()), [len(values)], rng, RESAMPLES)
-        return Estimate(float(values.mean()), *interval)
+        return successes[MEANS[metric]].dropna().to_numpy(float), np.empty(0)
     column = "matched_progress" if metric in MATCHED else "final_progress"
-    first, second = successes[column].to_numpy(float), failures[column].to_numpy(float)
-    if not len(first) or not len(second):
-        return nothing
-    name = MATCHED.get(metric, metric)
-    contrast = CONTRASTS[name]
-    value = contrast(first, second)
+    return successes[column].to_numpy(float), failures[column].to_numpy(float)
+
+
+def _metric(metric: str, own: pd.DataFrame, seed: int) -> Estimate:
+    first, second = _samples(metric, own)
+    value = _value(metric, first, second)
     if not np.isfinite(value):
-        return nothing
-    if name == "MMD":
-        return Estimate(value, *mmd_interval(first, second, rng))
-    sizes = [len(first), len(second)]
-    return Estimate(value, *bootstrap(lambda i, j: contrast(first[i], second[j]), sizes, rng, RESAMPLES))
+        return Estimate(np.nan, np.nan, np.nan)
+    return Estimate(value, *percentile_interval(resampled(metric, first, second, seed)))
 
 
-def mmd_interval(
+def _value(metric: str, first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    if metric in MEANS:
+        return float(first.mean()) if len(first) else np.nan
+    value = CONTRASTS[MATCHED.get(metric, metric)](first, second) if len(first) and len(second) else np.nan
+    return value if np.isfinite(value) else np.nan
+
+
+def _difference(metric: str, baseline: pd.DataFrame, method: pd.DataFrame, seed: int) -> Estimate:
+    """How much higher a metric is under one representation, on the trajectories that both scored.
+
+    Both are resampled under one seed, so the same trajectories are drawn for either.
+    """
+    keys = ["suite", "task_id", "trajectory"]
+    both = baseline.merge(method, on=[*keys, "success"], suffixes=("_baseline", ""))[keys]
+    pair = [_samples(metric, own.merge(both, on=keys)) for own in (baseline, method)]
+    before, after = (_value(metric, *samples) for samples in pair)
+    if np.isnan(after - before):
+        return Estimate(np.nan, np.nan, np.nan)
+    draws = [resampled(metric, *samples, seed) for samples in pair]
+    return Estimate(after - before, *percentile_interval(draws[1] - draws[0]))
+
+
+def resampled(
+    metric: str, first: NDArray[np.float64], second: NDArray[np.float64], seed: int
+) -> NDArray[np.float64]:
+    """A metric of `RESAMPLES` bootstrap samples: successes and failures drawn anew, each with replacement."""
+    rng = np.random.default_rng(seed)
+    if MATCHED.get(metric, metric) == "MMD":
+        return mmd_draws(first, second, rng)
+    draws = np.empty(RESAMPLES)
+    for k in range(RESAMPLES):
+        one = first[rng.integers(0, len(first), len(first))]
+        other = second[rng.integers(0, len(second), len(second))] if len(second) else second
+        draws[k] = _value(metric, one, other)
+    return draws
+
+
+def mmd_draws(
     first: NDArray[np.float64], second: NDArray[np.float64], rng: np.random.Generator
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the MMD, with the kernel's width held at that of all trajectories.
+) -> NDArray[np.float64]:
+    """The MMD of bootstrap samples, with the kernel's width held at that of all trajectories.
 
     With w how often each trajectory was drawn, over their number, the square is w₁ᵀK₁₁w₁ + w₂ᵀK₂₂w₂ −
     2·w₁ᵀK₁₂w₂: all resamples at once, where computing each from its trajectories takes minutes.
@@ -162,7 +202,7 @@ def mmd_interval(
     pooled = np.concatenate([first, second])
     width = bandwidth(pooled)
     if width == 0:
-        return 0.0, 0.0
+        return np.zeros(RESAMPLES)
     kernel = np.exp(-(((pooled[:, None] - pooled[None, :]) / width) ** 2) / 2)
     signed = np.hstack(
         [
@@ -171,8 +211,7 @@ def mmd_interval(
         ]
     )
     squared = np.einsum("ij,ij->i", signed @ kernel, signed)
-    low, high = np.percentile(np.sqrt(np.maximum(squared, 0)), [2.5, 97.5])
-    return float(low), float(high)
+    return np.sqrt(np.maximum(squared, 0))
 
 
 def _number(value: float) -> str:
@@ -186,35 +225,45 @@ def _text(row: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def to_latex(table: pd.DataFrame) -> str:
+def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
     """Ours first, with intervals and counts, then what length has to do with it, then published rows."""
     cells = tables.cells(table, "source", "representation", "metric")
-    rows: dict[str, list[latex.Row]] = {"ours": [], "matched": [], "control": [], "published": []}
+    rows: dict[str, list[typeset.Row]] = {"ours": [], "matched": [], "control": [], "published": []}
     for source, name in dict.fromkeys((source, name) for source, name, _ in cells):
         own = [cells.get((source, name, metric)) for metric in METRICS]
         label = [name]
         if source == "ours":
             counts = cells[source, name, "SC"]
             label.append(f"{counts['successes']} successes, {counts['failures']} failures")
-            matched = [cells[source, name, metric] for metric in MATCHED]
-            rows["matched"].append(latex.Row([name], [[""]] * len(MEANS) + [_text(cell) for cell in matched]))
-        rows[source].append(latex.Row(label, [_text(cell) if cell else [""] for cell in own]))
+            matched = [None] * len(MEANS) + [cells[source, name, metric] for metric in MATCHED]
+            rows["matched"].append(_typeset([name], matched))
+        rows[source].append(_typeset(label, own))
     suites = table.loc[table["source"] == "ours", "suites"].iloc[0]
     notes = [
-        "All metrics: higher is better. Beneath the value, its 95% interval (percentile bootstrap over "
-        "trajectories). SC and Mono: means over successes. MMD, JS, SMD: final progress of successes against "
-        "failures. Failures last until the step limit; at equal length, they are judged after as many steps "
-        "as the median success of their task takes; the control is one minus an episode's steps over the "
-        f"longest's. Trajectories: our policy's on {suites}. Published rows: other trajectories of other "
+        "Beneath the value, its 95% interval (percentile bootstrap over trajectories). SC and Mono: means "
+        "over successes. MMD, JS, SMD: final progress of successes against failures. Failures last until the "
+        "step limit; at equal length, they are judged after as many steps as the median success of their "
+        "task takes; the control is one minus an episode's steps over the longest's. Bold: our highest, "
+        "where the 95% interval of its difference to our second highest, from the same trajectories, lies "
+        f"above 0. Trajectories: our policy's on {suites}. Published rows: other trajectories of other "
         "policies (700 successes, 300 failures), so not a like-for-like comparison.",
     ]
     groups = [
-        latex.Group("", rows["ours"]),
-        latex.Group("The same at equal length", rows["matched"]),
-        latex.Group("Control", rows["control"]),
-        latex.Group("Published, as printed elsewhere", rows["published"]),
+        typeset.Group("", rows["ours"]),
+        typeset.Group("The same at equal length", rows["matched"]),
+        typeset.Group("Control", rows["control"]),
+        typeset.Group("Published, as printed elsewhere", rows["published"]),
     ]
-    return latex.tabular("Representation", [f"{metric} ↑" for metric in METRICS], groups, notes)
+    caption = (
+        "How well the progress reward of each representation tells successes from failures: pure numbers, of "
+        f"which higher is better. {protocol}"
+    )
+    return typeset.Table(caption, "Representation", [f"{metric} ↑" for metric in METRICS], groups, notes)
+
+
+def _typeset(label: Sequence[str], cells: Sequence[Mapping[str, Any] | None]) -> typeset.Row:
+    best = frozenset(place for place, cell in enumerate(cells) if cell and cell["best"])
+    return typeset.Row(label, [_text(cell) if cell else [""] for cell in cells], best)
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -271,7 +320,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     scores, missing = read_scores(arguments.scores, arguments.allow_incomplete)
     table = estimate(scores, tables.read_published(arguments.published, "T3"))
-    tables.write(arguments, table, draw, tables.count_of("sets of scores", missing), to_latex(table))
+    configs = [read_config(path, RewardBenchmarkStage) for path in arguments.scores]
+    manifests = {path.parent / "trajectories" / "manifest.json" for path in arguments.scores}
+    protocol = tables.configured_protocol(configs, sorted(manifests))
+    lacking = tables.lacking([], "sets of scores", missing)
+    tables.write(arguments, table, draw, lacking, layout(table, protocol))
 
 
 if __name__ == "__main__":

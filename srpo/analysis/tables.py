@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from srpo.analysis.io import (
     missing_rows,
     protocol_record,
     read_episodes,
+    read_mujoco,
     read_rows,
 )
 from srpo.analysis.stats import (
@@ -31,6 +32,8 @@ from srpo.analysis.stats import (
     paired_difference,
     probability_of_improvement,
 )
+from srpo.analysis.typeset import Table, to_html, to_latex
+from srpo.config import EvaluateStage, RewardBenchmarkStage, TrainStage
 from srpo.files import write_text, write_with
 
 SUITE_LABELS = {
@@ -40,6 +43,10 @@ SUITE_LABELS = {
     "libero_10": "Long",
 }
 NOT_RUN = "not run"
+BOLD = (
+    "Bold: our highest, where the 95% interval of its difference to our second highest, paired by task and "
+    "initial state, lies above 0; that speaks of these policies, not of other training seeds."
+)
 
 PUBLISHED = Schema(
     "published.csv",
@@ -91,11 +98,34 @@ def load_episodes(
     if others:
         raise ResultError(f"column benchmark: {others} in a table of {benchmark}")
     require_known(episodes["variant"], sheet)
-    ran = set(zip(expected["variant"], expected["suite"], strict=True))
-    absent = [(v, s) for v in sheet for s in sorted(set(expected["suite"])) if (v, s) not in ran]
-    if absent and not incomplete:
-        raise ResultError(f"incomplete: no episodes of {', '.join(f'{v} on {s}' for v, s in absent)}")
+    require_runs(zip(expected["variant"], expected["suite"], strict=True), sheet, incomplete)
     return episodes, missing_rows(episodes, expected, incomplete)
+
+
+def require_runs(ran: Iterable[tuple[str, str]], sheet: Iterable[str], incomplete: bool) -> list[str]:
+    """The runs of a sheet that are not there, as "srpo on libero_goal"; refused unless `incomplete`.
+
+    Args:
+        ran: (variant, suite) of the runs that are there.
+    """
+    found = set(ran)
+    suites = sorted({suite for _, suite in found})
+    absent = [f"{variant} on {s}" for variant in sheet for s in suites if (variant, s) not in found]
+    if absent and not incomplete:
+        raise ResultError(f"incomplete: no run of {', '.join(absent)}")
+    return absent
+
+
+def require_alike(configs: Sequence[TrainStage | EvaluateStage | RewardBenchmarkStage]) -> None:
+    """Refuse runs of several presets or protocols: only suites may differ, in their step limit."""
+    presets = {config.preset for config in configs}
+    shared = {config.protocol.model_copy(update={"max_steps": 1}) for config in configs}
+    protocols = {(config.suite, config.protocol) for config in configs}
+    several = len(shared) > 1 or len(protocols) > len({suite for suite, _ in protocols})
+    if len(presets) > 1 or several:
+        raise ResultError(
+            f"the runs belong to {'several presets' if len(presets) > 1 else 'several protocols'}, not to one"
+        )
 
 
 def require_known(variants: Iterable[str], sheet: Mapping[str, str]) -> None:
@@ -130,6 +160,26 @@ def compare(baseline: pd.DataFrame, method: pd.DataFrame) -> PairedDifference:
 
     pairs = pd.concat([rates(baseline), rates(method)], axis=1, join="inner", keys=["baseline", "method"])
     return paired_difference(pairs["baseline"].to_numpy(float), pairs["method"].to_numpy(float))
+
+
+def clearly_best(
+    own: pd.DataFrame, kind: Sequence[str], name: str, value: str, difference: Callable[..., Estimate]
+) -> pd.Index:
+    """The rows of a tidy table that are the highest of their kind beyond doubt: their index.
+
+    Args:
+        own: rows of ours; those without a value take no part.
+        kind: columns; rows that agree in them are compared.
+        name, value: the column that says whose row it is, and the column compared.
+        difference: called with the kind, then the second's name and the first's: the first's value minus the
+            second's. Beyond doubt is a 95% interval above 0; one that is NaN is not.
+    """
+    found = []
+    for key, rows in own.dropna(subset=[value]).groupby(list(kind)):
+        rows = rows.sort_values(value, ascending=False)
+        if len(rows) > 1 and difference(*key, rows[name].iloc[1], rows[name].iloc[0]).low > 0:
+            found.append(rows.index[0])
+    return pd.Index(found)
 
 
 def over_runs(baseline: pd.DataFrame, method: pd.DataFrame) -> dict[str, float]:
@@ -194,17 +244,29 @@ def p_text(p_value: float) -> str:
 def protocol_note(episodes: pd.DataFrame) -> str:
     """One line on how the episodes were run."""
     first = episodes.drop_duplicates("suite")
-    caps = [f"{cap} ({SUITE_LABELS[s]})" for s, cap in zip(first["suite"], first["max_steps"], strict=True)]
-    record = protocol_record(episodes["protocol"].iloc[0])
+    caps = dict(zip(first["suite"], first["max_steps"], strict=True))
+    return _protocol(protocol_record(episodes["protocol"].iloc[0]), caps)
+
+
+def configured_protocol(
+    configs: Sequence[TrainStage | RewardBenchmarkStage], manifests: Iterable[Path]
+) -> str:
+    """The same for rollouts, whose rows do not record it: from their configurations and manifests."""
+    record = configs[0].protocol.model_dump() | {"mujoco": read_mujoco(manifests)}
+    return _protocol(record, {config.suite: config.protocol.max_steps for config in configs})
+
+
+def _protocol(record: Mapping[str, Any], caps: Mapping[str, int]) -> str:
+    most = ", ".join(f"{cap} ({SUITE_LABELS[suite]})" for suite, cap in caps.items())
     return (
-        f"Protocol: {record['profile']} initial states, at most {', '.join(caps)} steps, "
+        f"Protocol: {record['profile']} initial states, at most {most} steps, "
         f"{record['render']} rendering at {record['image_size']} pixels, MuJoCo {record['mujoco']}."
     )
 
 
-def count_of(things: str, number: int) -> str:
-    """ "3 episodes"; nothing of none."""
-    return f"{number} {things}" if number else ""
+def lacking(absent: Sequence[str], things: str, number: int) -> str:
+    """ "srpo on libero_goal, 3 episodes": runs that are not there, and rows of others; empty if none."""
+    return ", ".join([*absent, *([f"{number} {things}"] if number else [])])
 
 
 def coverage_notes(infra_errors: int, missing: int) -> list[str]:
@@ -220,16 +282,21 @@ def coverage_notes(infra_errors: int, missing: int) -> list[str]:
 # ------------------------------------------------------------------------------------------------------- CLI
 
 
-def parser(module: str, description: str | None, tex: bool = True) -> argparse.ArgumentParser:
-    """A parser with the options that every table and figure has."""
+def parser(module: str, description: str | None, table: bool = True) -> argparse.ArgumentParser:
+    """A parser with the options that every figure and, with `table`, every table has."""
     result = argparse.ArgumentParser(prog=f"python -m srpo.analysis.{module}", description=description)
     result.add_argument("--csv", type=Path, required=True, help="tidy table to write")
-    if tex:
+    if table:
         result.add_argument("--published", type=Path, required=True, help="published values (CSV)")
-        result.add_argument("--tex", type=Path, required=True, help="LaTeX table to write")
+        add_typeset(result)
     result.add_argument("--figure", type=Path, required=True, help="stem of the .png and .pdf to write")
     result.add_argument("--allow-incomplete", action="store_true", help="go without missing rows, and say so")
     return result
+
+
+def add_typeset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tex", type=Path, required=True, help="table to write in LaTeX")
+    parser.add_argument("--html", type=Path, required=True, help="the same as a page")
 
 
 def write(
@@ -237,9 +304,9 @@ def write(
     table: pd.DataFrame,
     draw: Callable[[pd.DataFrame], Figure],
     missing: str,
-    tex: str | None = None,
+    shown: Table | None = None,
 ) -> None:
-    """Write the tidy CSV, the LaTeX table if there is one, and the figure drawn from the tidy table.
+    """Write the tidy CSV, what it shows in LaTeX and HTML if it does, and the figure drawn from it.
 
     `missing` says what an incomplete figure is without; empty for a complete one.
     """
@@ -248,6 +315,7 @@ def write(
         if missing:
             figure.suptitle(f"incomplete: without {missing}", fontsize=7)
         style.save(figure, arguments.figure)
-    if tex is not None:
-        write_text(arguments.tex, tex)
+    if shown is not None:
+        write_text(arguments.tex, to_latex(shown))
+        write_text(arguments.html, to_html(shown))
     write_with(arguments.csv, lambda temporary: table.to_csv(temporary, index=False))

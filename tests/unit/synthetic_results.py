@@ -301,6 +301,7 @@ def rl_run(
         row["reward_histogram"] = "[]"
         rows.append({**row, "step": step, **counts, "environment_steps": 100 * episodes})
     write_rows(folder / "metrics.csv", rows, RL_METRICS)
+    (folder / "manifest.json").write_text(json.dumps({"packages": {"mujoco": MUJOCO}}))
     return folder / "metrics.csv"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import matplotlib as mpl
@@ -16,9 +16,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from synthetic_results import curves_of, libero_run, paths_of, reward_benchmark, rl_run
-from test_tables import PUBLISHED, REPOSITORY, SHEET, plus_runs, run, t1_of, t2_of, write_sheet
+from test_tables import (
+    PUBLISHED,
+    REPOSITORY,
+    SHEET,
+    check_latex,
+    plus_runs,
+    run,
+    t1_of,
+    t2_of,
+    tex_of,
+    write_sheet,
+)
 
-from srpo.analysis import exploration, f1, f2, f3, f4, f5, style, t1, t2, t3, tables
+from srpo.analysis import exploration, f1, f2, f3, f4, f5, style, t1, t2, t3, t3_distributions, tables
 from srpo.analysis.io import BENCHMARK, EPISODES, PATHS, RL_METRICS, ResultError, read_rows, write_rows
 from srpo.analysis.videos import FPS, HEADER, SIDE, beside
 
@@ -108,6 +119,25 @@ def test_t3_figure(tmp_path: Path) -> None:
     check_readable(figure)
 
 
+def test_t3_distributions_figure(tmp_path: Path) -> None:
+    scores, _ = t3.read_scores(
+        reward_benchmark(tmp_path, "libero_goal", {"pixel": 0.3, "vjepa2-tiny": 0.8}, failures=0), False
+    )
+    table = t3_distributions.estimate(scores)
+    figure = t3_distributions.draw(table)
+    assert {"pixel\n(14 + 0)", "vjepa2-tiny\n(14 + 0)", "SC", "Mono", "successes", "failures"} <= texts(
+        figure
+    )
+    assert figure.get_figwidth() == style.COLUMN_WIDTH
+    for axes in figure.axes:  # one histogram each: there are no failures, which is not a bar of height 0
+        (drawn,) = axes.patches
+        assert drawn.get_facecolor()[:3] in [
+            mpl.colors.to_rgb(style.look(n)[0]) for n in ("pixel", "vjepa2-tiny")
+        ]
+        assert sum(drawn.get_data().values) == pytest.approx(100)
+    check_readable(figure)
+
+
 CURVES = {"grpo": [0.1, 0.2, 0.3], "srpo": [0.1, 0.4, 0.8]}
 
 
@@ -136,7 +166,7 @@ def test_f2_estimates(tmp_path: Path) -> None:
 def test_f2_refuses(tmp_path: Path) -> None:
     sheet = dict.fromkeys(CURVES, "label")
     paths = [rl_run(tmp_path, "libero_goal", variant, rates) for variant, rates in CURVES.items()]
-    with pytest.raises(ResultError, match=r"incomplete: no run of \[\('libero_goal', 'srpo'\)\]"):
+    with pytest.raises(ResultError, match="incomplete: no run of srpo on libero_goal"):
         f2.read_metrics(paths[:1], sheet, allow_incomplete=False)
     with pytest.raises(ResultError, match="an RL step stands twice"):
         f2.read_metrics([*paths, paths[0]], sheet, allow_incomplete=False)
@@ -168,8 +198,11 @@ def test_f2_command_line_writes_whole_files(tmp_path: Path) -> None:
     paths = [rl_run(tmp_path, "libero_goal", variant, rates) for variant, rates in CURVES.items()]
     run(f2, tmp_path / "out" / "f2", "--sheet", sheet, "--metrics", *paths)
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        *("f2.csv", "f2.png", "f2.pdf", "f2.tex", "f2-efficiency.csv")
+        *("f2.csv", "f2.png", "f2.pdf", "f2.tex", "f2.html", "f2-efficiency.csv")
     }
+    tex = (tmp_path / "out" / "f2.tex").read_text()
+    check_latex(tex)
+    assert "at most 300 (Goal) steps, exact rendering at 128 pixels, MuJoCo 3.3.7." in tex
     picture = np.asarray(Image.open(tmp_path / "out" / "f2.png").convert("RGB"))
     for variant in CURVES:
         colour = np.array(mpl.colors.to_rgb(style.look(variant)[0])) * 255
@@ -213,6 +246,37 @@ def test_figures_are_drawn_from_the_tidy_table_alone(tmp_path: Path) -> None:
     )
 
 
+def lightness(colour: str) -> float:
+    """L* of CIE 1976 (0 black, 100 white): how light a colour's grey looks, by sRGB's transfer curve."""
+    red, green, blue = (
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in mpl.colors.to_rgb(colour)
+    )
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return 116 * luminance ** (1 / 3) - 16 if luminance > 216 / 24389 else luminance * 24389 / 27
+
+
+def test_what_stands_in_one_picture_is_told_apart_in_grey() -> None:
+    """By its marker, or by 20 points of lightness: a fifth of the way from black to white."""
+    together = [
+        [look for look in map(style.look, pd.read_csv(sheet, sep="\t")["variant"])]
+        for sheet in (REPOSITORY / "configs/experiments").rglob("*.tsv")
+    ]
+    together += [
+        [style.look(name) for name in names]
+        for names in (
+            ["pixel", "vjepa2-tiny"],
+            ["pixel", "vjepa2-vitl", "vjepa2-vitg", "dinov2", "clip", "siglip"],
+        )
+    ]
+    assert len(together) > 8
+    for looks in together:
+        for (colour, marker), (other, its) in combinations(looks, 2):
+            assert marker != its or abs(lightness(colour) - lightness(other)) >= 20, looks
+    for colour, _ in map(style.look, ("sft", "grpo", "srpo")):  # on white, and not as faint as the grid
+        assert lightness(colour) < 75
+    assert lightness("#777777") == pytest.approx(50.03, abs=0.01)  # the middle grey of colour charts
+
+
 def test_every_variant_of_the_project_has_its_own_look() -> None:
     for folder in ("variants", "world_models"):
         names = [path.stem for path in (REPOSITORY / "configs" / folder).glob("*.yaml")]
@@ -243,8 +307,15 @@ def test_efficiency_by_hand(tmp_path: Path) -> None:
     assert rows["srpo", -1, "RL steps"]["value"] == pytest.approx((4.5 + 3.5 + 2.5) / 3 / 7)
     never = rows["grpo", 0.5, "RL steps"]
     assert (never["value"], never["censored"], never["arrived"]) == (8, True, 0)
-    tex = f2.to_latex(table)
-    assert r"\textgreater{}8" in tex and "3 seeds" in tex
+    tex = tex_of(f2, table)
+    assert r"\textgreater{}8" in tex and "3 seeds, 768 rollouts" in tex
+    # Three seeds at 4.5, 3.5 and 2.5 of 7 against one at 0: an interval needs two of either.
+    assert not table["best"].any()
+    paths += [rl_run(tmp_path, "libero_goal", "grpo", [0.0] * 8, seed=1)]
+    table = f2.efficiency(f2.read_metrics(paths, sheet, allow_incomplete=False)[0], sheet)
+    assert set(table.loc[table["best"], "variant"]) == {"srpo"}
+    assert set(table.loc[table["best"], "quantity"]) == {"area"}
+    assert tex_of(f2, table).count(r"\textbf") == 1
 
 
 ABLATED: dict[str, dict[str, object]] = {
@@ -270,8 +341,10 @@ def test_f3_shows_runs_that_differ_in_the_world_model_alone(tmp_path: Path) -> N
     run(f3, tmp_path / "f3", "--sheet", sheet, "--metrics", *metrics)
     table = pd.read_csv(tmp_path / "f3.csv")
     assert dict(zip(table["variant"], table["label"], strict=True)) == {"srpo": "pixel", "srpo-pixel": "clip"}
-    with pytest.raises(ResultError, match="no run of srpo, the first variant"):
+    with pytest.raises(ResultError, match="incomplete: no run of srpo on libero_goal"):
         run(f3, tmp_path / "f3", "--sheet", sheet, "--metrics", *metrics[1:])
+    with pytest.raises(ResultError, match="no run of srpo, the first variant"):
+        run(f3, tmp_path / "f3", "--sheet", sheet, "--allow-incomplete", "--metrics", *metrics[1:])
 
 
 def test_f5_shows_alpha_and_references_apart(tmp_path: Path) -> None:
@@ -294,6 +367,25 @@ def test_f5_shows_alpha_and_references_apart(tmp_path: Path) -> None:
     assert [x for x, _ in markers(left, style.look("srpo-alpha-0")[0])] == [0]
     assert markers(right, style.look("srpo-mean")[0])[0][1] == -1
     check_readable(figure)
+
+
+def test_f5_puts_runs_without_a_progress_reward_at_zero(tmp_path: Path) -> None:
+    """GRPO's failures earn what SRPO's would under α = 0; it differs in all else that goes with that."""
+    rl_run(tmp_path, "libero_goal", "srpo", [0.2], eps_relative=False)
+    rl_run(tmp_path, "libero_goal", "grpo", [0.2])
+    paths = [libero_run(tmp_path, "libero_goal", variant, 0.7) for variant in ("srpo", "grpo")]
+    sheet = write_sheet(tmp_path / "sheet.tsv", {"srpo": "SRPO", "grpo": "GRPO"})
+    run(f5, tmp_path / "f5", "--sheet", sheet, "--episodes", *paths)
+    table = pd.read_csv(tmp_path / "f5.csv")
+    assert table[["panel", "variant", "alpha", "references"]].to_numpy().tolist() == [
+        ["alpha", "srpo", 0.8, "DBSCAN, eps 0.5"],
+        ["alpha", "grpo", 0.0, "nothing"],
+        ["references", "srpo", 0.8, "DBSCAN, eps 0.5"],
+    ]
+    figure = f5.draw(table)
+    grpo = table[table["variant"] == "grpo"].iloc[0]
+    assert f"GRPO {grpo['successes']}/20" in texts(figure)
+    assert [x for x, _ in markers(figure.axes[0], style.look("grpo")[0])] == [0]
 
 
 def test_f1_chooses_and_shows_the_trajectorys_own_frames(tmp_path: Path) -> None:
@@ -390,13 +482,14 @@ def test_a_voxel_table_adds_up_to_the_counts() -> None:
     assert exploration.rarefied(table.sum(axis=0), 7) == exploration.expected_voxels(paths, 7)
 
 
-def test_mmd_interval_agrees_with_resampling_trajectories() -> None:
+def test_mmd_draws_agree_with_resampling_trajectories() -> None:
     rng = np.random.default_rng(0)
     first, second = rng.beta(5, 2, 60), rng.beta(2, 4, 40)
-    ours = t3.mmd_interval(first, second, np.random.default_rng(1))
+    ours = t3.mmd_draws(first, second, np.random.default_rng(1))
     draws = [t3.maximum_mean_discrepancy(rng.choice(first, 60), rng.choice(second, 40)) for _ in range(1_000)]
-    assert ours == pytest.approx(tuple(np.percentile(draws, [2.5, 97.5])), abs=0.04)
-    assert t3.mmd_interval(np.ones(3), np.ones(4), rng) == (0, 0)
+    percents = [2.5, 50, 97.5]
+    assert np.percentile(ours, percents) == pytest.approx(np.percentile(draws, percents), abs=0.04)
+    assert not t3.mmd_draws(np.ones(3), np.ones(4), rng).any()
 
 
 def test_episodes_side_by_side_keep_their_own_time() -> None:

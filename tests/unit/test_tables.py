@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from synthetic_results import (
     MAX_STEPS,
     episode_row,
@@ -22,7 +25,7 @@ from synthetic_results import (
 )
 
 from srpo import plus, plus_tasks
-from srpo.analysis import f2, f3, latex, t1, t2, t2_curves, t3, tables
+from srpo.analysis import f2, f3, t1, t2, t2_curves, t3, t3_distributions, tables, typeset
 from srpo.analysis.io import DIMENSIONS, EPISODES, ResultError, read_episodes, read_rows, write_rows
 from srpo.analysis.stats import newcombe, wilson
 from srpo.config import SUITES
@@ -31,16 +34,26 @@ from srpo.rewards.benchmark import standardised_mean_difference
 REPOSITORY = Path(__file__).parents[2]
 PUBLISHED = REPOSITORY / "configs" / "reference" / "published.csv"
 SHEET = {"sft": "SFT", "srpo": "SRPO"}
+PROTOCOL = (
+    "Protocol: official initial states, at most 300 (Goal) steps, exact rendering at 128 pixels, "
+    + "MuJoCo 3.3.7."
+)
 
 
 def run(module: ModuleType, out: Path, *arguments: object) -> None:
-    """Call a command line, writing to `out`.csv, .tex, .png and .pdf."""
+    """Call a command line, writing to `out`.csv, .tex, .html, .png and .pdf."""
     command = [*map(str, arguments), "--figure", str(out), "--csv", f"{out}.csv"]
     if module in (t1, t2, t3):
-        command += ["--tex", f"{out}.tex", "--published", str(PUBLISHED)]
+        command += ["--published", str(PUBLISHED)]
     if module in (f2, f3):
-        command += ["--tex", f"{out}.tex", "--efficiency", f"{out}-efficiency.csv"]
+        command += ["--efficiency", f"{out}-efficiency.csv"]
+    if module in (t1, t2, t3, f2, f3):
+        command += ["--tex", f"{out}.tex", "--html", f"{out}.html"]
     module.main(command)
+
+
+def tex_of(module: ModuleType, table: pd.DataFrame) -> str:
+    return typeset.to_latex(module.layout(table, "Protocol: the usual."))
 
 
 def write_sheet(path: Path, sheet: dict[str, str] = SHEET) -> Path:
@@ -109,7 +122,7 @@ def test_t1_infra_errors_are_no_failures(tmp_path: Path) -> None:
     assert (own["successes"], own["episodes"], own["infra_errors"], own["missing"]) == (17, 17, 3, 0)
     assert own["rate"] == own["mean_over_tasks"] == 1
     assert own["pairs"] == 17
-    assert "6 episodes could not be run" in t1.to_latex(table, "")
+    assert "6 episodes could not be run" in tex_of(t1, table)
 
 
 def test_t1_pairs_are_the_same_task_and_state(tmp_path: Path) -> None:
@@ -131,7 +144,7 @@ def test_t1_pools_seeds(tmp_path: Path) -> None:
     table = t1_of(paths)
     own = cell(table, variant="srpo", suite="libero_goal")
     assert (own["episodes"], own["seeds"], own["pairs"], own["test"]) == (60, 3, 20, "sign flip")
-    assert "3 seeds" in t1.to_latex(table, "")
+    assert "3 seeds" in tex_of(t1, table)
 
 
 def test_t1_over_runs(tmp_path: Path) -> None:
@@ -153,14 +166,41 @@ def test_t1_over_runs(tmp_path: Path) -> None:
     assert np.isnan(cell(table, variant="sft", suite="libero_goal")["runs_low"])
 
 
-@pytest.mark.parametrize(("rate", "bold"), [(1.0, True), (0.5, False)])
-def test_t1_prints_in_bold_only_what_the_intervals_support(rate: float, bold: bool, tmp_path: Path) -> None:
-    paths = [libero_run(tmp_path, "libero_goal", v, r) for v, r in (("sft", 0.4), ("srpo", rate))]
+def solve(path: Path, episodes: set[int]) -> None:
+    """Rewrite a file of episodes: those of these numbers are successes, the others failures."""
+    rows = read_rows(path, EPISODES)
+    rows["status"] = ["success" if number in episodes else "failure" for number in range(len(rows))]
+    write_rows(path, rows.to_dict("records"), EPISODES)
+
+
+@pytest.mark.parametrize(
+    ("method", "bold"),
+    [
+        (set(range(16)), True),  # six more, on top of the same ten: Wilson's intervals overlap, pairs decide
+        (set(range(6, 20)), False),  # four more, but ten won for six lost
+        (set(range(10)), False),  # a tie
+    ],
+)
+def test_t1_prints_in_bold_only_what_the_pairs_support(method: set[int], bold: bool, tmp_path: Path) -> None:
+    paths = [libero_run(tmp_path, s, v, 0.5) for s in ("libero_goal", "libero_10") for v in SHEET]
+    for path, solved in zip(paths, (set(range(10)), method) * 2, strict=True):
+        solve(path, solved)
     table = t1_of(paths)
-    assert t1.clearly_best(table) == ({"libero_goal": "srpo", "average": "srpo"} if bold else {})
-    tex = t1.to_latex(table, "")
-    assert (r"\textbf{100.0}" in tex) == bold
-    assert tex.count(r"\textbf") == bold  # one suite, no average; no published row
+    ours = table[table["source"] == "ours"].set_index(["variant", "suite"])
+    assert ours.loc[("srpo", "libero_goal"), "low"] < ours.loc[("sft", "libero_goal"), "high"]
+    best = table.loc[table["best"], ["source", "variant", "suite"]].to_numpy().tolist()
+    columns = ("libero_goal", "libero_10", "average")
+    assert best == ([["ours", "srpo", column] for column in columns] if bold else [])
+    shown = t1.layout(table, "")
+    assert typeset.to_latex(shown).count(r"\textbf{80.0}") == typeset.to_html(shown).count("<b>80.0</b>")
+    assert typeset.to_latex(shown).count(r"\textbf") == typeset.to_html(shown).count("<b>") == 3 * bold
+
+
+def test_nothing_is_in_bold_where_there_is_no_second(tmp_path: Path) -> None:
+    path = libero_run(tmp_path, "libero_goal", "srpo", 1.0)
+    table = t1_of([path], incomplete=True)  # the sheet's other variant did not run
+    assert not table["best"].any()
+    assert r"SFT & not run" in tex_of(t1, table)
 
 
 def test_t1_refuses_and_allows_incomplete(tmp_path: Path) -> None:
@@ -169,15 +209,15 @@ def test_t1_refuses_and_allows_incomplete(tmp_path: Path) -> None:
     write_rows(paths[1], rows[:-2], EPISODES)
     with pytest.raises(ResultError, match="incomplete: 2 of 40 rows are missing"):
         t1_of(paths)
-    with pytest.raises(ResultError, match="incomplete: no episodes of srpo on libero_goal"):
+    with pytest.raises(ResultError, match="incomplete: no run of srpo on libero_goal"):
         t1_of(paths[:1])
     table = t1_of(paths, incomplete=True)
     assert cell(table, variant="srpo", suite="libero_goal")["missing"] == 2
     assert cell(table, variant="sft", suite="libero_goal")["missing"] == 0
-    assert "Incomplete: 2 expected episodes are missing" in t1.to_latex(table, "")
+    assert "Incomplete: 2 expected episodes are missing" in tex_of(t1, table)
     alone = t1_of(paths[:1], incomplete=True)
     assert np.isnan(cell(alone, variant="srpo", suite="libero_goal")["rate"])
-    assert r"SRPO & not run \\" in t1.to_latex(alone, "")
+    assert r"SRPO & not run \\" in tex_of(t1, alone)
 
 
 def test_t1_refuses_more_than_was_asked_for(tmp_path: Path) -> None:
@@ -204,12 +244,18 @@ def test_t1_command_line(tmp_path: Path) -> None:
     sheet = write_sheet(tmp_path / "t1.tsv", {"sft": "SFT", "srpo": "SRPO (50% & more)"})
     paths = [libero_run(tmp_path, "libero_goal", variant, 0.5) for variant in SHEET]
     run(t1, tmp_path / "out" / "t1", "--sheet", sheet, "--episodes", *paths)
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"t1.csv", "t1.tex", "t1.png", "t1.pdf"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        *("t1.csv", "t1.tex", "t1.html", "t1.png", "t1.pdf")
+    }
     assert len(pd.read_csv(tmp_path / "out" / "t1.csv").query("source == 'ours'")) == 4
     tex = (tmp_path / "out" / "t1.tex").read_text()
     check_latex(tex)
     assert r"SRPO (50\% \& more)" in tex
-    assert "Goal: 2 of 10 tasks only. Protocol: official initial states, at most 300 (Goal) steps" in tex
+    assert "Goal: 2 of 10 tasks only." in tex
+    caption = re.search(r"\\caption\{(.*)\}", tex)
+    assert caption and caption[1] == f"Success on LIBERO in percent, greedy decoding. {PROTOCOL}"
+    html = (tmp_path / "out" / "t1.html").read_text()
+    assert "SRPO (50% &amp; more)" in html and "MuJoCo 3.3.7." in html
 
 
 def test_a_refusal_is_one_line_and_leaves_no_file(tmp_path: Path) -> None:
@@ -217,10 +263,11 @@ def test_a_refusal_is_one_line_and_leaves_no_file(tmp_path: Path) -> None:
     out = tmp_path / "out" / "t1"
     command = [sys.executable, "-m", "srpo.analysis.t1", "--sheet", sheet, "--episodes", path]
     command += ["--published", PUBLISHED, "--csv", f"{out}.csv", "--tex", f"{out}.tex", "--figure", out]
+    command += ["--html", f"{out}.html"]
     refused = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=REPOSITORY)
     assert (refused.returncode, refused.stderr) == (
         1,
-        "error: incomplete: no episodes of srpo on libero_goal\n",
+        "error: incomplete: no run of srpo on libero_goal\n",
     )
     assert not out.parent.exists()
 
@@ -287,10 +334,23 @@ def test_t2_dimensions_totals_and_what_did_not_run(tmp_path: Path) -> None:
         assert absent["note"] == "not run"
         assert pd.isna(absent["rate"])
         assert pd.isna(absent["episodes"])
-    row = next(line for line in t2.to_latex(table, "").splitlines() if line.startswith("SRPO &"))
+    row = next(line for line in tex_of(t2, table).splitlines() if line.startswith("SRPO &"))
     assert row.count("not run") == 5
     one = cell(table, variant="OpenVLA*-One (zero-shot)", dimension="macro")
     assert one["rate"] == pytest.approx((0.032 + 0.064) / 2)
+
+
+def test_t2_prints_in_bold_only_what_the_pairs_support(tmp_path: Path) -> None:
+    tasks, paths = plus_runs(
+        tmp_path, {"sft": {"camera": 0, "noise": 0.5}, "srpo": {"camera": 1, "noise": 0.5}}
+    )
+    table = t2_of(tasks, paths)
+    noise = [cell(table, variant=variant, dimension="noise") for variant in SHEET]
+    # Twelve tasks of twelve are beyond doubt, and so are the totals that hold them; a few of noise's are not.
+    assert 0 < abs(noise[0]["successes"] - noise[1]["successes"]) < 5
+    best = table[table["best"]]
+    assert set(best["variant"]) == {"srpo"} and set(best["dimension"]) == {"camera", "macro", "micro"}
+    assert tex_of(t2, table).count(r"\textbf") == 3
 
 
 def test_t2_unavailable_tasks_are_counted_apart_and_styles_in_no_total(tmp_path: Path) -> None:
@@ -316,11 +376,11 @@ def test_t2_unavailable_tasks_are_counted_apart_and_styles_in_no_total(tmp_path:
         assert (whole["episodes"], whole["unavailable"], whole["pairs"]) == (19, 17, 19)
     style = cell(table, variant="srpo", dimension="style_light")
     assert (style["rate"], style["episodes"]) == (0, 12)
-    text = t2.to_latex(table, "")
+    text = tex_of(t2, table)
     check_latex(text)
     assert "Light (style)" in text and "in no total" in text and "17 tasks are unavailable" in text
     t2.draw(table)
-    without = t2.to_latex(table[~table["dimension"].str.startswith("style_")], "")
+    without = tex_of(t2, table[~table["dimension"].str.startswith("style_")])
     assert "(style)" not in without
 
 
@@ -435,7 +495,7 @@ def test_t2_published_totals_are_macro_or_micro_as_printed() -> None:
     assert totals("OpenVLA*-One + online SRPO (zero-shot)") == pytest.approx([0.596, 0.573])
     assert totals("OpenVLA-OFT") == pytest.approx([np.nan, 0.696], nan_ok=True)
     assert totals("OpenVLA*-One (zero-shot)") == pytest.approx([0.194, np.nan], nan_ok=True)
-    check_latex(t2.to_latex(table, ""))
+    check_latex(tex_of(t2, table))
 
 
 def test_t2_refuses_another_sample_of_tasks(tmp_path: Path) -> None:
@@ -495,7 +555,65 @@ def test_t3_metrics_counts_and_intervals(tmp_path: Path) -> None:
     )
     pd.testing.assert_frame_equal(table, t3.estimate(scores, published))  # seeded
     assert cell(table, representation="pixel", metric="SMD", source="published")["value"] == 2.1
-    check_latex(t3.to_latex(table))
+    check_latex(tex_of(t3, table))
+
+
+def test_t3_prints_in_bold_only_what_the_same_trajectories_support(tmp_path: Path) -> None:
+    paths = reward_benchmark(tmp_path, "libero_goal", {"pixel": 0.35, "vjepa2-tiny": 0.8}, successes=40)
+    published = tables.read_published(PUBLISHED, "T3")
+    table = t3.estimate(t3.read_scores(paths, allow_incomplete=False)[0], published)
+    assert set(table.loc[table["best"], "representation"]) == {"vjepa2-tiny"}
+    assert {"SC", "SMD", "MMD"} <= set(table.loc[table["best"], "metric"])
+    assert set(table.loc[table["best"], "source"]) == {"ours"}
+    assert tex_of(t3, table).count(r"\textbf") == table["best"].sum()
+    # The same numbers under both: whatever the intervals, their difference is none.
+    rows = read_rows(paths[0], t3.BENCHMARK).assign(representation="vjepa2-tiny")
+    write_rows(paths[1], rows.to_dict("records"), t3.BENCHMARK)
+    table = t3.estimate(t3.read_scores(paths, allow_incomplete=False)[0], published)
+    assert not table["best"].any()
+
+
+def test_t3_compares_on_the_trajectories_that_both_scored(tmp_path: Path) -> None:
+    """A broken embedding takes its trajectory out of the comparison, not the comparison apart."""
+    paths = reward_benchmark(tmp_path, "libero_goal", {"pixel": 0.35, "vjepa2-tiny": 0.8}, successes=40)
+    rows = read_rows(paths[0], t3.BENCHMARK)
+    broken = ["spearman", "monotonicity", "final_progress", "matched_progress"]
+    rows.loc[0, broken] = np.nan
+    write_rows(paths[0], rows.to_dict("records"), t3.BENCHMARK)
+    scores, _ = t3.read_scores(paths, allow_incomplete=False)
+    table = t3.estimate(scores, tables.read_published(PUBLISHED, "T3"))
+    assert cell(table, source="ours", representation="pixel", metric="SC")["successes"] == 39
+    assert cell(table, source="ours", representation="vjepa2-tiny", metric="SMD")["best"]
+
+
+def test_t3_distributions_are_the_trajectories_counted(tmp_path: Path) -> None:
+    paths = reward_benchmark(tmp_path, "libero_goal", {"pixel": 0.35, "vjepa2-tiny": 0.8})
+    scores, _ = t3.read_scores(paths, allow_incomplete=False)
+    table = t3_distributions.estimate(scores)
+    own = scores[(scores["representation"] == "pixel") & ~scores["success"]]
+    counted = table[(table["representation"] == "pixel") & (table["outcome"] == "failure")]
+    final = counted[counted["quantity"] == "final_progress"]
+    third = final[final["low"].round(9) == 0.2].iloc[0]
+    assert third["trajectories"] == own["final_progress"].between(0.2, 0.3, inclusive="left").sum() > 0
+    sums = table.groupby(["representation", "quantity", "outcome"])["trajectories"].sum()
+    assert sums["pixel", "final_progress"].to_dict() == {"success": 14, "failure": 6}
+    assert sums["vjepa2-tiny", "spearman"].to_dict() == {"success": 14, "failure": 0}
+
+
+def test_t3_command_line(tmp_path: Path) -> None:
+    paths = reward_benchmark(tmp_path, "libero_goal", {"pixel": 0.35, "vjepa2-tiny": 0.8})
+    run(t3, tmp_path / "t3", "--scores", *paths)
+    assert "MuJoCo of unknown version." in (tmp_path / "t3.tex").read_text()
+    manifest = paths[0].parent / "trajectories" / "manifest.json"
+    manifest.parent.mkdir()
+    manifest.write_text('{"packages": {"mujoco": "3.3.7"}}')
+    run(t3, tmp_path / "t3", "--scores", *paths)
+    check_latex((tmp_path / "t3.tex").read_text())
+    caption = (
+        "official initial states, at most 300 (Goal) steps, exact rendering at 128 pixels, MuJoCo 3.3.7."
+    )
+    for suffix in (".tex", ".html"):
+        assert caption in (tmp_path / f"t3{suffix}").read_text()
 
 
 def test_t3_without_failures(tmp_path: Path) -> None:
@@ -503,7 +621,7 @@ def test_t3_without_failures(tmp_path: Path) -> None:
     table = t3.estimate(scores, tables.read_published(PUBLISHED, "T3").head(0))
     assert np.isnan(cell(table, metric="MMD", source="ours")["value"])
     assert not np.isnan(cell(table, metric="SC")["value"])
-    assert "--" in t3.to_latex(table)
+    assert "--" in tex_of(t3, table)
 
 
 def test_t3_refuses(tmp_path: Path) -> None:
@@ -537,8 +655,8 @@ def check_latex(tex: str) -> None:
     assert "%" not in bare
     assert "#" not in bare
     assert "_" not in bare
-    assert re.findall(r"\\begin\{(\w+)\}", tex) == re.findall(r"\\end\{(\w+)\}", tex) == ["tabular"]
-    assert tex.count(r"\begingroup") == tex.count(r"\endgroup") == 1
+    assert re.findall(r"\\begin\{(\w+)\}", tex) == ["table", "tabular"]
+    assert re.findall(r"\\end\{(\w+)\}", tex) == ["tabular", "table"]
     columns = len(re.search(r"\\begin\{tabular\}\{@\{\}(l?c*)@", tex)[1])
     rows = [line for line in tex.split("\n") if line.endswith(r" \\") and "multicolumn" not in line]
     assert len(rows) > 1
@@ -557,21 +675,80 @@ def check_latex(tex: str) -> None:
     ],
 )
 def test_latex_escaping(text: str, escaped: str) -> None:
-    assert latex.escape(text) == escaped
+    assert typeset.escape(text) == escaped
+
+
+GROUPS = [
+    typeset.Group("", [typeset.Row(["ours"], [["1", "[0, 2]"], ["–"]], frozenset({0}))]),
+    typeset.Group("none", []),
+    typeset.Group("Published", [typeset.Row(["theirs"], [["2"], ["3"]])]),
+]
 
 
 def test_latex_table() -> None:
-    groups = [
-        latex.Group("", [latex.Row(["ours"], [["1", "[0, 2]"], ["–"]])]),
-        latex.Group("none", []),
-        latex.Group("Published", [latex.Row(["theirs"], [["2"], ["3"]])]),
-    ]
-    tex = latex.tabular("Model", ["A", "B"], groups, ["100%."])
+    table = typeset.Table("Success in %.", "Model", ["A", "B"], GROUPS, ["100%."])
+    tex = typeset.to_latex(table).replace(r"\textbf{1}", "1")
     check_latex(tex)
+    assert r"\caption{Success in \%.}" in tex
     assert r"\toprule" + "\n" + r"Model & A & B \\" + "\n" + r"\midrule" + "\n" + r"ours & 1 & -- \\" in tex
     assert r" & {\scriptsize {[}0, 2]} &  \\" in tex
     assert tex.count(r"\midrule") == 2
     assert "none" not in tex
+
+
+class Page(HTMLParser):
+    """The words of a page, by the element that they stand in, and every attribute."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.rows: list[list[list[str]]] = []
+        self.words: dict[str, list[str]] = {}
+        self.attributes: set[str] = set()
+        self._open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._open.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append([])
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if not data.strip():
+            return
+        self.words.setdefault(self._open[-1], []).append(data)
+        if set(self._open) & {"td", "th"}:
+            self.rows[-1][-1].append(data)
+
+
+def test_html_table() -> None:
+    html = typeset.to_html(typeset.Table("Success in %.", "Model", ["A", "B"], GROUPS, ["100%."]))
+    page = Page(html)
+    assert page.rows == [
+        [["Model"], ["A"], ["B"]],
+        [["ours"], ["1", "[0, 2]"], ["–"]],
+        [["Published"]],
+        [["theirs"], ["2"], ["3"]],
+    ]
+    assert page.words["b"] == ["1"] and page.words["small"] == ["[0, 2]"]
+    assert page.words["caption"] == page.words["title"] == ["Success in %."]
+    assert page.words["p"] == ["100%."]
+    assert page.attributes == {"lang", "charset", "scope", "colspan"}  # nothing that fetches or runs
+    assert "url(" not in html and "@import" not in html
+
+
+@given(st.text(st.characters(exclude_categories=("C", "Z")), min_size=1))
+def test_html_prints_text_as_it_stands(text: str) -> None:
+    row = typeset.Row([text], [[text, text]], frozenset({0}))
+    page = Page(typeset.to_html(typeset.Table(text, text, [text], [typeset.Group(text, [row])], [text])))
+    assert page.rows == [[[text], [text]], [[text]], [[text], [text, text]]]
+    assert page.words["caption"] == page.words["p"] == page.words["b"] == [text]
 
 
 def test_percent() -> None:

@@ -130,12 +130,14 @@ def test_the_report_opens_offline_and_all_of_it_loads(finished: Path, tmp_path: 
         page.open(report)
         words = page.run("document.body.innerText").upper().split()
         found = page.run(LOAD_ALL)
-        assert words[words.index("RESULTS") :][:4] == ["RESULTS", "FIGURES", "TABLES", "VIDEOS"]  # the menu
+        assert words[words.index("RESULTS") :][:5] == [
+            *("RESULTS", "CONFIGURATIONS", "FIGURES", "TABLES", "VIDEOS")  # the menu
+        ]
         assert [path for path, what in found.items() if not what["size"]] == []
         kinds = {
             kind: sum(what["kind"] == kind for what in found.values()) for kind in ("image", "video", "text")
         }
-        assert kinds == {"image": 7, "video": 1, "text": 8}
+        assert kinds == {"image": 8, "video": 1, "text": 9 + 4 + 12}  # numbers, tables, configurations
         seconds = [what["seconds"] for what in found.values() if "seconds" in what]
         assert seconds == pytest.approx([0.5], abs=0.05)
         assert page.errors() == []

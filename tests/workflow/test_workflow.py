@@ -118,6 +118,7 @@ def expected_counts(preset: dict[str, Any]) -> dict[str, int]:
         "trajectories": suites,
         "score": suites * len(preset["world_models"]),
         "t3": 1,
+        "t3_distributions": 1,
         "t2_curves": 1,
         "gallery": 1,
         "f1": 1,
@@ -171,7 +172,9 @@ def test_lint(tmp_path: Path) -> None:
 
 def test_imports_are_light(tmp_path: Path) -> None:
     """Every job of a cluster parses the workflow again."""
-    allowed = re.compile(r"^(from|import) (shlex|sys|pathlib|snakemake|srpo\.(config|resolve|plus_tasks))\b")
+    allowed = re.compile(
+        r"^(from|import) (mimetypes|shlex|sys|pathlib|snakemake|srpo\.(config|resolve|plus_tasks))\b"
+    )
     for file in [ROOT / "Snakefile", *(ROOT / "workflow/rules").glob("*.smk")]:
         for line in file.read_text().splitlines():
             if re.match(r"\s*(from\s.+\simport|import)\s", line):
@@ -300,6 +303,8 @@ def test_report_has_every_table_and_figure(finished: Path) -> None:
         "T1: LIBERO success",
         "T2: LIBERO-Plus success",
         "T3: progress rewards",
+        "T3: distributions",
+        "Configurations",
         "F1: progress along trajectories",
         "F2: training efficiency",
         "F4: exploration",

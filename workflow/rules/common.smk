@@ -1,4 +1,5 @@
 # What the rules share: the plan of the preset, wildcards, resources, the shell's prelude.
+import mimetypes
 import shlex
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ def make_plan():
         raise WorkflowError(str(error)) from None
 
 
+mimetypes.add_type("text/plain", ".yaml")  # for the report, which would complain that it does not know
 PLAN = make_plan()
 PRESET = PLAN.preset
 
@@ -93,6 +95,11 @@ wildcard_constraints:
     ),
     shard=r"\d+",
     checkpoint=one_of(CHECKPOINTS),
+
+
+def stage_of(folder):
+    """The kind of a stage, e.g. `train`."""
+    return next(kind for kind, model in STAGES.items() if type(PLAN.stages[folder]) is model)
 
 
 def scratch(wildcards, output):
@@ -253,7 +260,7 @@ def shown():
         *(["t2_curves"] if "t2" in PLAN.tables else []),
         *(["f4"] if len(set(pair("paths.parquet"))) == 2 else []),
         *(["f3", "f5"] if "ablations" in PLAN.tables else []),
-        *(["f1", "t3"] if PRESET.world_models else []),
+        *(["f1", "t3", "t3_distributions"] if PRESET.world_models else []),
     ]
 
 

@@ -2,7 +2,13 @@
 # configs/ reruns nothing, a changed setting reruns the runs that it changes.
 rule config:
     output:
-        "<results>/{folder}/config.yaml",
+        report(
+            "<results>/{folder}/config.yaml",
+            caption="../report/config.rst",
+            category="Configurations",
+            subcategory=lambda wildcards: stage_of(wildcards.folder),
+            labels={"of": "{folder}"},
+        ),
     log:
         "<logs>/config/{folder}.log",
     benchmark:

@@ -45,6 +45,7 @@ rule f1:
 rule f2:
     input:
         metrics=runs("f2", "metrics.csv"),
+        manifests=runs("f2", "manifest.json"),
         configs=runs("f2", "config.yaml"),
         sheet=sheet("f2"),
         code=source("srpo/analysis/f2.py"),
@@ -62,6 +63,12 @@ rule f2:
             labels={"figure": "F2: training efficiency", "form": "how fast"},
         ),
         tex="<results>/tables/f2.tex",
+        html=report(
+            "<results>/tables/f2.html",
+            caption="../report/f2.rst",
+            category="Figures",
+            labels={"figure": "F2: training efficiency", "form": "table"},
+        ),
         png=report(
             "<results>/figures/f2.png",
             caption="../report/f2.rst",
@@ -80,13 +87,14 @@ rule f2:
         stem=stem,
     shell:
         "logged {log:q} python -m srpo.analysis.f2 --sheet {input.sheet:q} --metrics {input.metrics:q}"
-        " --efficiency {output.efficiency:q} --tex {output.tex:q}"
+        " --efficiency {output.efficiency:q} --tex {output.tex:q} --html {output.html:q}"
         " --csv {output.csv:q} --figure {params.stem:q}"
 
 
 rule f3:
     input:
         metrics=runs("ablations", "metrics.csv"),
+        manifests=runs("ablations", "manifest.json"),
         configs=runs("ablations", "config.yaml"),
         sheet=sheet("ablations"),
         shared=source("srpo/analysis/f2.py"),
@@ -105,6 +113,12 @@ rule f3:
             labels={"figure": "F3: representations", "form": "how fast"},
         ),
         tex="<results>/tables/f3.tex",
+        html=report(
+            "<results>/tables/f3.html",
+            caption="../report/f3.rst",
+            category="Figures",
+            labels={"figure": "F3: representations", "form": "table"},
+        ),
         png=report(
             "<results>/figures/f3.png",
             caption="../report/f3.rst",
@@ -123,7 +137,7 @@ rule f3:
         stem=stem,
     shell:
         "logged {log:q} python -m srpo.analysis.f3 --sheet {input.sheet:q} --metrics {input.metrics:q}"
-        " --efficiency {output.efficiency:q} --tex {output.tex:q}"
+        " --efficiency {output.efficiency:q} --tex {output.tex:q} --html {output.html:q}"
         " --csv {output.csv:q} --figure {params.stem:q}"
 
 

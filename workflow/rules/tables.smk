@@ -17,6 +17,12 @@ rule t1:
             labels={"table": "T1: LIBERO success", "form": "numbers"},
         ),
         tex="<results>/tables/t1.tex",
+        html=report(
+            "<results>/tables/t1.html",
+            caption="../report/t1.rst",
+            category="Tables",
+            labels={"table": "T1: LIBERO success", "form": "table"},
+        ),
         png=report(
             "<results>/figures/t1.png",
             caption="../report/t1.rst",
@@ -35,7 +41,7 @@ rule t1:
         stem=stem,
     shell:
         "logged {log:q} python -m srpo.analysis.t1 --sheet {input.sheet:q} --published {input.published:q}"
-        " --episodes {input.episodes:q} --csv {output.csv:q} --tex {output.tex:q} --figure {params.stem:q}"
+        " --episodes {input.episodes:q} --csv {output.csv:q} --tex {output.tex:q} --html {output.html:q} --figure {params.stem:q}"
 
 
 use rule t1 as ablations with:
@@ -53,6 +59,12 @@ use rule t1 as ablations with:
             labels={"table": "Ablations", "form": "numbers"},
         ),
         tex="<results>/tables/ablations.tex",
+        html=report(
+            "<results>/tables/ablations.html",
+            caption="../report/ablations.rst",
+            category="Tables",
+            labels={"table": "Ablations", "form": "table"},
+        ),
         png=report(
             "<results>/figures/ablations.png",
             caption="../report/ablations.rst",
@@ -82,6 +94,12 @@ rule t2:
             labels={"table": "T2: LIBERO-Plus success", "form": "numbers"},
         ),
         tex="<results>/tables/t2.tex",
+        html=report(
+            "<results>/tables/t2.html",
+            caption="../report/t2.rst",
+            category="Tables",
+            labels={"table": "T2: LIBERO-Plus success", "form": "table"},
+        ),
         png=report(
             "<results>/figures/t2.png",
             caption="../report/t2.rst",
@@ -101,7 +119,7 @@ rule t2:
     shell:
         "logged {log:q} python -m srpo.analysis.t2 --sheet {input.sheet:q} --published {input.published:q}"
         " --tasks {input.tasks:q}"
-        " --episodes {input.episodes:q} --csv {output.csv:q} --tex {output.tex:q} --figure {params.stem:q}"
+        " --episodes {input.episodes:q} --csv {output.csv:q} --tex {output.tex:q} --html {output.html:q} --figure {params.stem:q}"
 
 
 rule t3:
@@ -109,6 +127,9 @@ rule t3:
         scores=scores(),
         configs=expand(
             "<results>/reward_benchmark/{suite}/config.yaml", suite=PRESET.suites
+        ),
+        trajectories=expand(
+            "<results>/reward_benchmark/{suite}/trajectories", suite=PRESET.suites
         ),
         published=source("configs/reference/published.csv"),
         code=source("srpo/analysis/t3.py"),
@@ -120,6 +141,12 @@ rule t3:
             labels={"table": "T3: progress rewards", "form": "numbers"},
         ),
         tex="<results>/tables/t3.tex",
+        html=report(
+            "<results>/tables/t3.html",
+            caption="../report/t3.rst",
+            category="Tables",
+            labels={"table": "T3: progress rewards", "form": "table"},
+        ),
         png=report(
             "<results>/figures/t3.png",
             caption="../report/t3.rst",
@@ -138,4 +165,39 @@ rule t3:
         stem=stem,
     shell:
         "logged {log:q} python -m srpo.analysis.t3 --published {input.published:q}"
-        " --scores {input.scores:q} --csv {output.csv:q} --tex {output.tex:q} --figure {params.stem:q}"
+        " --scores {input.scores:q} --csv {output.csv:q} --tex {output.tex:q} --html {output.html:q} --figure {params.stem:q}"
+
+
+rule t3_distributions:
+    input:
+        scores=scores(),
+        configs=expand(
+            "<results>/reward_benchmark/{suite}/config.yaml", suite=PRESET.suites
+        ),
+        code=source("srpo/analysis/t3_distributions.py"),
+    output:
+        csv=report(
+            "<results>/tables/t3_distributions.csv",
+            caption="../report/t3_distributions.rst",
+            category="Tables",
+            labels={"table": "T3: distributions", "form": "numbers"},
+        ),
+        png=report(
+            "<results>/figures/t3_distributions.png",
+            caption="../report/t3_distributions.rst",
+            category="Tables",
+            labels={"table": "T3: distributions", "form": "picture"},
+        ),
+        pdf="<results>/figures/t3_distributions.pdf",
+    log:
+        "<logs>/tables/t3_distributions.log",
+    benchmark:
+        "<benchmarks>/tables/t3_distributions.tsv"
+    localrule: True
+    conda:
+        "../../environment.yml"
+    params:
+        stem=stem,
+    shell:
+        "logged {log:q} python -m srpo.analysis.t3_distributions --scores {input.scores:q}"
+        " --csv {output.csv:q} --figure {params.stem:q}"
