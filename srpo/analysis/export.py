@@ -38,9 +38,11 @@ def copy_rows(path: Path, target: Path) -> None:
     """Copy a file of rows, with its manifest and the configurations beside it and (for F5) above it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if path.name == EPISODES.name:
-        rows = read_rows(path, EPISODES).assign(video=None)
-        rows["error"] = rows["error"].str.split(":").str[0]
-        write_rows(target, [{str(k): v for k, v in row.items()} for row in rows.to_dict("records")], EPISODES)
+        rows = [{str(k): v for k, v in row.items()} for row in read_rows(path, EPISODES).to_dict("records")]
+        for row in rows:
+            row["video"] = None
+            row["error"] = row["error"].split(":")[0] if isinstance(row["error"], str) else None
+        write_rows(target, rows, EPISODES)
     else:
         shutil.copyfile(path, target)
     for place in ("config.yaml", "../config.yaml", "rewards.parquet"):  # the last: beside metrics.csv

@@ -140,7 +140,13 @@ def _trajectory(part: SubFigure, own: pd.DataFrame, frames: NDArray[np.uint8]) -
         colour, marker = style.look(str(name))
         every = max(1, len(curve) // 8)
         axes.plot(
-            curve["step"], curve["progress"], color=colour, marker=marker, markersize=3.2, markevery=every
+            curve["step"],
+            curve["progress"],
+            color=colour,
+            marker=marker,
+            markersize=3.2,
+            markevery=every,
+            clip_on=False,
         )
     axes.set(xlim=(0, last), ylim=(-0.03, 1.03), yticks=[0, 0.5, 1], xlabel="control step", ylabel="progress")
 

@@ -210,9 +210,9 @@ def draw(table: pd.DataFrame) -> Figure:
     ):
         widest = float(table[column].max())
         for axes, suite in zip(panels, suites, strict=True):
-            for variant, label in variants.items():
+            for place, (variant, label) in enumerate(variants.items()):
                 own = table[(table["suite"] == suite) & (table["variant"] == variant)]
-                _curve(axes, own, column, label, style.look(variant))
+                _curve(axes, own, column, label, style.look(variant), style.DASHES[place % 4])
             margin = 0.03 * widest if column == "episodes_so_far" else 0.3
             left = 0.0 if column == "episodes_so_far" else 1.0
             axes.set(xlim=(left - margin, widest + margin), ylim=(-3, 103), xlabel=name)
@@ -226,7 +226,9 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _curve(axes: Axes, own: pd.DataFrame, x: str, label: str, look: tuple[str, str]) -> None:
+def _curve(
+    axes: Axes, own: pd.DataFrame, x: str, label: str, look: tuple[str, str], dashes: style.Dashes
+) -> None:
     colour, marker = look
     points = own[x].to_numpy(float)
     # On a line of many steps only some are marked, so that it is told from others without its colour too.
@@ -234,6 +236,7 @@ def _curve(axes: Axes, own: pd.DataFrame, x: str, label: str, look: tuple[str, s
         points,
         100 * own["rate"],
         color=colour,
+        linestyle=dashes,
         marker=marker,
         markersize=3.5,
         markevery=max(1, len(points) // 8),

@@ -162,7 +162,7 @@ def draw(table: pd.DataFrame, positions: pd.DataFrame) -> Figure:
             picture = axes.imshow(
                 seen,
                 norm=norm,
-                cmap="viridis_r",
+                cmap=style.DENSITY,
                 origin="lower",
                 extent=tuple(edges),
                 interpolation="nearest",
@@ -193,7 +193,7 @@ def _space(axes: Any, own: pd.DataFrame, limits: dict[str, tuple[float, float]],
     for axis, letter in ((axes.xaxis, "x"), (axes.yaxis, "y"), (axes.zaxis, "z")):
         axis.set_major_locator(MultipleLocator(0.2))
         axis.set_label_text(letter, fontsize=6)
-        axis.labelpad = -12
+        axis.labelpad = -14 if letter == "z" else -12  # its label would lie on the next panel's
 
 
 def main(argv: Sequence[str] | None = None) -> None:

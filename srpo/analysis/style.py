@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")  # no display on a compute node
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -24,6 +27,9 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 PUBLISHED = "#767676"
 """Grey of everything that others measured."""
+
+DENSITY = ListedColormap(matplotlib.colormaps["viridis_r"](np.linspace(0.12, 1, 256)))
+"""Of densities, darker as there is more; without the end that is too faint on white, the more so in grey."""
 
 RC: dict[Any, Any] = {
     "font.size": 8,
@@ -84,6 +90,11 @@ _LOOKS = {
     "vjepa2-vitg": (BLUE, "o"),
 }
 _OTHERS = [(colour, marker) for marker in "*h>d" for colour in (VERMILLION, SKY, GREEN, PURPLE, BLUE, ORANGE)]
+
+
+Dashes = tuple[float, Sequence[float] | None]
+DASHES: tuple[Dashes, ...] = ((0, None), (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+"""Line styles, in the order of drawing: where a line lies on another, that one shows through its gaps."""
 
 
 def look(name: str) -> tuple[str, str]:

@@ -113,16 +113,18 @@ def draw(table: pd.DataFrame) -> Figure:
     curves = list(dict.fromkeys(table["curve"])) or [""]
     wide = min(len(curves), 4)
     tall = -(-len(curves) // wide)
-    figure = Figure(figsize=(1.8 * wide + 0.4, 1.7 * tall + 0.5), layout="constrained")
+    figure = Figure(figsize=(style.FULL_WIDTH * wide / 4, 1.7 * tall + 0.5), layout="constrained")
     panels = figure.subplots(tall, wide, squeeze=False, sharey=True).ravel()
     labels = dict(zip(table["variant"], table["label"], strict=True))
     for axes, curve in zip(panels, curves, strict=False):
-        for variant in labels:
+        values = table.loc[table["curve"] == curve, "value"]
+        apart = 0.025 * (values.max() - values.min() or 1)  # so that equal ones do not hide one another
+        for place, variant in enumerate(labels):
             own = table[(table["variant"] == variant) & (table["curve"] == curve)].sort_values("value")
             colour, marker = style.look(variant)
             rate, low, high = (100 * own[name].to_numpy(float) for name in ("rate", "low", "high"))
             axes.errorbar(
-                own["value"],
+                own["value"] + apart * (place - (len(labels) - 1) / 2),
                 rate,
                 yerr=np.clip([rate - low, high - rate], 0, None),
                 color=colour,

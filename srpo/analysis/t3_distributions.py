@@ -80,11 +80,11 @@ def draw(table: pd.DataFrame) -> Figure:
         )
         row[0].set_ylabel(f"{name}\n({won} + {lost})", fontsize=6.5)
     handles = [
-        Patch(label="successes", **style.filled(style.PUBLISHED)),
-        Patch(label="failures", **style.OUTLINE),
+        Patch(label="successes (first number)", **style.filled(style.PUBLISHED)),
+        Patch(label="failures (second)", **style.OUTLINE),
     ]
-    title = "% of the trajectories (successes + failures)"
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, title=title, title_fontsize=7)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=7)
+    figure.supylabel("share (%)", fontsize=7)
     return figure
 
 

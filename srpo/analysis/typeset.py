@@ -106,17 +106,16 @@ def _line(cells: Sequence[str], best: frozenset[int] = frozenset(), small: bool 
 # ------------------------------------------------------------------------------------------------------ HTML
 
 _STYLE = """\
-body { font: 15px/1.35 system-ui, sans-serif; color: #000; background: #fff; margin: 1.5em; }
+body { font: 13px/1.35 system-ui, sans-serif; color: #000; background: #fff; margin: 1.5em; }
 main { width: fit-content; max-width: 100%; overflow-x: auto; }
 table { border-collapse: collapse; border-top: 2px solid; border-bottom: 2px solid; }
 caption, p { text-align: left; max-width: 62em; }
-caption { padding-bottom: .6em; font-weight: 600; }
-th, td { padding: .3em .7em; text-align: center; vertical-align: top; font-weight: normal;
+caption { padding-bottom: .6em; }
+th, td { padding: .25em .5em; text-align: center; vertical-align: top; font-weight: normal;
   font-variant-numeric: tabular-nums; white-space: nowrap; }
-th:first-child { padding-left: 0; text-align: left; }
+th:first-child { padding-left: 0; text-align: left; white-space: normal; min-width: 9em; }
 tbody { border-top: 1px solid; }
-small { display: block; color: #444; font-size: 80%; }
-p { font-size: 90%; }
+small { display: block; color: #444; font-size: 11px; }
 """
 
 
