@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     sheet = tables.read_sheet(arguments.sheet)
     configs = {path: read_config(path, TrainStage) for path in arguments.metrics}
+    tables.require_alike(list(configs.values()))
     tables.require_known([config.variant for config in configs.values()], sheet)
     ran = [(config.variant, config.suite) for config in configs.values()]
     absent = tables.require_runs(ran, sheet, arguments.allow_incomplete)

@@ -12,11 +12,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_results import curves_of, libero_run, paths_of, reward_benchmark, rl_run
+from synthetic_results import (
+    curves_of,
+    libero_run,
+    paths_of,
+    plus_run,
+    plus_tasks_file,
+    reward_benchmark,
+    rl_run,
+)
 
 from srpo import status
-from srpo.analysis import compare, paper_map, redraw, validate
-from srpo.analysis.io import EPISODES, REWARDS, read_rows, write_rows
+from srpo.analysis import compare, export, f1, paper_map, redraw, validate
+from srpo.analysis.io import EPISODES, REWARDS, ResultError, read_rows, write_rows
 from srpo.resolve import load_preset, plan
 
 REPOSITORY = Path(__file__).parents[2]
@@ -135,12 +143,13 @@ def test_the_rate_of_nothing_is_not_known(tmp_path: Path) -> None:
 
 def drawable(root: Path) -> Path:
     """Rows of the smoke preset, but for LIBERO-Plus."""
-    for variant in ("sft", "grpo", "srpo-vjepa2-tiny"):
+    for variant in ("sft", "grpo", "srpo-vjepa2-tiny", "srpo-pixel"):
         path = libero_run(root / "runs", "libero_goal", variant, 0.5)
-        if variant != "grpo":
+        if variant in ("sft", "srpo-vjepa2-tiny"):
             paths_of(path, 0.1)
         if variant != "sft":
-            rl_run(root / "runs", "libero_goal", variant, [0.2, 0.5])
+            metrics = rl_run(root / "runs", "libero_goal", variant, [0.2, 0.5])
+            write_rows(metrics.with_name("rewards.parquet"), [], REWARDS)
     curves_of(reward_benchmark(root, "libero_goal", {"pixel": 0.4, "vjepa2-tiny": 0.8}))
     return root
 
@@ -151,11 +160,67 @@ def test_redraw_draws_all_that_has_rows(tmp_path: Path, capsys: pytest.CaptureFi
     said = capsys.readouterr().out
     assert f"t2: left out: {root}/runs/libero_goal/sft/seed0/plus/episodes.parquet and 3 more" in said
     drawn = {path.stem for path in (tmp_path / "out" / "figures").glob("*.pdf")}
-    assert drawn == {"t1", "t3", "f1", "f2", "f4"}
+    assert drawn == {"t1", "ablations", "t3", "t3_distributions", "f1", "f2", "f3", "f4", "f5"}
     (root / "runs/libero_goal/grpo/seed0/metrics.csv").write_text("step\n1\n")
-    with pytest.raises(SystemExit, match="4 drawn, 1 refused"):
+    with pytest.raises(SystemExit, match="7 drawn, 2 refused"):
         redraw.main([str(root), "--out", str(tmp_path / "out")])
     assert "missing columns" in capsys.readouterr().out
+
+
+def plus(root: Path, tasks: Path) -> None:
+    rates = {"camera": 0.5, "noise": 0.5, "style_light": 0.5}
+    for variant in ("sft", "grpo", "srpo-vjepa2-tiny"):
+        plus_run(root / "runs", "libero_goal", variant, rates, tasks, per_dimension=5)
+
+
+def test_what_is_exported_draws_the_same_and_names_no_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = drawable(tmp_path / "results" / "smoke")
+    plus(root, plus_tasks_file(tmp_path / "results" / "libero_plus" / "tasks.csv", ("camera", "noise")))
+    evaluation = root / "runs/libero_goal/sft/seed0/evaluation"
+    facts = {"host": "here", "config": {"out": "/home/me"}, "git_revision": "abc", "packages": {"numpy": "2"}}
+    (evaluation / "episodes.manifest.json").write_text(json.dumps(facts))
+    rows = read_rows(evaluation / "episodes.parquet", EPISODES)
+    rows.loc[0, ["status", "error"]] = ["infra_error", "OSError: /home/me/model.xml"]
+    rows.loc[1, "video"] = "videos/task0-state1.mp4"
+    write_rows(evaluation / "episodes.parquet", rows.to_dict("records"), EPISODES)
+
+    small = tmp_path / "reference" / "smoke"
+    export.main([str(root), "--out", str(small)])
+    for folder, out in ((root, "whole"), (small, "small")):
+        redraw.main([str(folder), "--out", str(tmp_path / out)])
+    assert "left out" not in capsys.readouterr().out
+    drawn = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.*"))
+    assert len(drawn) == 11 * 3 + 2 + 6 * 2  # CSV, PNG, PDF; how fast; LaTeX and HTML
+    for path in drawn:
+        assert (tmp_path / "whole" / path).read_bytes() == (tmp_path / "small" / path).read_bytes(), path
+
+    validate.main([str(small)])
+    everything = b"".join(path.read_bytes() for path in small.rglob("*.*") if path.is_file())
+    assert b"/home/me" not in everything and b"here" not in everything
+    kept = read_rows(small / (evaluation / "episodes.parquet").relative_to(root), EPISODES)
+    assert kept["error"][0] == "OSError" and kept["video"].isna().all()
+    manifest = json.loads((small / evaluation.relative_to(root) / "episodes.manifest.json").read_text())
+    assert manifest == {"git_revision": "abc", "packages": {"numpy": "2"}}
+    assert len((small / "libero_plus" / "tasks.csv").read_text().splitlines()) == 11  # of 240 in all
+
+
+def test_an_export_is_of_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = drawable(tmp_path / "smoke")
+    export.main([str(root), "--out", str(tmp_path / "small")])
+    assert "t2: left out: " in capsys.readouterr().out
+    # Frames of a trajectory that F1 did not choose are not there; black ones would be a lie.
+    curves = root / "reward_benchmark/libero_goal/pixel-curves.parquet"
+    table = f1.read_curves([curves], allow_incomplete=True)[0]
+    films = tmp_path / "small/reward_benchmark/libero_goal/trajectories/trajectories.h5"
+    chosen = f1.choose(f1.read_curves(sorted(curves.parent.glob("*-curves.parquet")), False)[0])
+    assert len(f1.read_strips([films], chosen)) == 2
+    with pytest.raises(ResultError, match="has no trajectory 1: it is not what was scored"):
+        f1.read_strips([films], table[table["trajectory"] == 1])
+    with pytest.raises(ResultError, match="nothing can be drawn from it"):
+        export.main([str(tmp_path / "nothing"), "--preset", "smoke", "--out", str(tmp_path / "none")])
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_paper_map_holds_our_values(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from srpo.analysis.stats import (
     hierarchical,
     hierarchical_draws,
     interquartile_mean,
+    mean_difference,
     median_reached,
     newcombe,
     paired_difference,
@@ -224,3 +225,12 @@ def test_median_reached_by_hand() -> None:
     assert median_reached(of(10, 30, 40, censored=(20, 50))) == Reached(40, False)
     assert median_reached(of(10, censored=(40, 50))) == Reached(50, True)  # most are not seen to arrive
     assert median_reached(of(censored=(40, 50))) == Reached(50, True)
+
+
+def test_mean_difference_by_hand() -> None:
+    """Welch: 10 between the means, standard error √(2/2 + 2/2), 2 degrees of freedom (t = 4.302653)."""
+    found = mean_difference([0, 2], [10, 12])
+    assert (found.value, found.low, found.high) == pytest.approx((10, 3.915130, 16.084870), abs=1e-6)
+    one = mean_difference([0], [10, 12])
+    assert one.value == 11 and np.isnan([one.low, one.high]).all()
+    assert np.isnan(mean_difference([1, 1], [2, 2]).low)  # no spread: nothing to measure by
