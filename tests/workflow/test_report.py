@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 from test_workflow import finished, in_copy
 
+from srpo.analysis import typeset
+from srpo.files import write_text
+
 __all__ = ["finished"]
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -142,6 +145,26 @@ def test_the_report_opens_offline_and_all_of_it_loads(finished: Path, tmp_path: 
         assert seconds == pytest.approx([0.5], abs=0.05)
         assert page.errors() == []
         assert page.requests() == []
+
+
+@needs_chromium
+@pytest.mark.timeout(240)
+def test_a_table_is_a_page_of_its_own(tmp_path: Path) -> None:
+    """As the report shows it, in a frame; whatever a label holds is text."""
+    hostile = '<img src="http://127.0.0.1:9/x.png"><script>console.error("ran")</script>'
+    rows = [typeset.Row([hostile], [["97.5", "[90,99]"]], frozenset({0})), typeset.Row(["SFT"], [["8.0"]])]
+    table = typeset.Table("Success in %.", "Model", ["Goal"], [typeset.Group("ours", rows)], ["A note."])
+    write_text(tmp_path / "table.html", typeset.to_html(table))
+    (tmp_path / "frame.html").write_text("<body><iframe src='table.html'></iframe></body>")
+    with browser(tmp_path) as page:
+        page.open(tmp_path / "frame.html")
+        assert page.errors() == [] and page.requests() == []
+    with browser(tmp_path) as page:
+        page.open(tmp_path / "table.html")
+        assert page.run("document.body.innerText").startswith("Success in %.\nModel\tGoal\nours\n<img")
+        assert page.run("getComputedStyle(document.querySelector('b')).fontWeight") == "700"
+        assert page.run("document.querySelectorAll('tbody tr').length") == 3
+        assert page.errors() == [] and page.requests() == []
 
 
 @needs_chromium
