@@ -101,14 +101,15 @@ def commands(root: Path) -> dict[str, list[str]]:
     curves = [str(path) for path in sorted(root.glob("reward_benchmark/*/*-curves.parquet"))]
     trajectories = [str(path) for path in sorted(root.glob("reward_benchmark/*/trajectories/*.h5"))]
     episodes = {name: files(root, evaluated, labels(name)) for name in ("t1", "ablations")}
+    plus = ["--tasks", str(root / "tasks.csv"), "--episodes"]
+    plus += files(root, "plus/episodes.parquet", labels("t2"))
     pair = [f"{root}/libero_spatial/{v}/seed0/evaluation/paths.parquet" for v in ("sft", "srpo")]
     return {
-        "t1": [*sheet("t1"), *published, "--tex", "t1.tex", "--episodes", *episodes["t1"]],
-        "t2": [
-            *sheet("t2"), *published, "--tex", "t2.tex", "--tasks", str(root / "tasks.csv"),
-            "--episodes", *files(root, "plus/episodes.parquet", labels("t2")),
-        ],
-        "t3": [*published, "--tex", "t3.tex", "--scores", *scores],
+        "t1": [*sheet("t1"), *published, *typeset("t1"), "--episodes", *episodes["t1"]],
+        "t2": [*sheet("t2"), *published, *typeset("t2"), *plus],
+        "t2_curves": [*sheet("t2"), *plus],
+        "t3": [*published, *typeset("t3"), "--scores", *scores],
+        "t3_distributions": ["--scores", *scores],
         "f1": ["--curves", *curves, "--trajectories", *trajectories],
         "f2": [*sheet("f2"), *speed("f2"), "--metrics", *files(root, trained, labels("f2"), long)],
         "f3": [*sheet("ablations"), *speed("f3"), "--metrics", *files(root, trained, ablations)],
@@ -122,7 +123,11 @@ def sheet(name: str) -> list[str]:
 
 
 def speed(name: str) -> list[str]:
-    return ["--efficiency", f"{name}-efficiency.csv", "--tex", f"{name}.tex"]
+    return ["--efficiency", f"{name}-efficiency.csv", *typeset(name)]
+
+
+def typeset(name: str) -> list[str]:
+    return ["--tex", f"{name}.tex", "--html", f"{name}.html"]
 
 
 def test_the_papers_grid_is_drawn_in_a_minute_and_two_gigabytes(grid: Path, tmp_path: Path) -> None:

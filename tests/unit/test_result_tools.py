@@ -24,7 +24,7 @@ from synthetic_results import (
 
 from srpo import status
 from srpo.analysis import compare, export, f1, paper_map, redraw, validate
-from srpo.analysis.io import EPISODES, REWARDS, ResultError, read_rows, write_rows
+from srpo.analysis.io import EPISODES, REWARDS, STYLES, ResultError, read_rows, write_rows
 from srpo.resolve import load_preset, plan
 
 REPOSITORY = Path(__file__).parents[2]
@@ -162,13 +162,13 @@ def test_redraw_draws_all_that_has_rows(tmp_path: Path, capsys: pytest.CaptureFi
     drawn = {path.stem for path in (tmp_path / "out" / "figures").glob("*.pdf")}
     assert drawn == {"t1", "ablations", "t3", "t3_distributions", "f1", "f2", "f3", "f4", "f5"}
     (root / "runs/libero_goal/grpo/seed0/metrics.csv").write_text("step\n1\n")
-    with pytest.raises(SystemExit, match="7 drawn, 2 refused"):
+    with pytest.raises(SystemExit, match="8 drawn, 1 refused"):
         redraw.main([str(root), "--out", str(tmp_path / "out")])
     assert "missing columns" in capsys.readouterr().out
 
 
 def plus(root: Path, tasks: Path) -> None:
-    rates = {"camera": 0.5, "noise": 0.5, "style_light": 0.5}
+    rates = dict.fromkeys(("camera", "noise", *STYLES), 0.5)
     for variant in ("sft", "grpo", "srpo-vjepa2-tiny"):
         plus_run(root / "runs", "libero_goal", variant, rates, tasks, per_dimension=5)
 
