@@ -1,4 +1,4 @@
-"""Videos of two variants side by side on the same task and initial state.
+"""Videos of two variants side by side on the same task and initial state, and a page that plays them all.
 
 python -m srpo.analysis.videos --sheet SHEET.tsv --episodes BASELINE.parquet METHOD.parquet --out FOLDER
 """
@@ -6,6 +6,8 @@ python -m srpo.analysis.videos --sheet SHEET.tsv --episodes BASELINE.parquet MET
 from __future__ import annotations
 
 import argparse
+import base64
+import html
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from srpo.analysis import tables
 from srpo.analysis.io import EPISODES, ResultError, read_rows, run
-from srpo.files import atomic_directory
+from srpo.files import atomic_directory, write_text
 from srpo.videos import read_video, write_video
 
 SIDE, HEADER = 240, 24
@@ -55,6 +57,18 @@ def filmed(path: Path) -> pd.DataFrame:
     return episodes.assign(file=[path.parent / video for video in episodes["video"]])
 
 
+def page(videos: Sequence[Path]) -> str:
+    """A page of HTML that holds the videos themselves, each under its file's name: it needs nothing else."""
+    shown = [
+        f'<figure><figcaption>{html.escape(path.stem)}</figcaption><video controls loop muted width="480"'
+        f' src="data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"></video></figure>'
+        for path in videos
+    ]
+    style = "body { font: 13px sans-serif; } figure { display: inline-block; margin: .7em; }"
+    head = f'<meta charset="utf-8">\n<title>Episodes side by side</title>\n<style>{style}</style>'
+    return "\n".join(['<!DOCTYPE html>\n<html lang="en">', head, *shown, "</html>\n"])
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m srpo.analysis.videos", description=__doc__)
     parser.add_argument("--sheet", type=Path, required=True, help="variants and labels (TSV)")
@@ -65,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         required=True,
         help="episodes.parquet of the runs to set side by side",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to make, with a video a task")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make: a video a task, all.html")
     arguments = parser.parse_args(argv)
     sheet = tables.read_sheet(arguments.sheet)
     runs = [filmed(path) for path in arguments.episodes]
@@ -85,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             captions = [f"{sheet[row['variant']]}: {row['status']}" for row in rows]
             video = beside([read_video(row["file"]) for row in rows], captions)
             write_video(temporary / f"{suite}-task{task}-state{state}.mp4", video, FPS)
+        write_text(temporary / "all.html", page(sorted(temporary.glob("*.mp4"))))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ FILES = {
     "srpo.demos": ("task_demo.hdf5",),
     "srpo.world_models.pretrain": ("config.json",),
     "srpo.reward_benchmark": ("trajectories.h5",),
-    "srpo.analysis.videos": ("task0-state0.mp4",),
+    "srpo.analysis.videos": ("task0-state0.mp4", "all.html"),
 }
 
 

@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from test_workflow import finished, in_copy
 
-from srpo.analysis import typeset
+from srpo.analysis import typeset, videos
 from srpo.files import write_text
+from srpo.videos import write_video
 
 __all__ = ["finished"]
 
@@ -140,7 +142,7 @@ def test_the_report_opens_offline_and_all_of_it_loads(finished: Path, tmp_path: 
         kinds = {
             kind: sum(what["kind"] == kind for what in found.values()) for kind in ("image", "video", "text")
         }
-        assert kinds == {"image": 8, "video": 1, "text": 9 + 4 + 12}  # numbers, tables, configurations
+        assert kinds == {"image": 8, "video": 1, "text": 9 + 4 + 12 + 1}  # CSV, tables, configs, all videos
         seconds = [what["seconds"] for what in found.values() if "seconds" in what]
         assert seconds == pytest.approx([0.5], abs=0.05)
         assert page.errors() == []
@@ -164,6 +166,24 @@ def test_a_table_is_a_page_of_its_own(tmp_path: Path) -> None:
         assert page.run("document.body.innerText").startswith("Success in %.\nModel\tGoal\nours\n<img")
         assert page.run("getComputedStyle(document.querySelector('b')).fontWeight") == "700"
         assert page.run("document.querySelectorAll('tbody tr').length") == 3
+        assert page.errors() == [] and page.requests() == []
+
+
+@needs_chromium
+@pytest.mark.timeout(240)
+def test_videos_play_in_a_page(tmp_path: Path) -> None:
+    for number in (1, 2):
+        write_video(tmp_path / f"task{number}.mp4", np.full((5 * number, 32, 32, 3), 90, np.uint8), 10)
+    write_text(tmp_path / "all.html", videos.page(sorted(tmp_path.glob("*.mp4"))))
+    with browser(tmp_path) as page:
+        page.open(tmp_path / "all.html")
+        seconds = page.run(
+            "Promise.all([...document.querySelectorAll('video')].map(video => new Promise((resolve, reject) =>"
+            " { video.oncanplaythrough = () => resolve(video.duration); video.onerror = reject; video.load() }"
+            ")))"
+        )
+        assert seconds == pytest.approx([0.5, 1.0], abs=0.05)
+        assert page.run("document.body.innerText").split() == ["task1", "task2"]
         assert page.errors() == [] and page.requests() == []
 
 

@@ -218,7 +218,7 @@ rule videos:
     output:
         report(
             directory("<results>/videos/{suite}"),
-            patterns=["{name}.mp4"],
+            patterns=["{name}.mp4", "{name}.html"],
             caption="../report/videos.rst",
             category="Videos",
             labels={"suite": "{suite}", "episode": "{name}"},
