@@ -178,9 +178,8 @@ def test_videos_play_in_a_page(tmp_path: Path) -> None:
     with browser(tmp_path) as page:
         page.open(tmp_path / "all.html")
         seconds = page.run(
-            "Promise.all([...document.querySelectorAll('video')].map(video => new Promise((resolve, reject) =>"
-            " { video.oncanplaythrough = () => resolve(video.duration); video.onerror = reject; video.load() }"
-            ")))"
+            "Promise.all([...document.querySelectorAll('video')].map(video => new Promise((done, fail) => {"
+            " video.oncanplaythrough = () => done(video.duration); video.onerror = fail; video.load() })))"
         )
         assert seconds == pytest.approx([0.5, 1.0], abs=0.05)
         assert page.run("document.body.innerText").split() == ["task1", "task2"]

@@ -27,7 +27,9 @@ def make_plan():
         raise WorkflowError(str(error)) from None
 
 
-mimetypes.add_type("text/plain", ".yaml")  # for the report, which would complain that it does not know
+mimetypes.add_type(
+    "text/plain", ".yaml"
+)  # for the report, which would complain that it does not know
 PLAN = make_plan()
 PRESET = PLAN.preset
 
@@ -99,7 +101,9 @@ wildcard_constraints:
 
 def stage_of(folder):
     """The kind of a stage, e.g. `train`."""
-    return next(kind for kind, model in STAGES.items() if type(PLAN.stages[folder]) is model)
+    return next(
+        kind for kind, model in STAGES.items() if type(PLAN.stages[folder]) is model
+    )
 
 
 def scratch(wildcards, output):
