@@ -256,10 +256,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_efficiency(parser)
     arguments = parser.parse_args(argv)
     sheet = tables.read_sheet(arguments.sheet)
-    configs = [read_config(path, TrainStage) for path in arguments.metrics]
-    ran = [(config.variant, config.suite) for config in configs]
+    configs = {path: read_config(path, TrainStage) for path in arguments.metrics}
+    ran = [(config.variant, config.suite) for config in configs.values()]
     absent = tables.require_runs(ran, sheet, arguments.allow_incomplete)
-    show(arguments, arguments.metrics, sheet, absent)
+    show(arguments, configs, sheet, absent)
 
 
 def add_efficiency(parser: argparse.ArgumentParser) -> None:
@@ -268,15 +268,18 @@ def add_efficiency(parser: argparse.ArgumentParser) -> None:
 
 
 def show(
-    arguments: argparse.Namespace, paths: Sequence[Path], sheet: Mapping[str, str], absent: Sequence[str]
+    arguments: argparse.Namespace,
+    runs: Mapping[Path, TrainStage],
+    sheet: Mapping[str, str],
+    absent: Sequence[str],
 ) -> None:
-    """Write the tables and the figure of these runs, and say which are `absent`."""
-    metrics, missing = read_metrics(paths, sheet, arguments.allow_incomplete)
+    """Write the tables and the figure of these runs (metrics.csv → configuration); say which are `absent`."""
+    metrics, missing = read_metrics(list(runs), sheet, arguments.allow_incomplete)
     speed = efficiency(metrics, sheet)
     write_with(arguments.efficiency, lambda temporary: speed.to_csv(temporary, index=False))
     table = estimate(metrics, sheet)
-    configs = [read_config(path, TrainStage) for path in paths]
-    protocol = tables.configured_protocol(configs, [path.with_name("manifest.json") for path in paths])
+    manifests = [path.with_name("manifest.json") for path in runs]
+    protocol = tables.configured_protocol(list(runs.values()), manifests)
     lacking = tables.lacking(absent, "RL steps", missing)
     tables.write(arguments, table, draw, lacking, layout(speed, protocol))
 

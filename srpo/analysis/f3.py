@@ -58,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     absent = tables.require_runs(ran, sheet, arguments.allow_incomplete)
     shown = alike(list(configs.values()), next(iter(sheet)), {"world_model"})
     names = {c.variant: c.world_model.name for c in configs.values() if c.world_model and c.variant in shown}
-    paths = [path for path, config in configs.items() if config.variant in names]
-    f2.show(arguments, paths, {variant: names[variant] for variant in sheet if variant in names}, absent)
+    runs = {path: config for path, config in configs.items() if config.variant in names}
+    f2.show(arguments, runs, {variant: names[variant] for variant in sheet if variant in names}, absent)
 
 
 if __name__ == "__main__":
