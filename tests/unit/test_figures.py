@@ -125,9 +125,7 @@ def test_t3_distributions_figure(tmp_path: Path) -> None:
     )
     table = t3_distributions.estimate(scores)
     figure = t3_distributions.draw(table)
-    assert {"pixel\n(14 + 0)", "vjepa2-tiny\n(14 + 0)", "SC", "Mono", "successes", "failures"} <= texts(
-        figure
-    )
+    assert {"pixel\n(14 + 0)", "vjepa2-tiny\n(14 + 0)", "SC", "Mono", "failures (second)"} <= texts(figure)
     assert figure.get_figwidth() == style.COLUMN_WIDTH
     for axes in figure.axes:  # one histogram each: there are no failures, which is not a bar of height 0
         (drawn,) = axes.patches
