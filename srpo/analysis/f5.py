@@ -137,8 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     expected = expected_episodes(evaluations)
     incomplete = arguments.allow_incomplete
     episodes, missing = tables.load_episodes(arguments.episodes, "libero", sheet, expected, incomplete)
-    absent = tables.require_runs(zip(episodes["variant"], episodes["suite"], strict=True), sheet, True)
-    lacking = tables.lacking(absent, "episodes", len(missing))
+    lacking = tables.lacking_episodes(episodes, missing, sheet)
     tables.write(arguments, estimate(episodes, runs, sheet), draw, lacking)
 
 

@@ -365,8 +365,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     sheet, episodes, missing = load(arguments)
     table = estimate(episodes, missing, sheet, tables.read_published(arguments.published, "T2"))
-    absent = tables.require_runs(zip(episodes["variant"], episodes["suite"], strict=True), sheet, True)
-    lacking = tables.lacking(absent, "episodes", len(missing))
+    lacking = tables.lacking_episodes(episodes, missing, sheet)
     tables.write(arguments, table, draw, lacking, layout(table, tables.protocol_note(episodes)))
 
 

@@ -158,8 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     sheet, episodes, missing = load(arguments)
     difficulty = read_classification(arguments.classification) if arguments.classification else None
-    absent = tables.require_runs(zip(episodes["variant"], episodes["suite"], strict=True), sheet, True)
-    lacking = tables.lacking(absent, "episodes", len(missing))
+    lacking = tables.lacking_episodes(episodes, missing, sheet)
     tables.write(arguments, estimate(episodes, sheet, difficulty), draw, lacking)
 
 

@@ -269,6 +269,12 @@ def lacking(absent: Sequence[str], things: str, number: int) -> str:
     return ", ".join([*absent, *([f"{number} {things}"] if number else [])])
 
 
+def lacking_episodes(episodes: pd.DataFrame, missing: pd.DataFrame, sheet: Mapping[str, str]) -> str:
+    """The same for what `load_episodes` gave."""
+    absent = require_runs(zip(episodes["variant"], episodes["suite"], strict=True), sheet, incomplete=True)
+    return lacking(absent, "episodes", len(missing))
+
+
 def coverage_notes(infra_errors: int, missing: int) -> list[str]:
     """What the counts leave out; nothing if nothing."""
     notes = []
