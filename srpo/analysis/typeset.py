@@ -111,7 +111,7 @@ main { width: fit-content; max-width: 100%; overflow-x: auto; }
 table { border-collapse: collapse; border-top: 2px solid; border-bottom: 2px solid; }
 caption, p { text-align: left; max-width: 62em; }
 caption { padding-bottom: .6em; }
-th, td { padding: .25em .5em; text-align: center; vertical-align: top; font-weight: normal;
+th, td { padding: .25em .35em; text-align: center; vertical-align: top; font-weight: normal;
   font-variant-numeric: tabular-nums; white-space: nowrap; }
 th:first-child { padding-left: 0; text-align: left; white-space: normal; min-width: 9em; }
 tbody { border-top: 1px solid; }
