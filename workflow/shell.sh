@@ -1,5 +1,8 @@
 # Read by every job's shell before its command.
 
+# Threads that wait for others sleep. By default they spin, which stalls all jobs where cores are shared.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
+
 # logged LOG COMMAND...: run a command and keep what it prints in LOG. On a terminal it is shown as well, through a
 # terminal of the command's own, of the same size, so that its progress bars work. Elsewhere (Slurm, CI) the log file
 # is enough.
