@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,11 +23,10 @@ import pandas as pd
 from srpo.analysis import f1, t2
 from srpo.analysis.compare import MACHINE
 from srpo.analysis.io import EPISODES, ResultError, read_config, read_rows, run, write_rows
-from srpo.analysis.redraw import drawings
-from srpo.config import ConfigError, PlusStage
+from srpo.analysis.redraw import available
+from srpo.config import PlusStage
 from srpo.files import atomic_directory, write_json
 from srpo.plus_tasks import read_tasks, write_tasks
-from srpo.resolve import load_preset, plan
 
 KEPT = (*MACHINE, "cores", "written")
 """What is left of a manifest."""
@@ -90,16 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--preset", help="name or path of the preset; default: the folder's name")
     parser.add_argument("--out", type=Path, required=True, help="folder to make, or to make anew")
     arguments = parser.parse_args(argv)
-    try:
-        found = plan(*load_preset(arguments.preset or arguments.folder.name))
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
-    shown = {}
-    for name, drawing in drawings(found, arguments.folder).items():
-        if missing := drawing.missing():
-            print(f"{name}: left out: {missing[0]} and {len(missing) - 1} more files are not there")
-        else:
-            shown[name] = drawing
+    shown = dict(available(arguments.folder, arguments.preset))
     if not shown:
         raise ResultError(f"{arguments.folder}: nothing can be drawn from it")
     paths = {path for drawing in shown.values() for path in drawing.files()}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +92,19 @@ def drawings(found: Plan, folder: Path) -> dict[str, Drawing]:
     return shown
 
 
+def available(folder: Path, preset: str | None) -> Iterator[tuple[str, Drawing]]:
+    """What a folder has all rows for, by name; what is left out is said. `preset` None: the folder's name."""
+    try:
+        found = plan(*load_preset(preset or folder.name))
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    for name, drawing in drawings(found, folder).items():
+        if missing := drawing.missing():
+            print(f"{name}: left out: {missing[0]} and {len(missing) - 1} more files are not there")
+        else:
+            yield name, drawing
+
+
 def arguments_of(name: str, drawing: Drawing, out: Path) -> list[str]:
     """The command line of a drawing, without the module's name."""
     given = ["--csv", f"{out}/tables/{name}.csv", "--figure", f"{out}/figures/{name}"]
@@ -112,15 +125,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--preset", help="name or path of the preset; default: the folder's name")
     parser.add_argument("--out", type=Path, required=True, help="folder for tables/ and figures/")
     arguments = parser.parse_args(argv)
-    try:
-        found = plan(*load_preset(arguments.preset or arguments.folder.name))
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
     drawn, failed = 0, 0
-    for name, drawing in drawings(found, arguments.folder).items():
-        if missing := drawing.missing():
-            print(f"{name}: left out: {missing[0]} and {len(missing) - 1} more files are not there")
-            continue
+    for name, drawing in available(arguments.folder, arguments.preset):
         try:
             drawing.main(arguments_of(name, drawing, arguments.out))
         except ResultError as error:
