@@ -143,6 +143,8 @@ def _save(result: Episode | FailedRun, path: Path, with_frames: bool) -> None:
                 return
             file.attrs["success"], file.attrs["steps"] = result.success, result.steps
             if with_frames:
+                shown = select_frames(result.steps + 1, len(result.frames))
+                file["way_left"] = result.way_left[shown]
                 file.create_dataset("frames", data=result.frames, compression="gzip", compression_opts=1)
 
     write_with(path, write)
@@ -183,9 +185,10 @@ def gather(config: RewardBenchmarkStage, run: Run, scratch: Path) -> list[Collec
 def write_trajectories(config: RewardBenchmarkStage, collections: Iterable[Collection], path: Path) -> None:
     """Write `trajectories.h5`: N trajectories, by task, successes first, each in order of index.
 
-    Datasets: frames uint8 (N, F, H, W, 3); success bool (N,); task_id, init_state, episode_seed, steps
-    int64 (N,). Attributes: suite; protocol and reward_benchmark, the configuration's sections as JSON;
-    rollouts, JSON of task → what became of its rollouts.
+    Datasets: frames uint8 (N, F, H, W, 3); way_left float32 (N, F), metres to the goal at each frame;
+    success bool (N,); task_id, init_state, episode_seed, steps int64 (N,). Attributes: suite; protocol and
+    reward_benchmark, the configuration's sections as JSON; rollouts, JSON of task → what became of its
+    rollouts.
     """
     collections = list(collections)
     kept = [r for collection in collections for success in (True, False) for r in collection.kept(success)]
@@ -201,6 +204,7 @@ def write_trajectories(config: RewardBenchmarkStage, collections: Iterable[Colle
         file["task_id"] = np.array([record.spec.task_id for record in kept], dtype=np.int64)
         file["init_state"] = np.array([record.spec.init_state for record in kept], dtype=np.int64)
         file["episode_seed"] = np.array([record.spec.seed for record in kept], dtype=np.int64)
+        way_left = file.create_dataset("way_left", shape=(len(kept), shape[0]), dtype=np.float32)
         frames = file.create_dataset(
             "frames",
             shape=(len(kept), *shape),
@@ -211,7 +215,7 @@ def write_trajectories(config: RewardBenchmarkStage, collections: Iterable[Colle
         )
         for index, record in enumerate(kept):
             with h5py.File(record.path, "r") as part:
-                frames[index] = part["frames"][()]
+                frames[index], way_left[index] = part["frames"][()], part["way_left"][()]
 
 
 def _prepare(scratch: Path, config: RewardBenchmarkStage, policy: Path) -> None:
@@ -294,6 +298,7 @@ def score(
                 f"is for {config.suite}: give the folder that `collect` made with it"
             )
         success, task, steps = file["success"][()], file["task_id"][()], file["steps"][()]
+        way_left = file["way_left"][()]
         numbers = np.flatnonzero(has_reference(success, task))
         if not len(numbers):
             raise TrajectoryError(
@@ -312,6 +317,7 @@ def score(
         )
     success, task, steps = success[numbers], task[numbers], steps[numbers]
     seen = np.stack([select_frames(count + 1, stored)[ends] for count in steps])
+    way_left = way_left[numbers][:, ends]
     whole = np.array([usable(prefixes).all() for prefixes in embeddings])
     scorable = whole.copy()
     scorable[whole] = has_reference(success[whole], task[whole])
@@ -334,7 +340,8 @@ def score(
         }
         if scorable[index]:
             scores.append({**row, "steps": int(steps[index]), **next(own)})
-            tidy += [{**row, **point} for point in next(points)]
+            ways = ({"way_left": float(way)} for way in way_left[index])
+            tidy += [{**row, **point, **way} for point, way in zip(next(points), ways, strict=True)]
         else:
             nothing = dict.fromkeys(("spearman", "monotonicity", "final_progress", "matched_progress"))
             scores.append({**row, "steps": int(steps[index]), **nothing})
@@ -416,7 +423,7 @@ def _open(path: Path) -> h5py.File:
         file = h5py.File(path, "r")
     except OSError as error:
         raise TrajectoryError(f"{path}: not a whole HDF5 file ({error}): {fix}") from None
-    missing = {"success", "task_id", "steps", "frames"} - set(file) | {"suite"} - set(file.attrs)
+    missing = {"success", "task_id", "steps", "way_left", "frames"} - set(file) | {"suite"} - set(file.attrs)
     if missing:
         file.close()
         raise TrajectoryError(f"{path}: lacks {', '.join(sorted(missing))}: {fix}")

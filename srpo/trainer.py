@@ -93,8 +93,9 @@ def episode_specs(
 class Outcome:
     """What every process knows of an episode that ran; the episode itself stays where it was run.
 
-    number  of the episode in its step, over all processes
-    tokens  action tokens within the episode: those that the loss counts
+    number    of the episode in its step, over all processes
+    tokens    action tokens within the episode: those that the loss counts
+    way_left  metres to the goal at its end
     """
 
     number: int
@@ -103,6 +104,7 @@ class Outcome:
     success: bool
     steps: int
     tokens: int
+    way_left: float
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ class Runner:
         # In their order, not that in which they ended: nothing computed in batches shall depend on it.
         episodes = dict(sorted(episodes.items()))
         outcomes = [
-            Outcome(k, k // group_size, e.spec, e.success, e.steps, int(e.valid.sum()))
+            Outcome(k, k // group_size, e.spec, e.success, e.steps, int(e.valid.sum()), float(e.way_left[-1]))
             for k, e in episodes.items()
         ]
         everyone = sorted(gather_object(outcomes), key=lambda outcome: outcome.number)
@@ -328,6 +330,7 @@ def blank_episode(config: TrainStage) -> Episode:
         valid=np.zeros((1, TOKENS), bool),
         frames=np.zeros((0, size, size, 3), np.uint8),
         path=np.zeros((1, 3), np.float32),
+        way_left=np.zeros(1, np.float32),
         wall_seconds=0.0,
     )
 
@@ -536,6 +539,7 @@ def reward_rows(step: int, batch: Batch, scores: Scores) -> list[dict[str, Any]]
             "episode_seed": outcome.spec.seed,
             "success": outcome.success,
             "steps": outcome.steps,
+            "way_left": outcome.way_left,
             "distance": None if np.isnan(scores.shaped.distances[k]) else float(scores.shaped.distances[k]),
             "reward": float(scores.shaped.rewards[k]),
             "advantage": float(scores.advantages[k]),

@@ -33,6 +33,7 @@ with warnings.catch_warnings():
 from numpy.typing import NDArray
 
 from srpo.config import Protocol
+from srpo.envs.goal import Goal
 from srpo.envs.models import physics_model
 from srpo.envs.osc import ControllerState, OscStepper, Sight
 from srpo.envs.renderer import Renderer
@@ -189,6 +190,7 @@ class LiberoEnv:
         self._renderer = Renderer(self.model, self.env.scene_xml, protocol.render)
         self._hand = self.model.body(self.env.robots[0].robot_model.eef_name).id
         self._grip_site = self.env.robots[0].eef_site_id
+        self._goal = Goal(self.env, self.model, self.data, self._grip_site)
 
     def _hard_reset(self) -> None:
         # LIBERO's own wrapper repeats a reset whose random placement fails.
@@ -251,6 +253,10 @@ class LiberoEnv:
     def success(self) -> bool:
         """Whether the task's goal holds now."""
         return bool(self.env._check_success())
+
+    def way_left(self) -> float:
+        """Metres of way that are left to the task's goal (`srpo.envs.goal`); 0 where it holds."""
+        return self._goal.way_left()
 
     def render(
         self, camera: str = "agentview", size: int | None = None, sight: Sight | None = None

@@ -89,7 +89,7 @@ def run_episode(
     with perturbation.apply(env) if perturbation is not None else nullcontext():
         env.reset(spec.init_state) if perturbation is None else perturbation.begin(env)
         sights = [env.sight]
-        path = [env.proprio()[:3]]
+        path, way_left = [env.proprio()[:3]], [env.way_left()]
         # A task may begin solved by settling; it still takes one step to say so, as in the stock loop.
         success = False
         while not success and env.steps < env.protocol.max_steps:
@@ -102,6 +102,7 @@ def run_episode(
                 success = env.step(action)
                 sights.append(env.sight)
                 path.append(env.proprio()[:3])
+                way_left.append(env.way_left())
                 if success:
                     break
         steps, queries = env.steps, len(answers)
@@ -123,6 +124,7 @@ def run_episode(
         valid=np.repeat(valid, ACTION_DIM).reshape(queries, -1),
         frames=pictures[queries : queries + len(chosen)],
         path=np.stack(path),
+        way_left=np.array(way_left, np.float32),
         wall_seconds=time.perf_counter() - started,
     )
 

@@ -86,6 +86,7 @@ def test_an_episode_is_what_a_plain_loop_gives(
     env.reset(spec.init_state)
     generator = torch.Generator().manual_seed(spec.seed)
     pictures, path, success = [env.render()], [env.proprio()[:3]], False
+    way_left = [env.way_left()]
     for query, image in enumerate(episode.images):
         assert not success
         np.testing.assert_array_equal(image, pictures[-1])
@@ -100,8 +101,10 @@ def test_an_episode_is_what_a_plain_loop_gives(
             success = env.step(action)
             pictures.append(env.render())
             path.append(env.proprio()[:3])
+            way_left.append(env.way_left())
     assert (episode.steps, episode.success) == (env.steps, success)
     np.testing.assert_array_equal(episode.path, path)
+    np.testing.assert_array_equal(episode.way_left, np.array(way_left, np.float32))
     np.testing.assert_array_equal(episode.valid.sum(1), 7 * np.diff([*range(0, env.steps, CHUNK), env.steps]))
     chosen = select_frames(len(pictures), spec.frames)
     assert (chosen % CHUNK != 0).any(), "some frames are none of those that the policy saw"

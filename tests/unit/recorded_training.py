@@ -40,7 +40,10 @@ def episode(spec: EpisodeSpec, success: bool, steps: int, policy: OpenVLAOFT) ->
     valid = np.repeat(np.arange(queries * CHUNK) < steps, 7).reshape(queries, 56)
     frames = rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     path = np.zeros((steps + 1, 3), np.float32)
-    return Episode(spec, success, steps, images, proprio, tokens, log_probs, valid, frames, path, 0.1)
+    way_left = np.linspace(1, 0 if success else 0.3, steps + 1, dtype=np.float32)
+    return Episode(
+        spec, success, steps, images, proprio, tokens, log_probs, valid, frames, path, way_left, 0.1
+    )
 
 
 class RecordedRollouts:

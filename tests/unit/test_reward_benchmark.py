@@ -101,7 +101,8 @@ class Simulation:
             success = bool(rng.random() < SUCCESS_RATE[spec.task_id])
             nothing: Any = np.zeros(0)
             frames = video(spec.task_id, success, spec.frames, rng)
-            yield Episode(spec, success, 5, nothing, nothing, nothing, nothing, nothing, frames, nothing, 0.0)
+            way_left = np.linspace(1, 0 if success else 0.3, 6, dtype=np.float32)
+            yield Episode(spec, success, 5, *[nothing] * 5, frames, nothing, way_left, 0.0)
 
 
 def contents(path: Path) -> dict[str, np.ndarray]:
@@ -274,6 +275,10 @@ def test_score_writes_the_documented_table(
     assert points["success"].tolist() == np.repeat(found["success"], 5).tolist()
     # 6 frames of 5 steps (0 to 5), of which prefixes end at 5: 0, 1, 3, 4, 5.
     assert points["step"].tolist() == [0, 1, 3, 4, 5] * 8
+    whole = points["success"].to_numpy()
+    np.testing.assert_allclose(
+        points["way_left"], 1 - points["step"] / 5 * np.where(whole, 1, 0.7), rtol=1e-6
+    )
     curves, distances = (points[column].to_numpy().reshape(8, 5) for column in ("progress", "distance"))
     np.testing.assert_allclose(curves, 1 - distances / distances.max(1, keepdims=True))
     assert (curves[:, -1] == found["final_progress"]).all()
