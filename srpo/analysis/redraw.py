@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from srpo.analysis import f1, f2, f3, f4, f5, t1, t2, t2_curves, t3, t3_distributions
+from srpo.analysis import f1, f2, f3, f4, f5, t1, t2, t2_curves, t3, t3_distributions, t3_truth
 from srpo.analysis.io import ResultError
 from srpo.config import ConfigError
 from srpo.resolve import CONFIGS, Plan, load_preset, plan
@@ -77,6 +77,8 @@ def drawings(found: Plan, folder: Path) -> dict[str, Drawing]:
             "--trajectories": [where / "trajectories" / "trajectories.h5" for where in benchmark],
         }
         shown["f1"] = Drawing(f1.main, rows)
+        rows = {"--curves": rows["--curves"], "--rewards": files("ablations", "rewards.parquet")}
+        shown["t3_truth"] = Drawing(t3_truth.main, rows, typeset=True)
     if "f2" in found.tables:
         rows = {"--metrics": files("f2", "metrics.csv")}
         shown["f2"] = Drawing(f2.main, rows, sheet("f2"), typeset=True, efficiency=True)

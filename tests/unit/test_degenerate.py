@@ -25,7 +25,7 @@ from synthetic_results import (
 from test_figures import texts
 from test_tables import run, write_sheet
 
-from srpo.analysis import f1, f2, f3, f4, f5, style, t1, t2, t2_curves, t3, t3_distributions
+from srpo.analysis import f1, f2, f3, f4, f5, style, t1, t2, t2_curves, t3, t3_distributions, t3_truth
 from srpo.analysis.io import (
     BENCHMARK,
     CURVES,
@@ -72,6 +72,7 @@ def results(root: Path, rate: float = 0.5) -> dict[str, Drawn]:
         "t2_curves": Drawn(t2_curves, "--episodes", EPISODES, plus, shown),
         "t3": Drawn(t3, "--scores", BENCHMARK, scores, []),
         "t3_distributions": Drawn(t3_distributions, "--scores", BENCHMARK, scores, []),
+        "t3_truth": Drawn(t3_truth, "--curves", CURVES, curves, []),
         "f1": Drawn(f1, "--curves", CURVES, curves, ["--trajectories", films]),
         "f2": Drawn(f2, "--metrics", RL_METRICS, metrics, sheet),
         "f3": Drawn(f3, "--metrics", RL_METRICS, metrics, sheet),
@@ -80,7 +81,7 @@ def results(root: Path, rate: float = 0.5) -> dict[str, Drawn]:
     }
 
 
-NAMES = ("t1", "t2", "t2_curves", "t3", "t3_distributions", "f1", "f2", "f3", "f4", "f5")
+NAMES = ("t1", "t2", "t2_curves", "t3", "t3_distributions", "t3_truth", "f1", "f2", "f3", "f4", "f5")
 
 
 @pytest.fixture
@@ -125,6 +126,7 @@ ABSENT = {
     "t2_curves": "srpo-alpha-0 on libero_goal",
     "t3": "1 sets of scores",
     "t3_distributions": "1 sets of scores",
+    "t3_truth": "1 sets of curves",
     "f1": "1 sets of curves",
     "f2": "srpo-alpha-0 on libero_goal",
     "f3": "srpo-alpha-0 on libero_goal",

@@ -109,6 +109,7 @@ def commands(root: Path) -> dict[str, list[str]]:
         "t2_curves": [*sheet("t2"), *plus],
         "t3": [*published, *typeset("t3"), "--scores", *scores],
         "t3_distributions": ["--scores", *scores],
+        "t3_truth": [*typeset("t3_truth"), "--curves", *curves],
         "f1": ["--curves", *curves, "--trajectories", *trajectories],
         "f2": [*sheet("f2"), *speed("f2"), "--metrics", *files(root, trained, labels("f2"), long)],
         "f3": [*sheet("ablations"), *speed("f3"), "--metrics", *files(root, trained, ablations)],

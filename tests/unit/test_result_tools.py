@@ -160,9 +160,9 @@ def test_redraw_draws_all_that_has_rows(tmp_path: Path, capsys: pytest.CaptureFi
     said = capsys.readouterr().out
     assert f"t2: left out: {root}/runs/libero_goal/sft/seed0/plus/episodes.parquet and 3 more" in said
     drawn = {path.stem for path in (tmp_path / "out" / "figures").glob("*.pdf")}
-    assert drawn == {"t1", "ablations", "t3", "t3_distributions", "f1", "f2", "f3", "f4", "f5"}
+    assert drawn == {"t1", "ablations", "t3", "t3_distributions", "t3_truth", "f1", "f2", "f3", "f4", "f5"}
     (root / "runs/libero_goal/grpo/seed0/metrics.csv").write_text("step\n1\n")
-    with pytest.raises(SystemExit, match="8 drawn, 1 refused"):
+    with pytest.raises(SystemExit, match="9 drawn, 1 refused"):
         redraw.main([str(root), "--out", str(tmp_path / "out")])
     assert "missing columns" in capsys.readouterr().out
 
@@ -192,7 +192,7 @@ def test_what_is_exported_draws_the_same_and_names_no_machine(
         redraw.main([str(folder), "--out", str(tmp_path / out)])
     assert "left out" not in capsys.readouterr().out
     drawn = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.*"))
-    assert len(drawn) == 11 * 3 + 2 + 6 * 2  # CSV, PNG, PDF; how fast; LaTeX and HTML
+    assert len(drawn) == 12 * 3 + 2 + 7 * 2  # CSV, PNG, PDF; how fast; LaTeX and HTML
     for path in drawn:
         assert (tmp_path / "whole" / path).read_bytes() == (tmp_path / "small" / path).read_bytes(), path
 

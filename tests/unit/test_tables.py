@@ -17,15 +17,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_results import (
     MAX_STEPS,
+    curves_of,
     episode_row,
     libero_run,
     plus_run,
     plus_tasks_file,
     reward_benchmark,
+    rl_run,
 )
 
 from srpo import plus, plus_tasks
-from srpo.analysis import f2, f3, t1, t2, t2_curves, t3, t3_distributions, tables, typeset
+from srpo.analysis import f2, f3, t1, t2, t2_curves, t3, t3_distributions, t3_truth, tables, typeset
 from srpo.analysis.io import DIMENSIONS, EPISODES, ResultError, read_episodes, read_rows, write_rows
 from srpo.analysis.stats import newcombe, wilson
 from srpo.config import SUITES
@@ -47,7 +49,7 @@ def run(module: ModuleType, out: Path, *arguments: object) -> None:
         command += ["--published", str(PUBLISHED)]
     if module in (f2, f3):
         command += ["--efficiency", f"{out}-efficiency.csv"]
-    if module in (t1, t2, t3, f2, f3):
+    if module in (t1, t2, t3, t3_truth, f2, f3):
         command += ["--tex", f"{out}.tex", "--html", f"{out}.html"]
     module.main(command)
 
@@ -598,6 +600,66 @@ def test_t3_distributions_are_the_trajectories_counted(tmp_path: Path) -> None:
     sums = table.groupby(["representation", "quantity", "outcome"])["trajectories"].sum()
     assert sums["pixel", "final_progress"].to_dict() == {"success": 14, "failure": 6}
     assert sums["vjepa2-tiny", "spearman"].to_dict() == {"success": 14, "failure": 0}
+
+
+def test_rank_correlation_with_the_truth() -> None:
+    way = np.array([3.0, 2, 1, 0])
+    assert t3_truth.rank_correlation(np.array([0.0, 0.1, 0.5, 0.6]), way) == pytest.approx(1)
+    assert t3_truth.rank_correlation(np.array([0.6, 0.5, 0.1, 0.0]), way) == pytest.approx(-1)
+    # Ranks 1, 2, 4, 3 against 1, 2, 3, 4: 1 − 6·2/(4·15).
+    assert t3_truth.rank_correlation(np.array([0.0, 0.1, 0.6, 0.5]), way) == pytest.approx(0.8)
+    assert t3_truth.rank_correlation(np.ones(4), way) == 0
+    assert np.isnan(t3_truth.rank_correlation(way, np.ones(4)))
+
+
+def test_concordance_is_of_pairs_whose_ways_differ() -> None:
+    # Pairs (first, second): right order, tie of rewards, wrong order; the last two ways are equal.
+    assert t3_truth.concordance(np.array([0.9, 0.2]), np.array([0.1, 0.5])) == (1, 1)
+    assert t3_truth.concordance(np.array([0.2, 0.2]), np.array([0.1, 0.5])) == (0.5, 1)
+    assert t3_truth.concordance(np.array([0.2, 0.9]), np.array([0.1, 0.5])) == (0, 1)
+    assert t3_truth.concordance(np.array([0.9, 0.5, 0.2]), np.array([0.1, 0.5, 0.5])) == (2, 2)
+    assert t3_truth.concordance(np.array([0.9]), np.array([0.1])) == (0, 0)
+
+
+def failures(step: int, group: int, rewards: list[float], ways: list[float]) -> list[dict[str, Any]]:
+    shared = {"step": step, "group": group, "suite": "libero_goal", "init_state": 0, "episode_seed": 0}
+    shared |= {"steps": 9, "success": False, "advantage": 0.0, "kept": True, "task_id": 3}
+    return [
+        {**shared, "reward": reward, "distance": 1 - reward, "way_left": way}
+        for reward, way in zip(rewards, ways, strict=True)
+    ]
+
+
+def test_training_is_measured_by_task_and_step_and_by_group() -> None:
+    rows = failures(1, 0, [0.1, 0.2], [4, 3]) + failures(1, 1, [0.3, 0.4], [1, 2])
+    rows += failures(2, 0, [0.1, 0.2, 0.3], [3, 2, 1])  # too few to be ranked
+    success = {**failures(1, 0, [1.0], [0])[0], "success": True, "distance": None}
+    found = t3_truth.of_run(pd.DataFrame([*rows, success]))
+    total, weight, number = found["in training"]
+    # One cell of four: rewards rise 1 2 3 4, ways 4 3 1 2.
+    assert (total / weight, weight, number) == (pytest.approx(0.8), 4, 7)
+    assert found["in groups"] == (1 + 0 + 3, 5, 7)
+
+
+def test_t3_truth_reads_rewards_of_runs_that_shaped_them(tmp_path: Path) -> None:
+    scores = reward_benchmark(tmp_path, "libero_goal", {"pixel": 0.35, "vjepa2-tiny": 0.8})
+    curves, _ = curves_of(scores)
+    rewards = []
+    for variant in ("grpo", "srpo-vjepa2-tiny"):
+        for seed in (0, 1):
+            metrics = rl_run(tmp_path, "libero_goal", variant, [0.2, 0.5], seed=seed, model="vjepa2-tiny")
+            rewards.append(metrics.with_name("rewards.parquet"))
+            right = [0.1, 0.2, 0.3, 0.4] if seed else [0.4, 0.3, 0.2, 0.1]
+            write_rows(rewards[-1], failures(1, 0, right, [4, 3, 2, 1]), t3_truth.REWARDS)
+    out = tmp_path / "out"
+    run(t3_truth, out, "--rewards", *rewards, "--curves", *curves)
+    table = pd.read_csv(out.with_suffix(".csv"))
+    assert set(table["representation"]) == {"pixel", "vjepa2-tiny"}
+    own = cell(table, representation="vjepa2-tiny", measure="in groups")
+    assert (own["value"], own["low"], own["high"], own["runs"]) == (0.5, 0, 1, 2)
+    assert cell(table, representation="vjepa2-tiny", measure="along successes")["value"] > 0.9
+    assert cell(table, representation="pixel", measure="between failures")["trajectories"] == 6
+    check_latex(out.with_suffix(".tex").read_text())
 
 
 def test_t3_command_line(tmp_path: Path) -> None:

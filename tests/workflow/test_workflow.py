@@ -119,6 +119,7 @@ def expected_counts(preset: dict[str, Any]) -> dict[str, int]:
         "score": suites * len(preset["world_models"]),
         "t3": 1,
         "t3_distributions": 1,
+        "t3_truth": 1,
         "t2_curves": 1,
         "gallery": 1,
         "f1": 1,

@@ -264,7 +264,7 @@ def shown():
         *(["t2_curves"] if "t2" in PLAN.tables else []),
         *(["f4"] if len(set(pair("paths.parquet"))) == 2 else []),
         *(["f3", "f5"] if "ablations" in PLAN.tables else []),
-        *(["f1", "t3", "t3_distributions"] if PRESET.world_models else []),
+        *(["f1", "t3", "t3_distributions", "t3_truth"] if PRESET.world_models else []),
     ]
 
 

@@ -201,3 +201,50 @@ rule t3_distributions:
     shell:
         "logged {log:q} python -m srpo.analysis.t3_distributions --scores {input.scores:q}"
         " --csv {output.csv:q} --figure {params.stem:q}"
+
+
+rule t3_truth:
+    input:
+        curves=scores("-curves"),
+        rewards=runs("ablations", "rewards.parquet"),
+        trained=runs("ablations", "config.yaml"),
+        trajectories=expand(
+            "<results>/reward_benchmark/{suite}/trajectories", suite=PRESET.suites
+        ),
+        configs=expand(
+            "<results>/reward_benchmark/{suite}/config.yaml", suite=PRESET.suites
+        ),
+        code=source("srpo/analysis/t3_truth.py"),
+    output:
+        csv=report(
+            "<results>/tables/t3_truth.csv",
+            caption="../report/t3_truth.rst",
+            category="Tables",
+            labels={"table": "T3: are rewards right?", "form": "numbers"},
+        ),
+        tex="<results>/tables/t3_truth.tex",
+        html=report(
+            "<results>/tables/t3_truth.html",
+            caption="../report/t3_truth.rst",
+            category="Tables",
+            labels={"table": "T3: are rewards right?", "form": "table"},
+        ),
+        png=report(
+            "<results>/figures/t3_truth.png",
+            caption="../report/t3_truth.rst",
+            category="Tables",
+            labels={"table": "T3: are rewards right?", "form": "picture"},
+        ),
+        pdf="<results>/figures/t3_truth.pdf",
+    log:
+        "<logs>/tables/t3_truth.log",
+    benchmark:
+        "<benchmarks>/tables/t3_truth.tsv"
+    localrule: True
+    conda:
+        "../../environment.yml"
+    params:
+        stem=stem,
+    shell:
+        "logged {log:q} python -m srpo.analysis.t3_truth --curves {input.curves:q} --rewards {input.rewards:q}"
+        " --csv {output.csv:q} --tex {output.tex:q} --html {output.html:q} --figure {params.stem:q}"

@@ -1,0 +1,297 @@
+"""Whether progress rewards are right: their rank correlation with the progress that the simulator knows.
+
+True progress is the way that is left to the goal (`srpo.envs.goal`), with its sign turned. Of the labelled
+trajectories behind T3, under each representation, and of the rollouts of RL training, under that which the
+run was rewarded by. Every file of curves or rewards has its run's resolved `config.yaml` beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from srpo.analysis import style, tables, typeset
+from srpo.analysis.f1 import read_curves
+from srpo.analysis.io import REWARDS, ResultError, read_config, read_rows, run
+from srpo.analysis.stats import NAN, Estimate, percentile_interval
+from srpo.config import RewardBenchmarkStage, TrainStage
+
+RESAMPLES = 1_000
+"""Bootstrap resamples."""
+FEWEST = 4
+"""Failures of a task that can be ranked; with fewer, a correlation is mostly noise."""
+
+MEASURES = {
+    "along successes": "along\nsuccesses",
+    "along failures": "along\nfailures",
+    "between failures": "between\nfailures",
+    "in training": "between failures\nin training",
+    "in groups": "failures of a\ngroup in order",
+}
+"""Measure → heading. All but the last are rank correlations."""
+CHANCE = {"in groups": 0.5}
+"""What a measure is without any knowledge; 0 for the others."""
+
+
+def rank_correlation(progress: NDArray[np.floating], way_left: NDArray[np.floating]) -> float:
+    """Spearman's correlation of progress (N,) with minus the way left (N,), N ≥ 2; ties share ranks.
+
+    NaN where all ways are equal, and there is nothing to rank. Progress that is all the same where ways
+    differ says nothing of them: 0.
+    """
+    if np.ptp(way_left) == 0:
+        return NAN
+    if np.ptp(progress) == 0:
+        return 0.0
+    return float(spearmanr(progress, -way_left).statistic)
+
+
+def concordance(reward: NDArray[np.floating], way_left: NDArray[np.floating]) -> tuple[float, int]:
+    """Pairs of N episodes that a reward puts in the order of their way left, and how many have one.
+
+    Equal rewards count half. 0.5 of the pairs is chance.
+    """
+    first, second = np.triu_indices(len(reward), 1)
+    truth = np.sign(way_left[second] - way_left[first])
+    said = np.sign(reward[first] - reward[second])
+    told = truth != 0
+    return float(((1 + said * truth) / 2)[told].sum()), int(told.sum())
+
+
+# Trajectories of the benchmark.
+
+
+def shared(curves: pd.DataFrame) -> pd.DataFrame:
+    """The curves of the trajectories scored under every representation, so that all are judged by the same.
+
+    Raises:
+        ResultError: one of them has other points under one representation than under another.
+    """
+    keys = ["suite", "trajectory"]
+    scored = curves.groupby(keys)["representation"].transform("nunique")
+    both = curves[scored == curves["representation"].nunique()]
+    if (both.groupby([*keys, "step"])["representation"].nunique() < both["representation"].nunique()).any():
+        raise ResultError("representations scored different trajectories: a curve lacks points")
+    return both
+
+
+def along(curves: pd.DataFrame) -> pd.DataFrame:
+    """A row a trajectory and representation: the correlation along its prefixes, in column `value`."""
+    keys = ["representation", "suite", "task_id", "trajectory", "success"]
+    rows = [
+        (*key, rank_correlation(own["progress"].to_numpy(), own["way_left"].to_numpy()))
+        for key, own in curves.groupby(keys, observed=True)
+    ]
+    return pd.DataFrame(rows, columns=[*keys, "value"]).dropna()
+
+
+def between(failures: pd.DataFrame) -> float:
+    """The correlation between the failures of each task, by their whole trajectories: the mean over failures.
+
+    Args:
+        failures: a row each, with suite, task_id, distance (to the successes' mean) and way_left.
+    """
+    values, weights = [], []
+    for _, own in failures.groupby(["suite", "task_id"]):
+        if len(own) >= FEWEST:
+            value = rank_correlation(-own["distance"].to_numpy(), own["way_left"].to_numpy())
+            if np.isfinite(value):
+                values.append(value)
+                weights.append(len(own))
+    return float(np.average(values, weights=weights)) if values else NAN
+
+
+def _resampled(
+    own: pd.DataFrame, statistic: Callable[[pd.DataFrame], float], rng: np.random.Generator
+) -> Estimate:
+    """A statistic of trajectories, and its percentile interval; they are drawn anew within each task."""
+    value = statistic(own)
+    if np.isnan(value):
+        return Estimate(NAN, NAN, NAN)
+    strata = [
+        np.asarray(rows) for rows in own.reset_index(drop=True).groupby(["suite", "task_id"]).groups.values()
+    ]
+    draws = []
+    for _ in range(RESAMPLES):
+        drawn = np.concatenate([rows[rng.integers(0, len(rows), len(rows))] for rows in strata])
+        draws.append(statistic(own.iloc[drawn]))
+    return Estimate(value, *percentile_interval(np.array(draws)))
+
+
+def _mean(own: pd.DataFrame) -> float:
+    return float(own["value"].mean()) if len(own) else NAN
+
+
+def of_trajectories(curves: pd.DataFrame, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of the tidy table about the benchmark's trajectories."""
+    rows = []
+    curves = shared(curves)
+    correlations = along(curves)
+    ends = curves.sort_values("step").groupby(
+        ["representation", "suite", "task_id", "trajectory"], observed=True
+    )
+    final = ends.tail(1)
+    for name in curves["representation"].cat.categories:
+        scored = correlations[correlations["representation"] == name]
+        failed = final[(final["representation"] == name) & ~final["success"]]
+        for measure, own, statistic in (
+            ("along successes", scored[scored["success"]], _mean),
+            ("along failures", scored[~scored["success"]], _mean),
+            ("between failures", failed, between),
+        ):
+            found = _resampled(own, statistic, np.random.default_rng(seed))
+            rows.append(
+                {
+                    "representation": name,
+                    "measure": measure,
+                    **tables.columns_of(found, "value"),
+                    "trajectories": len(own),
+                    "runs": pd.NA,
+                }
+            )
+    return rows
+
+
+# Rollouts of training.
+
+
+def of_run(rewards: pd.DataFrame) -> dict[str, tuple[float, float, int]]:
+    """Measure → (sum, weight, failures) of one run's shaped failures.
+
+    The sum over the weight is the measure: the correlation between a task's failures of a step, weighted by
+    their number, and the share of pairs of failures of a group that are in order.
+    """
+    shaped = rewards[~rewards["success"] & rewards["distance"].notna()]
+    total, weight = 0.0, 0
+    for _, own in shaped.groupby(["step", "task_id"]):
+        if len(own) >= FEWEST:
+            value = rank_correlation(own["reward"].to_numpy(), own["way_left"].to_numpy())
+            if np.isfinite(value):
+                total, weight = total + len(own) * value, weight + len(own)
+    right, pairs = 0.0, 0
+    for _, own in shaped.groupby(["step", "group"]):
+        ordered, told = concordance(own["reward"].to_numpy(), own["way_left"].to_numpy())
+        right, pairs = right + ordered, pairs + told
+    return {"in training": (total, weight, len(shaped)), "in groups": (right, pairs, len(shaped))}
+
+
+def of_training(runs: Mapping[str, Sequence[pd.DataFrame]], seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of the tidy table about training: representation → rewards of its runs. Runs are drawn anew."""
+    rows = []
+    for name, each in runs.items():
+        measured = [of_run(rewards) for rewards in each]
+        for measure in ("in training", "in groups"):
+            sums, weights, failures = np.array([found[measure] for found in measured]).T
+            value = float(sums.sum() / weights.sum()) if weights.sum() else NAN
+            drawn = np.random.default_rng(seed).integers(0, len(each), (RESAMPLES, len(each)))
+            with np.errstate(invalid="ignore"):
+                draws = sums[drawn].sum(axis=1) / weights[drawn].sum(axis=1)
+            interval = percentile_interval(draws) if len(each) > 1 else (NAN, NAN)
+            rows.append(
+                {
+                    "representation": name,
+                    "measure": measure,
+                    **tables.columns_of(Estimate(value, *interval), "value"),
+                    "trajectories": int(failures.sum()),
+                    "runs": len(each),
+                }
+            )
+    return rows
+
+
+def read_training(paths: Sequence[Path]) -> dict[str, list[pd.DataFrame]]:
+    """Representation → the rewards of each run that it shaped. Runs without a world model are left out."""
+    configs = {path: read_config(path, TrainStage) for path in paths}
+    tables.require_alike(list(configs.values()))
+    found: dict[str, list[pd.DataFrame]] = {}
+    for path, config in configs.items():
+        if config.world_model is not None:
+            found.setdefault(config.world_model.name, []).append(read_rows(path, REWARDS))
+    return found
+
+
+# What is shown.
+
+
+def _text(row: Mapping[str, Any] | None) -> list[str]:
+    if row is None or np.isnan(row["value"]):
+        return ["–"]
+
+    def number(value: float) -> str:
+        return f"{value:.2f}".replace("-", "−")
+
+    interval = [] if np.isnan(row["low"]) else [f"[{number(row['low'])}, {number(row['high'])}]"]
+    return [number(row["value"]), *interval, f"{row['trajectories']:,}"]
+
+
+def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
+    """A row a representation, a column a measure."""
+    cells = tables.cells(table, "representation", "measure")
+    rows = [
+        typeset.Row([name], [_text(cells.get((name, measure))) for measure in MEASURES])
+        for name in dict.fromkeys(table["representation"])
+    ]
+    notes = [
+        "Rank correlation (Spearman) of progress with the progress that the simulator knows: minus the "
+        "metres that the hand still has to go. Along: over the prefixes of a trajectory, mean over "
+        "trajectories. Between failures: whole trajectories of one task. In training: the failures of a task "
+        "and RL step, as they were rewarded. Last column: the share of pairs of failures of one group that "
+        "the reward puts in the right order, which is what advantages are made of; 0.5 is chance. Beneath "
+        "the value, its 95% interval (percentile bootstrap, over trajectories of each task or over runs) and "
+        "the number of trajectories.",
+    ]
+    caption = f"Whether progress rewards are right, by what the simulator knows. {protocol}"
+    columns = [heading.replace("\n", " ") for heading in MEASURES.values()]
+    return typeset.Table(caption, "Representation", columns, [typeset.Group("", rows)], notes)
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """One panel a measure, one row a representation."""
+    cells = tables.cells(table, "representation", "measure")
+    names = list(dict.fromkeys(table["representation"]))
+    figure = Figure(figsize=(style.FULL_WIDTH, 0.95 + 0.26 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(MEASURES), sharey=True)
+    for axes, (measure, heading) in zip(panels, MEASURES.items(), strict=True):
+        for place, name in enumerate(names):
+            row = cells.get((name, measure))
+            if row is None or np.isnan(row["value"]):
+                axes.text(0.5, -place, "–", transform=axes.get_yaxis_transform(), ha="center", va="center")
+            else:
+                style.dot(axes, -place, (row["value"], row["low"], row["high"]), style.look(name))
+        ticks = [0, 0.5, 1] if measure in CHANCE else [-1, 0, 1]
+        axes.axvline(CHANCE.get(measure, 0), color="#999999", linewidth=0.6, zorder=0)
+        axes.set(ylim=(-len(names) + 0.4, 0.6), xlim=(ticks[0] - 0.05, 1.05), xticks=ticks, title=heading)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+    panels[0].set_yticks([-place for place in range(len(names))], names)
+    figure.supxlabel("rank correlation with true progress; last panel: share of pairs", fontsize=7)
+    return figure
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = tables.parser("t3_truth", __doc__, table=False)
+    parser.add_argument(
+        "--curves", type=Path, nargs="+", required=True, help="curves of every representation"
+    )
+    parser.add_argument("--rewards", type=Path, nargs="*", default=[], help="rewards.parquet of RL runs")
+    tables.add_typeset(parser)
+    arguments = parser.parse_args(argv)
+    curves, missing = read_curves(arguments.curves, arguments.allow_incomplete)
+    rows = of_trajectories(curves) + of_training(read_training(arguments.rewards))
+    table = pd.DataFrame(rows).astype({"runs": "Int64"})
+    configs = [read_config(path, RewardBenchmarkStage) for path in arguments.curves]
+    manifests = {path.parent / "trajectories" / "manifest.json" for path in arguments.curves}
+    protocol = tables.configured_protocol(configs, sorted(manifests))
+    lacking = tables.lacking([], "sets of curves", missing)
+    tables.write(arguments, table, draw, lacking, layout(table, protocol))
+
+
+if __name__ == "__main__":
+    run(main)
