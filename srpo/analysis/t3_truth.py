@@ -7,7 +7,7 @@ run was rewarded by. Every file of curves or rewards has its run's resolved `con
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from srpo.analysis import style, tables, typeset
 from srpo.analysis.f1 import read_curves
@@ -40,17 +40,20 @@ CHANCE = {"in groups": 0.5}
 """What a measure is without any knowledge; 0 for the others."""
 
 
-def rank_correlation(progress: NDArray[np.floating], way_left: NDArray[np.floating]) -> float:
-    """Spearman's correlation of progress (N,) with minus the way left (N,), N ≥ 2; ties share ranks.
+def rank_correlation(progress: NDArray[np.floating], way_left: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Spearman's correlation of progress (..., N) with minus the way left (..., N), N ≥ 2: float64 (...).
 
-    NaN where all ways are equal, and there is nothing to rank. Progress that is all the same where ways
-    differ says nothing of them: 0.
+    Ties share ranks. NaN where all ways are equal, and there is nothing to rank. Progress that is all the
+    same where ways differ says nothing of them: 0.
     """
-    if np.ptp(way_left) == 0:
-        return NAN
-    if np.ptp(progress) == 0:
-        return 0.0
-    return float(spearmanr(progress, -way_left).statistic)
+    first, second = (
+        rankdata(values, axis=-1) - (values.shape[-1] + 1) / 2 for values in (progress, -way_left)
+    )
+    product = (first * second).sum(-1)
+    squares = (first**2).sum(-1), (second**2).sum(-1)
+    scale = np.sqrt(squares[0] * squares[1])
+    known = np.divide(product, scale, out=np.zeros_like(scale), where=scale > 0)
+    return np.where(squares[1] > 0, known, NAN)
 
 
 def concordance(reward: NDArray[np.floating], way_left: NDArray[np.floating]) -> tuple[float, int]:
@@ -82,77 +85,70 @@ def shared(curves: pd.DataFrame) -> pd.DataFrame:
     return both
 
 
-def along(curves: pd.DataFrame) -> pd.DataFrame:
-    """A row a trajectory and representation: the correlation along its prefixes, in column `value`."""
-    keys = ["representation", "suite", "task_id", "trajectory", "success"]
-    rows = [
-        (*key, rank_correlation(own["progress"].to_numpy(), own["way_left"].to_numpy()))
-        for key, own in curves.groupby(keys, observed=True)
-    ]
-    return pd.DataFrame(rows, columns=[*keys, "value"]).dropna()
+def along(curves: pd.DataFrame) -> list[NDArray[np.float64]]:
+    """The correlations along the prefixes of each trajectory, an array a task."""
+    found = []
+    for _, task in curves.groupby(["suite", "task_id"]):
+        each = [
+            rank_correlation(own["progress"].to_numpy(), own["way_left"].to_numpy())
+            for _, own in task.groupby("trajectory")
+        ]
+        found.append(np.array([value for value in each if np.isfinite(value)]))
+    return [values for values in found if len(values)]
 
 
-def between(failures: pd.DataFrame) -> float:
+def mean_along(tasks: Sequence[NDArray[np.float64]], rng: np.random.Generator) -> Estimate:
+    """Their mean, with the percentile interval of trajectories drawn anew within each task."""
+    if not tasks:
+        return Estimate(NAN, NAN, NAN)
+    draws = [values[_drawn(len(values), rng)].sum(1) for values in tasks]
+    number = sum(map(len, tasks))
+    return Estimate(float(np.concatenate(tasks).mean()), *percentile_interval(np.sum(draws, axis=0) / number))
+
+
+def mean_between(failures: pd.DataFrame, rng: np.random.Generator) -> Estimate:
     """The correlation between the failures of each task, by their whole trajectories: the mean over failures.
 
     Args:
         failures: a row each, with suite, task_id, distance (to the successes' mean) and way_left.
     """
-    values, weights = [], []
+    values, draws, weights = [], [], []
     for _, own in failures.groupby(["suite", "task_id"]):
-        if len(own) >= FEWEST:
-            value = rank_correlation(-own["distance"].to_numpy(), own["way_left"].to_numpy())
-            if np.isfinite(value):
-                values.append(value)
-                weights.append(len(own))
-    return float(np.average(values, weights=weights)) if values else NAN
-
-
-def _resampled(
-    own: pd.DataFrame, statistic: Callable[[pd.DataFrame], float], rng: np.random.Generator
-) -> Estimate:
-    """A statistic of trajectories, and its percentile interval; they are drawn anew within each task."""
-    value = statistic(own)
-    if np.isnan(value):
+        progress, way_left = -own["distance"].to_numpy(), own["way_left"].to_numpy()
+        if len(own) >= FEWEST and np.ptp(way_left) > 0:
+            drawn = _drawn(len(own), rng)
+            values.append(rank_correlation(progress, way_left))
+            draws.append(rank_correlation(progress[drawn], way_left[drawn]))
+            weights.append(len(own))
+    if not values:
         return Estimate(NAN, NAN, NAN)
-    strata = [
-        np.asarray(rows) for rows in own.reset_index(drop=True).groupby(["suite", "task_id"]).groups.values()
-    ]
-    draws = []
-    for _ in range(RESAMPLES):
-        drawn = np.concatenate([rows[rng.integers(0, len(rows), len(rows))] for rows in strata])
-        draws.append(statistic(own.iloc[drawn]))
-    return Estimate(value, *percentile_interval(np.array(draws)))
+    interval = percentile_interval(np.average(draws, axis=0, weights=weights))
+    return Estimate(float(np.average(values, weights=weights)), *interval)
 
 
-def _mean(own: pd.DataFrame) -> float:
-    return float(own["value"].mean()) if len(own) else NAN
+def _drawn(number: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    return rng.integers(0, number, (RESAMPLES, number))
 
 
 def of_trajectories(curves: pd.DataFrame, seed: int = 0) -> list[dict[str, Any]]:
     """Rows of the tidy table about the benchmark's trajectories."""
     rows = []
-    curves = shared(curves)
-    correlations = along(curves)
-    ends = curves.sort_values("step").groupby(
-        ["representation", "suite", "task_id", "trajectory"], observed=True
-    )
-    final = ends.tail(1)
+    curves = shared(curves).sort_values("step")
     for name in curves["representation"].cat.categories:
-        scored = correlations[correlations["representation"] == name]
-        failed = final[(final["representation"] == name) & ~final["success"]]
-        for measure, own, statistic in (
-            ("along successes", scored[scored["success"]], _mean),
-            ("along failures", scored[~scored["success"]], _mean),
-            ("between failures", failed, between),
+        own = curves[curves["representation"] == name]
+        won, lost = own[own["success"]], own[~own["success"]]
+        final = lost.groupby(["suite", "task_id", "trajectory"]).tail(1)
+        for measure, value, trajectories in (
+            ("along successes", mean_along(along(won), np.random.default_rng(seed)), won),
+            ("along failures", mean_along(along(lost), np.random.default_rng(seed)), lost),
+            ("between failures", mean_between(final, np.random.default_rng(seed)), lost),
         ):
-            found = _resampled(own, statistic, np.random.default_rng(seed))
             rows.append(
                 {
                     "representation": name,
                     "measure": measure,
-                    **tables.columns_of(found, "value"),
-                    "trajectories": len(own),
+                    **tables.columns_of(value, "value"),
+                    "trajectories": len(trajectories[["suite", "trajectory"]].drop_duplicates()),
                     "runs": pd.NA,
                 }
             )
@@ -172,7 +168,7 @@ def of_run(rewards: pd.DataFrame) -> dict[str, tuple[float, float, int]]:
     total, weight = 0.0, 0
     for _, own in shaped.groupby(["step", "task_id"]):
         if len(own) >= FEWEST:
-            value = rank_correlation(own["reward"].to_numpy(), own["way_left"].to_numpy())
+            value = float(rank_correlation(own["reward"].to_numpy(), own["way_left"].to_numpy()))
             if np.isfinite(value):
                 total, weight = total + len(own) * value, weight + len(own)
     right, pairs = 0.0, 0

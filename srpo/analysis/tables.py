@@ -191,19 +191,19 @@ def over_runs(baseline: pd.DataFrame, method: pd.DataFrame) -> dict[str, float]:
     on a task. NaN for one seed, or where a run lacks a task.
     """
     nothing = dict.fromkeys(("runs_low", "runs_high", "iqm", "improvement"), np.nan)
-    successes, episodes = _by_run(method)
+    successes, episodes = by_run(method)
     if len(successes) < 2 or (episodes == 0).any():
         return nothing
     rate = hierarchical(successes, episodes, np.random.default_rng(0))
     found = nothing | {"runs_low": rate.low, "runs_high": rate.high}
     found["iqm"] = interquartile_mean(successes / episodes)
-    first, ran = _by_run(baseline)
+    first, ran = by_run(baseline)
     if ran.shape[1:] == episodes.shape[1:] and (ran > 0).all():
         found["improvement"] = probability_of_improvement(successes / episodes, first / ran)
     return found
 
 
-def _by_run(episodes: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def by_run(episodes: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Successes and episodes that ran, int64 (seeds, tasks) each."""
     ran = episodes[episodes["status"] != "infra_error"]
     success = (ran["status"] == "success").groupby([ran["seed"], ran["task_id"]])

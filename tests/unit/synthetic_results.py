@@ -299,7 +299,7 @@ def rl_run(
             name: 0 if column.kind == "int" else 0.5 for name, column in RL_METRICS.columns.items()
         }
         row["reward_histogram"] = "[]"
-        rows.append({**row, "step": step, **counts, "environment_steps": 100 * episodes})
+        rows.append({**row, "step": step, **counts, "groups": 4, "environment_steps": 100 * episodes})
     write_rows(folder / "metrics.csv", rows, RL_METRICS)
     (folder / "manifest.json").write_text(json.dumps({"packages": {"mujoco": MUJOCO}}))
     return folder / "metrics.csv"

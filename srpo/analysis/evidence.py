@@ -1,0 +1,414 @@
+"""docs/evidence.md: whether the claims that users come for hold in a finished preset, in numbers.
+
+python -m srpo.analysis.evidence results/reference/mini [--page docs/evidence.md]
+
+Writes the page's parts between the lines `<!-- NAME -->` and `<!-- end -->`; what is written around them
+stays. Every number is computed here from the rows in the folder (`srpo.analysis.export` copied them, or the
+workflow made them), by the functions that the tables of the same names use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from srpo.analysis import f2, t1, t3_truth, tables
+from srpo.analysis.f1 import read_curves
+from srpo.analysis.io import ResultError, read_config, run
+from srpo.analysis.redraw import Drawing, drawings
+from srpo.analysis.stats import (
+    Estimate,
+    PairedDifference,
+    area_under_curve,
+    combine,
+    hierarchical,
+    mean_difference,
+    wilson,
+)
+from srpo.analysis.tables import SUITE_LABELS, p_text, percent
+from srpo.config import ConfigError, EvaluateStage
+from srpo.files import write_text
+from srpo.resolve import CONFIGS, SFT, Plan, load_preset, plan
+
+LEVELS = (0.5, 0.8)
+"""Success rates whose reaching is told."""
+GAIN = 0.6
+"""The relative gain over SFT that is asked for; the paper's is 1.03 (48.9% to 99.2% on LIBERO)."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that is read. `variants`: variant → label, SFT first; `grpo`, `srpo`: who is compared."""
+
+    found: Plan
+    variants: Mapping[str, str]
+    episodes: pd.DataFrame
+    metrics: pd.DataFrame
+    truth: pd.DataFrame
+    grpo: str
+    srpo: str
+
+    @property
+    def trained(self) -> list[str]:
+        return [variant for variant in self.variants if variant != SFT]
+
+    def of(self, variant: str, suite: str | None = None) -> pd.DataFrame:
+        """Greedy episodes of a variant."""
+        own = self.episodes[self.episodes["variant"] == variant]
+        return own if suite is None else own[own["suite"] == suite]
+
+    def compare(self, baseline: str, method: str, suite: str | None = None) -> PairedDifference:
+        return tables.compare(self.of(baseline, suite), self.of(method, suite))
+
+
+def read(folder: Path, found: Plan) -> Evidence:
+    """Read a preset's rows. Raises ResultError for what is missing or does not belong together."""
+    drawn = drawings(found, folder)
+    needed = ["t1", "ablations", "f2", "f3", "t3_truth"]
+    for name in needed:
+        if name not in drawn:
+            raise ResultError(f"{folder}: its preset has no {name}, which is a part of the evidence")
+        if missing := drawn[name].missing():
+            raise ResultError(f"{folder}: {missing[0]} and {len(missing) - 1} more files are not there")
+    sheets = {name: tables.read_sheet(CONFIGS / found.sheets[name]) for name in ("ablations", "f2", "t1")}
+    variants = {SFT: sheets["t1"][SFT]} | _labels(sheets)
+
+    def files(names: Iterable[str], option: str) -> list[Path]:
+        return list(dict.fromkeys(path for name in names for path in drawn[name].inputs[option]))
+
+    paths = files(("t1", "ablations"), "--episodes")
+    expected = t1.expected_episodes([read_config(path, EvaluateStage) for path in paths])
+    episodes, _ = tables.load_episodes(paths, "libero", variants, expected, incomplete=False)
+    trained = {variant: label for variant, label in variants.items() if variant != SFT}
+    metrics, _ = f2.read_metrics(files(("f2", "f3"), "--metrics"), trained, allow_incomplete=False)
+    grpo, srpo = (list(sheets["f2"])[place] for place in (0, -1))
+    return Evidence(found, variants, episodes, metrics, _truth(drawn["t3_truth"]), grpo, srpo)
+
+
+def _labels(sheets: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Trained variants by label: T1's, else what an ablation calls itself, as in "SRPO, pixels"."""
+    found = {}
+    for variant, label in sheets["ablations"].items():
+        found[variant] = sheets["t1"].get(variant, f"{list(sheets['t1'].values())[-1]}, {label}")
+    return {variant: found[variant] for variant in [*sheets["f2"], *found] if variant in found}
+
+
+def _truth(drawing: Drawing) -> pd.DataFrame:
+    curves, _ = read_curves(drawing.inputs["--curves"], allow_incomplete=False)
+    rewards = t3_truth.read_training(drawing.inputs["--rewards"])
+    return pd.DataFrame(t3_truth.of_trajectories(curves) + t3_truth.of_training(rewards))
+
+
+# Numbers.
+
+
+def rate(own: pd.DataFrame) -> Estimate:
+    """Success as the mean over tasks. Several seeds: seeds and episodes drawn anew (`stats.hierarchical`);
+    one: Wilson's interval of each task, put together (`stats.combine`)."""
+    successes, episodes = tables.by_run(own)
+    if len(successes) > 1:
+        return hierarchical(successes, episodes, np.random.default_rng(0))
+    return combine([wilson(int(s), int(n)) for s, n in zip(successes[0], episodes[0], strict=True)])
+
+
+def mean_over_tasks(evidence: Evidence, variant: str) -> Estimate:
+    """The same over all tasks of all suites. A suite's runs are independent of another's."""
+    suites = evidence.found.preset.suites
+    parts = [evidence.of(variant, suite) for suite in suites]
+    return combine([rate(own) for own in parts], [own["task_id"].nunique() for own in parts])
+
+
+def areas(evidence: Evidence, variant: str, suite: str | None = None) -> list[float]:
+    """Mean success of the sampled rollouts over training, of each seed; the mean over suites for None."""
+    own = evidence.metrics[evidence.metrics["variant"] == variant]
+    if suite is not None:
+        own = own[own["suite"] == suite]
+    found = []
+    for _, runs in own.groupby("seed"):
+        curves = [one for _, one in runs.groupby("suite")]
+        each = [area_under_curve(c["step"].to_numpy(), c["success_rate"].to_numpy()) for c in curves]
+        found.append(float(np.mean(each)))
+    return found
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What somebody might expect, whether it holds (None: these runs cannot tell), and by how much."""
+
+    text: str
+    holds: bool | None
+    numbers: str
+
+
+def _decided(difference: Estimate) -> bool | None:
+    """Whether a difference is above 0 beyond its interval (True), below it (False), or neither."""
+    if difference.low > 0:
+        return True
+    return False if difference.high < 0 else None
+
+
+def claims(evidence: Evidence) -> list[Claim]:
+    """The claims, each judged."""
+    label = evidence.variants
+    srpo, grpo = evidence.srpo, evidence.grpo
+    before, after = mean_over_tasks(evidence, SFT), mean_over_tasks(evidence, srpo)
+    gain = after.value / before.value - 1 if before.value else np.inf
+    ended = evidence.compare(grpo, srpo)
+    faster = mean_difference(areas(evidence, grpo), areas(evidence, srpo))
+    found = [
+        Claim(
+            f"{label[srpo]} makes the SFT policy better on held-out states (intervals do not overlap)",
+            True if after.low > before.high else False if after.high < before.low else None,
+            f"mean over tasks {_rate(before)} → {_rate(after)}",
+        ),
+        Claim(
+            f"the relative gain is at least {percent(GAIN)}%",
+            gain >= GAIN,
+            f"{percent(gain, sign=True)}%",
+        ),
+        Claim(
+            f"{label[srpo]} ends higher than {label[grpo]}",
+            _decided(ended.estimate),
+            f"difference {_points(ended.estimate)} ({ended.pairs} pairs, {p_text(ended.p_value)})",
+        ),
+        Claim(
+            f"{label[srpo]} learns faster than {label[grpo]} (area under the training curve)",
+            _decided(faster),
+            f"difference {_points(faster)} over {len(areas(evidence, srpo))} seeds each",
+        ),
+    ]
+    for variant in evidence.trained:
+        if variant not in (srpo, grpo):
+            other = evidence.compare(variant, srpo)
+            found.append(
+                Claim(
+                    f"{label[srpo]} ends higher than {label[variant]}",
+                    _decided(other.estimate),
+                    f"difference {_points(other.estimate)} ({other.pairs} pairs, {p_text(other.p_value)})",
+                )
+            )
+    for row in evidence.truth[evidence.truth["measure"] == "in groups"].to_dict("records"):
+        right = Estimate(row["value"] - 0.5, row["low"] - 0.5, row["high"] - 0.5)
+        found.append(
+            Claim(
+                f"rewards by {row['representation']} put more than half of the pairs of failures of a group "
+                "in the right order",
+                _decided(right),
+                f"{percent(row['value'])}% [{percent(row['low'])}, {percent(row['high'])}] of the pairs",
+            )
+        )
+    return found
+
+
+def _rate(value: Estimate) -> str:
+    return f"{percent(value.value)}% [{percent(value.low)}, {percent(value.high)}]"
+
+
+def _points(value: Estimate) -> str:
+    """A difference of rates in percentage points."""
+    ends = [percent(end, sign=True) for end in (value.low, value.high)]
+    interval = "no interval" if np.isnan(value.low) else " to ".join(ends)
+    return f"{percent(value.value, sign=True)} points [{interval}]"
+
+
+# The page's parts.
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def verdict(evidence: Evidence) -> str:
+    """What did not hold, what these runs cannot tell, what held."""
+    groups: dict[str, list[Claim]] = {"Did not hold": [], "Not decided by these runs": [], "Held": []}
+    for claim in claims(evidence):
+        place = {False: "Did not hold", None: "Not decided by these runs", True: "Held"}[claim.holds]
+        groups[place].append(claim)
+    lines = []
+    for heading, own in groups.items():
+        told = "; ".join(f"{claim.text} ({claim.numbers})" for claim in own) or "nothing"
+        lines.append(f"**{heading}:** {told}.")
+    return "\n\n".join(lines)
+
+
+def held_out(evidence: Evidence) -> str:
+    """Greedy success on held-out states: a row a task, a suite, and all; a column a variant."""
+    suites = evidence.found.preset.suites
+    rows = []
+    for suite in suites:
+        for task, own in evidence.episodes[evidence.episodes["suite"] == suite].groupby("task_id"):
+            name = str(own["task"].iloc[0]).lower().replace("_", " ")
+            counts = [tables.counts(own[own["variant"] == variant]) for variant in evidence.variants]
+            cells = [f"{count['successes']}/{count['episodes']}" for count in counts]
+            rows.append([f"{SUITE_LABELS[suite]} {task}: {name}", *cells])
+        rates = [rate(evidence.of(variant, suite)) for variant in evidence.variants]
+        rows.append([f"**{SUITE_LABELS[suite]}**", *map(_rate, rates)])
+    rows.append(["**mean over tasks**", *(_rate(mean_over_tasks(evidence, v)) for v in evidence.variants)])
+    return _table(["", *evidence.variants.values()], rows)
+
+
+def differences(evidence: Evidence) -> str:
+    """Paired differences, a row a pair of variants, a column a suite and all."""
+    suites = evidence.found.preset.suites
+    pairs = [(SFT, variant) for variant in evidence.trained]
+    pairs += [(other, evidence.srpo) for other in evidence.trained if other != evidence.srpo]
+    rows = []
+    for first, second in pairs:
+        found = [evidence.compare(first, second, suite) for suite in (*suites, None)]
+        cells = [f"{_points(one.estimate)}, {p_text(one.p_value)}, {one.pairs} pairs" for one in found]
+        rows.append([f"{evidence.variants[second]} − {evidence.variants[first]}", *cells])
+    return _table(["", *(SUITE_LABELS[suite] for suite in suites), "all"], rows)
+
+
+def efficiency(evidence: Evidence) -> str:
+    """How fast each variant learns: areas, their differences to GRPO's, and episodes to the levels."""
+    trained = {variant: evidence.variants[variant] for variant in evidence.trained}
+    speed = f2.efficiency(evidence.metrics, trained)
+    rows = []
+    for suite in evidence.found.preset.suites:
+        for variant, label in trained.items():
+            own = areas(evidence, variant, suite)
+            against = mean_difference(areas(evidence, evidence.grpo, suite), own)
+            here = speed[(speed["suite"] == suite) & (speed["variant"] == variant)]
+            cells = []
+            for level in LEVELS:
+                row = here[(here["level"] == level) & (here["unit"] == "episodes")].iloc[0]
+                sign = ">" if row["censored"] else ""
+                cells.append(f"{sign}{row['value']:,.0f} ({row['arrived']} of {row['seeds']} seeds)")
+            difference = "–" if variant == evidence.grpo else _points(against)
+            rows.append([SUITE_LABELS[suite], label, _seeds(own), difference, *cells])
+    for variant, label in trained.items():
+        own = areas(evidence, variant)
+        against = mean_difference(areas(evidence, evidence.grpo), own)
+        difference = "–" if variant == evidence.grpo else _points(against)
+        rows.append(["**mean**", label, _seeds(own), difference, *[""] * len(LEVELS)])
+    levels = [f"episodes to {100 * level:.0f}%" for level in LEVELS]
+    return _table(["", "", "area, each seed (%)", f"− {trained[evidence.grpo]}", *levels], rows)
+
+
+def _seeds(values: Sequence[float]) -> str:
+    return f"{percent(float(np.mean(values)))} ({', '.join(percent(value) for value in values)})"
+
+
+def signal(evidence: Evidence) -> str:
+    """Groups that teach nothing, by outcome alone and with the variant's own reward."""
+    rows = []
+    for suite in evidence.found.preset.suites:
+        for variant in evidence.trained:
+            own = evidence.metrics[
+                (evidence.metrics["suite"] == suite) & (evidence.metrics["variant"] == variant)
+            ]
+            early = own[own["step"] <= max(1, own["step"].max() / 4)]
+            cells = []
+            for part in (early, own):
+                total = int(part["groups"].sum())
+                for column in ("groups_without_signal_outcome", "groups_without_signal"):
+                    cells.append(f"{percent(part[column].sum() / total)}% of {total}")
+            rows.append([SUITE_LABELS[suite], evidence.variants[variant], *cells])
+    columns = [
+        f"{steps}: by {what}" for steps in ("first quarter", "all steps") for what in ("outcome", "reward")
+    ]
+    return _table(["", "", *columns], rows)
+
+
+def truth(evidence: Evidence) -> str:
+    """The table T3 against the truth, as text."""
+    rows = []
+    found = tables.cells(evidence.truth, "representation", "measure")
+    for name in dict.fromkeys(evidence.truth["representation"]):
+        cells = []
+        for measure in t3_truth.MEASURES:
+            row = found.get((name, measure))
+            if row is None or np.isnan(row["value"]):
+                cells.append("–")
+            else:
+                cells.append(
+                    f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] ({row['trajectories']:,})"
+                )
+        rows.append([name, *cells])
+    headings = (heading.replace("\n", " ") for heading in t3_truth.MEASURES.values())
+    return _table(["", *headings], rows)
+
+
+def seeds(evidence: Evidence) -> str:
+    """Every run: sampled success in the first and last three steps, the area, greedy success."""
+    rows = []
+    for suite in evidence.found.preset.suites:
+        for variant in evidence.trained:
+            here = evidence.metrics[
+                (evidence.metrics["suite"] == suite) & (evidence.metrics["variant"] == variant)
+            ]
+            for seed, own in here.groupby("seed"):
+                greedy = evidence.of(variant, suite)
+                count = tables.counts(greedy[greedy["seed"] == seed])
+                curve = own["success_rate"].to_numpy()
+                ends = [part["successes"].sum() / part["episodes"].sum() for part in (own[:3], own[-3:])]
+                area = area_under_curve(own["step"].to_numpy(), curve)
+                rows.append(
+                    [
+                        SUITE_LABELS[suite],
+                        evidence.variants[variant],
+                        str(seed),
+                        *(percent(end) for end in ends),
+                        percent(area),
+                        f"{own['episodes'].sum():,}",
+                        f"{count['successes']}/{count['episodes']}",
+                    ]
+                )
+    columns = ["first 3 steps (%)", "last 3 steps (%)", "area (%)", "rollouts", "greedy, held-out"]
+    return _table(["", "", "seed", *columns], rows)
+
+
+PARTS = {
+    "verdict": verdict,
+    "held-out": held_out,
+    "differences": differences,
+    "efficiency": efficiency,
+    "signal": signal,
+    "truth": truth,
+    "seeds": seeds,
+}
+
+
+def fill(page: str, parts: Mapping[str, str], source: str) -> str:
+    """The page with its parts written anew. Raises ResultError for a part that it lacks or nobody knows."""
+    written = []
+
+    def replaced(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in parts:
+            raise ResultError(f"{source}: there is no part {name!r}; there are {', '.join(parts)}")
+        written.append(name)
+        return f"<!-- {name} -->\n{parts[name]}\n<!-- end -->"
+
+    text = re.sub(r"<!-- (?P<name>[\w-]+) -->\n.*?<!-- end -->", replaced, page, flags=re.DOTALL)
+    if absent := set(parts) - set(written):
+        raise ResultError(f"{source}: has no lines `<!-- NAME -->` and `<!-- end -->` for {sorted(absent)}")
+    return text
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m srpo.analysis.evidence", description=__doc__)
+    parser.add_argument("folder", type=Path, help="rows of a preset, e.g. results/reference/mini")
+    parser.add_argument("--preset", help="name or path of the preset; default: the folder's name")
+    parser.add_argument("--page", type=Path, default=Path("docs/evidence.md"))
+    arguments = parser.parse_args(argv)
+    try:
+        found = plan(*load_preset(arguments.preset or arguments.folder.name))
+    except ConfigError as error:
+        raise ResultError(str(error)) from None
+    evidence = read(arguments.folder, found)
+    page = arguments.page.read_text(encoding="utf-8")
+    parts = {name: part(evidence) for name, part in PARTS.items()}
+    write_text(arguments.page, fill(page, parts, str(arguments.page)))
+
+
+if __name__ == "__main__":
+    run(main)

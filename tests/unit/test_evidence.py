@@ -1,0 +1,111 @@
+"""The evidence page: its numbers, what it says did not hold, and how it is written."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from synthetic_results import curves_of, libero_run, reward_benchmark, rl_run
+
+from srpo.analysis import evidence
+from srpo.analysis.io import REWARDS, ResultError, write_rows
+from srpo.resolve import CONFIGS, load_preset, plan
+
+PAGE = "".join(f"Before {name}.\n<!-- {name} -->\noutdated\n<!-- end -->\n" for name in evidence.PARTS)
+
+
+def preset(folder: Path) -> Path:
+    """The smoke preset with two seeds."""
+    settings = yaml.safe_load((CONFIGS / "presets" / "smoke.yaml").read_text())
+    path = folder / "preset.yaml"
+    path.write_text(yaml.safe_dump({**settings, "seeds": [0, 1]}))
+    return path
+
+
+def results(root: Path, rates: dict[str, float], ways: tuple[float, float] = (0.2, 0.4)) -> Path:
+    """Rows of all runs: greedy success by variant, and shaped failures whose second has `ways`[1] to go."""
+    for variant, rate in rates.items():
+        for seed in (0,) if variant == "sft" else (0, 1):
+            libero_run(root / "runs", "libero_goal", variant, rate, seed=seed, states=20)
+            if variant == "sft":
+                continue
+            model = variant.removeprefix("srpo-")
+            curve = [0.2, 0.2 + rate / 2, rate]
+            metrics = rl_run(root / "runs", "libero_goal", variant, curve, seed=seed, model=model)
+            shared: dict[str, Any] = {
+                **{"step": 1, "group": 0, "suite": "libero_goal", "task_id": 0, "init_state": 0},
+                **{"episode_seed": 0, "success": False, "steps": 9, "advantage": 0.0, "kept": True},
+            }
+            shaped = zip((0.8, 0.1), ways, strict=True)
+            rows = [{**shared, "reward": r, "distance": 1 - r, "way_left": way} for r, way in shaped]
+            write_rows(metrics.with_name("rewards.parquet"), rows, REWARDS)
+    curves_of(reward_benchmark(root, "libero_goal", {"pixel": 0.4, "vjepa2-tiny": 0.8}))
+    return root
+
+
+GOOD = {"sft": 0.3, "grpo": 0.5, "srpo-vjepa2-tiny": 1.0, "srpo-pixel": 0.6}
+
+
+def read(root: Path) -> evidence.Evidence:
+    return evidence.read(root, plan(*load_preset(str(preset(root)))))
+
+
+def test_claims_that_hold_and_that_do_not(tmp_path: Path) -> None:
+    found = read(results(tmp_path, GOOD))
+    assert list(found.variants.values()) == ["SFT", "GRPO", "SRPO", "SRPO, pixels"]
+    judged = {claim.text: claim.holds for claim in evidence.claims(found)}
+    assert judged["SRPO ends higher than GRPO"] is True
+    assert judged["SRPO ends higher than SRPO, pixels"] is True
+    assert judged["the relative gain is at least 60.0%"] is True
+    text = evidence.verdict(found)
+    assert text.startswith("**Did not hold:** nothing")
+
+
+def test_what_did_not_hold_is_said_first(tmp_path: Path) -> None:
+    rates = {**GOOD, "sft": 0.6, "grpo": 1.0, "srpo-vjepa2-tiny": 0.6}
+    found = read(results(tmp_path, rates, ways=(0.4, 0.2)))
+    text = evidence.verdict(found).split("\n\n")[0]
+    assert text.startswith("**Did not hold:**")
+    for words in ("relative gain", "SRPO ends higher than GRPO", "rewards by pixel"):
+        assert words in text
+    judged = {claim.text: claim.holds for claim in evidence.claims(found)}
+    assert judged["SRPO makes the SFT policy better on held-out states (intervals do not overlap)"] is None
+
+
+def test_the_mean_over_tasks_weighs_tasks_alike(tmp_path: Path) -> None:
+    found = read(results(tmp_path, GOOD))
+    own = found.of("srpo-vjepa2-tiny")
+    assert evidence.rate(own).value == 1
+    before = found.of("sft")
+    solved = (before["status"] == "success").groupby(before["task_id"]).mean()
+    assert evidence.mean_over_tasks(found, "sft").value == pytest.approx(solved.mean())
+    assert evidence.areas(found, "grpo") == evidence.areas(found, "grpo", "libero_goal")
+
+
+def test_the_page_is_written_between_its_lines(tmp_path: Path) -> None:
+    root = results(tmp_path, GOOD)
+    page = tmp_path / "evidence.md"
+    page.write_text(PAGE)
+    arguments = [str(root), "--preset", str(preset(root)), "--page", str(page)]
+    evidence.main(arguments)
+    text = page.read_text()
+    assert "outdated" not in text and text.count("Before ") == len(evidence.PARTS)
+    assert "| SRPO − GRPO |" in text and "40 pairs" in text
+    count = sum(line.startswith("| Goal | GRPO |") for line in text.splitlines())
+    assert count == 4  # efficiency, signal, and two seeds
+    evidence.main(arguments)
+    assert page.read_text() == text
+
+    page.write_text(PAGE.replace("<!-- truth -->", "<!-- lies -->"))
+    with pytest.raises(ResultError, match="no part 'lies'"):
+        evidence.main(arguments)
+    page.write_text(PAGE.replace("<!-- truth -->\noutdated\n<!-- end -->", ""))
+    with pytest.raises(ResultError, match="for \\['truth'\\]"):
+        evidence.main(arguments)
+
+
+def test_missing_rows_are_refused(tmp_path: Path) -> None:
+    root = results(tmp_path, GOOD)
+    (root / "runs/libero_goal/grpo/seed1/metrics.csv").unlink()
+    with pytest.raises(ResultError, match=r"grpo/seed1/metrics\.csv and 0 more files are not there"):
+        read(root)
