@@ -1,16 +1,17 @@
-# make demo   from a fresh clone to tables, figures and report.html (PRESET=mini for more than minutes)
+# make demo   from a fresh clone to tables, figures and report.html
+# make mini   the same for the preset mini, in hours
 # make test   lint, types, workflow checks, tests
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := demo
-.PHONY: demo test figures redraw generated gl clean
+.PHONY: demo mini test figures redraw generated gl clean
 
 PRESET ?= smoke
 RIGHT := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c '$(RIGHT)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-SNAKEMAKE := $(BIN)/snakemake --configfile configs/presets/$(PRESET).yaml
+SNAKEMAKE = $(BIN)/snakemake --configfile configs/presets/$(PRESET).yaml
 # The kernel drops this lock when its holder dies, so whoever has it may clear what a killed Snakemake left locked.
 LOCKED := flock --nonblock --conflict-exit-code 75 .venv/lock
 BUSY := { code=$$?; [ $$code -ne 75 ] || echo "Another make demo, or a job that a killed one left behind, is at work in this folder."; exit $$code; }
@@ -22,6 +23,9 @@ demo: .venv/installed gl
 	    $(SNAKEMAKE) --report report.html --quiet all; \
 	    echo; echo "Done. Open $(CURDIR)/report.html" \
 	' || $(BUSY)
+
+mini: PRESET = mini
+mini: demo
 
 test: .venv/installed-dev gl
 	$(BIN)/ruff check .
