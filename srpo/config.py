@@ -198,6 +198,9 @@ class Policy(Section):
     """Compute each block again in the backward pass instead of keeping its activations."""
     lora: Lora | None = None
     """Train adapters only; saved policies have them merged."""
+    residual: bool = False
+    """Reinforcement learning trains nothing but a residual: how far the distribution of each action dimension
+    leans to one end of its range, for each instruction. It is zero for instructions it was not trained on."""
 
     @model_validator(mode="after")
     def _patches_divide(self) -> Policy:
@@ -206,6 +209,12 @@ class Policy(Section):
                 raise ValueError(
                     f"image_size {self.image_size} is not a multiple of patch_size {encoder.patch_size}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _one_thing_is_trained(self) -> Policy:
+        if self.residual and (self.lora is not None or self.checkpoint is not None):
+            raise ValueError("residual is for policies that SFT trains from random weights, without lora")
         return self
 
 

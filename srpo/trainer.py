@@ -745,7 +745,7 @@ def begin(
     # Dropout-free in both modes; one mode, so that sampling and learning see the same network.
     policy.eval()
     torch.manual_seed(config.seed)  # adapters start at random
-    policy.make_trainable()
+    policy.make_trainable(reinforcement=True)
     optimiser = sft.adamw(policy, config.train.learning_rate, config.train.weight_decay)
     if is_sharded(accelerator):
         require_whole_weights(policy.settings)

@@ -51,6 +51,10 @@ RUNNING = {"name", "checkpoint", "revision", "dtype", "gradient_checkpointing", 
 disable_progress_bar()  # transformers' bars for loading and saving, noise in a log
 
 
+RESIDUALS = 8192
+"""Rows of a residual, so many that instructions hardly ever share one."""
+
+
 class OpenVLAOFTConfig(PreTrainedConfig):
     """What a checkpoint's config.json says.
 
@@ -156,6 +160,7 @@ class OpenVLAOFT(PreTrainedModel):
             if self.settings.learned_placeholders
             else None
         )
+        self.residual = nn.Parameter(torch.zeros(RESIDUALS, ACTION_DIM)) if self.settings.residual else None
         llama = LlamaConfig(
             vocab_size=llm.vocab_size + llm.padding,
             hidden_size=llm.hidden_size,
@@ -174,14 +179,18 @@ class OpenVLAOFT(PreTrainedModel):
             )
         self.post_init()
 
-    def make_trainable(self) -> None:
+    def make_trainable(self, reinforcement: bool = False) -> None:
         """Get ready for training as the settings say: with adapters alone, with blocks computed twice.
 
-        Neither changes what the policy computes. Seed torch first: adapters start at random times zero.
+        Neither changes what the policy computes. Seed torch first: adapters start at random times zero. A
+        residual is all that `reinforcement` learning trains, and the one thing that other training does not.
 
         Raises:
             ValueError: whole weights in bfloat16, which would round most updates away.
         """
+        if self.residual is not None:
+            self.requires_grad_(not reinforcement)
+            self.residual.requires_grad_(reinforcement)
         if self.settings.lora is not None:
             self._add_adapters(self.settings.lora)
         elif self.settings.dtype == "bfloat16":
@@ -281,7 +290,12 @@ class OpenVLAOFT(PreTrainedModel):
         # vocab_size - 1 - k.
         vocab = self.settings.llm.vocab_size
         rows = self.language_model.lm_head.weight[vocab - action_tokens.BINS : vocab].flip(0)
-        return F.linear(hidden[:, start : start + TOKENS], rows).float()
+        logits = F.linear(hidden[:, start : start + TOKENS], rows).float()
+        if self.residual is not None:
+            lean = self.residual[_numbers(inputs)].float().repeat(1, CHUNK)
+            # Of a Gaussian of variance σ² the mean moves by lean·σ², in units of half the range.
+            logits = logits + lean[..., None] * torch.linspace(-1, 1, action_tokens.BINS, device=lean.device)
+        return logits
 
     def forward(self, inputs: Inputs, patches: torch.Tensor | None = None) -> torch.Tensor:
         """`action_logits`: what FSDP wraps, so all else goes through it."""
@@ -351,6 +365,12 @@ class OpenVLAOFT(PreTrainedModel):
     @property
     def _eos(self) -> int:
         return 2 if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
+
+
+def _numbers(inputs: Inputs) -> torch.Tensor:
+    """The residual's row of each instruction, int64 (N,): a hash of its tokens, however they are padded."""
+    place = inputs.mask.long().cumsum(1)
+    return (inputs.ids * inputs.mask * (place * 40503 + 12289)).sum(1) % RESIDUALS
 
 
 def create_policy(

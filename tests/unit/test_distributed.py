@@ -125,7 +125,7 @@ def test_a_spread_policy_acts_as_it_learns_and_survives_a_kill(tmp_path: Path) -
     "policy", [small_settings(lora=Lora(rank=2, alpha=4.0)), small_settings(dtype="bfloat16")]
 )
 def test_what_cannot_be_spread_is_refused(policy: Policy) -> None:
-    with pytest.raises(SystemExit, match=r"policy\.lora null and policy\.dtype float32"):
+    with pytest.raises(SystemExit, match=r"policy\.lora null, policy\.residual false"):
         distributed.require_whole_weights(policy)
 
 
