@@ -26,7 +26,7 @@ from rollout import tiny_policy
 from tqdm import tqdm
 from transformers import VJEPA2Model
 
-from srpo import trainer
+from srpo import sft, trainer
 from srpo.config import TrainStage
 from srpo.envs.libero import LiberoEnv
 from srpo.envs.pool import Answer, pictures_shape, run_episode
@@ -92,7 +92,15 @@ def measure(count: int) -> pd.DataFrame:
     episodes = roll_out(config, specs, policy, clock)
     batch = trainer.Batch(
         tuple(
-            trainer.Outcome(k, k // config.train.group_size, e.spec, k % 2 == 0, e.steps, int(e.valid.sum()))
+            trainer.Outcome(
+                k,
+                k // config.train.group_size,
+                e.spec,
+                k % 2 == 0,
+                e.steps,
+                int(e.valid.sum()),
+                e.way_left[-1],
+            )
             for k, e in enumerate(episodes)
         ),
         dict(enumerate(episodes)),
@@ -105,7 +113,8 @@ def measure(count: int) -> pd.DataFrame:
     accelerator = Accelerator(cpu=True)
     embeddings = clock.timed("encode", trainer.embed)(batch, world_model, accelerator)
     scores = clock.timed("reward", trainer.score)(config, batch, embeddings)
-    optimiser = torch.optim.AdamW(policy.parameters(), lr=config.train.learning_rate)
+    policy.make_trainable(reinforcement=True)
+    optimiser = sft.adamw(policy, config.train.learning_rate, config.train.weight_decay)
     objective = trainer.clipped_objective(config.train)
     learnt = clock.timed("update", trainer.update)(
         config, policy, None, optimiser, accelerator, batch, scores, 1, objective

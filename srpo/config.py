@@ -213,8 +213,10 @@ class Policy(Section):
 
     @model_validator(mode="after")
     def _one_thing_is_trained(self) -> Policy:
-        if self.residual and (self.lora is not None or self.checkpoint is not None):
-            raise ValueError("residual is for policies that SFT trains from random weights, without lora")
+        if self.residual and self.lora is not None:
+            raise ValueError(
+                "residual trains no weights that lora could adapt: set lora null, or residual false"
+            )
         return self
 
 

@@ -404,8 +404,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = plan(*load_preset(arguments.preset or arguments.folder.name))
     except ConfigError as error:
         raise ResultError(str(error)) from None
+    try:
+        page = arguments.page.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ResultError(
+            f"{arguments.page}: {error.strerror}: a page with the parts' lines is needed"
+        ) from None
     evidence = read(arguments.folder, found)
-    page = arguments.page.read_text(encoding="utf-8")
     parts = {name: part(evidence) for name, part in PARTS.items()}
     write_text(arguments.page, fill(page, parts, str(arguments.page)))
 

@@ -96,6 +96,8 @@ def test_the_page_is_written_between_its_lines(tmp_path: Path) -> None:
     evidence.main(arguments)
     assert page.read_text() == text
 
+    with pytest.raises(ResultError, match=r"nowhere\.md: No such file"):
+        evidence.main([*arguments[:-1], str(tmp_path / "nowhere.md")])
     page.write_text(PAGE.replace("<!-- truth -->", "<!-- lies -->"))
     with pytest.raises(ResultError, match="no part 'lies'"):
         evidence.main(arguments)

@@ -78,8 +78,7 @@ def test_it_is_saved(policy: OpenVLAOFT, tmp_path) -> None:  # type: ignore[no-u
     torch.testing.assert_close(load_policy(tmp_path / "policy").residual, policy.residual)
 
 
-def test_it_goes_with_policies_that_are_trained_from_nothing() -> None:
+def test_it_does_not_go_with_adapters() -> None:
     settings = small_policy().settings.model_dump()
-    for change in ({"lora": Lora(rank=2, alpha=4).model_dump()}, {"checkpoint": "some/model"}):
-        with pytest.raises(ValidationError, match="residual is for policies that SFT trains"):
-            Policy.model_validate({**settings, "residual": True, **change})
+    with pytest.raises(ValidationError, match="set lora null, or residual false"):
+        Policy.model_validate({**settings, "residual": True, "lora": Lora(rank=2, alpha=4).model_dump()})
