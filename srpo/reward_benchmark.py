@@ -340,8 +340,8 @@ def score(
         }
         if scorable[index]:
             scores.append({**row, "steps": int(steps[index]), **next(own)})
-            ways = ({"way_left": float(way)} for way in way_left[index])
-            tidy += [{**row, **point, **way} for point, way in zip(next(points), ways, strict=True)]
+            ways = zip(next(points), way_left[index], strict=True)
+            tidy += [{**row, **point, "way_left": float(way)} for point, way in ways]
         else:
             nothing = dict.fromkeys(("spearman", "monotonicity", "final_progress", "matched_progress"))
             scores.append({**row, "steps": int(steps[index]), **nothing})

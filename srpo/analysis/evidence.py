@@ -63,6 +63,11 @@ class Evidence:
         own = self.episodes[self.episodes["variant"] == variant]
         return own if suite is None else own[own["suite"] == suite]
 
+    def training(self, variant: str, suite: str | None = None) -> pd.DataFrame:
+        """Metrics of a variant's runs, a row an RL step."""
+        own = self.metrics[self.metrics["variant"] == variant]
+        return own if suite is None else own[own["suite"] == suite]
+
     def compare(self, baseline: str, method: str, suite: str | None = None) -> PairedDifference:
         return tables.compare(self.of(baseline, suite), self.of(method, suite))
 
@@ -102,7 +107,7 @@ def _labels(sheets: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
 def _truth(drawing: Drawing) -> pd.DataFrame:
     curves, _ = read_curves(drawing.inputs["--curves"], allow_incomplete=False)
     rewards = t3_truth.read_training(drawing.inputs["--rewards"])
-    return pd.DataFrame(t3_truth.of_trajectories(curves) + t3_truth.of_training(rewards))
+    return t3_truth.estimate(curves, rewards)
 
 
 # Numbers.
@@ -126,11 +131,8 @@ def mean_over_tasks(evidence: Evidence, variant: str) -> Estimate:
 
 def areas(evidence: Evidence, variant: str, suite: str | None = None) -> list[float]:
     """Mean success of the sampled rollouts over training, of each seed; the mean over suites for None."""
-    own = evidence.metrics[evidence.metrics["variant"] == variant]
-    if suite is not None:
-        own = own[own["suite"] == suite]
     found = []
-    for _, runs in own.groupby("seed"):
+    for _, runs in evidence.training(variant, suite).groupby("seed"):
         curves = [one for _, one in runs.groupby("suite")]
         each = [area_under_curve(c["step"].to_numpy(), c["success_rate"].to_numpy()) for c in curves]
         found.append(float(np.mean(each)))
@@ -159,12 +161,12 @@ def claims(evidence: Evidence) -> list[Claim]:
     srpo, grpo = evidence.srpo, evidence.grpo
     before, after = mean_over_tasks(evidence, SFT), mean_over_tasks(evidence, srpo)
     gain = after.value / before.value - 1 if before.value else np.inf
-    ended = evidence.compare(grpo, srpo)
+    apart = Estimate(after.value - before.value, after.low - before.high, after.high - before.low)
     faster = mean_difference(areas(evidence, grpo), areas(evidence, srpo))
     found = [
         Claim(
             f"{label[srpo]} makes the SFT policy better on held-out states (intervals do not overlap)",
-            True if after.low > before.high else False if after.high < before.low else None,
+            _decided(apart),
             f"mean over tasks {_rate(before)} → {_rate(after)}",
         ),
         Claim(
@@ -172,27 +174,14 @@ def claims(evidence: Evidence) -> list[Claim]:
             gain >= GAIN,
             f"{percent(gain, sign=True)}%",
         ),
-        Claim(
-            f"{label[srpo]} ends higher than {label[grpo]}",
-            _decided(ended.estimate),
-            f"difference {_points(ended.estimate)} ({ended.pairs} pairs, {p_text(ended.p_value)})",
-        ),
+        _ends_higher(evidence, grpo),
         Claim(
             f"{label[srpo]} learns faster than {label[grpo]} (area under the training curve)",
             _decided(faster),
             f"difference {_points(faster)} over {len(areas(evidence, srpo))} seeds each",
         ),
     ]
-    for variant in evidence.trained:
-        if variant not in (srpo, grpo):
-            other = evidence.compare(variant, srpo)
-            found.append(
-                Claim(
-                    f"{label[srpo]} ends higher than {label[variant]}",
-                    _decided(other.estimate),
-                    f"difference {_points(other.estimate)} ({other.pairs} pairs, {p_text(other.p_value)})",
-                )
-            )
+    found += [_ends_higher(evidence, other) for other in evidence.trained if other not in (srpo, grpo)]
     for row in evidence.truth[evidence.truth["measure"] == "in groups"].to_dict("records"):
         right = Estimate(row["value"] - 0.5, row["low"] - 0.5, row["high"] - 0.5)
         found.append(
@@ -204,6 +193,15 @@ def claims(evidence: Evidence) -> list[Claim]:
             )
         )
     return found
+
+
+def _ends_higher(evidence: Evidence, other: str) -> Claim:
+    found = evidence.compare(other, evidence.srpo)
+    return Claim(
+        f"{evidence.variants[evidence.srpo]} ends higher than {evidence.variants[other]}",
+        _decided(found.estimate),
+        f"difference {_points(found.estimate)} ({found.pairs} pairs, {p_text(found.p_value)})",
+    )
 
 
 def _rate(value: Estimate) -> str:
@@ -302,9 +300,7 @@ def signal(evidence: Evidence) -> str:
     rows = []
     for suite in evidence.found.preset.suites:
         for variant in evidence.trained:
-            own = evidence.metrics[
-                (evidence.metrics["suite"] == suite) & (evidence.metrics["variant"] == variant)
-            ]
+            own = evidence.training(variant, suite)
             early = own[own["step"] <= max(1, own["step"].max() / 4)]
             cells = []
             for part in (early, own):
@@ -319,22 +315,11 @@ def signal(evidence: Evidence) -> str:
 
 
 def truth(evidence: Evidence) -> str:
-    """The table T3 against the truth, as text."""
-    rows = []
-    found = tables.cells(evidence.truth, "representation", "measure")
-    for name in dict.fromkeys(evidence.truth["representation"]):
-        cells = []
-        for measure in t3_truth.MEASURES:
-            row = found.get((name, measure))
-            if row is None or np.isnan(row["value"]):
-                cells.append("–")
-            else:
-                cells.append(
-                    f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] ({row['trajectories']:,})"
-                )
-        rows.append([name, *cells])
-    headings = (heading.replace("\n", " ") for heading in t3_truth.MEASURES.values())
-    return _table(["", *headings], rows)
+    """The table T3 against the truth: a value, its interval, the number of trajectories."""
+    shown = t3_truth.layout(evidence.truth, "")
+    rows = [row for group in shown.groups for row in group.rows]
+    cells = ([*row.label, *(" ".join(cell) for cell in row.cells)] for row in rows)
+    return _table([shown.corner, *shown.columns], cells)
 
 
 def seeds(evidence: Evidence) -> str:
@@ -342,15 +327,10 @@ def seeds(evidence: Evidence) -> str:
     rows = []
     for suite in evidence.found.preset.suites:
         for variant in evidence.trained:
-            here = evidence.metrics[
-                (evidence.metrics["suite"] == suite) & (evidence.metrics["variant"] == variant)
-            ]
-            for seed, own in here.groupby("seed"):
-                greedy = evidence.of(variant, suite)
+            greedy, runs = evidence.of(variant, suite), evidence.training(variant, suite).groupby("seed")
+            for (seed, own), area in zip(runs, areas(evidence, variant, suite), strict=True):
                 count = tables.counts(greedy[greedy["seed"] == seed])
-                curve = own["success_rate"].to_numpy()
                 ends = [part["successes"].sum() / part["episodes"].sum() for part in (own[:3], own[-3:])]
-                area = area_under_curve(own["step"].to_numpy(), curve)
                 rows.append(
                     [
                         SUITE_LABELS[suite],

@@ -320,9 +320,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     scores, missing = read_scores(arguments.scores, arguments.allow_incomplete)
     table = estimate(scores, tables.read_published(arguments.published, "T3"))
-    configs = [read_config(path, RewardBenchmarkStage) for path in arguments.scores]
-    manifests = {path.parent / "trajectories" / "manifest.json" for path in arguments.scores}
-    protocol = tables.configured_protocol(configs, sorted(manifests))
+    protocol = tables.benchmark_protocol(arguments.scores)
     lacking = tables.lacking([], "sets of scores", missing)
     tables.write(arguments, table, draw, lacking, layout(table, protocol))
 

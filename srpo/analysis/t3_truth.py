@@ -21,7 +21,7 @@ from srpo.analysis import style, tables, typeset
 from srpo.analysis.f1 import read_curves
 from srpo.analysis.io import REWARDS, ResultError, read_config, read_rows, run
 from srpo.analysis.stats import NAN, Estimate, percentile_interval
-from srpo.config import RewardBenchmarkStage, TrainStage
+from srpo.config import TrainStage
 
 RESAMPLES = 1_000
 """Bootstrap resamples."""
@@ -186,7 +186,7 @@ def of_training(runs: Mapping[str, Sequence[pd.DataFrame]], seed: int = 0) -> li
         for measure in ("in training", "in groups"):
             sums, weights, failures = np.array([found[measure] for found in measured]).T
             value = float(sums.sum() / weights.sum()) if weights.sum() else NAN
-            drawn = np.random.default_rng(seed).integers(0, len(each), (RESAMPLES, len(each)))
+            drawn = _drawn(len(each), np.random.default_rng(seed))
             with np.errstate(invalid="ignore"):
                 draws = sums[drawn].sum(axis=1) / weights[drawn].sum(axis=1)
             interval = percentile_interval(draws) if len(each) > 1 else (NAN, NAN)
@@ -211,6 +211,11 @@ def read_training(paths: Sequence[Path]) -> dict[str, list[pd.DataFrame]]:
         if config.world_model is not None:
             found.setdefault(config.world_model.name, []).append(read_rows(path, REWARDS))
     return found
+
+
+def estimate(curves: pd.DataFrame, training: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
+    """The tidy table, a row a (representation, measure), from what `read_curves` and `read_training` gave."""
+    return pd.DataFrame(of_trajectories(curves) + of_training(training)).astype({"runs": "Int64"})
 
 
 # What is shown.
@@ -280,11 +285,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     tables.add_typeset(parser)
     arguments = parser.parse_args(argv)
     curves, missing = read_curves(arguments.curves, arguments.allow_incomplete)
-    rows = of_trajectories(curves) + of_training(read_training(arguments.rewards))
-    table = pd.DataFrame(rows).astype({"runs": "Int64"})
-    configs = [read_config(path, RewardBenchmarkStage) for path in arguments.curves]
-    manifests = {path.parent / "trajectories" / "manifest.json" for path in arguments.curves}
-    protocol = tables.configured_protocol(configs, sorted(manifests))
+    table = estimate(curves, read_training(arguments.rewards))
+    protocol = tables.benchmark_protocol(arguments.curves)
     lacking = tables.lacking([], "sets of curves", missing)
     tables.write(arguments, table, draw, lacking, layout(table, protocol))
 

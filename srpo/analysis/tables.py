@@ -20,6 +20,7 @@ from srpo.analysis.io import (
     Schema,
     missing_rows,
     protocol_record,
+    read_config,
     read_episodes,
     read_mujoco,
     read_rows,
@@ -254,6 +255,13 @@ def configured_protocol(
     """The same for rollouts, whose rows do not record it: from their configurations and manifests."""
     record = configs[0].protocol.model_dump() | {"mujoco": read_mujoco(manifests)}
     return _protocol(record, {config.suite: config.protocol.max_steps for config in configs})
+
+
+def benchmark_protocol(scored: Sequence[Path]) -> str:
+    """The same for the trajectories behind files of the reward benchmark."""
+    configs = [read_config(path, RewardBenchmarkStage) for path in scored]
+    manifests = {path.parent / "trajectories" / "manifest.json" for path in scored}
+    return configured_protocol(configs, sorted(manifests))
 
 
 def _protocol(record: Mapping[str, Any], caps: Mapping[str, int]) -> str:
