@@ -378,8 +378,11 @@ class Train(Section):
     """Groups a step: one (task, initial state) each."""
     group_size: Annotated[int, Field(ge=2)]
     """Rollouts a group."""
-    temperature: Positive
-    """Sampling temperature of the action tokens."""
+    temperature: NonNegative
+    """Sampling temperature of the action tokens; 0, which is greedy, needs `residual_noise`."""
+    residual_noise: NonNegative
+    """For policies with a `residual`, and for them alone: standard deviation of the noise added to it, drawn
+    once a rollout. Reinforcement learning moves the residual towards what did well."""
     keep_success: Annotated[tuple[Fraction, Fraction], Field(strict=False)]
     """Groups whose success rate lies outside this range are left out of the update (dynamic sampling)."""
     resample: Whole
@@ -433,6 +436,10 @@ class Train(Section):
         if not any(low <= count / self.group_size <= high for count in range(self.group_size + 1)):
             raise ValueError(
                 f"keep_success [{low}, {high}] leaves out every group of group_size {self.group_size}"
+            )
+        if self.temperature == 0 and self.residual_noise == 0:
+            raise ValueError(
+                "temperature 0 without residual_noise: all rollouts of a group would be the same"
             )
         if self.target is not None and not self.evaluate_every:
             raise ValueError("target needs evaluate_every: without evaluation it is never reached")
@@ -616,6 +623,15 @@ class Settings(Section):
     evaluate: Evaluate
     plus: Plus
     reward_benchmark: RewardBenchmark
+
+    @model_validator(mode="after")
+    def _residual_explores(self) -> Settings:
+        if self.policy.residual != (self.train.residual_noise > 0):
+            raise ValueError(
+                f"policy.residual {str(self.policy.residual).lower()} with train.residual_noise "
+                f"{self.train.residual_noise}: a residual learns from noise on it, so set both or neither"
+            )
+        return self
 
 
 class Table(Section):

@@ -40,9 +40,9 @@ from srpo.locks import held
 from srpo.manifest import sha256, write_manifest
 from srpo.policies.openvla_oft import Inputs, OpenVLAOFT, load_policy, save_policy
 from srpo.rewards.progress import ShapedRewards, shape_rewards
-from srpo.rollout import Rollouts
+from srpo.rollout import Rollouts, draw_noise
 from srpo.tracking import make_accelerator, scalars, start_trackers
-from srpo.types import PROPRIO_DIM, TOKENS, Episode, EpisodeSpec, FailedRun
+from srpo.types import ACTION_DIM, PROPRIO_DIM, TOKENS, Episode, EpisodeSpec, FailedRun
 from srpo.world_models import WorldModel, load_world_model
 
 # Which episodes.
@@ -82,7 +82,17 @@ def episode_specs(
     for group, (task, state) in enumerate(prompts, first_group):
         for member in range(config.train.group_size):
             seed = np.random.SeedSequence([config.seed, step, group, member]).generate_state(1)[0]
-            specs.append(EpisodeSpec(config.suite, task, state, int(seed), config.train.temperature, frames))
+            specs.append(
+                EpisodeSpec(
+                    config.suite,
+                    task,
+                    state,
+                    int(seed),
+                    config.train.temperature,
+                    frames,
+                    noise=config.train.residual_noise,
+                )
+            )
     return specs
 
 
@@ -280,23 +290,56 @@ def score(
 
 
 @dataclass(frozen=True)
-class Queries:
-    """The policy queries of some episodes: Q of them, as tensors on the policy's device."""
+class Choices:
+    """What was drawn in some episodes and why, N draws as tensors on the policy's device.
+
+    chosen     int64 (N, 56) the tokens of a policy query each; of a policy with a residual: float (N, 7) the
+               lean of an episode each
+    log_probs  float, as `chosen`: when it was drawn
+    valid      bool, as `chosen`: whether it counts
+    advantages float (N,) of its episode
+    """
 
     inputs: Inputs
-    tokens: torch.Tensor
+    chosen: torch.Tensor
     log_probs: torch.Tensor
     valid: torch.Tensor
     advantages: torch.Tensor
 
 
-def gather_queries(
-    policy: OpenVLAOFT, suite: str, episodes: Sequence[Episode], advantages: NDArray[np.float64]
-) -> Queries:
-    """All queries of some episodes (at least one), one after the other."""
-    words = [load_task(suite, e.spec.task_id).language for e in episodes for _ in e.images]
+def gather_choices(
+    config: TrainStage, policy: OpenVLAOFT, episodes: Sequence[Episode], advantages: NDArray[np.float64]
+) -> Choices:
+    """What was drawn in some episodes (at least one): with a residual their leans, else their tokens."""
+    return (_leans if config.train.residual_noise else _queries)(config, policy, episodes, advantages)
+
+
+def _leans(
+    config: TrainStage, policy: OpenVLAOFT, episodes: Sequence[Episode], advantages: NDArray[np.float64]
+) -> Choices:
     inputs = policy.prepare(
-        suite,
+        config.suite,
+        np.stack([e.images[0] for e in episodes]),
+        [load_task(config.suite, e.spec.task_id).language for e in episodes],
+        np.stack([e.proprio[0] for e in episodes]),
+    ).to(policy.device)
+    leans = torch.from_numpy(np.stack([e.lean for e in episodes])).to(policy.device)
+    noise = torch.stack([draw_noise(e.spec)[1] for e in episodes]).to(policy.device)
+    return Choices(
+        inputs,
+        leans,
+        torch.distributions.Normal(0.0, config.train.residual_noise).log_prob(noise),
+        torch.tensor([[e.steps > 0] for e in episodes], device=policy.device).expand(leans.shape),
+        torch.from_numpy(advantages).float().to(policy.device),
+    )
+
+
+def _queries(
+    config: TrainStage, policy: OpenVLAOFT, episodes: Sequence[Episode], advantages: NDArray[np.float64]
+) -> Choices:
+    words = [load_task(config.suite, e.spec.task_id).language for e in episodes for _ in e.images]
+    inputs = policy.prepare(
+        config.suite,
         np.concatenate([e.images for e in episodes]),
         words,
         np.concatenate([e.proprio for e in episodes]),
@@ -307,13 +350,22 @@ def gather_queries(
         return torch.from_numpy(np.concatenate([getattr(e, name) for e in episodes])).to(device)
 
     repeated = np.repeat(advantages, [len(e.images) for e in episodes])
-    return Queries(
+    return Choices(
         inputs.to(device),
         joined("tokens"),
         joined("log_probs"),
         joined("valid"),
         torch.from_numpy(repeated).float().to(device),
     )
+
+
+def likelihood(
+    train: Train, policy: OpenVLAOFT, inputs: Inputs, chosen: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of what was chosen, and the entropy of what it was drawn from, both as `chosen`."""
+    if train.residual_noise:
+        return policy.lean_log_probs(inputs, chosen, train.residual_noise)
+    return policy.log_probs(inputs, chosen, train.temperature)
 
 
 def blank_episode(config: TrainStage) -> Episode:
@@ -331,6 +383,7 @@ def blank_episode(config: TrainStage) -> Episode:
         frames=np.zeros((0, size, size, 3), np.uint8),
         path=np.zeros((1, 3), np.float32),
         way_left=np.zeros(1, np.float32),
+        lean=np.zeros(ACTION_DIM, np.float32),
         wall_seconds=0.0,
     )
 
@@ -369,30 +422,31 @@ def update(
         order = np.random.default_rng([config.seed, step, epoch]).permutation(groups)
         for start in range(0, len(order), train.minibatch):
             members = np.isin(batch.groups, order[start : start + train.minibatch]) & scores.kept
-            # A process's share of the whole mini-batch's tokens, whichever processes its episodes are with:
+            # A process's share of the whole mini-batch's draws, whichever processes its episodes are with:
             # losses and gradients are means over processes.
-            normaliser = float(batch.tokens[members].sum()) / accelerator.num_processes
+            draws = ACTION_DIM * members.sum() if train.residual_noise else batch.tokens[members].sum()
+            normaliser = float(draws) / accelerator.num_processes
             own = [k for k in np.flatnonzero(members) if batch.outcomes[k].number in batch.episodes]
             episodes = [batch.episodes[batch.outcomes[k].number] for k in own] or [blank_episode(config)]
             advantages = scores.advantages[own] if own else np.zeros(1)
-            queries = gather_queries(policy, config.suite, episodes, advantages)
+            choices = gather_choices(config, policy, episodes, advantages)
             optimiser.zero_grad()
             log = torch.zeros(5, dtype=torch.float64)
-            for at in range(0, max(gather_object([len(queries.tokens)])), train.microbatch):
+            for at in range(0, max(gather_object([len(choices.chosen)])), train.microbatch):
                 # As often in every process, for FSDP: one that has run out takes a query without weight.
-                left = at < len(queries.tokens)
+                left = at < len(choices.chosen)
                 part = slice(at, at + train.microbatch) if left else slice(1)
-                inputs, tokens = queries.inputs[part], queries.tokens[part]
-                log_probs, entropy = policy.log_probs(inputs, tokens, train.temperature)
+                inputs, chosen = choices.inputs[part], choices.chosen[part]
+                log_probs, entropy = likelihood(train, policy, inputs, chosen)
                 reference_log_probs = None
                 if reference is not None:
                     with torch.no_grad():
-                        reference_log_probs, _ = reference.log_probs(inputs, tokens, train.temperature)
+                        reference_log_probs, _ = likelihood(train, reference, inputs, chosen)
                 loss = objective(
                     log_probs,
-                    queries.log_probs[part],
-                    queries.advantages[part],
-                    queries.valid[part] & left,
+                    choices.log_probs[part],
+                    choices.advantages[part],
+                    choices.valid[part] & left,
                     normaliser,
                     reference_log_probs=reference_log_probs,
                     kl_weight=train.kl,
@@ -745,6 +799,13 @@ def begin(
     # Dropout-free in both modes; one mode, so that sampling and learning see the same network.
     policy.eval()
     torch.manual_seed(config.seed)  # adapters start at random
+    noise = config.train.residual_noise
+    if (policy.residual is None) != (noise == 0):
+        has = "has no" if policy.residual is None else "has a"
+        raise SystemExit(
+            f"{initial}: the policy {has} residual, and train.residual_noise is {noise}: a residual learns "
+            "from noise on it; set policy.residual and train.residual_noise both or neither; run SFT again"
+        )
     policy.make_trainable(reinforcement=True)
     optimiser = sft.adamw(policy, config.train.learning_rate, config.train.weight_decay)
     if is_sharded(accelerator):

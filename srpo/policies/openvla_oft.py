@@ -252,11 +252,20 @@ class OpenVLAOFT(PreTrainedModel):
         projected: torch.Tensor = self.projector(self.vision_backbone(pixels))
         return projected
 
-    def action_logits(self, inputs: Inputs, patches: torch.Tensor | None = None) -> torch.Tensor:
+    def leans(self, inputs: Inputs) -> torch.Tensor:
+        """The residual of each observation's instruction, float32 (N, 7); zeros for a policy without one."""
+        if self.residual is None:
+            return torch.zeros(len(inputs), ACTION_DIM, device=inputs.ids.device)
+        return self.residual[_numbers(inputs)].float()
+
+    def action_logits(
+        self, inputs: Inputs, patches: torch.Tensor | None = None, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Logits of the 256 action tokens at the 56 positions, float32 (N, 56, 256).
 
         Args:
             patches: the result of `encode_images`, if it is at hand already.
+            noise: float (N, 7), added to the residual.
         """
         if patches is None:
             patches = self.encode_images(inputs.pixels)
@@ -292,14 +301,19 @@ class OpenVLAOFT(PreTrainedModel):
         rows = self.language_model.lm_head.weight[vocab - action_tokens.BINS : vocab].flip(0)
         logits = F.linear(hidden[:, start : start + TOKENS], rows).float()
         if self.residual is not None:
-            lean = self.residual[_numbers(inputs)].float().repeat(1, CHUNK)
+            lean = self.leans(inputs)
+            if noise is not None:
+                lean = lean + noise.to(lean)
+            lean = lean.repeat(1, CHUNK)
             # Of a Gaussian of variance σ² the mean moves by lean·σ², in units of half the range.
             logits = logits + lean[..., None] * torch.linspace(-1, 1, action_tokens.BINS, device=lean.device)
         return logits
 
-    def forward(self, inputs: Inputs, patches: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, inputs: Inputs, patches: torch.Tensor | None = None, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """`action_logits`: what FSDP wraps, so all else goes through it."""
-        return self.action_logits(inputs, patches)
+        return self.action_logits(inputs, patches, noise)
 
     def log_probs(
         self, inputs: Inputs, tokens: torch.Tensor, temperature: float
@@ -312,15 +326,29 @@ class OpenVLAOFT(PreTrainedModel):
         chosen = log_p.gather(-1, tokens[..., None])[..., 0]
         return chosen, -(log_p.exp() * log_p).sum(-1)
 
+    def lean_log_probs(
+        self, inputs: Inputs, leans: torch.Tensor, deviation: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-densities of `leans` float (N, 7) and the entropy, both (N, 7): drawn around the residual with
+        this standard deviation. Given its lean, an episode's tokens do not depend on the residual, so these
+        are all of its likelihood that learns (Sehnke et al. 2010, doi:10.1016/j.neunet.2009.12.004)."""
+        drawn = torch.distributions.Normal(self.leans(inputs), deviation)
+        return drawn.log_prob(leans), drawn.entropy()
+
     @torch.inference_mode()
     def act(
-        self, inputs: Inputs, temperature: float, generators: Sequence[torch.Generator] | None = None
+        self,
+        inputs: Inputs,
+        temperature: float,
+        generators: Sequence[torch.Generator] | None = None,
+        noise: torch.Tensor | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Choose the tokens of one chunk for each observation.
 
         Args:
             temperature: 0 is greedy.
             generators: one CPU generator for each observation, so that an episode's draws are its own.
+            noise: float (N, 7), added to the residual, where there is one.
 
         Returns:
             tokens int64 (N, 56) and their log-probabilities float32 (N, 56) (zeros when greedy).
@@ -328,7 +356,7 @@ class OpenVLAOFT(PreTrainedModel):
         Raises:
             FloatingPointError: the logits are not finite; greedy decoding would hide it.
         """
-        logits = self(inputs.to(self.device)).cpu()
+        logits = self(inputs.to(self.device), noise=noise).cpu()
         if not torch.isfinite(logits).all():
             raise FloatingPointError("the policy's logits are not finite: its weights are broken")
         if temperature == 0:

@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from sweeping import sweeping_policy, write_config
+from test_training import TRAINING
+
+from srpo.policies.openvla_oft import create_policy, save_policy
 
 pytestmark = pytest.mark.integration
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -34,3 +39,32 @@ def test_a_steps_parts_are_all_there(tmp_path: Path) -> None:
     parts = {"simulate", "render", "policy", "other", "encode", "reward", "update"}
     assert set(table["part"]) == parts and (table["seconds"] > 0).all()
     assert table["share"].sum() == pytest.approx(1)
+
+
+def test_gradients_of_steps_are_compared(tmp_path: Path) -> None:
+    """A policy whose success noise decides, of either kind."""
+    torch.manual_seed(0)
+    plain = sweeping_policy()
+    settings = plain.settings.model_copy(update={"residual": True})
+    policy = create_policy(settings, plain.tokenizer, plain.config.norm_stats)
+    policy.load_state_dict(plain.state_dict(), strict=False)
+    save_policy(policy, tmp_path / "policy")
+    train = {"prompts": 1, "minibatch": 1, "group_size": 4, "residual_noise": 1.0}
+    config = TRAINING.model_copy(
+        update={
+            "world_model": None,
+            "reward": TRAINING.reward.model_copy(update={"shaping": "none"}),
+            "train": TRAINING.train.model_copy(update=train),
+        }
+    )
+    options = {"config": write_config(tmp_path / "config.yaml", config), "policy": tmp_path / "policy"}
+    options |= {"scratch": tmp_path / "scratch", "steps": 2, "out": tmp_path / "gradients.csv"}
+    result = run(
+        "gradients.py", *(str(part) for name, value in options.items() for part in (f"--{name}", value))
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    table = pd.read_csv(tmp_path / "gradients.csv")
+    ways = [("tokens", "all weights"), ("tokens", "residual"), ("residual", "residual")]
+    assert list(zip(table["noise on"], table["gradient of"], strict=True)) == ways
+    assert table["cosine"].between(-1, 1).all() and (table["episodes"] == 8).all()
+    assert table["successes"].between(1, 7).all()

@@ -58,6 +58,7 @@ TRAINING = TrainStage(
         prompts=2,
         group_size=2,
         temperature=1.0,
+        residual_noise=0.0,
         keep_success=(0.0, 1.0),
         resample=0,
         learning_rate=1e-3,

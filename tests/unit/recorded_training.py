@@ -41,8 +41,9 @@ def episode(spec: EpisodeSpec, success: bool, steps: int, policy: OpenVLAOFT) ->
     frames = rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     path = np.zeros((steps + 1, 3), np.float32)
     way_left = np.linspace(1, 0 if success else 0.3, steps + 1, dtype=np.float32)
+    lean = np.zeros(7, np.float32)
     return Episode(
-        spec, success, steps, images, proprio, tokens, log_probs, valid, frames, path, way_left, 0.1
+        spec, success, steps, images, proprio, tokens, log_probs, valid, frames, path, way_left, lean, 0.1
     )
 
 

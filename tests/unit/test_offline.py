@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
-from policies import SUITE, small_policy
+from policies import small_policy
 from pydantic import ValidationError
 from recorded_training import RecordedRollouts
 from safetensors.torch import load_file
@@ -60,10 +60,10 @@ def test_what_is_learnt_is_what_the_better_episodes_did() -> None:
         objective = offline.weighted_objective(Offline(beta=0.05, max_weight=20.0))
         trainer.update(settings, policy, None, optimiser, Accelerator(), data, scores, 1, objective)
         signs = np.array([1.0 if data.episodes[k].success else -1.0 for k in data.episodes])
-        queries = trainer.gather_queries(policy, SUITE, list(data.episodes.values()), signs)
+        choices = trainer.gather_choices(settings, policy, list(data.episodes.values()), signs)
         with torch.no_grad():
-            log_probs, _ = policy.log_probs(queries.inputs, queries.tokens, 1.0)
-        return float((log_probs * queries.valid * queries.advantages[:, None]).sum())
+            log_probs, _ = policy.log_probs(choices.inputs, choices.chosen, 1.0)
+        return float((log_probs * choices.valid * choices.advantages[:, None]).sum())
 
     assert preference(right) > preference(replace(right, advantages=-right.advantages)) + 1
 

@@ -1,14 +1,26 @@
-"""The residual: what it does to the actions, and that reinforcement learning trains it alone."""
+"""The residual: what it does to the actions, and how reinforcement learning trains it, and it alone."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from math import log, pi
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from policies import SUITE, observations, small_policy
 from pydantic import ValidationError
+from test_trainer import batch, scored, stage
 
-from srpo.config import Lora, Policy
+from srpo import offline, trainer
+from srpo.config import Lora, Offline, Policy
 from srpo.envs.libero import load_task
+from srpo.envs.pool import Query
 from srpo.policies.openvla_oft import OpenVLAOFT, _numbers, create_policy, load_policy, save_policy
+from srpo.rollout import Rollouts, draw_noise
+from srpo.types import EpisodeSpec
 
 
 @pytest.fixture
@@ -82,3 +94,138 @@ def test_it_does_not_go_with_adapters() -> None:
     settings = small_policy().settings.model_dump()
     with pytest.raises(ValidationError, match="set lora null, or residual false"):
         Policy.model_validate({**settings, "residual": True, "lora": Lora(rank=2, alpha=4).model_dump()})
+
+
+NOISE = 0.5
+
+
+def residual_of(policy: OpenVLAOFT, task: int) -> torch.Tensor:
+    """The residual's row of a task's instruction, which may be written to."""
+    images, _, proprio = observations(1)
+    number = _numbers(policy.prepare(SUITE, images, [load_task(SUITE, task).language], proprio))[0]
+    return policy.residual.data[number]
+
+
+def explored(policy: OpenVLAOFT, config: trainer.TrainStage) -> trainer.Batch:
+    """A step's episodes, whose leans are what the policy would have drawn: success is to lean up in z."""
+    noise = [
+        draw_noise(spec)[1] for spec in trainer.episode_specs(config, 1, trainer.sample_prompts(config, 1))
+    ]
+    data = batch(config, "".join("01"[int(z[2] > 0)] for z in noise), small_policy())
+    episodes = {
+        k: replace(e, lean=(residual_of(policy, e.spec.task_id) + noise[k]).numpy())
+        for k, e in data.episodes.items()
+    }
+    return replace(data, episodes=episodes)
+
+
+def test_what_is_likely_of_a_lean(policy: OpenVLAOFT) -> None:
+    """Golden: the logarithm of a normal density, and its entropy."""
+    residual_of(policy, 7)[:] = torch.arange(7.0)
+    images, _, proprio = observations(1)
+    inputs = policy.prepare(SUITE, images, [load_task(SUITE, 7).language], proprio)
+    found, entropy = policy.lean_log_probs(inputs, torch.arange(7.0)[None] + 1.0, 0.5)
+    expected = -0.5 * (1.0 / 0.5) ** 2 - log(0.5) - 0.5 * log(2 * pi)
+    torch.testing.assert_close(found, torch.full((1, 7), expected))
+    torch.testing.assert_close(entropy, torch.full((1, 7), 0.5 + 0.5 * log(2 * pi) + log(0.5)))
+
+
+def test_noise_moves_the_actions_as_the_residual_does(policy: OpenVLAOFT) -> None:
+    inputs = policy.prepare(SUITE, *observations(1))
+    noise = torch.linspace(-2, 2, 7)
+    moved = policy(inputs, noise=noise[None])
+    policy.residual.data[_numbers(inputs)[0]] = noise
+    torch.testing.assert_close(policy(inputs), moved)
+    assert (moved.argmax(-1) != small_policy()(inputs).argmax(-1)).any()
+
+
+def test_noise_is_drawn_once_an_episode(policy: OpenVLAOFT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two episodes whose queries come in turns: each acts, and says that it did, under its own noise."""
+    residual_of(policy, 7)[:] = 0.3
+    specs = [EpisodeSpec(SUITE, 7, 0, seed, 0.0, noise=NOISE) for seed in (1, 2)]
+    images, _, proprio = observations(1)
+    seen: list[torch.Tensor] = []
+
+    class Pool:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def run(self, specs: Sequence[EpisodeSpec], act, size: int):  # type: ignore[no-untyped-def]
+            words = load_task(SUITE, 7).language
+            for query in range(3):
+                for worker, spec in enumerate(specs):
+                    act([Query(worker, spec, query == 0, words, images[0], proprio[0])])
+            data = batch(stage(), "1" * 16, small_policy())
+            yield from (replace(next(iter(data.episodes.values())), spec=spec) for spec in specs)
+
+    act = policy.act
+
+    def noticed(inputs, temperature, generators, noise):  # type: ignore[no-untyped-def]
+        seen.append(noise[0])
+        return act(inputs, temperature, generators, noise)
+
+    monkeypatch.setattr("srpo.rollout.EnvPool", Pool)
+    monkeypatch.setattr(policy, "act", noticed)
+    episodes = list(Rollouts(SUITE, stage().protocol, policy, workers=2).run(specs))
+    drawn = [draw_noise(spec)[1] for spec in specs]
+    assert all(torch.equal(noise, drawn[k % 2]) for k, noise in enumerate(seen)) and len(seen) == 6
+    assert not torch.equal(*drawn)
+    for episode, noise in zip(episodes, drawn, strict=True):
+        np.testing.assert_allclose(episode.lean, noise + 0.3)
+    with pytest.raises(ValueError, match="no residual to add noise to"):
+        list(Rollouts(SUITE, stage().protocol, small_policy(), workers=2).run(specs))
+
+
+@pytest.mark.parametrize("start", [0.0, 0.4])
+def test_it_learns_to_lean_as_the_better_episodes_did(policy: OpenVLAOFT, start: float) -> None:
+    config = stage({"residual_noise": NOISE, "prompts": 8, "minibatch": 8, "kl": 0.1})
+    for task in config.tasks:
+        residual_of(policy, task)[:] = start
+    policy.make_trainable(reinforcement=True)
+    data = explored(policy, config)
+    scores = scored(config, data)
+    reference = copy.deepcopy(policy)  # at which the KL penalty pulls nowhere
+    optimiser = torch.optim.SGD([policy.residual], lr=1.0)
+    objective = trainer.clipped_objective(config.train)
+    learnt = trainer.update(config, policy, reference, optimiser, Accelerator(), data, scores, 1, objective)
+    assert learnt["update_kl"] == pytest.approx(0, abs=1e-9), "the noise was drawn around this very residual"
+    for task in config.tasks:
+        moved = residual_of(policy, task) - start
+        assert moved[2] > moved[[0, 1, 3, 4, 5, 6]].abs().max()
+    # By hand: the mean over all draws of A·noise/σ² (the group is kept whole, and nothing is clipped).
+    noise = torch.stack([draw_noise(e.spec)[1] for e in data.episodes.values()])
+    mine = torch.tensor([e.spec.task_id == 7 for e in data.episodes.values()])
+    teaches = torch.from_numpy(scores.kept & scores.signal)
+    weight = torch.from_numpy(scores.advantages).float() * (mine & teaches)
+    expected = (weight[:, None] * noise).sum(0) / NOISE**2 / (7 * teaches.sum())
+    torch.testing.assert_close(residual_of(policy, 7) - start, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_it_learns_from_a_fixed_set(policy: OpenVLAOFT) -> None:
+    """Regression: towards the leans of the better episodes, pass after pass."""
+    config = stage({"residual_noise": NOISE, "minibatch": 4, "offline": Offline(beta=0.3, max_weight=20.0)})
+    policy.make_trainable(reinforcement=True)
+    data = explored(policy, config)
+    scores = scored(config, data)
+    optimiser = torch.optim.SGD([policy.residual], lr=0.1)
+    objective = offline.weighted_objective(Offline(beta=0.3, max_weight=20.0))
+    for step in range(40):
+        trainer.update(config, policy, None, optimiser, Accelerator(), data, scores, step, objective)
+    for task in config.tasks:
+        own = [k for k, e in enumerate(data.episodes.values()) if e.spec.task_id == task]
+        weight = np.exp(scores.advantages[own] / 0.3).clip(max=20)
+        leans = np.stack([e.lean for e in data.episodes.values()])[own]
+        expected = (weight[:, None] * leans).sum(0) / weight.sum()
+        np.testing.assert_allclose(residual_of(policy, task), expected, atol=0.02)
+
+
+def test_residual_and_noise_go_together(policy: OpenVLAOFT, tmp_path: Path) -> None:
+    save_policy(small_policy(), tmp_path / "plain")
+    save_policy(policy, tmp_path / "residual")
+    for folder, noise in (("plain", 0.5), ("residual", 0.0)):
+        config = stage({"residual_noise": noise})
+        with pytest.raises(SystemExit, match=f"{folder}: the policy has .*both or neither"):
+            trainer.begin(config, tmp_path / folder, None, None, tmp_path / "out", tmp_path / "scratch")
+    with pytest.raises(ValidationError, match="temperature 0 without residual_noise"):
+        stage({"temperature": 0.0})
+    assert stage({"temperature": 0.0, "residual_noise": 0.1}).train.temperature == 0

@@ -30,10 +30,11 @@ TASKS = (7, 8)
 
 def stage(train: dict | None = None, reward: dict | None = None, pixel: bool = True) -> TrainStage:
     settings = dict(
-        steps=3, prompts=4, group_size=4, temperature=1.0, keep_success=(0.0, 1.0), learning_rate=1e-2,
-        weight_decay=0.0, minibatch=2, microbatch=1000, epochs=1, clip_low=0.2, clip_high=0.28, kl=0.0,
-        entropy=0.0, grad_clip=1e9, checkpoint_every=1, resample=0, warmup=0.0, schedule="constant",
-        offline=None, evaluate_every=0, evaluate_states=2, target=None, keep_checkpoints=2, trackers=(),
+        steps=3, prompts=4, group_size=4, temperature=1.0, residual_noise=0.0, keep_success=(0.0, 1.0),
+        learning_rate=1e-2, weight_decay=0.0, minibatch=2, microbatch=1000, epochs=1, clip_low=0.2,
+        clip_high=0.28, kl=0.0, entropy=0.0, grad_clip=1e9, checkpoint_every=1, resample=0, warmup=0.0,
+        schedule="constant", offline=None, evaluate_every=0, evaluate_states=2, target=None,
+        keep_checkpoints=2, trackers=(),
     )  # fmt: skip
     shaping = dict(
         shaping="paper",
@@ -273,10 +274,10 @@ def test_an_update_makes_better_episodes_likelier() -> None:
     advantages = np.array([scores.advantages[k] for k in data.episodes])
 
     def surrogate() -> float:
-        queries = trainer.gather_queries(policy, SUITE, list(data.episodes.values()), advantages)
+        choices = trainer.gather_choices(config, policy, list(data.episodes.values()), advantages)
         with torch.no_grad():
-            log_probs, _ = policy.log_probs(queries.inputs, queries.tokens, 1.0)
-        return float((log_probs * queries.valid * queries.advantages[:, None]).sum())
+            log_probs, _ = policy.log_probs(choices.inputs, choices.chosen, 1.0)
+        return float((log_probs * choices.valid * choices.advantages[:, None]).sum())
 
     before = surrogate()
     learn(config, policy, None, optimiser, data, scores)
