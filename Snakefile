@@ -34,4 +34,5 @@ rule all:
         tables(),
         figures(),
         videos(),
+        headline(),
         gallery(),

@@ -27,7 +27,7 @@ from rollout import tiny_policy
 from tqdm import tqdm
 from transformers import VJEPA2Model
 
-from srpo import sft, trainer
+from srpo import trainer
 from srpo.config import TrainStage
 from srpo.envs.libero import LiberoEnv
 from srpo.envs.pool import Answer, pictures_shape, run_episode
@@ -117,7 +117,7 @@ def measure(count: int) -> pd.DataFrame:
     embeddings = clock.timed("encode", trainer.embed)(batch, world_model, accelerator)
     scores = clock.timed("reward", trainer.score)(config, batch, embeddings)
     policy.make_trainable(reinforcement=True)
-    optimiser = sft.adamw(policy, config.train.learning_rate, config.train.weight_decay)
+    optimiser = trainer.make_optimiser(policy, config.train)
     objective = trainer.clipped_objective(config.train)
     learnt = clock.timed("update", trainer.update)(
         config, policy, None, optimiser, accelerator, batch, scores, 1, objective

@@ -380,7 +380,7 @@ class Train(Section):
     """Rollouts a group."""
     temperature: NonNegative
     """Sampling temperature of the action tokens; 0, which is greedy, needs `residual_noise`."""
-    residual_noise: NonNegative
+    residual_noise: NonNegative = 0.0
     """For policies with a `residual`, and for them alone: standard deviation of the noise added to it, drawn
     once a rollout. Reinforcement learning moves the residual towards what did well."""
     keep_success: Annotated[tuple[Fraction, Fraction], Field(strict=False)]
@@ -388,7 +388,8 @@ class Train(Section):
     resample: Whole
     """Further rounds of rollouts a step at most, each with as many new groups as were left out so far."""
     learning_rate: Positive
-    """AdamW's; with a `schedule`, its highest value."""
+    """AdamW's. A residual's: 1 moves it by the mean over the task's rollouts of advantage × noise. With a
+    `schedule`, its highest value."""
     warmup: Fraction
     """Share of the steps over which the learning rate rises."""
     schedule: Literal["constant", "cosine"]

@@ -422,10 +422,14 @@ def update(
         order = np.random.default_rng([config.seed, step, epoch]).permutation(groups)
         for start in range(0, len(order), train.minibatch):
             members = np.isin(batch.groups, order[start : start + train.minibatch]) & scores.kept
-            # A process's share of the whole mini-batch's draws, whichever processes its episodes are with:
+            # A process's share of the whole mini-batch's tokens, whichever processes its episodes are with:
             # losses and gradients are means over processes.
-            draws = ACTION_DIM * members.sum() if train.residual_noise else batch.tokens[members].sum()
-            normaliser = float(draws) / accelerator.num_processes
+            weight = float(batch.tokens[members].sum())
+            if train.residual_noise:
+                # A task's rollouts, those of groups that were left out included: the fewer groups teach, the
+                # smaller the step. Over σ², for the natural gradient: the weighted mean of the noise.
+                weight = train.minibatch * train.group_size / len(config.tasks) / train.residual_noise**2
+            normaliser = weight / accelerator.num_processes
             own = [k for k in np.flatnonzero(members) if batch.outcomes[k].number in batch.episodes]
             episodes = [batch.episodes[batch.outcomes[k].number] for k in own] or [blank_episode(config)]
             advantages = scores.advantages[own] if own else np.zeros(1)
@@ -807,7 +811,7 @@ def begin(
             "from noise on it; set policy.residual and train.residual_noise both or neither; run SFT again"
         )
     policy.make_trainable(reinforcement=True)
-    optimiser = sft.adamw(policy, config.train.learning_rate, config.train.weight_decay)
+    optimiser = make_optimiser(policy, config.train)
     if is_sharded(accelerator):
         require_whole_weights(policy.settings)
         accelerator.prepare(policy, optimiser)  # changes both in place
@@ -848,6 +852,14 @@ def begin(
             print(f"warning: {line}", flush=True)
     start_trackers(accelerator, config, identity[:16], run.done)
     return run
+
+
+def make_optimiser(policy: OpenVLAOFT, train: Train) -> torch.optim.Optimizer:
+    """AdamW; for a residual plain gradient descent, because its gradient's size says how much there was to
+    learn from. AdamW would make a full step of what noise a single group leaves."""
+    if policy.residual is None:
+        return sft.adamw(policy, train.learning_rate, train.weight_decay)
+    return torch.optim.SGD([policy.residual], train.learning_rate, weight_decay=train.weight_decay)
 
 
 def load_frozen(initial: Path, policy: OpenVLAOFT, accelerator: Accelerator) -> OpenVLAOFT:

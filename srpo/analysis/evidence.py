@@ -130,7 +130,7 @@ def mean_over_tasks(evidence: Evidence, variant: str) -> Estimate:
 
 
 def areas(evidence: Evidence, variant: str, suite: str | None = None) -> list[float]:
-    """Mean success of the sampled rollouts over training, of each seed; the mean over suites for None."""
+    """Mean success of the training rollouts, of each seed; the mean over suites for None."""
     found = []
     for _, runs in evidence.training(variant, suite).groupby("seed"):
         curves = [one for _, one in runs.groupby("suite")]
@@ -323,7 +323,7 @@ def truth(evidence: Evidence) -> str:
 
 
 def seeds(evidence: Evidence) -> str:
-    """Every run: sampled success in the first and last three steps, the area, greedy success."""
+    """Every run: success of rollouts in the first and last three steps, the area, greedy success."""
     rows = []
     for suite in evidence.found.preset.suites:
         for variant in evidence.trained:

@@ -1,4 +1,4 @@
-"""Figure F2: success rate of the sampled training rollouts, against RL steps and against episodes.
+"""Figure F2: success rate of the training rollouts, against RL steps and against episodes.
 
 How fast each variant learns is also in numbers: the area under its curve, and the RL steps, episodes and
 simulated seconds that it took to reach some levels. Every metrics.csv has its run's resolved `config.yaml`
@@ -182,9 +182,7 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
         "the largest area, where the 95% interval of its difference to the second largest (Welch, over "
         "seeds) lies above 0: one seed has none, and times are not compared.",
     ]
-    caption = (
-        f"How fast success of the sampled training rollouts grows: percent, and time to reach it. {protocol}"
-    )
+    caption = f"How fast success of the training rollouts grows: percent, and time to reach it. {protocol}"
     columns = ["Area", *(f"{100 * level:.0f}%" for level in LEVELS)]
     return typeset.Table(caption, "Variant", columns, groups, notes)
 
@@ -201,29 +199,34 @@ def _reach(row: Mapping[str, Any]) -> str:
 def draw(table: pd.DataFrame) -> Figure:
     """Lines with bands: a column a suite, against RL steps above and against episodes below."""
     suites = list(dict.fromkeys(table["suite"]))
-    variants = dict(zip(table["variant"], table["label"], strict=True))
     size = (min(style.FULL_WIDTH, max(3.4, 0.6 + 1.75 * len(suites))), 3.9)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(2, len(suites), sharey=True, squeeze=False)
     for panels, (column, name) in zip(
         grid, (("step", "RL step"), ("episodes_so_far", "episodes")), strict=True
     ):
-        widest = float(table[column].max())
         for axes, suite in zip(panels, suites, strict=True):
-            for place, (variant, label) in enumerate(variants.items()):
-                own = table[(table["suite"] == suite) & (table["variant"] == variant)]
-                _curve(axes, own, column, label, style.look(variant), style.DASHES[place % 4])
-            margin = 0.03 * widest if column == "episodes_so_far" else 0.3
-            left = 0.0 if column == "episodes_so_far" else 1.0
-            axes.set(xlim=(left - margin, widest + margin), ylim=(-3, 103), xlabel=name)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4, min_n_ticks=1))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            panel(axes, table, suite, column, name)
         panels[0].set_ylabel("success of rollouts (%)")
     for axes, suite in zip(grid[0], suites, strict=True):
         axes.set_title(tables.SUITE_LABELS[suite])
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
     return figure
+
+
+def panel(axes: Axes, table: pd.DataFrame, suite: str, column: str, name: str) -> None:
+    """All variants' lines in one suite, against a column of the tidy table, over the range of all suites."""
+    widest = float(table[column].max())
+    variants = dict(zip(table["variant"], table["label"], strict=True))
+    for place, (variant, label) in enumerate(variants.items()):
+        own = table[(table["suite"] == suite) & (table["variant"] == variant)]
+        _curve(axes, own, column, label, style.look(variant), style.DASHES[place % 4])
+    margin = 0.03 * widest if column == "episodes_so_far" else 0.3
+    left = 0.0 if column == "episodes_so_far" else 1.0
+    axes.set(xlim=(left - margin, widest + margin), ylim=(-3, 103), xlabel=name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4, min_n_ticks=1))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
 def _curve(

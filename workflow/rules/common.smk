@@ -257,6 +257,12 @@ def pair(file, suite=None):
     return [f"<results>/{run.folder}/evaluation/{file}" for run in own[:1] + own[-1:]]
 
 
+def pairs(file):
+    """The same in all of T1's suites."""
+    suites = dict.fromkeys(run.suite for run in PLAN.tables.get("t1", ()))
+    return [path for suite in suites for path in pair(file, suite)]
+
+
 def shown():
     """The tables and figures of this preset."""
     return [
@@ -272,6 +278,12 @@ def videos():
     """Folders of videos, one a suite of T1."""
     suites = dict.fromkeys(run.suite for run in PLAN.tables.get("t1", ()))
     return [f"<results>/videos/{suite}" for suite in suites]
+
+
+def headline():
+    """The picture to show first, if there are curves, and episodes of before and after."""
+    made = {"t1", "f2"} <= set(PLAN.tables)
+    return ["<results>/figures/headline.png"] if made else []
 
 
 def gallery():

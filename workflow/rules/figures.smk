@@ -209,6 +209,37 @@ rule f5:
         " --csv {output.csv:q} --figure {params.stem:q}"
 
 
+rule headline:
+    input:
+        metrics=runs("f2", "metrics.csv"),
+        configs=runs("f2", "config.yaml"),
+        episodes=pairs("episodes.parquet"),
+        films=pairs("videos"),
+        sheet=sheet("f2"),
+        pair=sheet("t1"),
+        code=source("srpo/analysis/headline.py"),
+    output:
+        png=report(
+            "<results>/figures/headline.png",
+            caption="../report/headline.rst",
+            category="Figures",
+            labels={"figure": "Before and after", "form": "picture"},
+        ),
+        pdf="<results>/figures/headline.pdf",
+    log:
+        "<logs>/figures/headline.log",
+    benchmark:
+        "<benchmarks>/figures/headline.tsv"
+    localrule: True
+    conda:
+        "../../environment.yml"
+    params:
+        stem=stem,
+    shell:
+        "logged {log:q} python -m srpo.analysis.headline --sheet {input.sheet:q} --metrics {input.metrics:q}"
+        " --pair {input.pair:q} --episodes {input.episodes:q} --figure {params.stem:q}"
+
+
 rule videos:
     input:
         episodes=lambda wildcards: pair("episodes.parquet", wildcards.suite),
