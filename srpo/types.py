@@ -24,7 +24,7 @@ class EpisodeSpec:
     `variant` names a LIBERO-Plus task (`None`: the unperturbed task); `seed` seeds the action sampling and,
     where there is any, the perturbation's randomness. Temperature 0 is greedy. `frames`: how many frames to
     keep for the world model (0: none). `noise`: standard deviation of what is added to the policy's residual,
-    drawn once for the whole episode.
+    drawn once for the whole episode; if negative, the draw is subtracted.
     """
 
     suite: str
