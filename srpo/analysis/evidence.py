@@ -28,7 +28,7 @@ from srpo.analysis.stats import (
     area_under_curve,
     combine,
     hierarchical,
-    mean_difference,
+    mean_paired_difference,
     wilson,
 )
 from srpo.analysis.tables import SUITE_LABELS, p_text, percent
@@ -130,13 +130,9 @@ def mean_over_tasks(evidence: Evidence, variant: str) -> Estimate:
 
 
 def areas(evidence: Evidence, variant: str, suite: str | None = None) -> list[float]:
-    """Mean success of the training rollouts, of each seed; the mean over suites for None."""
-    found = []
-    for _, runs in evidence.training(variant, suite).groupby("seed"):
-        curves = [one for _, one in runs.groupby("suite")]
-        each = [area_under_curve(c["step"].to_numpy(), c["success_rate"].to_numpy()) for c in curves]
-        found.append(float(np.mean(each)))
-    return found
+    """Mean success of the training rollouts of each run, by suite and seed."""
+    runs = evidence.training(variant, suite).groupby(["suite", "seed"])
+    return [area_under_curve(one["step"].to_numpy(), one["success_rate"].to_numpy()) for _, one in runs]
 
 
 @dataclass(frozen=True)
@@ -162,7 +158,7 @@ def claims(evidence: Evidence) -> list[Claim]:
     before, after = mean_over_tasks(evidence, SFT), mean_over_tasks(evidence, srpo)
     gain = after.value / before.value - 1 if before.value else np.inf
     apart = Estimate(after.value - before.value, after.low - before.high, after.high - before.low)
-    faster = mean_difference(areas(evidence, grpo), areas(evidence, srpo))
+    faster = mean_paired_difference(areas(evidence, grpo), areas(evidence, srpo))
     found = [
         Claim(
             f"{label[srpo]} makes the SFT policy better on held-out states (intervals do not overlap)",
@@ -178,7 +174,7 @@ def claims(evidence: Evidence) -> list[Claim]:
         Claim(
             f"{label[srpo]} learns faster than {label[grpo]} (area under the training curve)",
             _decided(faster),
-            f"difference {_points(faster)} over {len(areas(evidence, srpo))} seeds each",
+            f"difference {_points(faster)} over {len(areas(evidence, srpo))} pairs of runs",
         ),
     ]
     found += [_ends_higher(evidence, other) for other in evidence.trained if other not in (srpo, grpo)]
@@ -273,7 +269,7 @@ def efficiency(evidence: Evidence) -> str:
     for suite in evidence.found.preset.suites:
         for variant, label in trained.items():
             own = areas(evidence, variant, suite)
-            against = mean_difference(areas(evidence, evidence.grpo, suite), own)
+            against = mean_paired_difference(areas(evidence, evidence.grpo, suite), own)
             here = speed[(speed["suite"] == suite) & (speed["variant"] == variant)]
             cells = []
             for level in LEVELS:
@@ -284,11 +280,11 @@ def efficiency(evidence: Evidence) -> str:
             rows.append([SUITE_LABELS[suite], label, _seeds(own), difference, *cells])
     for variant, label in trained.items():
         own = areas(evidence, variant)
-        against = mean_difference(areas(evidence, evidence.grpo), own)
+        against = mean_paired_difference(areas(evidence, evidence.grpo), own)
         difference = "–" if variant == evidence.grpo else _points(against)
-        rows.append(["**mean**", label, _seeds(own), difference, *[""] * len(LEVELS)])
+        rows.append(["**mean**", label, percent(float(np.mean(own))), difference, *[""] * len(LEVELS)])
     levels = [f"episodes to {100 * level:.0f}%" for level in LEVELS]
-    return _table(["", "", "area, each seed (%)", f"− {trained[evidence.grpo]}", *levels], rows)
+    return _table(["", "", "area (each seed, %)", f"− {trained[evidence.grpo]}", *levels], rows)
 
 
 def _seeds(values: Sequence[float]) -> str:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import mannwhitneyu, trim_mean, ttest_ind
+from scipy.stats import mannwhitneyu, trim_mean, ttest_ind, ttest_rel
 from statsmodels.duration.survfunc import SurvfuncRight
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
@@ -280,6 +280,21 @@ def mean_difference(baseline: Sequence[float], method: Sequence[float]) -> Estim
         return Estimate(value, NAN, NAN)
     interval = ttest_ind(method, baseline, equal_var=False).confidence_interval(1 - ALPHA)
     return Estimate(value, float(interval.low), float(interval.high))
+
+
+def mean_paired_difference(baseline: Sequence[float], method: Sequence[float]) -> Estimate:
+    """The same with Student's t interval over pairs of runs, which have their draws (a seed) in common.
+
+    Raises:
+        ValueError: not as many runs of one as of the other.
+    """
+    if len(baseline) != len(method):
+        raise ValueError(f"{len(baseline)} runs and {len(method)} are not pairs")
+    differences = np.subtract(method, baseline)
+    if len(differences) < 2 or np.ptp(differences) == 0:
+        return Estimate(float(differences.mean()), NAN, NAN)
+    interval = ttest_rel(method, baseline).confidence_interval(1 - ALPHA)
+    return Estimate(float(differences.mean()), float(interval.low), float(interval.high))
 
 
 @dataclass(frozen=True)

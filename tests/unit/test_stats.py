@@ -21,6 +21,7 @@ from srpo.analysis.stats import (
     hierarchical_draws,
     interquartile_mean,
     mean_difference,
+    mean_paired_difference,
     median_reached,
     newcombe,
     paired_difference,
@@ -234,3 +235,14 @@ def test_mean_difference_by_hand() -> None:
     one = mean_difference([0], [10, 12])
     assert one.value == 11 and np.isnan([one.low, one.high]).all()
     assert np.isnan(mean_difference([1, 1], [2, 2]).low)  # no spread: nothing to measure by
+
+
+def test_mean_paired_difference_by_hand() -> None:
+    """Differences 1, 2 and 3: mean 2, standard error 1/√3, 2 degrees of freedom (t = 4.302653)."""
+    found = mean_paired_difference([0, 5, 10], [1, 7, 13])
+    half = 4.302653 / np.sqrt(3)
+    assert (found.value, found.low, found.high) == pytest.approx((2, 2 - half, 2 + half), abs=1e-6)
+    assert np.isnan(mean_paired_difference([0], [1]).low)
+    assert np.isnan(mean_paired_difference([0, 1], [1, 2]).low)  # no spread: nothing to measure by
+    with pytest.raises(ValueError, match="1 runs and 2 are not pairs"):
+        mean_paired_difference([0], [1, 2])
