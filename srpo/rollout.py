@@ -9,6 +9,7 @@ from types import TracebackType
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from srpo.config import Protocol
 from srpo.envs.pool import Answer, EnvPool, Query
@@ -46,7 +47,7 @@ class Rollouts(AbstractContextManager["Rollouts"]):
         self._batch = protocol.batch or (1 if policy.device.type == "cpu" else 64)
         self._generators: dict[int, torch.Generator] = {}
         self._noise: dict[int, torch.Tensor] = {}
-        self._leans: dict[EpisodeSpec, torch.Tensor] = {}
+        self._leans: dict[EpisodeSpec, NDArray[np.float32]] = {}
         self._pool = EnvPool(suite, protocol, workers, plus=plus)
 
     def run(self, specs: Iterable[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
@@ -64,10 +65,8 @@ class Rollouts(AbstractContextManager["Rollouts"]):
         torch.set_num_threads(1)
         try:
             for result in self._pool.run(specs, self._act, self._batch):
-                if isinstance(result, FailedRun):
-                    yield result
-                else:
-                    yield replace(result, lean=self._leans.pop(result.spec).numpy())
+                lean = self._leans.pop(result.spec, None)
+                yield result if lean is None or isinstance(result, FailedRun) else replace(result, lean=lean)
         finally:
             torch.set_num_threads(threads)
 
@@ -82,8 +81,9 @@ class Rollouts(AbstractContextManager["Rollouts"]):
             np.stack([query.proprio for query in queries]),
         )
         noise = torch.stack([self._noise[query.worker] for query in queries])
-        leans = self._policy.leans(inputs.to(self._policy.device)).detach().cpu() + noise
-        self._leans |= {query.spec: lean for query, lean in zip(queries, leans, strict=True)}
+        if self._policy.residual is not None:
+            leans = self._policy.leans(inputs).detach().cpu() + noise
+            self._leans |= {query.spec: lean.numpy() for query, lean in zip(queries, leans, strict=True)}
         generators = [self._generators[query.worker] for query in queries]
         tokens, log_probs = self._policy.act(inputs, queries[0].spec.temperature, generators, noise)
         actions = self._policy.actions(self._suite, tokens)
