@@ -77,7 +77,7 @@ def draw(curves: pd.DataFrame, pair: pd.DataFrame, sheet: Mapping[str, str]) -> 
     for axes, episode in zip(rows, pair.to_dict("records"), strict=True):
         strip(axes, Path(episode["file"]), f"{sheet[episode['variant']]}:\n{episode['status']}")
     task = str(pair["task"].iloc[0]).lower().replace("_", " ")
-    below.suptitle(f"“{task}”, held-out initial state {pair['init_state'].iloc[0]}", fontsize=7.5)
+    below.suptitle(f"“{task}”, initial state {pair['init_state'].iloc[0]}", fontsize=7.5)
     return figure
 
 

@@ -76,6 +76,6 @@ def test_curves_above_and_episodes_below(tmp_path: Path, monkeypatch: pytest.Mon
         assert all(abs(value - grey) <= 3 for value in shown[place : place + headline.FRAMES])
     said = texts(figure)
     assert {"GRPO", "SRPO", "SFT:\nfailure", "SRPO:\nsuccess", "0.0 s", "1.9 s"} <= said
-    assert "“put 4”, held-out initial state 40" in said
+    assert "“put 4”, initial state 40" in said
     with mpl.rc_context(style.RC):
         check_readable(figure)

@@ -126,6 +126,7 @@ def expected_counts(preset: dict[str, Any]) -> dict[str, int]:
         "f3": "ablations" in preset["tables"],
         "f4": 1,
         "f5": "ablations" in preset["tables"],
+        "headline": 1,
         "videos": suites,
         **dict.fromkeys(preset["tables"], 1),
         "all": 1,
@@ -285,7 +286,7 @@ def test_a_changed_variant_reruns_its_own_runs(finished: Path) -> None:
     file.write_text(text)
     assert counts == {
         **{"config": 1, "train": 1, "evaluate": 1, "plus_shard": 4, "plus": 1},
-        **{"t1": 1, "t2": 1, "t2_curves": 1, "f2": 1, "all": 1, "total": 13},
+        **{"t1": 1, "t2": 1, "t2_curves": 1, "f2": 1, "headline": 1, "all": 1, "total": 14},
     }
 
 
