@@ -81,9 +81,10 @@ class Rollouts(AbstractContextManager["Rollouts"]):
             np.stack([query.proprio for query in queries]),
         )
         noise = torch.stack([self._noise[query.worker] for query in queries])
-        if self._policy.residual is not None:
-            leans = self._policy.leans(inputs).detach().cpu() + noise
-            self._leans |= {query.spec: lean.numpy() for query, lean in zip(queries, leans, strict=True)}
+        for number, query in enumerate(queries):
+            if query.first and self._policy.residual is not None:
+                own = self._policy.leans(inputs[number : number + 1])[0].detach().cpu()
+                self._leans[query.spec] = (own + noise[number]).numpy()
         generators = [self._generators[query.worker] for query in queries]
         tokens, log_probs = self._policy.act(inputs, queries[0].spec.temperature, generators, noise)
         actions = self._policy.actions(self._suite, tokens)

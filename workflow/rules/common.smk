@@ -257,10 +257,14 @@ def pair(file, suite=None):
     return [f"<results>/{run.folder}/evaluation/{file}" for run in own[:1] + own[-1:]]
 
 
+def evaluated_suites():
+    """T1's suites, once each."""
+    return dict.fromkeys(run.suite for run in PLAN.tables.get("t1", ()))
+
+
 def pairs(file):
     """The same in all of T1's suites."""
-    suites = dict.fromkeys(run.suite for run in PLAN.tables.get("t1", ()))
-    return [path for suite in suites for path in pair(file, suite)]
+    return [path for suite in evaluated_suites() for path in pair(file, suite)]
 
 
 def shown():
@@ -276,8 +280,7 @@ def shown():
 
 def videos():
     """Folders of videos, one a suite of T1."""
-    suites = dict.fromkeys(run.suite for run in PLAN.tables.get("t1", ()))
-    return [f"<results>/videos/{suite}" for suite in suites]
+    return [f"<results>/videos/{suite}" for suite in evaluated_suites()]
 
 
 def headline():
