@@ -244,11 +244,12 @@ class Cluster:
         def started() -> bool:
             state, reason = self.ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%T|%r").strip().split("|")
             if (state, reason) == ("PENDING", "BeginTime"):
+                time.sleep(1.1)  # its node refuses whatever starts in the second in which it gave the job up
                 self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
             return state in ("RUNNING", "COMPLETED")
 
         wait_until(lambda: self.state(job) != "RUNNING", f"{job} out of its place")
-        wait_until(started, f"{job} at work again", 90)  # it compiles a scene, perhaps, before it ends
+        wait_until(started, f"{job} at work again")
 
     def state(self, job: str) -> str:
         return self.ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%T").strip()
