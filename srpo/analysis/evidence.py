@@ -1,10 +1,12 @@
 """docs/evidence.md: whether the claims that users come for hold in a finished preset, in numbers.
 
-python -m srpo.analysis.evidence results/reference/mini [--page docs/evidence.md]
+python -m srpo.analysis.evidence results/reference/mini [--tuning results/reference/tuning]
+    [--page docs/evidence.md]
 
 Writes the page's parts between the lines `<!-- NAME -->` and `<!-- end -->`; what is written around them
-stays. Every number is computed here from the rows in the folder (`srpo.analysis.export` copied them, or the
-workflow made them), by the functions that the tables of the same names use.
+stays. Every number is computed here from the rows in the folders (`srpo.analysis.export` copied them, or the
+workflow made them), by the functions that the tables of the same names use. The second folder has the rows of
+the preset `tuning`, by which the first one's settings were chosen.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ GAIN = 0.6
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that is read. `variants`: variant → label, SFT first; `grpo`, `srpo`: who is compared."""
+    """Everything that is read. `variants`: variant → label, SFT first; `grpo`, `srpo`: who is compared;
+    `tuned`: metrics of the tuning's runs by what its sheet calls them."""
 
     found: Plan
     variants: Mapping[str, str]
@@ -53,6 +56,7 @@ class Evidence:
     truth: pd.DataFrame
     grpo: str
     srpo: str
+    tuned: Mapping[str, pd.DataFrame]
 
     @property
     def trained(self) -> list[str]:
@@ -72,15 +76,9 @@ class Evidence:
         return tables.compare(self.of(baseline, suite), self.of(method, suite))
 
 
-def read(folder: Path, found: Plan) -> Evidence:
+def read(folder: Path, found: Plan, tuning: Path) -> Evidence:
     """Read a preset's rows. Raises ResultError for what is missing or does not belong together."""
-    drawn = drawings(found, folder)
-    needed = ["t1", "ablations", "f2", "f3", "t3_truth"]
-    for name in needed:
-        if name not in drawn:
-            raise ResultError(f"{folder}: its preset has no {name}, which is a part of the evidence")
-        if missing := drawn[name].missing():
-            raise ResultError(f"{folder}: {missing[0]} and {len(missing) - 1} more files are not there")
+    drawn = _complete(folder, found, ["t1", "ablations", "f2", "f3", "t3_truth"])
     sheets = {name: tables.read_sheet(CONFIGS / found.sheets[name]) for name in ("ablations", "f2", "t1")}
     variants = {SFT: sheets["t1"][SFT]} | _labels(sheets)
 
@@ -93,7 +91,27 @@ def read(folder: Path, found: Plan) -> Evidence:
     trained = {variant: label for variant, label in variants.items() if variant != SFT}
     metrics, _ = f2.read_metrics(files(("f2", "f3"), "--metrics"), trained, allow_incomplete=False)
     grpo, srpo = (list(sheets["f2"])[place] for place in (0, -1))
-    return Evidence(found, variants, episodes, metrics, _truth(drawn["t3_truth"]), grpo, srpo)
+    truth = _truth(drawn["t3_truth"])
+    return Evidence(found, variants, episodes, metrics, truth, grpo, srpo, _tuned(tuning))
+
+
+def _complete(folder: Path, found: Plan, needed: Sequence[str]) -> dict[str, Drawing]:
+    """A preset's drawings. Raises ResultError when one that is needed lacks rows."""
+    drawn = drawings(found, folder)
+    for name in needed:
+        if name not in drawn:
+            raise ResultError(f"{folder}: its preset has no {name}, which is a part of the evidence")
+        if missing := drawn[name].missing():
+            raise ResultError(f"{folder}: {missing[0]} and {len(missing) - 1} more files are not there")
+    return drawn
+
+
+def _tuned(folder: Path) -> dict[str, pd.DataFrame]:
+    found = plan(*load_preset("tuning"))
+    sheet = tables.read_sheet(CONFIGS / found.sheets["f2"])
+    paths = _complete(folder, found, ["f2"])["f2"].inputs["--metrics"]
+    metrics, _ = f2.read_metrics(paths, sheet, allow_incomplete=False)
+    return {label: metrics[metrics["variant"] == variant] for variant, label in sheet.items()}
 
 
 def _labels(sheets: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
@@ -342,6 +360,20 @@ def seeds(evidence: Evidence) -> str:
     return _table(["", "", "seed", *columns], rows)
 
 
+def tuning(evidence: Evidence) -> str:
+    """The runs on the suite that is not reported: success of rollouts over the steps, greedy at the end."""
+    rows = []
+    for label, own in evidence.tuned.items():
+        last = own.iloc[-1]
+        episodes = last["evaluation_episodes"]
+        solved = round(last["evaluation_success_rate"] * episodes)
+        area = area_under_curve(own["step"].to_numpy(), own["success_rate"].to_numpy())
+        steps = ", ".join(str(count) for count in own["successes"])
+        rows.append([label, str(last["episodes"]), steps, percent(area), f"{solved}/{episodes:.0f}"])
+    columns = ["rollouts a step", "successes of each step", "area (%)", "greedy, held-out"]
+    return _table(["", *columns], rows)
+
+
 PARTS = {
     "verdict": verdict,
     "held-out": held_out,
@@ -350,6 +382,7 @@ PARTS = {
     "signal": signal,
     "truth": truth,
     "seeds": seeds,
+    "tuning": tuning,
 }
 
 
@@ -374,6 +407,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m srpo.analysis.evidence", description=__doc__)
     parser.add_argument("folder", type=Path, help="rows of a preset, e.g. results/reference/mini")
     parser.add_argument("--preset", help="name or path of the preset; default: the folder's name")
+    parser.add_argument("--tuning", type=Path, default=Path("results/reference/tuning"))
     parser.add_argument("--page", type=Path, default=Path("docs/evidence.md"))
     arguments = parser.parse_args(argv)
     try:
@@ -386,7 +420,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ResultError(
             f"{arguments.page}: {error.strerror}: a page with the parts' lines is needed"
         ) from None
-    evidence = read(arguments.folder, found)
+    evidence = read(arguments.folder, found, arguments.tuning)
     parts = {name: part(evidence) for name, part in PARTS.items()}
     write_text(arguments.page, fill(page, parts, str(arguments.page)))
 

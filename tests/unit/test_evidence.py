@@ -11,6 +11,7 @@ from srpo.analysis import evidence
 from srpo.analysis.io import REWARDS, ResultError, write_rows
 from srpo.resolve import CONFIGS, load_preset, plan
 
+TUNING = CONFIGS.parent / "results/reference/tuning"
 PAGE = "".join(f"Before {name}.\n<!-- {name} -->\noutdated\n<!-- end -->\n" for name in evidence.PARTS)
 
 
@@ -47,7 +48,7 @@ GOOD = {"sft": 0.3, "grpo": 0.5, "srpo-vjepa2-tiny": 1.0, "srpo-pixel": 0.6}
 
 
 def read(root: Path) -> evidence.Evidence:
-    return evidence.read(root, plan(*load_preset(str(preset(root)))))
+    return evidence.read(root, plan(*load_preset(str(preset(root)))), TUNING)
 
 
 def test_claims_that_hold_and_that_do_not(tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_the_page_is_written_between_its_lines(tmp_path: Path) -> None:
     root = results(tmp_path, GOOD)
     page = tmp_path / "evidence.md"
     page.write_text(PAGE)
-    arguments = [str(root), "--preset", str(preset(root)), "--page", str(page)]
+    arguments = [str(root), "--preset", str(preset(root)), "--page", str(page), "--tuning", str(TUNING)]
     evidence.main(arguments)
     text = page.read_text()
     assert "outdated" not in text and text.count("Before ") == len(evidence.PARTS)
@@ -97,7 +98,7 @@ def test_the_page_is_written_between_its_lines(tmp_path: Path) -> None:
     assert page.read_text() == text
 
     with pytest.raises(ResultError, match=r"nowhere\.md: No such file"):
-        evidence.main([*arguments[:-1], str(tmp_path / "nowhere.md")])
+        evidence.main([*arguments, "--page", str(tmp_path / "nowhere.md")])
     page.write_text(PAGE.replace("<!-- truth -->", "<!-- lies -->"))
     with pytest.raises(ResultError, match="no part 'lies'"):
         evidence.main(arguments)
@@ -111,3 +112,10 @@ def test_missing_rows_are_refused(tmp_path: Path) -> None:
     (root / "runs/libero_goal/grpo/seed1/metrics.csv").unlink()
     with pytest.raises(ResultError, match=r"grpo/seed1/metrics\.csv and 0 more files are not there"):
         read(root)
+
+
+def test_the_tuning_is_told_step_by_step(tmp_path: Path) -> None:
+    found = read(results(tmp_path, GOOD))
+    own = found.tuned["GRPO, 1"]
+    row = next(line for line in evidence.tuning(found).splitlines() if line.startswith("| GRPO, 1 |"))
+    assert ", ".join(map(str, own["successes"])) in row
