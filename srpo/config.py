@@ -44,7 +44,13 @@ TaskIds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False,
 Suite = Literal["libero_spatial", "libero_object", "libero_goal", "libero_10"]
 SUITES: tuple[Suite, ...] = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 TASKS_PER_SUITE = 10
-INIT_STATES_PER_TASK = 50
+Profile = Literal["official", "held_out", "held_out_20"]
+PROFILES: dict[Profile, tuple[range, range]] = {
+    "official": (range(50), range(50)),
+    "held_out": (range(40), range(40, 50)),
+    "held_out_20": (range(30), range(30, 50)),
+}
+"""Which of a task's 50 initial states training may use, and which evaluation uses."""
 
 
 class Section(BaseModel):
@@ -56,9 +62,10 @@ class Section(BaseModel):
 class Protocol(Section):
     """How episodes are run. Recorded with every result; a table never mixes two protocols."""
 
-    profile: Literal["official", "held_out"]
+    profile: Profile
     """`official`: train and test on all 50 initial states (as the published stacks do).
-    `held_out`: train on states 0–39, test on states 40–49."""
+    `held_out`: train on states 0–39, test on states 40–49.
+    `held_out_20`: train on states 0–29, test on states 30–49: narrower intervals where tasks are few."""
     max_steps: Count
     """Control steps after which an episode has failed; settling steps are not counted."""
     settle_steps: Whole
@@ -76,11 +83,11 @@ class Protocol(Section):
 
     def train_states(self) -> range:
         """Initial states that training may use."""
-        return range(40) if self.profile == "held_out" else range(INIT_STATES_PER_TASK)
+        return PROFILES[self.profile][0]
 
     def test_states(self) -> range:
         """Initial states that evaluation uses."""
-        return range(40, 50) if self.profile == "held_out" else range(INIT_STATES_PER_TASK)
+        return PROFILES[self.profile][1]
 
 
 class Demos(Section):

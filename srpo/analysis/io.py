@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import ValidationError
 
-from srpo.config import Protocol, Section
+from srpo.config import PROFILES, Protocol, Section
 from srpo.files import write_text, write_with
 
 
@@ -104,7 +104,7 @@ EPISODES = Schema(
         "error": Column("str", "why it could not be run; null where it was", True),
         "steps": Column("int", "control steps taken, settling steps not counted"),
         "max_steps": Column("int", "control steps after which the episode has failed"),
-        "profile": Column("str", "protocol profile", values=("official", "held_out")),
+        "profile": Column("str", "protocol profile", values=tuple(PROFILES)),
         "protocol": Column("str", "the whole protocol and MuJoCo's version (`mujoco`), as JSON"),
         "wall_seconds": Column("float", "seconds the episode took"),
         "video": Column("str", "path of its video from the folder of this file, if there is one", True),

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from srpo.config import (
+    PROFILES,
     STAGES,
     ConfigError,
     EvaluateStage,
@@ -34,6 +35,15 @@ def resolved(kind: str, variant: str = "srpo-pixel") -> dict[str, Any]:
     stage = Resolver(preset, source).stage(kind, preset.suites[0], variant, 0)
     values: dict[str, Any] = yaml.safe_load(to_yaml(stage))
     return values
+
+
+@pytest.mark.parametrize(("profile", "tested"), [("held_out", 10), ("held_out_20", 20)])
+def test_held_out_states_are_never_trained_on(profile: str, tested: int) -> None:
+    values = resolved("train")
+    values["protocol"]["profile"] = profile
+    protocol = validate(TrainStage, values, "here").protocol
+    assert len(protocol.test_states()) == tested
+    assert sorted([*protocol.train_states(), *protocol.test_states()]) == list(PROFILES["official"][1])
 
 
 def spoil(values: dict[str, Any], key: str, value: object) -> None:
