@@ -350,9 +350,10 @@ class Reward(Section):
     """Largest reward of a failure, for `paper` and `linear`."""
     scope: Literal["task", "group"]
     """Among which failures distances are normalised: all of the task's in the batch, or the group's alone."""
-    references: Literal["dbscan", "mean", "medoid", "fixed_expert"]
+    references: Literal["dbscan", "mean", "medoid", "fixed_expert", "simulator"]
     """What failures are compared with. Of the batch's successes: the centres of their DBSCAN clusters, their
-    mean, or their medoid. `fixed_expert`: the expert's demonstrations, whatever the batch holds."""
+    mean, or their medoid. `fixed_expert`: the expert's demonstrations, whatever the batch holds. `simulator`:
+    no pictures, but the way that a failure left to the goal, as the simulator knows it: a control."""
     eps: Positive
     """DBSCAN's neighbourhood radius on standardised embeddings."""
     eps_relative: bool
@@ -555,14 +556,18 @@ class TrainStage(Stage):
     variant: str
     seed: Whole
     world_model: WorldModel | None
-    """None for GRPO, whose reward needs no representation."""
+    """None for GRPO, whose reward needs no representation, and for the references `simulator`."""
     reward: Reward
     train: Train
 
     @model_validator(mode="after")
     def _reward_has_representation(self) -> TrainStage:
-        if (self.reward.shaping == "none") != (self.world_model is None):
-            raise ValueError("reward.shaping `none` goes without a world_model, every other with one")
+        unseen = self.reward.shaping == "none" or self.reward.references == "simulator"
+        if unseen != (self.world_model is None):
+            raise ValueError(
+                "reward.shaping `none` and reward.references `simulator` go without a world_model, every "
+                "other reward with one"
+            )
         return self
 
     @model_validator(mode="after")

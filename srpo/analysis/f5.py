@@ -35,6 +35,7 @@ def describe(reward: Reward) -> str:
             "mean": "mean of the successes",
             "medoid": "medoid of the successes",
             "fixed_expert": "fixed demonstrations",
+            "simulator": "the simulator's way to the goal",
         }[reward.references]
     return f"DBSCAN, eps {reward.eps:g}" + (" × distance" if reward.eps_relative else "")
 

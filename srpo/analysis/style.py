@@ -65,6 +65,7 @@ _LOOKS = {
     "srpo-offline": (GREEN, "D"),
     "srpo-pixel": (PURPLE, "D"),
     "srpo-vjepa2-tiny": (BLUE, "p"),
+    "srpo-simulator": (GREEN, "*"),
     "grpo-lr-1": (ORANGE, "v"),
     "grpo-lr-4": (ORANGE, "<"),
     "grpo-lr-8": (ORANGE, "d"),
