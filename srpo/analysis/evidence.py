@@ -19,10 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+from numpy.typing import NDArray
 
+from srpo.algo.advantages import group_advantages
 from srpo.analysis import f2, t1, t3_truth, tables
 from srpo.analysis.f1 import read_curves
-from srpo.analysis.io import ResultError, read_config, run
+from srpo.analysis.io import REWARDS, ResultError, read_config, read_rows, run
 from srpo.analysis.redraw import Drawing, drawings
 from srpo.analysis.stats import (
     Estimate,
@@ -34,7 +37,7 @@ from srpo.analysis.stats import (
     wilson,
 )
 from srpo.analysis.tables import SUITE_LABELS, p_text, percent
-from srpo.config import ConfigError, EvaluateStage
+from srpo.config import ConfigError, EvaluateStage, TrainStage
 from srpo.files import write_text
 from srpo.resolve import CONFIGS, SFT, Plan, load_preset, plan
 
@@ -46,13 +49,14 @@ GAIN = 0.6
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that is read. `variants`: variant → label, SFT first; `grpo`, `srpo`: who is compared;
-    `tuned`: metrics of the tuning's runs by what its sheet calls them."""
+    """Everything that is read. `variants`: variant → label, SFT first; `rewards`: every training rollout;
+    `grpo`, `srpo`: who is compared; `tuned`: metrics of the tuning's runs by what its sheet calls them."""
 
     found: Plan
     variants: Mapping[str, str]
     episodes: pd.DataFrame
     metrics: pd.DataFrame
+    rewards: pd.DataFrame
     truth: pd.DataFrame
     grpo: str
     srpo: str
@@ -61,6 +65,11 @@ class Evidence:
     @property
     def trained(self) -> list[str]:
         return [variant for variant in self.variants if variant != SFT]
+
+    @property
+    def others(self) -> list[str]:
+        """Trained variants but GRPO."""
+        return [variant for variant in self.trained if variant != self.grpo]
 
     def of(self, variant: str, suite: str | None = None) -> pd.DataFrame:
         """Greedy episodes of a variant."""
@@ -91,8 +100,9 @@ def read(folder: Path, found: Plan, tuning: Path) -> Evidence:
     trained = {variant: label for variant, label in variants.items() if variant != SFT}
     metrics, _ = f2.read_metrics(files(("f2", "f3"), "--metrics"), trained, allow_incomplete=False)
     grpo, srpo = (list(sheets["f2"])[place] for place in (0, -1))
+    rewards = _rewards(drawn["t3_truth"].inputs["--rewards"])
     truth = _truth(drawn["t3_truth"])
-    return Evidence(found, variants, episodes, metrics, truth, grpo, srpo, _tuned(tuning))
+    return Evidence(found, variants, episodes, metrics, rewards, truth, grpo, srpo, _tuned(tuning))
 
 
 def _complete(folder: Path, found: Plan, needed: Sequence[str]) -> dict[str, Drawing]:
@@ -120,6 +130,14 @@ def _labels(sheets: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     for variant, label in sheets["ablations"].items():
         found[variant] = sheets["t1"].get(variant, f"{list(sheets['t1'].values())[-1]}, {label}")
     return {variant: found[variant] for variant in [*sheets["f2"], *found] if variant in found}
+
+
+def _rewards(paths: Iterable[Path]) -> pd.DataFrame:
+    configs = {path: read_config(path, TrainStage) for path in paths}
+    return pd.concat(
+        [read_rows(path, REWARDS).assign(variant=c.variant, seed=c.seed) for path, c in configs.items()],
+        ignore_index=True,
+    )
 
 
 def _truth(drawing: Drawing) -> pd.DataFrame:
@@ -172,11 +190,10 @@ def _decided(difference: Estimate) -> bool | None:
 def claims(evidence: Evidence) -> list[Claim]:
     """The claims, each judged."""
     label = evidence.variants
-    srpo, grpo = evidence.srpo, evidence.grpo
+    srpo = evidence.srpo
     before, after = mean_over_tasks(evidence, SFT), mean_over_tasks(evidence, srpo)
     gain = after.value / before.value - 1 if before.value else np.inf
     apart = Estimate(after.value - before.value, after.low - before.high, after.high - before.low)
-    faster = mean_paired_difference(areas(evidence, grpo), areas(evidence, srpo))
     found = [
         Claim(
             f"{label[srpo]} makes the SFT policy better on held-out states (intervals do not overlap)",
@@ -188,14 +205,10 @@ def claims(evidence: Evidence) -> list[Claim]:
             gain >= GAIN,
             f"{percent(gain, sign=True)}%",
         ),
-        _ends_higher(evidence, grpo),
-        Claim(
-            f"{label[srpo]} learns faster than {label[grpo]} (area under the training curve)",
-            _decided(faster),
-            f"difference {_points(faster)} over {len(areas(evidence, srpo))} pairs of runs",
-        ),
     ]
-    found += [_ends_higher(evidence, other) for other in evidence.trained if other not in (srpo, grpo)]
+    for variant in (srpo, *(other for other in evidence.others if other != srpo)):
+        found += [_ends_higher(evidence, evidence.grpo, variant), _learns_faster(evidence, variant)]
+    found += [_ends_higher(evidence, other, srpo) for other in evidence.others if other != srpo]
     for row in evidence.truth[evidence.truth["measure"] == "in groups"].to_dict("records"):
         right = Estimate(row["value"] - 0.5, row["low"] - 0.5, row["high"] - 0.5)
         found.append(
@@ -209,12 +222,23 @@ def claims(evidence: Evidence) -> list[Claim]:
     return found
 
 
-def _ends_higher(evidence: Evidence, other: str) -> Claim:
-    found = evidence.compare(other, evidence.srpo)
+def _ends_higher(evidence: Evidence, low: str, high: str) -> Claim:
+    found = evidence.compare(low, high)
     return Claim(
-        f"{evidence.variants[evidence.srpo]} ends higher than {evidence.variants[other]}",
+        f"{evidence.variants[high]} ends higher than {evidence.variants[low]}",
         _decided(found.estimate),
         f"difference {_points(found.estimate)} ({found.pairs} pairs, {p_text(found.p_value)})",
+    )
+
+
+def _learns_faster(evidence: Evidence, variant: str) -> Claim:
+    grpo, own = areas(evidence, evidence.grpo), areas(evidence, variant)
+    faster = mean_paired_difference(grpo, own)
+    return Claim(
+        f"{evidence.variants[variant]} learns faster than {evidence.variants[evidence.grpo]} "
+        "(area under the training curve)",
+        _decided(faster),
+        f"difference {_points(faster)} over {len(own)} pairs of runs",
     )
 
 
@@ -243,11 +267,11 @@ def verdict(evidence: Evidence) -> str:
     for claim in claims(evidence):
         place = {False: "Did not hold", None: "Not decided by these runs", True: "Held"}[claim.holds]
         groups[place].append(claim)
-    lines = []
+    told = []
     for heading, own in groups.items():
-        told = "; ".join(f"{claim.text} ({claim.numbers})" for claim in own) or "nothing"
-        lines.append(f"**{heading}:** {told}.")
-    return "\n\n".join(lines)
+        lines = [f"- {claim.text}: {claim.numbers}" for claim in own] or ["- nothing"]
+        told.append("\n".join([f"**{heading}:**", "", *lines]))
+    return "\n\n".join(told)
 
 
 def held_out(evidence: Evidence) -> str:
@@ -270,7 +294,8 @@ def differences(evidence: Evidence) -> str:
     """Paired differences, a row a pair of variants, a column a suite and all."""
     suites = evidence.found.preset.suites
     pairs = [(SFT, variant) for variant in evidence.trained]
-    pairs += [(other, evidence.srpo) for other in evidence.trained if other != evidence.srpo]
+    pairs += [(evidence.grpo, variant) for variant in evidence.others]
+    pairs += [(other, evidence.srpo) for other in evidence.others if other != evidence.srpo]
     rows = []
     for first, second in pairs:
         found = [evidence.compare(first, second, suite) for suite in (*suites, None)]
@@ -328,6 +353,42 @@ def signal(evidence: Evidence) -> str:
     return _table(["", "", *columns], rows)
 
 
+def taught(evidence: Evidence) -> str:
+    """How far rewards for failures change what a rollout counts: where they can, and by how much they do."""
+    rows = []
+    for suite in evidence.found.preset.suites:
+        for variant in evidence.others:
+            own = evidence.rewards
+            own = own[(own["suite"] == suite) & (own["variant"] == variant)]
+            groups = own.groupby(["seed", "step", "group"])["success"]
+            succeeded, lost = groups.mean(), groups.transform("max") == 0
+            advantage = own["advantage"].to_numpy(dtype=float)
+            alike = np.corrcoef(advantage, outcome_advantages(own))[0, 1]
+            rows.append(
+                [
+                    SUITE_LABELS[suite],
+                    evidence.variants[variant],
+                    *(percent(share) for share in (1 - own["success"].mean(), (succeeded == 0).mean())),
+                    percent(np.sum(advantage[lost] ** 2) / np.sum(advantage**2)),
+                    f"{alike:.2f}",
+                ]
+            )
+    columns = [
+        "rollouts that failed (%)",
+        "groups that failed throughout (%)",
+        "their share of the squared advantages (%)",
+        "correlation of advantages with GRPO's for the same rollouts",
+    ]
+    return _table(["", "", *columns], rows)
+
+
+def outcome_advantages(rewards: pd.DataFrame) -> NDArray[np.float64]:
+    """GRPO's advantages of the rollouts (N,) of some runs: their groups' by success and failure alone."""
+    groups = rewards.groupby(["suite", "variant", "seed", "step", "group"]).ngroup()
+    success = torch.from_numpy(rewards["success"].to_numpy(dtype=float))
+    return group_advantages(success, torch.from_numpy(groups.to_numpy(copy=True))).numpy()
+
+
 def truth(evidence: Evidence) -> str:
     """The table T3 against the truth: a value, its interval, the number of trajectories."""
     shown = t3_truth.layout(evidence.truth, "")
@@ -380,6 +441,7 @@ PARTS = {
     "differences": differences,
     "efficiency": efficiency,
     "signal": signal,
+    "taught": taught,
     "truth": truth,
     "seeds": seeds,
     "tuning": tuning,

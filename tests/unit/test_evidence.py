@@ -24,7 +24,8 @@ def preset(folder: Path) -> Path:
 
 
 def results(root: Path, rates: dict[str, float], ways: tuple[float, float] = (0.2, 0.4)) -> Path:
-    """Rows of all runs: greedy success by variant, and shaped failures whose second has `ways`[1] to go."""
+    """Rows of all runs: greedy success by variant, and a step of training: a group of a success and two
+    failures, and a group of two failures, each whose second failure has `ways`[1] to go."""
     for variant, rate in rates.items():
         for seed in (0,) if variant == "sft" else (0, 1):
             libero_run(root / "runs", "libero_goal", variant, rate, seed=seed, states=20)
@@ -34,11 +35,19 @@ def results(root: Path, rates: dict[str, float], ways: tuple[float, float] = (0.
             curve = [0.2, 0.2 + rate / 2, rate]
             metrics = rl_run(root / "runs", "libero_goal", variant, curve, seed=seed, model=model)
             shared: dict[str, Any] = {
-                **{"step": 1, "group": 0, "suite": "libero_goal", "task_id": 0, "init_state": 0},
-                **{"episode_seed": 0, "success": False, "steps": 9, "advantage": 0.0, "kept": True},
+                **{"step": 1, "suite": "libero_goal", "task_id": 0, "init_state": 0},
+                **{"episode_seed": 0, "success": False, "steps": 9, "kept": True},
             }
-            shaped = zip((0.8, 0.1), ways, strict=True)
-            rows = [{**shared, "reward": r, "distance": 1 - r, "way_left": way} for r, way in shaped]
+            near = {**shared, "reward": 0.8, "distance": 0.2, "way_left": ways[0]}
+            far = {**shared, "reward": 0.1, "distance": 0.9, "way_left": ways[1]}
+            solved = {**shared, "success": True, "reward": 1.0, "distance": None, "way_left": 0.0}
+            rows = [
+                {**row, "group": group, "advantage": advantage}
+                for row, group, advantage in (
+                    *((solved, 0, 1.0), (near, 0, 0.5), (far, 0, -1.5)),
+                    *((near, 1, 0.7), (far, 1, -0.7)),
+                )
+            ]
             write_rows(metrics.with_name("rewards.parquet"), rows, REWARDS)
     curves_of(reward_benchmark(root, "libero_goal", {"pixel": 0.4, "vjepa2-tiny": 0.8}))
     return root
@@ -59,18 +68,24 @@ def test_claims_that_hold_and_that_do_not(tmp_path: Path) -> None:
     assert judged["SRPO ends higher than SRPO, pixels"] is True
     assert judged["the relative gain is at least 60.0%"] is True
     text = evidence.verdict(found)
-    assert text.startswith("**Did not hold:** nothing")
+    assert text.startswith("**Did not hold:**\n\n- nothing")
 
 
 def test_what_did_not_hold_is_said_first(tmp_path: Path) -> None:
     rates = {**GOOD, "sft": 0.6, "grpo": 1.0, "srpo-vjepa2-tiny": 0.6}
     found = read(results(tmp_path, rates, ways=(0.4, 0.2)))
-    text = evidence.verdict(found).split("\n\n")[0]
-    assert text.startswith("**Did not hold:**")
+    heading, text = evidence.verdict(found).split("\n\n")[:2]
+    assert heading == "**Did not hold:**"
     for words in ("relative gain", "SRPO ends higher than GRPO", "rewards by pixel"):
         assert words in text
     judged = {claim.text: claim.holds for claim in evidence.claims(found)}
     assert judged["SRPO makes the SFT policy better on held-out states (intervals do not overlap)"] is None
+
+
+def test_what_failures_add_by_hand(tmp_path: Path) -> None:
+    row = next(r for r in evidence.taught(read(results(tmp_path, GOOD))).splitlines() if "| SRPO |" in r)
+    # Of the squares 1, 0.25, 2.25, 0.49 and 0.49 the last two; GRPO's advantages: (2, −1, −1)/√3 and 0, 0.
+    assert row == "| Goal | SRPO | 80.0 | 50.0 | 21.9 | 0.58 |"
 
 
 def test_the_mean_over_tasks_weighs_tasks_alike(tmp_path: Path) -> None:
