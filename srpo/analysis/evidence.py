@@ -19,10 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
-from srpo.algo.advantages import group_advantages
 from srpo.analysis import f2, t1, t3_truth, tables
 from srpo.analysis.f1 import read_curves
 from srpo.analysis.io import REWARDS, ResultError, read_config, read_rows, run
@@ -384,6 +382,10 @@ def taught(evidence: Evidence) -> str:
 
 def outcome_advantages(rewards: pd.DataFrame) -> NDArray[np.float64]:
     """GRPO's advantages of the rollouts (N,) of some runs: their groups' by success and failure alone."""
+    import torch  # only here, so that the analysis starts at once
+
+    from srpo.algo.advantages import group_advantages
+
     groups = rewards.groupby(["suite", "variant", "seed", "step", "group"]).ngroup()
     success = torch.from_numpy(rewards["success"].to_numpy(dtype=float))
     return group_advantages(success, torch.from_numpy(groups.to_numpy(copy=True))).numpy()
