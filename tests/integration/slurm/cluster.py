@@ -249,7 +249,7 @@ class Cluster:
             return state in ("RUNNING", "COMPLETED")
 
         wait_until(lambda: self.state(job) != "RUNNING", f"{job} out of its place")
-        wait_until(started, f"{job} at work again")
+        wait_until(started, f"{job} at work again", 90)  # on a busy machine a node takes its time
 
     def state(self, job: str) -> str:
         return self.ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%T").strip()
