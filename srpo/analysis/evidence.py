@@ -66,7 +66,7 @@ class Evidence:
 
     @property
     def others(self) -> list[str]:
-        """Trained variants but GRPO."""
+        """Trained variants but GRPO, those of the training curves first."""
         return [variant for variant in self.trained if variant != self.grpo]
 
     def of(self, variant: str, suite: str | None = None) -> pd.DataFrame:
@@ -204,7 +204,7 @@ def claims(evidence: Evidence) -> list[Claim]:
             f"{percent(gain, sign=True)}%",
         ),
     ]
-    for variant in (srpo, *(other for other in evidence.others if other != srpo)):
+    for variant in evidence.others:
         found += [_ends_higher(evidence, evidence.grpo, variant), _learns_faster(evidence, variant)]
     found += [_ends_higher(evidence, other, srpo) for other in evidence.others if other != srpo]
     for row in evidence.truth[evidence.truth["measure"] == "in groups"].to_dict("records"):
