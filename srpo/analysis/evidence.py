@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from srpo.analysis import f2, t1, t3_truth, tables
 from srpo.analysis.f1 import read_curves
-from srpo.analysis.io import REWARDS, ResultError, read_config, read_rows, run
+from srpo.analysis.io import ResultError, read_config, run
 from srpo.analysis.redraw import Drawing, drawings
 from srpo.analysis.stats import (
     Estimate,
@@ -35,7 +35,7 @@ from srpo.analysis.stats import (
     wilson,
 )
 from srpo.analysis.tables import SUITE_LABELS, p_text, percent
-from srpo.config import ConfigError, EvaluateStage, TrainStage
+from srpo.config import ConfigError, EvaluateStage
 from srpo.files import write_text
 from srpo.resolve import CONFIGS, SFT, Plan, load_preset, plan
 
@@ -71,16 +71,19 @@ class Evidence:
 
     def of(self, variant: str, suite: str | None = None) -> pd.DataFrame:
         """Greedy episodes of a variant."""
-        own = self.episodes[self.episodes["variant"] == variant]
-        return own if suite is None else own[own["suite"] == suite]
+        return _part(self.episodes, variant, suite)
 
     def training(self, variant: str, suite: str | None = None) -> pd.DataFrame:
         """Metrics of a variant's runs, a row an RL step."""
-        own = self.metrics[self.metrics["variant"] == variant]
-        return own if suite is None else own[own["suite"] == suite]
+        return _part(self.metrics, variant, suite)
 
     def compare(self, baseline: str, method: str, suite: str | None = None) -> PairedDifference:
         return tables.compare(self.of(baseline, suite), self.of(method, suite))
+
+
+def _part(rows: pd.DataFrame, variant: str, suite: str | None) -> pd.DataFrame:
+    own = rows[rows["variant"] == variant]
+    return own if suite is None else own[own["suite"] == suite]
 
 
 def read(folder: Path, found: Plan, tuning: Path) -> Evidence:
@@ -98,8 +101,9 @@ def read(folder: Path, found: Plan, tuning: Path) -> Evidence:
     trained = {variant: label for variant, label in variants.items() if variant != SFT}
     metrics, _ = f2.read_metrics(files(("f2", "f3"), "--metrics"), trained, allow_incomplete=False)
     grpo, srpo = (list(sheets["f2"])[place] for place in (0, -1))
-    rewards = _rewards(drawn["t3_truth"].inputs["--rewards"])
-    truth = _truth(drawn["t3_truth"])
+    curves, _ = read_curves(drawn["t3_truth"].inputs["--curves"], allow_incomplete=False)
+    rewards = t3_truth.read_rewards(drawn["t3_truth"].inputs["--rewards"])
+    truth = t3_truth.estimate(curves, t3_truth.shaped_runs(rewards))
     return Evidence(found, variants, episodes, metrics, rewards, truth, grpo, srpo, _tuned(tuning))
 
 
@@ -128,20 +132,6 @@ def _labels(sheets: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     for variant, label in sheets["ablations"].items():
         found[variant] = sheets["t1"].get(variant, f"{list(sheets['t1'].values())[-1]}, {label}")
     return {variant: found[variant] for variant in [*sheets["f2"], *found] if variant in found}
-
-
-def _rewards(paths: Iterable[Path]) -> pd.DataFrame:
-    configs = {path: read_config(path, TrainStage) for path in paths}
-    return pd.concat(
-        [read_rows(path, REWARDS).assign(variant=c.variant, seed=c.seed) for path, c in configs.items()],
-        ignore_index=True,
-    )
-
-
-def _truth(drawing: Drawing) -> pd.DataFrame:
-    curves, _ = read_curves(drawing.inputs["--curves"], allow_incomplete=False)
-    rewards = t3_truth.read_training(drawing.inputs["--rewards"])
-    return t3_truth.estimate(curves, rewards)
 
 
 # Numbers.
@@ -356,8 +346,7 @@ def taught(evidence: Evidence) -> str:
     rows = []
     for suite in evidence.found.preset.suites:
         for variant in evidence.others:
-            own = evidence.rewards
-            own = own[(own["suite"] == suite) & (own["variant"] == variant)]
+            own = _part(evidence.rewards, variant, suite)
             groups = own.groupby(["seed", "step", "group"])["success"]
             succeeded, lost = groups.mean(), groups.transform("max") == 0
             advantage = own["advantage"].to_numpy(dtype=float)

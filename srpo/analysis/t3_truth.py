@@ -202,19 +202,34 @@ def of_training(runs: Mapping[str, Sequence[pd.DataFrame]], seed: int = 0) -> li
     return rows
 
 
-def read_training(paths: Sequence[Path]) -> dict[str, list[pd.DataFrame]]:
-    """Representation → the rewards of each run that it shaped. Runs without a world model are left out."""
+def read_rewards(paths: Sequence[Path]) -> pd.DataFrame:
+    """Every training rollout, with its run's variant and seed, and by what it was rewarded (`representation`;
+    None without a world model)."""
     configs = {path: read_config(path, TrainStage) for path in paths}
     tables.require_alike(list(configs.values()))
+    return pd.concat(
+        [
+            read_rows(path, REWARDS).assign(
+                variant=config.variant,
+                seed=config.seed,
+                representation=config.world_model.name if config.world_model else None,
+            )
+            for path, config in configs.items()
+        ],
+        ignore_index=True,
+    )
+
+
+def shaped_runs(rewards: pd.DataFrame) -> dict[str, list[pd.DataFrame]]:
+    """Representation → the rewards of each run that it shaped, from what `read_rewards` gave."""
     found: dict[str, list[pd.DataFrame]] = {}
-    for path, config in configs.items():
-        if config.world_model is not None:
-            found.setdefault(config.world_model.name, []).append(read_rows(path, REWARDS))
+    for (name, *_), own in rewards.groupby(["representation", "suite", "variant", "seed"], sort=False):
+        found.setdefault(str(name), []).append(own)
     return found
 
 
 def estimate(curves: pd.DataFrame, training: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
-    """The tidy table, a row a (representation, measure), from what `read_curves` and `read_training` gave."""
+    """The tidy table, a row a (representation, measure), from what `read_curves` and `shaped_runs` gave."""
     return pd.DataFrame(of_trajectories(curves) + of_training(training)).astype({"runs": "Int64"})
 
 
@@ -285,7 +300,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     tables.add_typeset(parser)
     arguments = parser.parse_args(argv)
     curves, missing = read_curves(arguments.curves, arguments.allow_incomplete)
-    table = estimate(curves, read_training(arguments.rewards))
+    training = shaped_runs(read_rewards(arguments.rewards)) if arguments.rewards else {}
+    table = estimate(curves, training)
     protocol = tables.benchmark_protocol(arguments.curves)
     lacking = tables.lacking([], "sets of curves", missing)
     tables.write(arguments, table, draw, lacking, layout(table, protocol))
