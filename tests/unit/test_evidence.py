@@ -134,3 +134,12 @@ def test_the_tuning_is_told_step_by_step(tmp_path: Path) -> None:
     own = found.tuned["GRPO, 1"]
     row = next(line for line in evidence.tuning(found).splitlines() if line.startswith("| GRPO, 1 |"))
     assert ", ".join(map(str, own["successes"])) in row
+
+
+def test_the_shipped_page_is_what_the_shipped_rows_say(tmp_path: Path) -> None:
+    shipped = CONFIGS.parent / "docs/evidence.md"
+    page = tmp_path / "evidence.md"
+    page.write_text(shipped.read_text(encoding="utf-8"), encoding="utf-8")
+    rows = CONFIGS.parent / "results/reference/mini"
+    evidence.main([str(rows), "--page", str(page), "--tuning", str(TUNING)])
+    assert page.read_text(encoding="utf-8") == shipped.read_text(encoding="utf-8")
