@@ -350,10 +350,13 @@ class Reward(Section):
     """Largest reward of a failure, for `paper` and `linear`."""
     scope: Literal["task", "group"]
     """Among which failures distances are normalised: all of the task's in the batch, or the group's alone."""
-    references: Literal["dbscan", "mean", "medoid", "fixed_expert", "simulator"]
+    references: Literal["dbscan", "mean", "medoid", "prefix", "fixed_expert", "simulator"]
     """What failures are compared with. Of the batch's successes: the centres of their DBSCAN clusters, their
-    mean, or their medoid. `fixed_expert`: the expert's demonstrations, whatever the batch holds. `simulator`:
-    no pictures, but the way that a failure left to the goal, as the simulator knows it: a control."""
+    mean, or their medoid. `prefix`: their mean, and every episode is seen only as long as the median success
+    takes, in the pictures that the policy saw, so that what a failure does in the time it has left until it
+    is cut off does not count. `fixed_expert`: the expert's demonstrations, whatever the batch holds.
+    `simulator`: no pictures, but the way that a failure left to the goal, as the simulator knows it: a
+    control."""
     eps: Positive
     """DBSCAN's neighbourhood radius on standardised embeddings."""
     eps_relative: bool

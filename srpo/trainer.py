@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ from srpo.policies.openvla_oft import Inputs, OpenVLAOFT, load_policy, save_poli
 from srpo.rewards.progress import ShapedRewards, shape_rewards
 from srpo.rollout import Rollouts, draw_noise
 from srpo.tracking import make_accelerator, scalars, start_trackers
-from srpo.types import ACTION_DIM, PROPRIO_DIM, TOKENS, Episode, EpisodeSpec, FailedRun
+from srpo.types import ACTION_DIM, CHUNK, PROPRIO_DIM, TOKENS, Episode, EpisodeSpec, FailedRun
 from srpo.world_models import WorldModel, load_world_model
 
 # Which episodes.
@@ -82,7 +82,8 @@ def episode_specs(
     what any noise does, whichever its direction, teaches nothing (symmetric sampling: Sehnke et al. 2010,
     doi:10.1016/j.neunet.2009.12.004).
     """
-    frames = 0 if config.world_model is None else config.world_model.frames
+    own = config.world_model is None or config.reward.references == "prefix"
+    frames = 0 if config.world_model is None or own else config.world_model.frames
     noise = config.train.residual_noise
     specs = []
     for group, (task, state) in enumerate(prompts, first_group):
@@ -249,9 +250,28 @@ class Scores:
     outcome_signal: NDArray[np.bool_]
 
 
-def embed(batch: Batch, world_model: WorldModel, accelerator: Accelerator) -> NDArray[np.float32]:
+def matched_prefixes(batch: Batch) -> Iterator[NDArray[np.uint8]]:
+    """What the references `prefix` compare: of each own episode, uint8 (Q, H, W, 3), what the policy saw in
+    the time that the task's median success takes.
+
+    Q is the number of queries of that success, in the whole batch; an episode that ended sooner shows its
+    last picture until then. Of a task without success nothing is compared; all of its episodes are shown.
+    """
+    queries = -(-np.array([outcome.steps for outcome in batch.outcomes]) // CHUNK)
+    succeeded = {task: batch.success & (batch.tasks == task) for task in np.unique(batch.tasks)}
+    taken = {int(task): int(np.median(queries[won])) for task, won in succeeded.items() if won.any()}
+    for episode in batch.episodes.values():
+        last = len(episode.images) - 1
+        yield episode.images[np.arange(taken.get(episode.spec.task_id, last + 1)).clip(max=last)]
+
+
+def embed(
+    config: TrainStage, batch: Batch, world_model: WorldModel, accelerator: Accelerator
+) -> NDArray[np.float32]:
     """Embeddings (N, D) of all processes' episodes; each encodes its own."""
-    own = world_model.embed_many(episode.frames for episode in batch.episodes.values())
+    matched = config.reward.references == "prefix"
+    videos = matched_prefixes(batch) if matched else (episode.frames for episode in batch.episodes.values())
+    own = world_model.embed_many(videos)
     everyone = dict(gather_object(list(zip(batch.episodes, own, strict=True))))
     return np.stack([everyone[outcome.number] for outcome in batch.outcomes])
 
@@ -722,7 +742,7 @@ class Run:
         """Rewards and advantages of the whole batch, the same in every process."""
         embeddings = None
         if self.world_model is not None:
-            embeddings = embed(batch, self.world_model, self.accelerator)
+            embeddings = embed(self.config, batch, self.world_model, self.accelerator)
         elif self.config.reward.references == "simulator":
             embeddings = ways_left(batch)
         return score(self.config, batch, embeddings, self.experts)

@@ -100,7 +100,7 @@ def read(folder: Path, found: Plan, tuning: Path) -> Evidence:
     episodes, _ = tables.load_episodes(paths, "libero", variants, expected, incomplete=False)
     trained = {variant: label for variant, label in variants.items() if variant != SFT}
     metrics, _ = f2.read_metrics(files(("f2", "f3"), "--metrics"), trained, allow_incomplete=False)
-    grpo, srpo = (list(sheets["f2"])[place] for place in (0, -1))
+    grpo, srpo = list(sheets["t1"])[-2:]
     curves, _ = read_curves(drawn["t3_truth"].inputs["--curves"], allow_incomplete=False)
     rewards = t3_truth.read_rewards(drawn["t3_truth"].inputs["--rewards"])
     truth = t3_truth.estimate(curves, t3_truth.shaped_runs(rewards))

@@ -34,6 +34,7 @@ def describe(reward: Reward) -> str:
         return {
             "mean": "mean of the successes",
             "medoid": "medoid of the successes",
+            "prefix": "mean, all cut to a success's length",
             "fixed_expert": "fixed demonstrations",
             "simulator": "the simulator's way to the goal",
         }[reward.references]

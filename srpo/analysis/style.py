@@ -65,6 +65,7 @@ _LOOKS = {
     "srpo-offline": (GREEN, "D"),
     "srpo-pixel": (PURPLE, "D"),
     "srpo-vjepa2-tiny": (BLUE, "p"),
+    "srpo-vjepa2-tiny-prefix": (GREEN, "X"),
     "srpo-simulator": (GREEN, "*"),
     "grpo-lr-1": (ORANGE, "v"),
     "grpo-lr-4": (ORANGE, "<"),
@@ -96,6 +97,7 @@ _LOOKS = {
     "siglip": (ORANGE, ">"),
     "imagebind": (GREEN, "d"),
     "vjepa2-tiny": (BLUE, "p"),
+    "vjepa2-tiny, prefix": (GREEN, "X"),
     "vjepa2-vitl": (SKY, "8"),
     "vjepa2-vitg": (BLUE, "o"),
 }

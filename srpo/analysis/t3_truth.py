@@ -203,8 +203,8 @@ def of_training(runs: Mapping[str, Sequence[pd.DataFrame]], seed: int = 0) -> li
 
 
 def read_rewards(paths: Sequence[Path]) -> pd.DataFrame:
-    """Every training rollout, with its run's variant and seed, and by what it was rewarded (`representation`;
-    None without a world model)."""
+    """Every training rollout, with its run's variant and seed, and by what it was rewarded (`representation`:
+    the world model's name, and that only prefixes were compared; None without a world model)."""
     configs = {path: read_config(path, TrainStage) for path in paths}
     tables.require_alike(list(configs.values()))
     return pd.concat(
@@ -212,12 +212,18 @@ def read_rewards(paths: Sequence[Path]) -> pd.DataFrame:
             read_rows(path, REWARDS).assign(
                 variant=config.variant,
                 seed=config.seed,
-                representation=config.world_model.name if config.world_model else None,
+                representation=_representation(config),
             )
             for path, config in configs.items()
         ],
         ignore_index=True,
     )
+
+
+def _representation(config: TrainStage) -> str | None:
+    if config.world_model is None:
+        return None
+    return config.world_model.name + (", prefix" if config.reward.references == "prefix" else "")
 
 
 def shaped_runs(rewards: pd.DataFrame) -> dict[str, list[pd.DataFrame]]:

@@ -103,7 +103,7 @@ def batch(config: TrainStage, successes: str, policy: object) -> trainer.Batch:
 def scored(config: TrainStage, data: trainer.Batch) -> trainer.Scores:
     embeddings = None
     if config.world_model is not None:
-        embeddings = trainer.embed(data, load_world_model(config.world_model, None), Accelerator())
+        embeddings = trainer.embed(config, data, load_world_model(config.world_model, None), Accelerator())
     return trainer.score(config, data, embeddings)
 
 
@@ -401,7 +401,7 @@ def test_the_expert_is_a_reference_where_configured(monkeypatch: pytest.MonkeyPa
     world_model = load_world_model(config.world_model, None)
     experts = trainer.embed_experts(config, world_model, [tmp_path / "seven", tmp_path / "eight"])
     assert shown == ["seven", "eight"] and {k: v.shape[0] for k, v in experts.items()} == {7: 2, 8: 2}
-    scores = trainer.score(config, data, trainer.embed(data, world_model, Accelerator()), experts)
+    scores = trainer.score(config, data, trainer.embed(config, data, world_model, Accelerator()), experts)
     assert [task.unshaped for task in scores.shaped.tasks] == [None, None]
     own = world_model.embed(data.episodes[4].frames)
     distance = np.linalg.norm(own.astype(float) - experts[8][0])
@@ -420,6 +420,36 @@ def test_the_simulator_may_say_how_near_a_failure_came() -> None:
     assert shaped.valid.all() and shaped.distances[failures] == pytest.approx([0.2, 0.3, 0.9, 1.1])
     assert shaped.rewards[failures] == pytest.approx([0.8, 0.8 * 8 / 9, 0.8 * 2 / 9, 0])
     assert (shaped.rewards[[4, 5, 6, 7, 12, 13, 14, 15]] == 0).all()
+
+
+def test_a_failure_is_seen_only_as_long_as_a_success_takes() -> None:
+    config = stage(reward={"references": "prefix"}, train={"prompts": 2, "minibatch": 2})
+    assert all(spec.frames == 0 for spec in specs_of(config, 1))  # the policy's own pictures do
+    data = batch(config, "1100" + "0000", small_policy())
+    # Queries of the episodes: 2, 2, 2, 3 of each group. Task 7's successes take two.
+    seen = dict(zip(data.episodes, trainer.matched_prefixes(data), strict=True))
+    assert [len(seen[number]) for number in range(8)] == [2, 2, 2, 2, 2, 2, 2, 3]
+    for number, pictures in seen.items():
+        np.testing.assert_array_equal(pictures, data.episodes[number].images[: len(pictures)])
+
+    late = data.episodes[3].images.copy()
+    late[2] = 255 - late[2]
+    changed = replace(data, episodes={**data.episodes, 3: replace(data.episodes[3], images=late)})
+    np.testing.assert_array_equal(scored(config, changed).shaped.rewards, scored(config, data).shaped.rewards)
+    early = late.copy()
+    early[0] = 255 - early[0]
+    changed = replace(data, episodes={**data.episodes, 3: replace(data.episodes[3], images=early)})
+    assert scored(config, changed).shaped.rewards[3] != scored(config, data).shaped.rewards[3]
+
+
+def test_who_succeeded_sooner_shows_the_last_picture_until_then() -> None:
+    config = stage(reward={"references": "prefix"})
+    data = batch(config, "0001" + "0000" + "0000" + "0000", small_policy())
+    first, slow = data.episodes[0].images, data.episodes[3].images
+    assert (len(first), len(slow)) == (2, 3)  # the one success is the slowest of its task
+    seen = dict(zip(data.episodes, trainer.matched_prefixes(data), strict=True))
+    np.testing.assert_array_equal(seen[0], first[[0, 1, 1]])
+    np.testing.assert_array_equal(seen[3], slow)
 
 
 def test_groups_may_be_normalised_by_themselves() -> None:
