@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from srpo.analysis import f2, t1, t3_truth, tables
+from srpo.analysis import direction, f2, t1, t3_truth, tables
 from srpo.analysis.f1 import read_curves
 from srpo.analysis.io import ResultError, read_config, run
 from srpo.analysis.redraw import Drawing, drawings
@@ -380,6 +380,36 @@ def outcome_advantages(rewards: pd.DataFrame) -> NDArray[np.float64]:
     return group_advantages(success, torch.from_numpy(groups.to_numpy(copy=True))).numpy()
 
 
+def useful(evidence: Evidence) -> str:
+    """Whether advantages pull the policy where success lies: by outcome, by the variant's own reward, and by
+    the way left, which no method sees."""
+    told = direction.along_success(evidence.rewards)
+    mixed, lost = direction.mixed(told), direction.failed_throughout(told)
+    columns = {
+        "mixed groups: by outcome": (mixed, "outcome"),
+        "by its reward": (mixed, "advantage"),
+        "failed groups: by its reward": (lost, "advantage"),
+        "by the way left": (lost, "true"),
+    }
+    rows = []
+    for suite in (*evidence.found.preset.suites, None):
+        for variant in evidence.others:
+            cells = []
+            for chosen, advantage in columns.values():
+                own = _part(told[chosen], variant, suite)
+                value = direction.pull(own, advantage)
+                interval = f"[{_signed(value.low)}, {_signed(value.high)}]"
+                cells.append(f"{_signed(value.value)} {interval} {len(own):,}")
+            rows.append(
+                [f"**{'all' if suite is None else SUITE_LABELS[suite]}**", evidence.variants[variant], *cells]
+            )
+    return _table(["", "", *columns], rows)
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
 def truth(evidence: Evidence) -> str:
     """The table T3 against the truth: a value, its interval, the number of trajectories."""
     shown = t3_truth.layout(evidence.truth, "")
@@ -434,6 +464,7 @@ PARTS = {
     "signal": signal,
     "taught": taught,
     "truth": truth,
+    "useful": useful,
     "seeds": seeds,
     "tuning": tuning,
 }
