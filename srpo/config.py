@@ -350,13 +350,11 @@ class Reward(Section):
     """Largest reward of a failure, for `paper` and `linear`."""
     scope: Literal["task", "group"]
     """Among which failures distances are normalised: all of the task's in the batch, or the group's alone."""
-    references: Literal["dbscan", "mean", "medoid", "prefix", "fixed_expert", "simulator"]
+    references: Literal["dbscan", "mean", "medoid", "prefix", "fixed_expert"]
     """What failures are compared with. Of the batch's successes: the centres of their DBSCAN clusters, their
     mean, or their medoid. `prefix`: their mean, and every episode is seen only as long as the median success
     takes, in the pictures that the policy saw, so that what a failure does in the time it has left until it
-    is cut off does not count. `fixed_expert`: the expert's demonstrations, whatever the batch holds.
-    `simulator`: no pictures, but the way that a failure left to the goal, as the simulator knows it: a
-    control."""
+    is cut off does not count. `fixed_expert`: the expert's demonstrations, whatever the batch holds."""
     eps: Positive
     """DBSCAN's neighbourhood radius on standardised embeddings."""
     eps_relative: bool
@@ -559,18 +557,14 @@ class TrainStage(Stage):
     variant: str
     seed: Whole
     world_model: WorldModel | None
-    """None for GRPO, whose reward needs no representation, and for the references `simulator`."""
+    """None for GRPO, whose reward needs no representation."""
     reward: Reward
     train: Train
 
     @model_validator(mode="after")
     def _reward_has_representation(self) -> TrainStage:
-        unseen = self.reward.shaping == "none" or self.reward.references == "simulator"
-        if unseen != (self.world_model is None):
-            raise ValueError(
-                "reward.shaping `none` and reward.references `simulator` go without a world_model, every "
-                "other reward with one"
-            )
+        if (self.reward.shaping == "none") != (self.world_model is None):
+            raise ValueError("reward.shaping `none` goes without a world_model, every other with one")
         return self
 
     @model_validator(mode="after")

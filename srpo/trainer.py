@@ -284,14 +284,6 @@ def embed_experts(config: TrainStage, world_model: WorldModel, files: Sequence[P
     }
 
 
-def ways_left(batch: Batch) -> NDArray[np.float32]:
-    """What the references `simulator` compare: embeddings (N, 2) whose distances are metres of way left.
-
-    The first number keeps a success, which has no way left, from looking like a failed encoder's zeros.
-    """
-    return np.array([[1.0, outcome.way_left] for outcome in batch.outcomes], np.float32)
-
-
 def score(
     config: TrainStage,
     batch: Batch,
@@ -743,8 +735,6 @@ class Run:
         embeddings = None
         if self.world_model is not None:
             embeddings = embed(self.config, batch, self.world_model, self.accelerator)
-        elif self.config.reward.references == "simulator":
-            embeddings = ways_left(batch)
         return score(self.config, batch, embeddings, self.experts)
 
     def update(

@@ -36,7 +36,6 @@ def describe(reward: Reward) -> str:
             "medoid": "medoid of the successes",
             "prefix": "mean, all cut to a success's length",
             "fixed_expert": "fixed demonstrations",
-            "simulator": "the simulator's way to the goal",
         }[reward.references]
     return f"DBSCAN, eps {reward.eps:g}" + (" × distance" if reward.eps_relative else "")
 

@@ -66,7 +66,6 @@ _LOOKS = {
     "srpo-pixel": (PURPLE, "D"),
     "srpo-vjepa2-tiny": (BLUE, "p"),
     "srpo-vjepa2-tiny-prefix": (GREEN, "X"),
-    "srpo-simulator": (GREEN, "*"),
     "grpo-lr-1": (ORANGE, "v"),
     "grpo-lr-4": (ORANGE, "<"),
     "grpo-lr-8": (ORANGE, "d"),

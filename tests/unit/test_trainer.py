@@ -408,20 +408,6 @@ def test_the_expert_is_a_reference_where_configured(monkeypatch: pytest.MonkeyPa
     assert scores.shaped.distances[4] == pytest.approx(distance, rel=1e-6)
 
 
-def test_the_simulator_may_say_how_near_a_failure_came() -> None:
-    config = stage(pixel=False, reward={"references": "simulator", "shaping": "linear"})
-    data = batch(config, "1100" + "0000" + "1010" + "0000", small_policy())
-    ways = [0.0 if outcome.success else 0.1 * outcome.number for outcome in data.outcomes]
-    outcomes = [replace(o, way_left=way) for o, way in zip(data.outcomes, ways, strict=True)]
-    data = replace(data, outcomes=tuple(outcomes))
-    shaped = trainer.score(config, data, trainer.ways_left(data)).shaped
-    # Task 7 left 0.2, 0.3, 0.9 and 1.1 m. Task 8 has no success: its failures earn 0, as with pictures.
-    failures = [2, 3, 9, 11]
-    assert shaped.valid.all() and shaped.distances[failures] == pytest.approx([0.2, 0.3, 0.9, 1.1])
-    assert shaped.rewards[failures] == pytest.approx([0.8, 0.8 * 8 / 9, 0.8 * 2 / 9, 0])
-    assert (shaped.rewards[[4, 5, 6, 7, 12, 13, 14, 15]] == 0).all()
-
-
 def test_a_failure_is_seen_only_as_long_as_a_success_takes() -> None:
     config = stage(reward={"references": "prefix"}, train={"prompts": 2, "minibatch": 2})
     assert all(spec.frames == 0 for spec in specs_of(config, 1))  # the policy's own pictures do
