@@ -38,17 +38,19 @@ def noise(rewards: pd.DataFrame) -> NDArray[np.float64]:
     return sign[:, None] * torch.stack(drawn).double().numpy()[which]
 
 
-def group_normalised(values: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Values (N,) less their group's mean, over its (population's) standard deviation; 0 where that is 0."""
-    by_group = pd.Series(values).groupby(groups)
-    centred = values - by_group.transform("mean").to_numpy()
-    spread = by_group.transform("std", ddof=0).to_numpy()
-    return np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 1e-9)
+def advantages(rewards: pd.DataFrame, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Advantages of the rollouts (N,) of some runs, as training gives them, were `values` their rewards."""
+    import torch
+
+    from srpo.algo.advantages import group_advantages
+
+    groups = rewards.groupby(GROUP).ngroup().to_numpy(copy=True)
+    return group_advantages(torch.from_numpy(values), torch.from_numpy(groups)).numpy()
 
 
-def way_of_success(advantages: NDArray[np.float64], drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+def way_of_success(advantage: NDArray[np.float64], drawn: NDArray[np.float64]) -> NDArray[np.float64]:
     """The unit vector (7,) along Σ advantage (N,) × noise (N, 7); NaN where that is 0."""
-    total = (advantages[:, None] * drawn).sum(0)
+    total = (advantage[:, None] * drawn).sum(0)
     length = np.linalg.norm(total)
     return total / length if length else np.full_like(total, NAN)
 
@@ -59,9 +61,8 @@ def along_success(rewards: pd.DataFrame) -> pd.DataFrame:
 
     The way of success of a task is that of all variants' runs of the other seeds; without any, NaN.
     """
-    groups = rewards.groupby(GROUP, sort=False).ngroup().to_numpy().astype(np.int64)
     success = rewards["success"].to_numpy(dtype=float)
-    outcome = group_normalised(success, groups)
+    outcome = advantages(rewards, success)
     drawn = noise(rewards)
     known = np.isfinite(drawn).all(axis=1)
     along = np.full(len(rewards), NAN)
@@ -72,7 +73,7 @@ def along_success(rewards: pd.DataFrame) -> pd.DataFrame:
         others = (tasks == task) & (seeds != seed) & known
         along[here] = drawn[here] @ way_of_success(outcome[others], drawn[others])
     nearness = np.where(success == 1, 0.0, -rewards["way_left"].to_numpy(dtype=float))
-    return rewards.assign(along=along, outcome=outcome, true=group_normalised(nearness, groups))
+    return rewards.assign(along=along, outcome=outcome, true=advantages(rewards, nearness))
 
 
 def failed_throughout(rewards: pd.DataFrame) -> pd.Series:
@@ -88,7 +89,7 @@ def mixed(rewards: pd.DataFrame) -> pd.Series:
 
 def pull(rewards: pd.DataFrame, advantage: str, seed: int = 0) -> Estimate:
     """Mean of advantage × `along` over rollouts that `along_success` gave, with a percentile bootstrap
-    interval of runs drawn anew. 0 is no knowledge. Advantages of variance 1 that tell nothing else reach 1.
+    interval of runs drawn anew. 0 is no knowledge.
     """
     told = rewards[rewards["along"].notna()]
     runs = (told[advantage] * told["along"]).groupby([told[key] for key in RUN])

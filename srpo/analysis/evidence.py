@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from srpo.analysis import direction, f2, t1, t3_truth, tables
 from srpo.analysis.f1 import read_curves
@@ -350,7 +349,8 @@ def taught(evidence: Evidence) -> str:
             groups = own.groupby(["seed", "step", "group"])["success"]
             succeeded, lost = groups.mean(), groups.transform("max") == 0
             advantage = own["advantage"].to_numpy(dtype=float)
-            alike = np.corrcoef(advantage, outcome_advantages(own))[0, 1]
+            by_outcome = direction.advantages(own, own["success"].to_numpy(dtype=float))
+            alike = np.corrcoef(advantage, by_outcome)[0, 1]
             rows.append(
                 [
                     SUITE_LABELS[suite],
@@ -367,17 +367,6 @@ def taught(evidence: Evidence) -> str:
         "correlation of advantages with GRPO's for the same rollouts",
     ]
     return _table(["", "", *columns], rows)
-
-
-def outcome_advantages(rewards: pd.DataFrame) -> NDArray[np.float64]:
-    """GRPO's advantages of the rollouts (N,) of some runs: their groups' by success and failure alone."""
-    import torch  # only here, so that the analysis starts at once
-
-    from srpo.algo.advantages import group_advantages
-
-    groups = rewards.groupby(["suite", "variant", "seed", "step", "group"]).ngroup()
-    success = torch.from_numpy(rewards["success"].to_numpy(dtype=float))
-    return group_advantages(success, torch.from_numpy(groups.to_numpy(copy=True))).numpy()
 
 
 def useful(evidence: Evidence) -> str:

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-import pytest
 from test_trainer import stage
 
 from srpo import trainer
@@ -56,8 +55,3 @@ def test_what_pulls_towards_success_and_what_does_not() -> None:
     assert (lost["outcome"] == 0).all() and direction.pull(lost, "outcome").value == 0
     assert direction.pull(lost, "true").low > 0.2 and direction.pull(lost, "wrong").high < -0.2
     assert direction.pull(lost, "chance").low < 0 < direction.pull(lost, "chance").high
-
-
-def test_a_group_that_is_all_alike_has_no_advantages() -> None:
-    found = direction.group_normalised(np.array([1.0, 1, 3, 5]), np.array([0, 0, 1, 1]))
-    assert found == pytest.approx([0, 0, -1, 1])
