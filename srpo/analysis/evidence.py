@@ -47,7 +47,8 @@ GAIN = 0.6
 @dataclass(frozen=True)
 class Evidence:
     """Everything that is read. `variants`: variant → label, SFT first; `rewards`: every training rollout;
-    `grpo`, `srpo`: who is compared; `tuned`: metrics of the tuning's runs by what its sheet calls them."""
+    `grpo`, `srpo`: who is compared; `ours`: SRPO changed by us, which the curves show beside the two;
+    `tuned`: metrics of the tuning's runs by what its sheet calls them."""
 
     found: Plan
     variants: Mapping[str, str]
@@ -57,11 +58,18 @@ class Evidence:
     truth: pd.DataFrame
     grpo: str
     srpo: str
+    ours: Sequence[str]
     tuned: Mapping[str, pd.DataFrame]
 
     @property
     def trained(self) -> list[str]:
         return [variant for variant in self.variants if variant != SFT]
+
+    @property
+    def beside_srpo(self) -> list[tuple[str, str]]:
+        """(worse, better) as is claimed: SRPO above its ablations, and what is ours above SRPO."""
+        rest = [variant for variant in self.others if variant != self.srpo]
+        return [(self.srpo, v) if v in self.ours else (v, self.srpo) for v in rest]
 
     @property
     def others(self) -> list[str]:
@@ -100,10 +108,11 @@ def read(folder: Path, found: Plan, tuning: Path) -> Evidence:
     trained = {variant: label for variant, label in variants.items() if variant != SFT}
     metrics, _ = f2.read_metrics(files(("f2", "f3"), "--metrics"), trained, allow_incomplete=False)
     grpo, srpo = list(sheets["t1"])[-2:]
+    ours = [variant for variant in sheets["f2"] if variant not in (grpo, srpo)]
     curves, _ = read_curves(drawn["t3_truth"].inputs["--curves"], allow_incomplete=False)
     rewards = t3_truth.read_rewards(drawn["t3_truth"].inputs["--rewards"])
     truth = t3_truth.estimate(curves, t3_truth.shaped_runs(rewards))
-    return Evidence(found, variants, episodes, metrics, rewards, truth, grpo, srpo, _tuned(tuning))
+    return Evidence(found, variants, episodes, metrics, rewards, truth, grpo, srpo, ours, _tuned(tuning))
 
 
 def _complete(folder: Path, found: Plan, needed: Sequence[str]) -> dict[str, Drawing]:
@@ -194,8 +203,23 @@ def claims(evidence: Evidence) -> list[Claim]:
         ),
     ]
     for variant in evidence.others:
-        found += [_ends_higher(evidence, evidence.grpo, variant), _learns_faster(evidence, variant)]
-    found += [_ends_higher(evidence, other, srpo) for other in evidence.others if other != srpo]
+        found += [
+            _ends_higher(evidence, evidence.grpo, variant),
+            _learns_faster(evidence, evidence.grpo, variant),
+        ]
+    for low, high in evidence.beside_srpo:
+        found += [_ends_higher(evidence, low, high), _learns_faster(evidence, low, high)]
+    told = direction.along_success(evidence.rewards)
+    lost = told[direction.failed_throughout(told)]
+    for variant in evidence.others:
+        value = direction.pull(_part(lost, variant, None), "advantage")
+        found.append(
+            Claim(
+                f"where all rollouts of a group failed, rewards of {label[variant]} pull towards success",
+                _decided(value),
+                f"{_signed(value.value)} [{_signed(value.low)}, {_signed(value.high)}]",
+            )
+        )
     for row in evidence.truth[evidence.truth["measure"] == "in groups"].to_dict("records"):
         right = Estimate(row["value"] - 0.5, row["low"] - 0.5, row["high"] - 0.5)
         found.append(
@@ -218,14 +242,14 @@ def _ends_higher(evidence: Evidence, low: str, high: str) -> Claim:
     )
 
 
-def _learns_faster(evidence: Evidence, variant: str) -> Claim:
-    grpo, own = areas(evidence, evidence.grpo), areas(evidence, variant)
-    faster = mean_paired_difference(grpo, own)
+def _learns_faster(evidence: Evidence, low: str, high: str) -> Claim:
+    slow, fast = areas(evidence, low), areas(evidence, high)
+    faster = mean_paired_difference(slow, fast)
     return Claim(
-        f"{evidence.variants[variant]} learns faster than {evidence.variants[evidence.grpo]} "
+        f"{evidence.variants[high]} learns faster than {evidence.variants[low]} "
         "(area under the training curve)",
         _decided(faster),
-        f"difference {_points(faster)} over {len(own)} pairs of runs",
+        f"difference {_points(faster)} over {len(fast)} pairs of runs",
     )
 
 
@@ -282,7 +306,7 @@ def differences(evidence: Evidence) -> str:
     suites = evidence.found.preset.suites
     pairs = [(SFT, variant) for variant in evidence.trained]
     pairs += [(evidence.grpo, variant) for variant in evidence.others]
-    pairs += [(other, evidence.srpo) for other in evidence.others if other != evidence.srpo]
+    pairs += evidence.beside_srpo
     rows = []
     for first, second in pairs:
         found = [evidence.compare(first, second, suite) for suite in (*suites, None)]
