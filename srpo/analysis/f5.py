@@ -34,7 +34,7 @@ def describe(reward: Reward) -> str:
         return {
             "mean": "mean of the successes",
             "medoid": "medoid of the successes",
-            "prefix": "mean, all cut to a success's length",
+            "prefix": "mean, matched prefixes",
             "fixed_expert": "fixed demonstrations",
         }[reward.references]
     return f"DBSCAN, eps {reward.eps:g}" + (" × distance" if reward.eps_relative else "")
