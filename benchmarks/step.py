@@ -114,7 +114,7 @@ def measure(count: int) -> pd.DataFrame:
         write_model(Path(folder) / "model", model)
         world_model = load_world_model(config.world_model, Path(folder) / "model")
     accelerator = Accelerator(cpu=True)
-    embeddings = clock.timed("encode", trainer.embed)(batch, world_model, accelerator)
+    embeddings = clock.timed("encode", trainer.embed)(config, batch, world_model, accelerator)
     scores = clock.timed("reward", trainer.score)(config, batch, embeddings)
     policy.make_trainable(reinforcement=True)
     optimiser = trainer.make_optimiser(policy, config.train)

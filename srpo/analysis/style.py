@@ -65,7 +65,8 @@ _LOOKS = {
     "srpo-offline": (GREEN, "D"),
     "srpo-pixel": (PURPLE, "D"),
     "srpo-vjepa2-tiny": (BLUE, "p"),
-    "srpo-vjepa2-tiny-prefix": (GREEN, "X"),
+    "srpo-vjepa2-tiny-prefix": (GREEN, "o"),
+    "srpo-prefix": (GREEN, "p"),
     "grpo-lr-1": (ORANGE, "v"),
     "grpo-lr-4": (ORANGE, "<"),
     "grpo-lr-8": (ORANGE, "d"),
@@ -96,7 +97,7 @@ _LOOKS = {
     "siglip": (ORANGE, ">"),
     "imagebind": (GREEN, "d"),
     "vjepa2-tiny": (BLUE, "p"),
-    "vjepa2-tiny, prefix": (GREEN, "X"),
+    "vjepa2-tiny, prefix": (GREEN, "o"),
     "vjepa2-vitl": (SKY, "8"),
     "vjepa2-vitg": (BLUE, "o"),
 }
