@@ -217,7 +217,7 @@ def claims(evidence: Evidence) -> list[Claim]:
             Claim(
                 f"where all rollouts of a group failed, rewards of {label[variant]} pull towards success",
                 _decided(value),
-                f"{_signed(value.value)} [{_signed(value.low)}, {_signed(value.high)}]",
+                _pull(value),
             )
         )
     for row in evidence.truth[evidence.truth["measure"] == "in groups"].to_dict("records"):
@@ -410,17 +410,17 @@ def useful(evidence: Evidence) -> str:
             cells = []
             for chosen, advantage in columns.values():
                 own = _part(told[chosen], variant, suite)
-                value = direction.pull(own, advantage)
-                interval = f"[{_signed(value.low)}, {_signed(value.high)}]"
-                cells.append(f"{_signed(value.value)} {interval} {len(own):,}")
+                cells.append(f"{_pull(direction.pull(own, advantage))} {len(own):,}")
             rows.append(
                 [f"**{'all' if suite is None else SUITE_LABELS[suite]}**", evidence.variants[variant], *cells]
             )
     return _table(["", "", *columns], rows)
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
+def _pull(value: Estimate) -> str:
+    if np.isnan(value.value):
+        return "not known: no noise on a residual, or a single seed"
+    return f"{value.value:+.2f} [{value.low:+.2f}, {value.high:+.2f}]".replace("-", "−")
 
 
 def truth(evidence: Evidence) -> str:

@@ -15,11 +15,12 @@ TUNING = CONFIGS.parent / "results/reference/tuning"
 PAGE = "".join(f"Before {name}.\n<!-- {name} -->\noutdated\n<!-- end -->\n" for name in evidence.PARTS)
 
 
-def preset(folder: Path) -> Path:
-    """The smoke preset with two seeds."""
+def preset(folder: Path, **sheets: str) -> Path:
+    """The smoke preset with two seeds, and with other sheets for some tables."""
     settings = yaml.safe_load((CONFIGS / "presets" / "smoke.yaml").read_text())
+    tables = settings["tables"] | {table: {"sheet": sheet} for table, sheet in sheets.items()}
     path = folder / "preset.yaml"
-    path.write_text(yaml.safe_dump({**settings, "seeds": [0, 1]}))
+    path.write_text(yaml.safe_dump({**settings, "tables": tables, "seeds": [0, 1]}))
     return path
 
 
@@ -31,9 +32,10 @@ def results(root: Path, rates: dict[str, float], ways: tuple[float, float] = (0.
             libero_run(root / "runs", "libero_goal", variant, rate, seed=seed, states=20)
             if variant == "sft":
                 continue
-            model = variant.removeprefix("srpo-")
+            model = variant.removeprefix("srpo-").removesuffix("-prefix")
+            changed = {"references": "prefix"} if variant.endswith("-prefix") else {}
             curve = [0.2, 0.2 + rate / 2, rate]
-            metrics = rl_run(root / "runs", "libero_goal", variant, curve, seed=seed, model=model)
+            metrics = rl_run(root / "runs", "libero_goal", variant, curve, seed=seed, model=model, **changed)
             shared: dict[str, Any] = {
                 **{"step": 1, "suite": "libero_goal", "task_id": 0, "init_state": 0},
                 **{"episode_seed": 0, "success": False, "steps": 9, "kept": True},
@@ -120,6 +122,20 @@ def test_the_page_is_written_between_its_lines(tmp_path: Path) -> None:
     page.write_text(PAGE.replace("<!-- truth -->\noutdated\n<!-- end -->", ""))
     with pytest.raises(ResultError, match="for \\['truth'\\]"):
         evidence.main(arguments)
+
+
+def test_what_is_ours_is_claimed_to_be_above_srpo(tmp_path: Path) -> None:
+    root = results(tmp_path, {**GOOD, "srpo-vjepa2-tiny": 0.6, "srpo-vjepa2-tiny-prefix": 1.0})
+    plans = plan(*load_preset(str(preset(root, f2="mini/f2", ablations="mini/ablations"))))
+    found = evidence.read(root, plans, TUNING)
+    assert (found.grpo, found.srpo) == ("grpo", "srpo-vjepa2-tiny")
+    assert found.ours == ["srpo-vjepa2-tiny-prefix"]
+    claims = {claim.text: claim.holds for claim in evidence.claims(found)}
+    assert claims["SRPO, matched prefixes ends higher than SRPO"] is True
+    assert claims["SRPO ends higher than SRPO, pixels"] is None
+    assert not any("SRPO ends higher than SRPO, matched" in text for text in claims)
+    # Its rewards are not told as those of the representation that compares whole episodes.
+    assert "| vjepa2-tiny, prefix | – | – | – |" in evidence.truth(found)
 
 
 def test_missing_rows_are_refused(tmp_path: Path) -> None:
