@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
-from srpo import trainer
+from srpo import collect, score, update
 from srpo.checkpoint import EpisodeStore
 from srpo.config import TrainStage, load_stage
 from srpo.files import write_with
@@ -34,24 +34,24 @@ TEMPERATURE = 1.0
 """Of the tokens, where they carry the noise."""
 
 
-def gradient(config: TrainStage, policy: OpenVLAOFT, batch: trainer.Batch) -> torch.Tensor:
+def gradient(config: TrainStage, policy: OpenVLAOFT, batch: collect.Batch) -> torch.Tensor:
     """The gradient of a step's objective, on policy, of what the policy trains: (parameters,).
 
     Zeros where all groups that count succeeded or failed throughout.
     """
-    scores = trainer.score(config, batch, None)
+    scores = score.score(config, batch, None)
     teaches = scores.kept & scores.signal
     own = [k for k in np.flatnonzero(teaches) if batch.outcomes[k].number in batch.episodes]
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     if not own:
         return torch.cat([torch.zeros(parameter.numel()) for parameter in trained])
     episodes = [batch.episodes[batch.outcomes[k].number] for k in own]
-    choices = trainer.gather_choices(config, policy, episodes, scores.advantages[own])
-    objective, total = trainer.clipped_objective(config.train), float(choices.valid.sum())
+    choices = update.gather_choices(config, policy, episodes, scores.advantages[own])
+    objective, total = update.clipped_objective(config.train), float(choices.valid.sum())
     policy.zero_grad()
     for at in range(0, len(choices.chosen), config.train.microbatch):
         part = slice(at, at + config.train.microbatch)
-        log_probs, _ = trainer.likelihood(config.train, policy, choices.inputs[part], choices.chosen[part])
+        log_probs, _ = update.likelihood(config.train, policy, choices.inputs[part], choices.chosen[part])
         # As they were sampled, to the bit: the ratio is 1.
         loss = objective(log_probs, log_probs.detach(), choices.advantages[part], choices.valid[part], total)
         loss.total.backward()
@@ -81,9 +81,9 @@ def measure(config: TrainStage, policy: OpenVLAOFT, scratch: Path, steps: int, w
         found: dict[str, list[torch.Tensor]] = {"all weights": [], "residual": []}
         successes = episodes = 0
         with Rollouts(own.suite, own.protocol, policy, workers) as rollouts:
-            runner = trainer.Runner(rollouts, EpisodeStore(scratch / noise), Accelerator(cpu=True))
+            runner = collect.Runner(rollouts, EpisodeStore(scratch / noise), Accelerator(cpu=True))
             for step in range(1, steps + 1):
-                batch = trainer.collect(own, step, runner)
+                batch = collect.collect(own, step, runner)
                 successes, episodes = successes + int(batch.success.sum()), episodes + len(batch.success)
                 for trained in found if noise == "tokens" else ["residual"]:
                     policy.requires_grad_(trained == "all weights")

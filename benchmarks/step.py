@@ -27,7 +27,7 @@ from rollout import tiny_policy
 from tqdm import tqdm
 from transformers import VJEPA2Model
 
-from srpo import trainer
+from srpo import collect, score, update
 from srpo.config import TrainStage
 from srpo.envs.libero import LiberoEnv
 from srpo.envs.pool import Answer, pictures_shape, run_episode
@@ -91,11 +91,11 @@ def measure(count: int) -> pd.DataFrame:
     assert isinstance(config, TrainStage) and config.world_model and config.world_model.pretraining
     torch.set_num_threads(1)
     policy, clock = tiny_policy(SUITE), Clock()
-    specs = trainer.episode_specs(config, 1, trainer.sample_prompts(config, 1))[:count]
+    specs = collect.episode_specs(config, 1, collect.sample_prompts(config, 1))[:count]
     episodes = roll_out(config, specs, policy, clock)
-    batch = trainer.Batch(
+    batch = collect.Batch(
         tuple(
-            trainer.Outcome(
+            collect.Outcome(
                 k,
                 k // config.train.group_size,
                 e.spec,
@@ -114,12 +114,12 @@ def measure(count: int) -> pd.DataFrame:
         write_model(Path(folder) / "model", model)
         world_model = load_world_model(config.world_model, Path(folder) / "model")
     accelerator = Accelerator(cpu=True)
-    embeddings = clock.timed("encode", trainer.embed)(config, batch, world_model, accelerator)
-    scores = clock.timed("reward", trainer.score)(config, batch, embeddings)
+    embeddings = clock.timed("encode", score.embed)(config, batch, world_model, accelerator)
+    scores = clock.timed("reward", score.score)(config, batch, embeddings)
     policy.make_trainable(reinforcement=True)
-    optimiser = trainer.make_optimiser(policy, config.train)
-    objective = trainer.clipped_objective(config.train)
-    learnt = clock.timed("update", trainer.update)(
+    optimiser = update.make_optimiser(policy, config.train)
+    objective = update.clipped_objective(config.train)
+    learnt = clock.timed("update", update.update)(
         config, policy, None, optimiser, accelerator, batch, scores, 1, objective
     )
     assert learnt["loss"] is not None, "there was nothing to learn from"

@@ -15,19 +15,13 @@ from pathlib import Path
 
 from srpo.algo.losses import regression_loss
 from srpo.checkpoint import EpisodeStore, preemptible
+from srpo.collect import Batch, Runner, collect
 from srpo.config import Offline, TrainStage, load_stage
 from srpo.locks import held
+from srpo.metrics import reward_rows
 from srpo.rollout import Rollouts
-from srpo.trainer import (
-    Batch,
-    Objective,
-    Runner,
-    begin,
-    collect,
-    load_frozen,
-    parse_arguments,
-    reward_rows,
-)
+from srpo.trainer import begin, load_frozen, parse_arguments
+from srpo.update import Objective
 
 
 def weighted_objective(offline: Offline) -> Objective:

@@ -1,7 +1,7 @@
 """Whether advantages point to where success lies, for a policy whose exploration is noise on a residual.
 
 Such a policy acts through each rollout under noise ε that is drawn once, and learns by moving its residual
-by the mean of advantage × ε (`srpo.trainer`). So the rewards of failures are of use as far as they pull ε the
+by the mean of advantage × ε (`srpo.update`). So the rewards of failures are of use as far as they pull ε the
 way that success does. That way is taken from success and failure alone, and from the runs of other seeds.
 """
 

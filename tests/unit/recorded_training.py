@@ -24,6 +24,7 @@ from sharding import ShardingAccelerator
 
 from srpo import distributed, trainer
 from srpo.config import TrainStage, load_stage
+from srpo.envs.libero import load_task
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.rollout import draw_noise
 from srpo.types import CHUNK, Episode, EpisodeSpec, FailedRun
@@ -35,7 +36,7 @@ def episode(spec: EpisodeSpec, success: bool, steps: int, policy: OpenVLAOFT) ->
     queries = -(-steps // CHUNK)
     images = rng.integers(0, 256, (queries, 16, 16, 3), dtype=np.uint8)
     proprio = rng.normal(size=(queries, 8)).astype(np.float32)
-    words = [trainer.load_task(spec.suite, spec.task_id).language] * queries
+    words = [load_task(spec.suite, spec.task_id).language] * queries
     generators = [torch.Generator().manual_seed(k) for k in range(queries)]
     tokens, log_probs = policy.act(policy.prepare(SUITE, images, words, proprio), 1.0, generators)
     valid = np.repeat(np.arange(queries * CHUNK) < steps, 7).reshape(queries, 56)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from test_trainer import stage
 
-from srpo import trainer
+from srpo import collect
 from srpo.analysis import direction
 from srpo.rollout import draw_noise
 from srpo.types import ACTION_DIM
@@ -20,7 +20,7 @@ def rollouts(seeds: int = 3, steps: int = 6) -> pd.DataFrame:
     for seed in range(seeds):
         of_seed = config.model_copy(update={"seed": seed})
         for step in range(1, steps + 1):
-            specs = trainer.episode_specs(of_seed, step, trainer.sample_prompts(of_seed, step))
+            specs = collect.episode_specs(of_seed, step, collect.sample_prompts(of_seed, step))
             for number, spec in enumerate(specs):
                 drawn = draw_noise(spec)[1].double().numpy() / SIGMA
                 row: dict = dict(suite=spec.suite, variant="srpo", seed=seed, step=step, group=number // 4)

@@ -14,7 +14,7 @@ from recorded_training import RecordedRollouts
 from safetensors.torch import load_file
 from test_trainer import batch, scored, stage
 
-from srpo import offline, trainer
+from srpo import offline, score, trainer, update
 from srpo.analysis.io import REWARDS, RL_METRICS, read_rows
 from srpo.config import Offline, TrainStage
 from srpo.policies.openvla_oft import save_policy
@@ -53,14 +53,14 @@ def test_what_is_learnt_is_what_the_better_episodes_did() -> None:
     data = batch(settings, "1100" + "1010" + "0001" + "1110", small_policy())
     right = scored(settings, data)
 
-    def preference(scores: trainer.Scores) -> float:
+    def preference(scores: score.Scores) -> float:
         """Σ log π of the successes minus that of the failures, after an update."""
         policy = small_policy()
         optimiser = torch.optim.SGD(policy.parameters(), lr=1e-3)
         objective = offline.weighted_objective(Offline(beta=0.05, max_weight=20.0))
-        trainer.update(settings, policy, None, optimiser, Accelerator(), data, scores, 1, objective)
+        update.update(settings, policy, None, optimiser, Accelerator(), data, scores, 1, objective)
         signs = np.array([1.0 if data.episodes[k].success else -1.0 for k in data.episodes])
-        choices = trainer.gather_choices(settings, policy, list(data.episodes.values()), signs)
+        choices = update.gather_choices(settings, policy, list(data.episodes.values()), signs)
         with torch.no_grad():
             log_probs, _ = policy.log_probs(choices.inputs, choices.chosen, 1.0)
         return float((log_probs * choices.valid * choices.advantages[:, None]).sum())

@@ -14,8 +14,8 @@ from policies import SUITE, observations, small_policy
 from pydantic import ValidationError
 from test_trainer import batch, scored, stage
 
-from srpo import offline, trainer
-from srpo.config import Lora, Offline, Policy
+from srpo import collect, offline, trainer, update
+from srpo.config import Lora, Offline, Policy, TrainStage
 from srpo.envs.libero import load_task
 from srpo.envs.pool import Query
 from srpo.policies.openvla_oft import OpenVLAOFT, _numbers, create_policy, load_policy, save_policy
@@ -106,10 +106,10 @@ def residual_of(policy: OpenVLAOFT, task: int) -> torch.Tensor:
     return policy.residual.data[number]
 
 
-def explored(policy: OpenVLAOFT, config: trainer.TrainStage) -> trainer.Batch:
+def explored(policy: OpenVLAOFT, config: TrainStage) -> collect.Batch:
     """A step's episodes, whose leans are what the policy would have drawn: success is to lean up in z."""
     noise = [
-        draw_noise(spec)[1] for spec in trainer.episode_specs(config, 1, trainer.sample_prompts(config, 1))
+        draw_noise(spec)[1] for spec in collect.episode_specs(config, 1, collect.sample_prompts(config, 1))
     ]
     data = batch(config, "".join("01"[int(z[2] > 0)] for z in noise), small_policy())
     episodes = {
@@ -185,9 +185,9 @@ def test_it_learns_to_lean_as_the_better_episodes_did(policy: OpenVLAOFT, start:
     data = explored(policy, config)
     scores = scored(config, data)
     reference = copy.deepcopy(policy)  # at which the KL penalty pulls nowhere
-    optimiser = trainer.make_optimiser(policy, config.train.model_copy(update={"learning_rate": 1.0}))
-    objective = trainer.clipped_objective(config.train)
-    learnt = trainer.update(config, policy, reference, optimiser, Accelerator(), data, scores, 1, objective)
+    optimiser = update.make_optimiser(policy, config.train.model_copy(update={"learning_rate": 1.0}))
+    objective = update.clipped_objective(config.train)
+    learnt = update.update(config, policy, reference, optimiser, Accelerator(), data, scores, 1, objective)
     assert learnt["update_kl"] == pytest.approx(0, abs=1e-9), "the noise was drawn around this very residual"
     for task in config.tasks:
         assert residual_of(policy, task)[2] > start + 0.1
@@ -209,7 +209,7 @@ def test_it_learns_from_a_fixed_set(policy: OpenVLAOFT) -> None:
     optimiser = torch.optim.SGD([policy.residual], lr=0.1)
     objective = offline.weighted_objective(Offline(beta=0.3, max_weight=20.0))
     for step in range(40):
-        trainer.update(config, policy, None, optimiser, Accelerator(), data, scores, step, objective)
+        update.update(config, policy, None, optimiser, Accelerator(), data, scores, step, objective)
     for task in config.tasks:
         own = [k for k, e in enumerate(data.episodes.values()) if e.spec.task_id == task]
         weight = np.exp(scores.advantages[own] / 0.3).clip(max=20)
@@ -232,11 +232,11 @@ def test_residual_and_noise_go_together(policy: OpenVLAOFT, tmp_path: Path) -> N
 
 def test_noise_comes_in_pairs_of_either_sign() -> None:
     config = stage({"residual_noise": NOISE, "temperature": 0.0})
-    specs = trainer.episode_specs(config, 1, trainer.sample_prompts(config, 1))
+    specs = collect.episode_specs(config, 1, collect.sample_prompts(config, 1))
     assert len(set(specs)) == len(specs) == 16
     noise = torch.stack([draw_noise(spec)[1] for spec in specs])
     assert torch.equal(noise[0::2], -noise[1::2])
     assert len({tuple(row) for row in noise.abs().tolist()}) == 8
     assert noise[0::2].std() == pytest.approx(NOISE, rel=0.3)
-    plain = trainer.episode_specs(stage(), 1, trainer.sample_prompts(config, 1))
+    plain = collect.episode_specs(stage(), 1, collect.sample_prompts(config, 1))
     assert len({spec.seed for spec in plain}) == 16 and not any(spec.noise for spec in plain)

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from policies import SUITE, small_policy
 from recorded_training import RecordedRollouts, episode
 
-from srpo import trainer
+from srpo import collect, metrics, score, trainer, update
 from srpo.analysis.io import RL_METRICS, read_rows
 from srpo.checkpoint import EpisodeStore
 from srpo.config import Protocol, Reward, Train, TrainStage, WorldModel
@@ -65,7 +65,7 @@ def stage(train: dict | None = None, reward: dict | None = None, pixel: bool = T
 
 
 def specs_of(config: TrainStage, step: int) -> list[EpisodeSpec]:
-    return trainer.episode_specs(config, step, trainer.sample_prompts(config, step))
+    return collect.episode_specs(config, step, collect.sample_prompts(config, step))
 
 
 class Recorded:
@@ -90,21 +90,21 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("scratch")
 
 
-def runner(rollouts: Recorded, scratch: Path) -> trainer.Runner:
-    return trainer.Runner(rollouts, EpisodeStore(scratch), Accelerator())  # type: ignore[arg-type]
+def runner(rollouts: Recorded, scratch: Path) -> collect.Runner:
+    return collect.Runner(rollouts, EpisodeStore(scratch), Accelerator())  # type: ignore[arg-type]
 
 
-def batch(config: TrainStage, successes: str, policy: object) -> trainer.Batch:
+def batch(config: TrainStage, successes: str, policy: object) -> collect.Batch:
     """One episode a character of `successes` (1, 0), in the order of the first step's specs."""
     with TemporaryDirectory() as scratch:
-        return trainer.collect(config, 1, runner(Recorded(policy, successes), Path(scratch)))
+        return collect.collect(config, 1, runner(Recorded(policy, successes), Path(scratch)))
 
 
-def scored(config: TrainStage, data: trainer.Batch) -> trainer.Scores:
+def scored(config: TrainStage, data: collect.Batch) -> score.Scores:
     embeddings = None
     if config.world_model is not None:
-        embeddings = trainer.embed(config, data, load_world_model(config.world_model, None), Accelerator())
-    return trainer.score(config, data, embeddings)
+        embeddings = score.embed(config, data, load_world_model(config.world_model, None), Accelerator())
+    return score.score(config, data, embeddings)
 
 
 def learn(
@@ -112,11 +112,11 @@ def learn(
     policy: object,
     reference: object,
     optimiser: torch.optim.Optimizer,
-    data: trainer.Batch,
-    scores: trainer.Scores,
+    data: collect.Batch,
+    scores: score.Scores,
 ) -> dict[str, float | None]:
-    objective = trainer.clipped_objective(config.train)
-    return trainer.update(
+    objective = update.clipped_objective(config.train)
+    return update.update(
         config,
         policy,
         reference,
@@ -131,8 +131,8 @@ def learn(
 
 def test_prompts_take_turns_over_tasks_and_stay_on_training_states() -> None:
     config = stage({"prompts": 6, "minibatch": 3})
-    prompts = [trainer.sample_prompts(config, step) for step in range(1, 200)]
-    assert prompts == [trainer.sample_prompts(config, step) for step in range(1, 200)]
+    prompts = [collect.sample_prompts(config, step) for step in range(1, 200)]
+    assert prompts == [collect.sample_prompts(config, step) for step in range(1, 200)]
     assert all([task for task, _ in step] == [7, 8] * 3 for step in prompts)
     assert {state for step in prompts for _, state in step} == set(range(40))
 
@@ -147,7 +147,7 @@ def test_every_rollout_of_a_run_has_a_seed_of_its_own() -> None:
 
 def test_infrastructure_errors_are_set_apart(scratch: Path) -> None:
     config = stage({"prompts": 2, "minibatch": 2})
-    result = trainer.collect(config, 1, runner(Recorded(small_policy(), "11111x00"), scratch))
+    result = collect.collect(config, 1, runner(Recorded(small_policy(), "11111x00"), scratch))
     specs = specs_of(config, 1)
     assert [o.spec for o in result.outcomes] == specs[:5] + specs[6:]
     assert [o.number for o in result.outcomes] == [0, 1, 2, 3, 4, 6, 7]
@@ -160,9 +160,9 @@ def test_infrastructure_errors_are_set_apart(scratch: Path) -> None:
 def test_episodes_that_were_kept_are_not_run_again(scratch: Path) -> None:
     config = stage({"prompts": 2, "minibatch": 2})
     first = Recorded(small_policy(), "10101x00")
-    before = trainer.collect(config, 1, runner(first, scratch))
+    before = collect.collect(config, 1, runner(first, scratch))
     again = Recorded(small_policy(), "1")
-    after = trainer.collect(config, 1, runner(again, scratch))
+    after = collect.collect(config, 1, runner(again, scratch))
     assert again.ran == [specs_of(config, 1)[5]] and (before.simulated, after.simulated) == (7, 1)
     assert list(before.episodes) == [0, 1, 2, 3, 4, 6, 7] and list(after.episodes) == list(range(8))
     for number, kept in before.episodes.items():
@@ -173,7 +173,7 @@ def test_episodes_that_were_kept_are_not_run_again(scratch: Path) -> None:
             kept.steps,
         )
     other_step = Recorded(small_policy(), "0" * 8)
-    trainer.collect(config, 2, runner(other_step, scratch))
+    collect.collect(config, 2, runner(other_step, scratch))
     assert len(other_step.ran) == 8
 
 
@@ -182,21 +182,21 @@ def test_further_rounds_make_up_for_groups_left_out(scratch: Path) -> None:
     config = stage({"keep_success": (0.1, 0.9), "resample": 2})
     outcomes = "1100" + "0000" + "0001" + "1111" + "0000" + "0100" + "1111"
     rollouts = Recorded(small_policy(), outcomes + "x")
-    result = trainer.collect(config, 1, runner(rollouts, scratch))
+    result = collect.collect(config, 1, runner(rollouts, scratch))
     assert len(rollouts.ran) == len(set(rollouts.ran)) == 28 and result.rounds == 3
     assert result.groups.tolist() == [k // 4 for k in range(28)]
-    kept = trainer.kept_groups(config.train, result)
+    kept = collect.kept_groups(config.train, result)
     assert sorted(set(result.groups[kept])) == [0, 2, 5]
     specs = [o.spec for o in result.outcomes]
     assert all(len({(s.task_id, s.init_state) for s in specs[k : k + 4]}) == 1 for k in range(0, 28, 4))
-    again = trainer.collect(config, 1, runner(Recorded(small_policy(), outcomes), scratch / "other"))
+    again = collect.collect(config, 1, runner(Recorded(small_policy(), outcomes), scratch / "other"))
     assert [o.spec for o in again.outcomes] == specs
-    full = trainer.collect(config, 1, runner(Recorded(small_policy(), "1000" * 4), scratch / "full"))
+    full = collect.collect(config, 1, runner(Recorded(small_policy(), "1000" * 4), scratch / "full"))
     assert full.rounds == 1 and len(full.outcomes) == 16
 
 
 def test_further_rounds_do_not_always_begin_with_the_same_task() -> None:
-    tasks = {trainer.further_prompts(stage(), step, 1, 1)[0][0] for step in range(1, 30)}
+    tasks = {collect.further_prompts(stage(), step, 1, 1)[0][0] for step in range(1, 30)}
     assert tasks == set(TASKS)
 
 
@@ -274,7 +274,7 @@ def test_an_update_makes_better_episodes_likelier() -> None:
     advantages = np.array([scores.advantages[k] for k in data.episodes])
 
     def surrogate() -> float:
-        choices = trainer.gather_choices(config, policy, list(data.episodes.values()), advantages)
+        choices = update.gather_choices(config, policy, list(data.episodes.values()), advantages)
         with torch.no_grad():
             log_probs, _ = policy.log_probs(choices.inputs, choices.chosen, 1.0)
         return float((log_probs * choices.valid * choices.advantages[:, None]).sum())
@@ -293,13 +293,13 @@ def test_a_step_without_signal_says_so(capsys: pytest.CaptureFixture[str]) -> No
     optimiser = torch.optim.SGD(policy.parameters(), lr=1.0)
     learnt = learn(config, policy, None, optimiser, data, scores)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
-    row = trainer.metrics_row(1, data, scores, learnt, 1e-4, trainer.Batch(), [0.0, 1.0, 3.0, 6.0, 10.0])
+    row = metrics.metrics_row(1, data, scores, learnt, 1e-4, collect.Batch(), [0.0, 1.0, 3.0, 6.0, 10.0])
     assert row["loss"] is None and row["groups_without_signal"] == row["groups"] == 4
     seconds = [row[f"seconds_{name}"] for name in ("rollout", "encode", "update", "evaluate", "total")]
     assert seconds == [1.0, 2.0, 3.0, 4.0, 10.0] and row["episodes_per_second"] == 16.0
-    trainer.report(row, scores)
+    metrics.report(row, scores)
     assert "nothing to learn from" in capsys.readouterr().out
-    assert trainer.doubtful_run([row], trainer.task_rows(1, data, scores)) == [
+    assert metrics.doubtful_run([row], metrics.task_rows(1, data, scores)) == [
         "no step had anything to learn from: the policy is what it was at the start",
         "tasks [7, 8] never succeeded: nothing could be learnt about them",
     ]
@@ -310,14 +310,14 @@ def test_rows_tell_of_each_task_and_of_the_rewards() -> None:
     config = stage()
     data = batch(config, "1100" + "0000" + "0001" + "0000", small_policy())
     scores = scored(config, data)
-    learnt = dict.fromkeys(trainer.LEARNT, 0.5)
+    learnt = dict.fromkeys(update.LEARNT, 0.5)
     greedy = batch(config, "1000" + "0000" * 3, small_policy())
-    row = trainer.metrics_row(1, data, scores, learnt, 1e-4, greedy, [0.0, 1.0, 2.0, 3.0, 4.0])
+    row = metrics.metrics_row(1, data, scores, learnt, 1e-4, greedy, [0.0, 1.0, 2.0, 3.0, 4.0])
     histogram = json.loads(row["reward_histogram"])
     assert len(histogram) == 10 and sum(histogram) == 16 and histogram[9] == 3 and histogram[0] >= 8
     assert row["evaluation_success_rate"] == 1 / 16 and row["unshaped_tasks"] == 1
     assert row["distance_min"] <= row["distance_mean"] <= row["distance_max"] and row["memory_mb"] > 50
-    seven, eight = trainer.task_rows(1, data, scores)
+    seven, eight = metrics.task_rows(1, data, scores)
     assert (seven["task_id"], seven["successes"], seven["episodes"], seven["success_rate"]) == (
         7,
         3,
@@ -339,7 +339,7 @@ def test_rows_tell_of_each_task_and_of_the_rewards() -> None:
 def test_learning_rates() -> None:
     def rates(**changes: object) -> list[float]:
         train = stage({"steps": 8, "learning_rate": 0.4, **changes}).train
-        return [trainer.learning_rate(train, step) for step in range(1, 9)]
+        return [update.learning_rate(train, step) for step in range(1, 9)]
 
     assert rates() == [0.4] * 8
     assert rates(warmup=0.5) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4, 0.4])
@@ -348,19 +348,19 @@ def test_learning_rates() -> None:
 
 
 def test_doubtful_settings_are_named() -> None:
-    assert trainer.doubtful_settings(stage()) == []
-    (alpha,) = trainer.doubtful_settings(stage(reward={"alpha": 0.0}))
+    assert metrics.doubtful_settings(stage()) == []
+    (alpha,) = metrics.doubtful_settings(stage(reward={"alpha": 0.0}))
     assert "reward.alpha 0" in alpha
-    (kept,) = trainer.doubtful_settings(stage(reward={"shaping": "none"}, pixel=False))
+    (kept,) = metrics.doubtful_settings(stage(reward={"shaping": "none"}, pixel=False))
     assert "train.keep_success" in kept
 
 
 def test_a_radius_that_finds_no_cluster_is_told() -> None:
     config = stage(reward={"references": "dbscan", "eps": 1e-9})
     scores = scored(config, data := batch(config, "1100" + "1010" + "1101" + "0001", small_policy()))
-    learnt = dict.fromkeys(trainer.LEARNT, 0.5)
-    row = trainer.metrics_row(1, data, scores, learnt, 1e-4, trainer.Batch(), [0.0, 1.0, 2.0, 3.0, 4.0])
-    (line,) = trainer.doubtful_run([row], trainer.task_rows(1, data, scores))
+    learnt = dict.fromkeys(update.LEARNT, 0.5)
+    row = metrics.metrics_row(1, data, scores, learnt, 1e-4, collect.Batch(), [0.0, 1.0, 2.0, 3.0, 4.0])
+    (line,) = metrics.doubtful_run([row], metrics.task_rows(1, data, scores))
     assert "reward.eps is too small" in line and "no cluster in any step" in line
 
 
@@ -397,11 +397,11 @@ def test_the_expert_is_a_reference_where_configured(monkeypatch: pytest.MonkeyPa
         shown.append(file.name)
         return [SimpleNamespace(images=frames[TASKS[len(shown) - 1]])] * 2
 
-    monkeypatch.setattr(trainer, "read_demonstrations", read)
+    monkeypatch.setattr(score, "read_demonstrations", read)
     world_model = load_world_model(config.world_model, None)
-    experts = trainer.embed_experts(config, world_model, [tmp_path / "seven", tmp_path / "eight"])
+    experts = score.embed_experts(config, world_model, [tmp_path / "seven", tmp_path / "eight"])
     assert shown == ["seven", "eight"] and {k: v.shape[0] for k, v in experts.items()} == {7: 2, 8: 2}
-    scores = trainer.score(config, data, trainer.embed(config, data, world_model, Accelerator()), experts)
+    scores = score.score(config, data, score.embed(config, data, world_model, Accelerator()), experts)
     assert [task.unshaped for task in scores.shaped.tasks] == [None, None]
     own = world_model.embed(data.episodes[4].frames)
     distance = np.linalg.norm(own.astype(float) - experts[8][0])
@@ -413,7 +413,7 @@ def test_a_failure_is_seen_only_as_long_as_a_success_takes() -> None:
     assert all(spec.frames == 0 for spec in specs_of(config, 1))  # the policy's own pictures do
     data = batch(config, "1100" + "0000", small_policy())
     # Queries of the episodes: 2, 2, 2, 3 of each group. Task 7's successes take two.
-    seen = dict(zip(data.episodes, trainer.matched_prefixes(data), strict=True))
+    seen = dict(zip(data.episodes, score.matched_prefixes(data), strict=True))
     assert [len(seen[number]) for number in range(8)] == [2, 2, 2, 2, 2, 2, 2, 3]
     for number, pictures in seen.items():
         np.testing.assert_array_equal(pictures, data.episodes[number].images[: len(pictures)])
@@ -433,7 +433,7 @@ def test_who_succeeded_sooner_shows_the_last_picture_until_then() -> None:
     data = batch(config, "0001" + "0000" + "0000" + "0000", small_policy())
     first, slow = data.episodes[0].images, data.episodes[3].images
     assert (len(first), len(slow)) == (2, 3)  # the one success is the slowest of its task
-    seen = dict(zip(data.episodes, trainer.matched_prefixes(data), strict=True))
+    seen = dict(zip(data.episodes, score.matched_prefixes(data), strict=True))
     np.testing.assert_array_equal(seen[0], first[[0, 1, 1]])
     np.testing.assert_array_equal(seen[3], slow)
 

@@ -1,0 +1,232 @@
+"""What the policy learns from a step's episodes: the inputs of the loss, gradients, learning rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+
+from srpo import sft
+from srpo.algo.losses import PolicyLoss, policy_loss
+from srpo.collect import Batch
+from srpo.config import Train, TrainStage
+from srpo.distributed import is_sharded, whole
+from srpo.envs.libero import load_task
+from srpo.policies.openvla_oft import Inputs, OpenVLAOFT
+from srpo.rollout import draw_noise
+from srpo.score import Scores
+from srpo.types import ACTION_DIM, PROPRIO_DIM, TOKENS, Episode, EpisodeSpec
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What was drawn in some episodes and why, N draws as tensors on the policy's device.
+
+    chosen     int64 (N, 56) the tokens of a policy query each; of a policy with a residual: float (N, 7) the
+               lean of an episode each
+    log_probs  float, as `chosen`: when it was drawn
+    valid      bool, as `chosen`: whether it counts
+    advantages float (N,) of its episode
+    """
+
+    inputs: Inputs
+    chosen: torch.Tensor
+    log_probs: torch.Tensor
+    valid: torch.Tensor
+    advantages: torch.Tensor
+
+
+def gather_choices(
+    config: TrainStage, policy: OpenVLAOFT, episodes: Sequence[Episode], advantages: NDArray[np.float64]
+) -> Choices:
+    """What was drawn in some episodes (at least one): with a residual their leans, else their tokens."""
+    return (_leans if config.train.residual_noise else _queries)(config, policy, episodes, advantages)
+
+
+def _leans(
+    config: TrainStage, policy: OpenVLAOFT, episodes: Sequence[Episode], advantages: NDArray[np.float64]
+) -> Choices:
+    inputs = policy.prepare(
+        config.suite,
+        np.stack([e.images[0] for e in episodes]),
+        [load_task(config.suite, e.spec.task_id).language for e in episodes],
+        np.stack([e.proprio[0] for e in episodes]),
+    ).to(policy.device)
+    leans = torch.from_numpy(np.stack([e.lean for e in episodes])).to(policy.device)
+    noise = torch.stack([draw_noise(e.spec)[1] for e in episodes]).to(policy.device)
+    return Choices(
+        inputs,
+        leans,
+        torch.distributions.Normal(0.0, config.train.residual_noise).log_prob(noise),
+        torch.tensor([[e.steps > 0] for e in episodes], device=policy.device).expand(leans.shape),
+        torch.from_numpy(advantages).float().to(policy.device),
+    )
+
+
+def _queries(
+    config: TrainStage, policy: OpenVLAOFT, episodes: Sequence[Episode], advantages: NDArray[np.float64]
+) -> Choices:
+    words = [load_task(config.suite, e.spec.task_id).language for e in episodes for _ in e.images]
+    inputs = policy.prepare(
+        config.suite,
+        np.concatenate([e.images for e in episodes]),
+        words,
+        np.concatenate([e.proprio for e in episodes]),
+    )
+    device = policy.device
+
+    def joined(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate([getattr(e, name) for e in episodes])).to(device)
+
+    repeated = np.repeat(advantages, [len(e.images) for e in episodes])
+    return Choices(
+        inputs.to(device),
+        joined("tokens"),
+        joined("log_probs"),
+        joined("valid"),
+        torch.from_numpy(repeated).float().to(device),
+    )
+
+
+def likelihood(
+    train: Train, policy: OpenVLAOFT, inputs: Inputs, chosen: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of what was chosen, and the entropy of what it was drawn from, both as `chosen`."""
+    if train.residual_noise:
+        return policy.lean_log_probs(inputs, chosen, train.residual_noise)
+    return policy.log_probs(inputs, chosen, train.temperature)
+
+
+def blank_episode(config: TrainStage) -> Episode:
+    """One query without content or tokens that count, for a process that has no episode of a mini-batch."""
+    size = config.protocol.image_size
+    return Episode(
+        spec=EpisodeSpec(config.suite, config.tasks[0], 0, 0, config.train.temperature),
+        success=False,
+        steps=0,
+        images=np.zeros((1, size, size, 3), np.uint8),
+        proprio=np.zeros((1, PROPRIO_DIM), np.float32),
+        tokens=np.zeros((1, TOKENS), np.int64),
+        log_probs=np.zeros((1, TOKENS), np.float32),
+        valid=np.zeros((1, TOKENS), bool),
+        frames=np.zeros((0, size, size, 3), np.uint8),
+        path=np.zeros((1, 3), np.float32),
+        way_left=np.zeros(1, np.float32),
+        lean=np.zeros(ACTION_DIM, np.float32),
+        wall_seconds=0.0,
+    )
+
+
+Objective = Callable[..., PolicyLoss]
+"""A loss of `srpo.algo.losses` with its settings filled in, weights of KL and entropy excepted."""
+LEARNT = ("loss", "kl", "update_kl", "clip_fraction", "entropy", "grad_norm")
+"""What an update tells about itself."""
+
+
+def clipped_objective(train: Train) -> Objective:
+    """The online objective."""
+    return partial(policy_loss, clip_low=train.clip_low, clip_high=train.clip_high)
+
+
+def update(
+    config: TrainStage,
+    policy: OpenVLAOFT,
+    reference: OpenVLAOFT | None,
+    optimiser: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    batch: Batch,
+    scores: Scores,
+    step: int,
+    objective: Objective,
+) -> dict[str, float | None]:
+    """One RL step's update: mini-batches of whole groups, each gathered from micro-batches and processes.
+
+    Returns means over mini-batches of `LEARNT`; None without an update.
+    """
+    train = config.train
+    # A group whose rewards are all equal has nothing to teach: it would only thin out a mini-batch.
+    groups = np.unique(batch.groups[scores.kept & scores.signal])
+    logs: list[list[float]] = []
+    for epoch in range(train.epochs):
+        order = np.random.default_rng([config.seed, step, epoch]).permutation(groups)
+        for start in range(0, len(order), train.minibatch):
+            members = np.isin(batch.groups, order[start : start + train.minibatch]) & scores.kept
+            # A process's share of the whole mini-batch's tokens, whichever processes its episodes are with:
+            # losses and gradients are means over processes.
+            weight = float(batch.tokens[members].sum())
+            if train.residual_noise:
+                # A task's rollouts, those of groups that were left out included: the fewer groups teach, the
+                # smaller the step. Over σ², for the natural gradient: the weighted mean of the noise.
+                weight = train.minibatch * train.group_size / len(config.tasks) / train.residual_noise**2
+            normaliser = weight / accelerator.num_processes
+            own = [k for k in np.flatnonzero(members) if batch.outcomes[k].number in batch.episodes]
+            episodes = [batch.episodes[batch.outcomes[k].number] for k in own] or [blank_episode(config)]
+            advantages = scores.advantages[own] if own else np.zeros(1)
+            choices = gather_choices(config, policy, episodes, advantages)
+            optimiser.zero_grad()
+            log = torch.zeros(5, dtype=torch.float64)
+            for at in range(0, max(gather_object([len(choices.chosen)])), train.microbatch):
+                # As often in every process, for FSDP: one that has run out takes a query without weight.
+                left = at < len(choices.chosen)
+                part = slice(at, at + train.microbatch) if left else slice(1)
+                inputs, chosen = choices.inputs[part], choices.chosen[part]
+                log_probs, entropy = likelihood(train, policy, inputs, chosen)
+                reference_log_probs = None
+                if reference is not None:
+                    with torch.no_grad():
+                        reference_log_probs, _ = likelihood(train, reference, inputs, chosen)
+                loss = objective(
+                    log_probs,
+                    choices.log_probs[part],
+                    choices.advantages[part],
+                    choices.valid[part] & left,
+                    normaliser,
+                    reference_log_probs=reference_log_probs,
+                    kl_weight=train.kl,
+                    entropy=entropy,
+                    entropy_weight=train.entropy,
+                )
+                accelerator.backward(loss.total)
+                terms = (loss.total, loss.kl, loss.approx_kl, loss.clip_fraction, loss.entropy)
+                log += torch.stack([term.detach() for term in terms]).double().cpu()
+            average_gradients(policy, accelerator)
+            norm = whole(accelerator.clip_grad_norm_(policy.parameters(), train.grad_clip))
+            optimiser.step()
+            everyone = accelerator.reduce(log.float().to(accelerator.device), reduction="mean")
+            logs.append([*everyone.tolist(), float(norm)])
+    if not logs:
+        return dict.fromkeys(LEARNT)
+    means: dict[str, float | None] = dict(zip(LEARNT, np.mean(logs, axis=0).tolist(), strict=True))
+    if reference is None:
+        means["kl"] = None
+    return means
+
+
+def average_gradients(policy: torch.nn.Module, accelerator: Accelerator) -> None:
+    """Give all processes the mean of their gradients, as FSDP did in every backward pass."""
+    if accelerator.num_processes == 1 or is_sharded(accelerator):
+        return
+    for parameter in policy.parameters():
+        if parameter.grad is not None:
+            parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")
+
+
+def learning_rate(train: Train, step: int) -> float:
+    """The learning rate of a step (from 1): linear warm-up over a share of the steps, then the schedule."""
+    if train.schedule == "cosine":
+        return sft.learning_rate(step - 1, train.steps, train.learning_rate, train.warmup)
+    return train.learning_rate * min(1.0, step / max(1, round(train.warmup * train.steps)))
+
+
+def make_optimiser(policy: OpenVLAOFT, train: Train) -> torch.optim.Optimizer:
+    """AdamW; for a residual plain gradient descent, because its gradient's size says how much there was to
+    learn from. AdamW would make a full step of what noise a single group leaves."""
+    if policy.residual is None:
+        return sft.adamw(policy, train.learning_rate, train.weight_decay)
+    return torch.optim.SGD([policy.residual], train.learning_rate, weight_decay=train.weight_decay)
