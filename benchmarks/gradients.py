@@ -47,14 +47,9 @@ def gradient(config: TrainStage, policy: OpenVLAOFT, batch: collect.Batch) -> to
         return torch.cat([torch.zeros(parameter.numel()) for parameter in trained])
     episodes = [batch.episodes[batch.outcomes[k].number] for k in own]
     choices = update.gather_choices(config, policy, episodes, scores.advantages[own])
-    objective, total = update.clipped_objective(config.train), float(choices.valid.sum())
     policy.zero_grad()
-    for at in range(0, len(choices.chosen), config.train.microbatch):
-        part = slice(at, at + config.train.microbatch)
-        log_probs, _ = update.likelihood(config.train, policy, choices.inputs[part], choices.chosen[part])
-        # As they were sampled, to the bit: the ratio is 1.
-        loss = objective(log_probs, log_probs.detach(), choices.advantages[part], choices.valid[part], total)
-        loss.total.backward()
+    total, objective = float(choices.valid.sum()), update.clipped_objective(config.train)
+    update.accumulate(config.train, policy, None, Accelerator(cpu=True), choices, total, objective)
     return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])
 
 

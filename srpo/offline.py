@@ -14,13 +14,12 @@ from functools import partial
 from pathlib import Path
 
 from srpo.algo.losses import regression_loss
-from srpo.checkpoint import EpisodeStore, preemptible
+from srpo.checkpoint import EpisodeStore
 from srpo.collect import Batch, Runner, collect
-from srpo.config import Offline, TrainStage, load_stage
-from srpo.locks import held
+from srpo.config import Offline, TrainStage
 from srpo.metrics import reward_rows
 from srpo.rollout import Rollouts
-from srpo.trainer import begin, load_frozen, parse_arguments
+from srpo.trainer import begin, command, load_frozen
 from srpo.update import Objective
 
 
@@ -67,20 +66,7 @@ def train(
 
 
 def main() -> None:
-    arguments = parse_arguments("Offline SRPO: advantage-weighted fine-tuning on a fixed set of rollouts.")
-    config = load_stage(arguments.config, TrainStage)
-    if config.train.offline is None:
-        raise SystemExit(f"{arguments.config}: train.offline is not set: use python -m srpo.trainer")
-    with preemptible(), held(arguments.scratch):
-        train(
-            config,
-            arguments.policy,
-            arguments.world_model,
-            arguments.out,
-            arguments.scratch,
-            arguments.workers,
-            arguments.demos,
-        )
+    command("Offline SRPO: advantage-weighted fine-tuning on a fixed set of rollouts.", train, offline=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -277,8 +277,8 @@ def train(
     run.finish(out, workers)
 
 
-def parse_arguments(description: str) -> argparse.Namespace:
-    """The command line of training, online and offline."""
+def command(description: str, train: Callable[..., None], offline: bool) -> None:
+    """The command line of training, online and offline: `train` with what was given."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", type=Path, required=True, help="resolved configuration of the run")
     parser.add_argument("--policy", type=Path, required=True, help="policy checkpoint to start from")
@@ -287,14 +287,11 @@ def parse_arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for resumable state")
     parser.add_argument("--workers", type=int, default=2, help="simulation processes (default: 2)")
-    return parser.parse_args()
-
-
-def main() -> None:
-    arguments = parse_arguments("Reinforcement learning with SRPO (or GRPO).")
+    arguments = parser.parse_args()
     config = load_stage(arguments.config, TrainStage)
-    if config.train.offline is not None:
-        raise SystemExit(f"{arguments.config}: train.offline is set: use python -m srpo.offline")
+    if (config.train.offline is not None) != offline:
+        told, module = ("is not set", "trainer") if offline else ("is set", "offline")
+        raise SystemExit(f"{arguments.config}: train.offline {told}: use python -m srpo.{module}")
     with preemptible(), held(arguments.scratch):
         train(
             config,
@@ -305,6 +302,10 @@ def main() -> None:
             arguments.workers,
             arguments.demos,
         )
+
+
+def main() -> None:
+    command("Reinforcement learning with SRPO (or GRPO).", train, offline=False)
 
 
 if __name__ == "__main__":

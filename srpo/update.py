@@ -170,31 +170,7 @@ def update(
             advantages = scores.advantages[own] if own else np.zeros(1)
             choices = gather_choices(config, policy, episodes, advantages)
             optimiser.zero_grad()
-            log = torch.zeros(5, dtype=torch.float64)
-            for at in range(0, max(gather_object([len(choices.chosen)])), train.microbatch):
-                # As often in every process, for FSDP: one that has run out takes a query without weight.
-                left = at < len(choices.chosen)
-                part = slice(at, at + train.microbatch) if left else slice(1)
-                inputs, chosen = choices.inputs[part], choices.chosen[part]
-                log_probs, entropy = likelihood(train, policy, inputs, chosen)
-                reference_log_probs = None
-                if reference is not None:
-                    with torch.no_grad():
-                        reference_log_probs, _ = likelihood(train, reference, inputs, chosen)
-                loss = objective(
-                    log_probs,
-                    choices.log_probs[part],
-                    choices.advantages[part],
-                    choices.valid[part] & left,
-                    normaliser,
-                    reference_log_probs=reference_log_probs,
-                    kl_weight=train.kl,
-                    entropy=entropy,
-                    entropy_weight=train.entropy,
-                )
-                accelerator.backward(loss.total)
-                terms = (loss.total, loss.kl, loss.approx_kl, loss.clip_fraction, loss.entropy)
-                log += torch.stack([term.detach() for term in terms]).double().cpu()
+            log = accumulate(train, policy, reference, accelerator, choices, normaliser, objective)
             average_gradients(policy, accelerator)
             norm = whole(accelerator.clip_grad_norm_(policy.parameters(), train.grad_clip))
             optimiser.step()
@@ -206,6 +182,47 @@ def update(
     if reference is None:
         means["kl"] = None
     return means
+
+
+def accumulate(
+    train: Train,
+    policy: OpenVLAOFT,
+    reference: OpenVLAOFT | None,
+    accelerator: Accelerator,
+    choices: Choices,
+    normaliser: float,
+    objective: Objective,
+) -> torch.Tensor:
+    """Add a mini-batch's gradients to the policy's, a micro-batch at a time.
+
+    Returns what this process's choices add to `LEARNT`, `grad_norm` excepted: float64 (5,).
+    """
+    log = torch.zeros(len(LEARNT) - 1, dtype=torch.float64)
+    for at in range(0, max(gather_object([len(choices.chosen)])), train.microbatch):
+        # As often in every process, for FSDP: one that has run out takes a query without weight.
+        left = at < len(choices.chosen)
+        part = slice(at, at + train.microbatch) if left else slice(1)
+        inputs, chosen = choices.inputs[part], choices.chosen[part]
+        log_probs, entropy = likelihood(train, policy, inputs, chosen)
+        reference_log_probs = None
+        if reference is not None:
+            with torch.no_grad():
+                reference_log_probs, _ = likelihood(train, reference, inputs, chosen)
+        loss = objective(
+            log_probs,
+            choices.log_probs[part],
+            choices.advantages[part],
+            choices.valid[part] & left,
+            normaliser,
+            reference_log_probs=reference_log_probs,
+            kl_weight=train.kl,
+            entropy=entropy,
+            entropy_weight=train.entropy,
+        )
+        accelerator.backward(loss.total)
+        terms = (loss.total, loss.kl, loss.approx_kl, loss.clip_fraction, loss.entropy)
+        log += torch.stack([term.detach() for term in terms]).double().cpu()
+    return log
 
 
 def average_gradients(policy: torch.nn.Module, accelerator: Accelerator) -> None:
