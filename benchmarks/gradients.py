@@ -48,8 +48,10 @@ def gradient(config: TrainStage, policy: OpenVLAOFT, batch: collect.Batch) -> to
     episodes = [batch.episodes[batch.outcomes[k].number] for k in own]
     choices = update.gather_choices(config, policy, episodes, scores.advantages[own])
     policy.zero_grad()
-    total, objective = float(choices.valid.sum()), update.clipped_objective(config.train)
-    update.accumulate(config.train, policy, None, Accelerator(cpu=True), choices, total, objective)
+    # The rewards' share alone: on policy the KL penalty has no gradient, and entropy knows no outcome.
+    train = config.train.model_copy(update={"kl": 0.0, "entropy": 0.0})
+    total, objective = float(choices.valid.sum()), update.clipped_objective(train)
+    update.accumulate(train, policy, None, Accelerator(cpu=True), choices, total, objective)
     return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])
 
 
