@@ -109,17 +109,21 @@ def report(first: Path, second: Path) -> list[str]:
             f"[{percent(row['low'], True)}, {percent(row['high'], True)}], {p_text(row['p_value'])}, "
             f"{verdict}"
         )
+    mine, theirs = settings(first), settings(second)
+    both = mine.keys() & theirs.keys()
     for title, pair in {
-        "settings": (settings(first), settings(second)),
+        "settings": ({name: mine[name] for name in both}, {name: theirs[name] for name in both}),
         "versions": (versions(first), versions(second)),
     }.items():
         # One line for a difference that many files share.
         found: dict[str, list[str]] = {}
-        for key, (old, new) in changes(*pair).items():
+        for key, (old, new) in sorted(changes(*pair).items()):
             file, _, setting = key.rpartition("config.yaml.") if title == "settings" else ("", "", key)
             found.setdefault(f"{setting}: {old} → {new}", []).append(file)
         lines.append(f"{title}: {len(found)} differences")
         lines += [f"  {what}" + (f" (in {len(n)} files)" if len(n) > 1 else "") for what, n in found.items()]
+    for folder, alone in ((first, mine.keys() - both), (second, theirs.keys() - both)):
+        lines += [f"settings in {folder} alone: {name}" for name in sorted(alone)]
     return lines
 
 

@@ -67,7 +67,8 @@ def test_a_folder_compared_with_itself_differs_in_nothing(tmp_path: Path) -> Non
     root = finished(tmp_path / "a")
     lines = compare.report(root, root)
     assert lines[0] == "episodes: 120 and 120, 120 of them the same task, state and seed"
-    assert "settings: 0 differences" in lines and "versions: 0 differences" in lines
+    assert "settings: 0 differences" in lines and not any("alone" in line for line in lines)
+    assert "versions: 0 differences" in lines
     assert sum("within noise" in line for line in lines) == 2
 
 
@@ -80,8 +81,11 @@ def test_compare_finds_what_was_changed(tmp_path: Path) -> None:
     manifest.write_text(manifest.read_text().replace("2.4.6", "2.5.0"))
     config = second / "runs/libero_goal/srpo/seed0/config.yaml"
     config.write_text(config.read_text().replace("alpha: 0.8", "alpha: 0.3"))
+    shutil.copytree(second / "runs/libero_goal/srpo", second / "runs/libero_goal/grpo")
+    shutil.rmtree(second / "runs/libero_goal/grpo/seed0/evaluation")
     text = "\n".join(compare.report(first, second))
-    assert "  reward.alpha: 0.8 → 0.3" in text
+    assert "settings: 1 differences\n  reward.alpha: 0.8 → 0.3" in text
+    assert f"settings in {second} alone: runs/libero_goal/grpo/seed0/config.yaml" in text
     assert "  packages.numpy: 2.4.6 → 2.4.6, 2.5.0" in text
     table = compare.differences(compare.episodes(first), compare.episodes(second)).set_index("variant")
     before = (read_rows(first / path.relative_to(second), EPISODES)["status"] == "success").mean()
