@@ -40,18 +40,15 @@ def gradient(config: TrainStage, policy: OpenVLAOFT, batch: collect.Batch) -> to
     Zeros where all groups that count succeeded or failed throughout.
     """
     scores = score.score(config, batch, None)
-    teaches = scores.kept & scores.signal
-    own = [k for k in np.flatnonzero(teaches) if batch.outcomes[k].number in batch.episodes]
+    own = batch.own(scores.kept & scores.signal)
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     if not own:
         return torch.cat([torch.zeros(parameter.numel()) for parameter in trained])
-    episodes = [batch.episodes[batch.outcomes[k].number] for k in own]
-    choices = update.gather_choices(config, policy, episodes, scores.advantages[own])
+    choices = update.gather_choices(config, policy, list(own.values()), scores.advantages[list(own)])
     policy.zero_grad()
     # The rewards' share alone: on policy the KL penalty has no gradient, and entropy knows no outcome.
     train = config.train.model_copy(update={"kl": 0.0, "entropy": 0.0})
-    total, objective = float(choices.valid.sum()), update.clipped_objective(train)
-    update.accumulate(train, policy, None, Accelerator(cpu=True), choices, total, objective)
+    update.accumulate(train, policy, None, Accelerator(cpu=True), choices, float(choices.valid.sum()))
     return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])
 
 

@@ -118,9 +118,8 @@ def measure(count: int) -> pd.DataFrame:
     scores = clock.timed("reward", score.score)(config, batch, embeddings)
     policy.make_trainable(reinforcement=True)
     optimiser = update.make_optimiser(policy, config.train)
-    objective = update.clipped_objective(config.train)
     learnt = clock.timed("update", update.update)(
-        config, policy, None, optimiser, accelerator, batch, scores, 1, objective
+        config, policy, None, optimiser, accelerator, batch, scores, 1
     )
     assert learnt["loss"] is not None, "there was nothing to learn from"
     inside = sum(clock.seconds[name] for name in ("simulate", "render", "policy"))

@@ -55,8 +55,9 @@ def episode_specs(
     what any noise does, whichever its direction, teaches nothing (symmetric sampling: Sehnke et al. 2010,
     doi:10.1016/j.neunet.2009.12.004).
     """
-    own = config.world_model is None or config.reward.references == "prefix"
-    frames = 0 if config.world_model is None or own else config.world_model.frames
+    # The references `prefix` are made of the policy's own pictures.
+    own_pictures = config.reward.references == "prefix"
+    frames = config.world_model.frames if config.world_model and not own_pictures else 0
     noise = config.train.residual_noise
     specs = []
     for group, (task, state) in enumerate(prompts, first_group):
@@ -122,6 +123,11 @@ class Batch:
     @property
     def tokens(self) -> NDArray[np.int64]:
         return np.array([outcome.tokens for outcome in self.outcomes], np.int64)
+
+    def own(self, members: NDArray[np.bool_]) -> dict[int, Episode]:
+        """Those of `members`, bool (N,), that this process ran: index in `outcomes` → episode."""
+        found = {int(k): self.episodes.get(self.outcomes[k].number) for k in np.flatnonzero(members)}
+        return {k: episode for k, episode in found.items() if episode is not None}
 
     def __add__(self, other: Batch) -> Batch:
         return Batch(

@@ -10,22 +10,14 @@ regression. The set is `train.prompts` groups of the initial policy; `train.step
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 
-from srpo.algo.losses import regression_loss
 from srpo.checkpoint import EpisodeStore
 from srpo.collect import Batch, Runner, collect
-from srpo.config import Offline, TrainStage
+from srpo.config import TrainStage
 from srpo.metrics import reward_rows
 from srpo.rollout import Rollouts
 from srpo.trainer import begin, command, load_frozen
-from srpo.update import Objective
-
-
-def weighted_objective(offline: Offline) -> Objective:
-    """Advantage-weighted regression."""
-    return partial(regression_loss, beta=offline.beta, max_weight=offline.max_weight)
 
 
 def train(
@@ -43,7 +35,6 @@ def train(
     if run.complete:
         run.finish(out, workers)
         return
-    objective = weighted_objective(config.train.offline)
     clock = [time.perf_counter()]
     # The rollouts are the initial policy's, even where a resumed one has gone on from it. They stay in the
     # store until the run is finished, so that nothing is run twice.
@@ -57,7 +48,7 @@ def train(
     if not run.logs["rewards"]:
         run.logs["rewards"] = reward_rows(1, batch, scores)
     for step in run.steps:
-        learnt = run.update(batch, scores, step, objective)
+        learnt = run.update(batch, scores, step)
         clock.append(time.perf_counter())
         run.log(step, batch, scores, learnt, Batch(), [*clock, clock[-1]])
         run.save(step)

@@ -39,7 +39,7 @@ from srpo.policies.openvla_oft import OpenVLAOFT, load_policy, save_policy
 from srpo.rollout import Rollouts
 from srpo.score import Experts, Scores, embed, embed_experts, score
 from srpo.tracking import make_accelerator, scalars, start_trackers
-from srpo.update import Objective, clipped_objective, learning_rate, make_optimiser, update
+from srpo.update import learning_rate, make_optimiser, update
 from srpo.world_models import WorldModel, load_world_model
 
 
@@ -88,9 +88,7 @@ class Run:
             embeddings = embed(self.config, batch, self.world_model, self.accelerator)
         return score(self.config, batch, embeddings, self.experts)
 
-    def update(
-        self, batch: Batch, scores: Scores, step: int, objective: Objective
-    ) -> dict[str, float | None]:
+    def update(self, batch: Batch, scores: Scores, step: int) -> dict[str, float | None]:
         """Learn from a batch at the step's learning rate."""
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.config.train, step)
@@ -103,7 +101,6 @@ class Run:
             batch,
             scores,
             step,
-            objective,
         )
 
     def log(
@@ -247,7 +244,6 @@ def train(
         run.finish(out, workers)
         return
     store = EpisodeStore(scratch)
-    objective = clipped_objective(config.train)
     sharded = is_sharded(run.accelerator)
     actor = load_frozen(initial, run.policy, run.accelerator) if sharded else run.policy
     follow(actor, run.policy)
@@ -259,7 +255,7 @@ def train(
             clock.append(time.perf_counter())
             scores = run.score(batch)
             clock.append(time.perf_counter())
-            learnt = run.update(batch, scores, step, objective)
+            learnt = run.update(batch, scores, step)
             follow(actor, run.policy)
             clock.append(time.perf_counter())
             evaluation = Batch()

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
 from srpo import sft
-from srpo.algo.losses import PolicyLoss, policy_loss
+from srpo.algo.losses import PolicyLoss, policy_loss, regression_loss
 from srpo.collect import Batch
 from srpo.config import Train, TrainStage
 from srpo.distributed import is_sharded, whole
@@ -129,8 +129,10 @@ LEARNT = ("loss", "kl", "update_kl", "clip_fraction", "entropy", "grad_norm")
 """What an update tells about itself."""
 
 
-def clipped_objective(train: Train) -> Objective:
-    """The online objective."""
+def make_objective(train: Train) -> Objective:
+    """The clipped objective; offline, advantage-weighted regression."""
+    if train.offline is not None:
+        return partial(regression_loss, beta=train.offline.beta, max_weight=train.offline.max_weight)
     return partial(policy_loss, clip_low=train.clip_low, clip_high=train.clip_high)
 
 
@@ -143,7 +145,6 @@ def update(
     batch: Batch,
     scores: Scores,
     step: int,
-    objective: Objective,
 ) -> dict[str, float | None]:
     """One RL step's update: mini-batches of whole groups, each gathered from micro-batches and processes.
 
@@ -165,12 +166,12 @@ def update(
                 # smaller the step. Over σ², for the natural gradient: the weighted mean of the noise.
                 weight = train.minibatch * train.group_size / len(config.tasks) / train.residual_noise**2
             normaliser = weight / accelerator.num_processes
-            own = [k for k in np.flatnonzero(members) if batch.outcomes[k].number in batch.episodes]
-            episodes = [batch.episodes[batch.outcomes[k].number] for k in own] or [blank_episode(config)]
-            advantages = scores.advantages[own] if own else np.zeros(1)
+            own = batch.own(members)
+            episodes = list(own.values()) or [blank_episode(config)]
+            advantages = scores.advantages[list(own)] if own else np.zeros(1)
             choices = gather_choices(config, policy, episodes, advantages)
             optimiser.zero_grad()
-            log = accumulate(train, policy, reference, accelerator, choices, normaliser, objective)
+            log = accumulate(train, policy, reference, accelerator, choices, normaliser)
             average_gradients(policy, accelerator)
             norm = whole(accelerator.clip_grad_norm_(policy.parameters(), train.grad_clip))
             optimiser.step()
@@ -191,13 +192,12 @@ def accumulate(
     accelerator: Accelerator,
     choices: Choices,
     normaliser: float,
-    objective: Objective,
 ) -> torch.Tensor:
     """Add a mini-batch's gradients to the policy's, a micro-batch at a time.
 
     Returns what this process's choices add to `LEARNT`, `grad_norm` excepted: float64 (5,).
     """
-    log = torch.zeros(len(LEARNT) - 1, dtype=torch.float64)
+    objective, log = make_objective(train), torch.zeros(len(LEARNT) - 1, dtype=torch.float64)
     for at in range(0, max(gather_object([len(choices.chosen)])), train.microbatch):
         # As often in every process, for FSDP: one that has run out takes a query without weight.
         left = at < len(choices.chosen)

@@ -110,20 +110,20 @@ def report(first: Path, second: Path) -> list[str]:
             f"{verdict}"
         )
     mine, theirs = settings(first), settings(second)
-    both = mine.keys() & theirs.keys()
+    both = [name for name in mine if name in theirs]
     for title, pair in {
         "settings": ({name: mine[name] for name in both}, {name: theirs[name] for name in both}),
         "versions": (versions(first), versions(second)),
     }.items():
         # One line for a difference that many files share.
         found: dict[str, list[str]] = {}
-        for key, (old, new) in sorted(changes(*pair).items()):
+        for key, (old, new) in changes(*pair).items():
             file, _, setting = key.rpartition("config.yaml.") if title == "settings" else ("", "", key)
             found.setdefault(f"{setting}: {old} → {new}", []).append(file)
         lines.append(f"{title}: {len(found)} differences")
         lines += [f"  {what}" + (f" (in {len(n)} files)" if len(n) > 1 else "") for what, n in found.items()]
-    for folder, alone in ((first, mine.keys() - both), (second, theirs.keys() - both)):
-        lines += [f"settings in {folder} alone: {name}" for name in sorted(alone)]
+    for folder, own in ((first, mine), (second, theirs)):
+        lines += [f"settings in {folder} alone: {name}" for name in own if name not in both]
     return lines
 
 

@@ -49,7 +49,7 @@ def train(folder: Path, settings: TrainStage) -> None:
 
 def test_what_is_learnt_is_what_the_better_episodes_did() -> None:
     """With a small beta the worse episodes weigh nothing; with the signs turned round, the better ones."""
-    settings = config(minibatch=4)
+    settings = config(minibatch=4, offline=Offline(beta=0.05, max_weight=20.0))
     data = batch(settings, "1100" + "1010" + "0001" + "1110", small_policy())
     right = scored(settings, data)
 
@@ -57,8 +57,7 @@ def test_what_is_learnt_is_what_the_better_episodes_did() -> None:
         """Σ log π of the successes minus that of the failures, after an update."""
         policy = small_policy()
         optimiser = torch.optim.SGD(policy.parameters(), lr=1e-3)
-        objective = offline.weighted_objective(Offline(beta=0.05, max_weight=20.0))
-        update.update(settings, policy, None, optimiser, Accelerator(), data, scores, 1, objective)
+        update.update(settings, policy, None, optimiser, Accelerator(), data, scores, 1)
         signs = np.array([1.0 if data.episodes[k].success else -1.0 for k in data.episodes])
         choices = update.gather_choices(settings, policy, list(data.episodes.values()), signs)
         with torch.no_grad():

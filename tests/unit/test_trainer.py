@@ -115,7 +115,6 @@ def learn(
     data: collect.Batch,
     scores: score.Scores,
 ) -> dict[str, float | None]:
-    objective = update.clipped_objective(config.train)
     return update.update(
         config,
         policy,
@@ -124,8 +123,7 @@ def learn(
         Accelerator(),
         data,
         scores,
-        1,
-        objective,  # type: ignore[arg-type]
+        1,  # type: ignore[arg-type]
     )
 
 
