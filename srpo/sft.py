@@ -293,6 +293,10 @@ def train(config: SftStage, demos: Path, out: Path, scratch: Path, checkpoint: P
     if accelerator.is_main_process:
         checkpoints.finish()
     accelerator.wait_for_everyone()
+    # The wrapper for several processes must go before their group: dropped last, it ends gloo's threads with
+    # Python's lock held, and waits for ever for one that wants that lock to drop a tensor.
+    del learner
+    accelerator.free_memory()
     accelerator.end_training()
 
 

@@ -4,6 +4,7 @@ By plain gradient descent: AdamW divides rounding errors by themselves.
 """
 
 import csv
+import gc
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
+from torch.nn.parallel import DistributedDataParallel
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "unit"))
@@ -101,10 +103,21 @@ def interrupted(folder: Path) -> None:
     fine_tune(folder)
 
 
+class ParallelAccelerator(distributed.Accelerator):
+    """Looks that nothing of the training holds the process group when it ends."""
+
+    def end_training(self) -> None:
+        assert not any(type(each) is DistributedDataParallel for each in gc.get_objects())
+        super().end_training()
+
+
 if __name__ == "__main__":
     folder, how = Path(sys.argv[1]), sys.argv[2]
     if how == "sharded":
         distributed.Accelerator = sharding.ShardingAccelerator
-    fine_tune(folder / how)
-    if how == "sharded":
+        fine_tune(folder / how)
         interrupted(folder / "interrupted")
+        torch.distributed.destroy_process_group()
+    else:
+        distributed.Accelerator = ParallelAccelerator
+        fine_tune(folder / how)

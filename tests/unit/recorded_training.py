@@ -107,6 +107,8 @@ def main() -> None:
         trainer.Run.update = killed  # type: ignore[method-assign]
     if {"killed", "resumed"} & set(how):
         train(folder / "killed/out", folder / "killed/scratch")
+    if "sharded" in how:
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
