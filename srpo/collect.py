@@ -126,8 +126,11 @@ class Batch:
 
     def own(self, members: NDArray[np.bool_]) -> dict[int, Episode]:
         """Those of `members`, bool (N,), that this process ran: index in `outcomes` → episode."""
-        found = {int(k): self.episodes.get(self.outcomes[k].number) for k in np.flatnonzero(members)}
-        return {k: episode for k, episode in found.items() if episode is not None}
+        return {
+            int(k): self.episodes[number]
+            for k in np.flatnonzero(members)
+            if (number := self.outcomes[k].number) in self.episodes
+        }
 
     def __add__(self, other: Batch) -> Batch:
         return Batch(

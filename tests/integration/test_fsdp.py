@@ -113,11 +113,9 @@ class ParallelAccelerator(distributed.Accelerator):
 
 if __name__ == "__main__":
     folder, how = Path(sys.argv[1]), sys.argv[2]
-    if how == "sharded":
-        distributed.Accelerator = sharding.ShardingAccelerator
-        fine_tune(folder / how)
+    sharded = how == "sharded"
+    distributed.Accelerator = sharding.ShardingAccelerator if sharded else ParallelAccelerator
+    fine_tune(folder / how)
+    if sharded:
         interrupted(folder / "interrupted")
         torch.distributed.destroy_process_group()
-    else:
-        distributed.Accelerator = ParallelAccelerator
-        fine_tune(folder / how)

@@ -20,7 +20,7 @@ from srpo import collect, metrics, score, trainer, update
 from srpo.analysis.io import RL_METRICS, read_rows
 from srpo.checkpoint import EpisodeStore
 from srpo.config import Protocol, Reward, Train, TrainStage, WorldModel
-from srpo.policies.openvla_oft import save_policy
+from srpo.policies.openvla_oft import OpenVLAOFT, save_policy
 from srpo.tracking import scalars
 from srpo.types import Episode, EpisodeSpec, FailedRun
 from srpo.world_models import load_world_model
@@ -109,22 +109,13 @@ def scored(config: TrainStage, data: collect.Batch) -> score.Scores:
 
 def learn(
     config: TrainStage,
-    policy: object,
-    reference: object,
+    policy: OpenVLAOFT,
+    reference: OpenVLAOFT | None,
     optimiser: torch.optim.Optimizer,
     data: collect.Batch,
     scores: score.Scores,
 ) -> dict[str, float | None]:
-    return update.update(
-        config,
-        policy,
-        reference,
-        optimiser,
-        Accelerator(),
-        data,
-        scores,
-        1,  # type: ignore[arg-type]
-    )
+    return update.update(config, policy, reference, optimiser, Accelerator(), data, scores, 1)
 
 
 def test_prompts_take_turns_over_tasks_and_stay_on_training_states() -> None:
