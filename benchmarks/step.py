@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ from srpo.envs.libero import LiberoEnv
 from srpo.envs.pool import Answer, pictures_shape, run_episode
 from srpo.files import write_with
 from srpo.resolve import Resolver, load_preset
-from srpo.rollout import draw_noise
 from srpo.types import Episode, EpisodeSpec
 from srpo.world_models import load_world_model
 from srpo.world_models.jepa import architecture
@@ -71,17 +69,16 @@ def roll_out(config: TrainStage, specs: list[EpisodeSpec], policy: Any, clock: C
             env.render = clock.timed("render", env.render)  # type: ignore[method-assign]
         env = envs[spec.task_id]
         pictures = np.zeros(pictures_shape(config.protocol, spec.frames), np.uint8)
-        generator, noise = draw_noise(spec)
+        generator = torch.Generator().manual_seed(spec.seed)
 
         def decide(query: int, proprio: NDArray[np.float32]) -> Answer:
             image, words = pictures[query][None], [env.task.language]  # noqa: B023
             inputs = policy.prepare(SUITE, image, words, proprio[None])
-            tokens, log_probs = policy.act(inputs, spec.temperature, [generator], noise[None])  # noqa: B023
+            tokens, log_probs = policy.act(inputs, spec.temperature, [generator])  # noqa: B023
             return Answer(policy.actions(SUITE, tokens)[0], tokens[0], log_probs[0])
 
         ask = clock.timed("policy", decide)
-        episode = clock.timed("rollout", run_episode)(env, spec, None, pictures, ask)
-        episodes.append(replace(episode, lean=noise.numpy()))  # the residual itself is zero
+        episodes.append(clock.timed("rollout", run_episode)(env, spec, None, pictures, ask))
     return episodes
 
 

@@ -49,25 +49,15 @@ def _with_states(config: TrainStage, tasks: Iterable[int], rng: np.random.Genera
 def episode_specs(
     config: TrainStage, step: int, prompts: Iterable[tuple[int, int]], first_group: int = 0
 ) -> list[EpisodeSpec]:
-    """The rollouts of some prompts, group after group, each with a seed of its own.
-
-    With noise on a residual two have a seed in common, and each other's noise with its sign turned round: so
-    what any noise does, whichever its direction, teaches nothing (symmetric sampling: Sehnke et al. 2010,
-    doi:10.1016/j.neunet.2009.12.004).
-    """
+    """The rollouts of some prompts, group after group, each with a seed of its own."""
     # The references `prefix` are made of the policy's own pictures.
     own_pictures = config.reward.references == "prefix"
     frames = config.world_model.frames if config.world_model and not own_pictures else 0
-    noise = config.train.residual_noise
     specs = []
     for group, (task, state) in enumerate(prompts, first_group):
         for member in range(config.train.group_size):
-            draw, sign = (member // 2, (1, -1)[member % 2]) if noise else (member, 1)
-            seed = int(np.random.SeedSequence([config.seed, step, group, draw]).generate_state(1)[0])
-            temperature = config.train.temperature
-            specs.append(
-                EpisodeSpec(config.suite, task, state, seed, temperature, frames, noise=sign * noise)
-            )
+            seed = int(np.random.SeedSequence([config.seed, step, group, member]).generate_state(1)[0])
+            specs.append(EpisodeSpec(config.suite, task, state, seed, config.train.temperature, frames))
     return specs
 
 

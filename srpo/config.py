@@ -205,9 +205,6 @@ class Policy(Section):
     """Compute each block again in the backward pass instead of keeping its activations."""
     lora: Lora | None = None
     """Train adapters only; saved policies have them merged."""
-    residual: bool = False
-    """Reinforcement learning trains nothing but a residual: how far the distribution of each action dimension
-    leans to one end of its range, for each instruction. It is zero for instructions it was not trained on."""
 
     @model_validator(mode="after")
     def _patches_divide(self) -> Policy:
@@ -216,14 +213,6 @@ class Policy(Section):
                 raise ValueError(
                     f"image_size {self.image_size} is not a multiple of patch_size {encoder.patch_size}"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _one_thing_is_trained(self) -> Policy:
-        if self.residual and self.lora is not None:
-            raise ValueError(
-                "residual trains no weights that lora could adapt: set lora null, or residual false"
-            )
         return self
 
 
@@ -387,24 +376,24 @@ class Train(Section):
     """Groups a step: one (task, initial state) each."""
     group_size: Annotated[int, Field(ge=2)]
     """Rollouts a group."""
-    temperature: NonNegative
-    """Sampling temperature of the action tokens; 0, which is greedy, needs `residual_noise`."""
-    residual_noise: NonNegative = 0.0
-    """For policies with a `residual`, and for them alone: standard deviation of the noise added to it, drawn
-    once a rollout. Reinforcement learning moves the residual towards what did well."""
+    temperature: Positive
+    """Sampling temperature of the action tokens."""
     keep_success: Annotated[tuple[Fraction, Fraction], Field(strict=False)]
     """Groups whose success rate lies outside this range are left out of the update (dynamic sampling)."""
     resample: Whole
     """Further rounds of rollouts a step at most, each with as many new groups as were left out so far."""
     learning_rate: Positive
-    """AdamW's. A residual's: 1 moves it by the mean over the task's rollouts of advantage × noise. With a
-    `schedule`, its highest value."""
+    """AdamW's. With a `schedule`, its highest value."""
     warmup: Fraction
     """Share of the steps over which the learning rate rises."""
     schedule: Literal["constant", "cosine"]
     """The learning rate after the warm-up: constant, or a cosine that ends at zero."""
     weight_decay: NonNegative
     """AdamW's."""
+    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)]
+    """Decay rates of AdamW's running means of the gradient and of its square."""
+    freeze_vision: bool
+    """Train neither the vision encoders nor their projector."""
     minibatch: Count
     """Groups of one optimiser step; must divide `prompts`."""
     microbatch: Count
@@ -447,10 +436,8 @@ class Train(Section):
             raise ValueError(
                 f"keep_success [{low}, {high}] leaves out every group of group_size {self.group_size}"
             )
-        if self.temperature == 0 and self.residual_noise == 0:
-            raise ValueError(
-                "temperature 0 without residual_noise: all rollouts of a group would be the same"
-            )
+        if max(self.betas) == 1:
+            raise ValueError(f"betas {list(self.betas)} must be below 1")
         if self.target is not None and not self.evaluate_every:
             raise ValueError("target needs evaluate_every: without evaluation it is never reached")
         if self.offline is not None and self.evaluate_every:
@@ -633,15 +620,6 @@ class Settings(Section):
     evaluate: Evaluate
     plus: Plus
     reward_benchmark: RewardBenchmark
-
-    @model_validator(mode="after")
-    def _residual_explores(self) -> Settings:
-        if self.policy.residual != (self.train.residual_noise > 0):
-            raise ValueError(
-                f"policy.residual {str(self.policy.residual).lower()} with train.residual_noise "
-                f"{self.train.residual_noise}: a residual learns from noise on it, so set both or neither"
-            )
-        return self
 
 
 class Table(Section):

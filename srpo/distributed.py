@@ -55,10 +55,10 @@ def is_sharded(accelerator: Accelerator) -> bool:
 
 def require_whole_weights(policy: Policy) -> None:
     """Raise SystemExit if FSDP is not for a policy of these settings."""
-    if policy.lora is not None or policy.residual or policy.dtype != "float32":
+    if policy.lora is not None or policy.dtype != "float32":
         raise SystemExit(
-            "FSDP is for weights that are trained whole: set policy.lora null, policy.residual false and "
-            "policy.dtype float32, or launch without FSDP to train adapters or a residual"
+            "FSDP is for weights that are trained whole: set policy.lora null and policy.dtype float32, "
+            "or launch without FSDP to train adapters"
         )
 
 

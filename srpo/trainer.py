@@ -171,14 +171,7 @@ def begin(
     # Dropout-free in both modes; one mode, so that sampling and learning see the same network.
     policy.eval()
     torch.manual_seed(config.seed)  # adapters start at random
-    noise = config.train.residual_noise
-    if (policy.residual is None) != (noise == 0):
-        has = "has no" if policy.residual is None else "has a"
-        raise SystemExit(
-            f"{initial}: the policy {has} residual, and train.residual_noise is {noise}: a residual learns "
-            "from noise on it; set policy.residual and train.residual_noise both or neither; run SFT again"
-        )
-    policy.make_trainable(reinforcement=True)
+    policy.make_trainable(config.train.freeze_vision)
     optimiser = make_optimiser(policy, config.train)
     if is_sharded(accelerator):
         require_whole_weights(policy.settings)

@@ -23,8 +23,7 @@ class EpisodeSpec:
 
     `variant` names a LIBERO-Plus task (`None`: the unperturbed task); `seed` seeds the action sampling and,
     where there is any, the perturbation's randomness. Temperature 0 is greedy. `frames`: how many frames to
-    keep for the world model (0: none). `noise`: standard deviation of what is added to the policy's residual,
-    drawn once for the whole episode; if negative, the draw is subtracted.
+    keep for the world model (0: none).
     """
 
     suite: str
@@ -34,7 +33,6 @@ class EpisodeSpec:
     temperature: float
     frames: int = 0
     variant: str | None = None
-    noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,6 @@ class Episode:
     frames    uint8 (F, H, W, 3)      evenly spaced over the whole episode, F = spec.frames
     path      float32 (steps + 1, 3)  end-effector position, metres
     way_left  float32 (steps + 1,)    way that was left to the goal, metres (`srpo.envs.goal`)
-    lean      float32 (7,)            the residual it acted under, noise included; zeros without a residual
     """
 
     spec: EpisodeSpec
@@ -63,7 +60,6 @@ class Episode:
     frames: NDArray[np.uint8]
     path: NDArray[np.float32]
     way_left: NDArray[np.float32]
-    lean: NDArray[np.float32]
     wall_seconds: float
 
 

@@ -19,24 +19,22 @@ from srpo.config import Train, TrainStage
 from srpo.distributed import is_sharded, whole
 from srpo.envs.libero import load_task
 from srpo.policies.openvla_oft import Inputs, OpenVLAOFT
-from srpo.rollout import draw_noise
 from srpo.score import Scores
-from srpo.types import ACTION_DIM, PROPRIO_DIM, TOKENS, Episode, EpisodeSpec
+from srpo.types import PROPRIO_DIM, TOKENS, Episode, EpisodeSpec
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What was drawn in some episodes and why, N draws as tensors on the policy's device.
+    """The N policy queries of some episodes, as tensors on the policy's device.
 
-    chosen     int64 (N, 56) the tokens of a policy query each; of a policy with a residual: float (N, 7) the
-               lean of an episode each
-    log_probs  float, as `chosen`: when it was drawn
-    valid      bool, as `chosen`: whether it counts
-    advantages float (N,) of its episode
+    tokens     int64 (N, 56) action tokens
+    log_probs  float32 (N, 56) of the tokens when they were sampled
+    valid      bool (N, 56) False for tokens of control steps after the episode's end
+    advantages float32 (N,) of the query's episode
     """
 
     inputs: Inputs
-    chosen: torch.Tensor
+    tokens: torch.Tensor
     log_probs: torch.Tensor
     valid: torch.Tensor
     advantages: torch.Tensor
@@ -45,33 +43,7 @@ class Choices:
 def gather_choices(
     config: TrainStage, policy: OpenVLAOFT, episodes: Sequence[Episode], advantages: NDArray[np.float64]
 ) -> Choices:
-    """What was drawn in some episodes (at least one): with a residual their leans, else their tokens."""
-    return (_leans if config.train.residual_noise else _queries)(config, policy, episodes, advantages)
-
-
-def _leans(
-    config: TrainStage, policy: OpenVLAOFT, episodes: Sequence[Episode], advantages: NDArray[np.float64]
-) -> Choices:
-    inputs = policy.prepare(
-        config.suite,
-        np.stack([e.images[0] for e in episodes]),
-        [load_task(config.suite, e.spec.task_id).language for e in episodes],
-        np.stack([e.proprio[0] for e in episodes]),
-    ).to(policy.device)
-    leans = torch.from_numpy(np.stack([e.lean for e in episodes])).to(policy.device)
-    noise = torch.stack([draw_noise(e.spec)[1] for e in episodes]).to(policy.device)
-    return Choices(
-        inputs,
-        leans,
-        torch.distributions.Normal(0.0, config.train.residual_noise).log_prob(noise),
-        torch.tensor([[e.steps > 0] for e in episodes], device=policy.device).expand(leans.shape),
-        torch.from_numpy(advantages).float().to(policy.device),
-    )
-
-
-def _queries(
-    config: TrainStage, policy: OpenVLAOFT, episodes: Sequence[Episode], advantages: NDArray[np.float64]
-) -> Choices:
+    """The queries of some episodes (at least one), with the episodes' advantages float (E,)."""
     words = [load_task(config.suite, e.spec.task_id).language for e in episodes for _ in e.images]
     inputs = policy.prepare(
         config.suite,
@@ -94,15 +66,6 @@ def _queries(
     )
 
 
-def likelihood(
-    train: Train, policy: OpenVLAOFT, inputs: Inputs, chosen: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities of what was chosen, and the entropy of what it was drawn from, both as `chosen`."""
-    if train.residual_noise:
-        return policy.lean_log_probs(inputs, chosen, train.residual_noise)
-    return policy.log_probs(inputs, chosen, train.temperature)
-
-
 def blank_episode(config: TrainStage) -> Episode:
     """One query without content or tokens that count, for a process that has no episode of a mini-batch."""
     size = config.protocol.image_size
@@ -118,7 +81,6 @@ def blank_episode(config: TrainStage) -> Episode:
         frames=np.zeros((0, size, size, 3), np.uint8),
         path=np.zeros((1, 3), np.float32),
         way_left=np.zeros(1, np.float32),
-        lean=np.zeros(ACTION_DIM, np.float32),
         wall_seconds=0.0,
     )
 
@@ -160,12 +122,7 @@ def update(
             members = np.isin(batch.groups, order[start : start + train.minibatch]) & scores.kept
             # A process's share of the whole mini-batch's tokens, whichever processes its episodes are with:
             # losses and gradients are means over processes.
-            weight = float(batch.tokens[members].sum())
-            if train.residual_noise:
-                # A task's rollouts, those of groups that were left out included: the fewer groups teach, the
-                # smaller the step. Over σ², for the natural gradient: the weighted mean of the noise.
-                weight = train.minibatch * train.group_size / len(config.tasks) / train.residual_noise**2
-            normaliser = weight / accelerator.num_processes
+            normaliser = float(batch.tokens[members].sum()) / accelerator.num_processes
             own = batch.own(members)
             episodes = list(own.values()) or [blank_episode(config)]
             advantages = scores.advantages[list(own)] if own else np.zeros(1)
@@ -198,16 +155,16 @@ def accumulate(
     Returns what this process's choices add to `LEARNT`, `grad_norm` excepted: float64 (5,).
     """
     objective, log = make_objective(train), torch.zeros(len(LEARNT) - 1, dtype=torch.float64)
-    for at in range(0, max(gather_object([len(choices.chosen)])), train.microbatch):
+    for at in range(0, max(gather_object([len(choices.tokens)])), train.microbatch):
         # As often in every process, for FSDP: one that has run out takes a query without weight.
-        left = at < len(choices.chosen)
+        left = at < len(choices.tokens)
         part = slice(at, at + train.microbatch) if left else slice(1)
-        inputs, chosen = choices.inputs[part], choices.chosen[part]
-        log_probs, entropy = likelihood(train, policy, inputs, chosen)
+        inputs, tokens = choices.inputs[part], choices.tokens[part]
+        log_probs, entropy = policy.log_probs(inputs, tokens, train.temperature)
         reference_log_probs = None
         if reference is not None:
             with torch.no_grad():
-                reference_log_probs, _ = likelihood(train, reference, inputs, chosen)
+                reference_log_probs, _ = reference.log_probs(inputs, tokens, train.temperature)
         loss = objective(
             log_probs,
             choices.log_probs[part],
@@ -242,8 +199,5 @@ def learning_rate(train: Train, step: int) -> float:
 
 
 def make_optimiser(policy: OpenVLAOFT, train: Train) -> torch.optim.Optimizer:
-    """AdamW; for a residual plain gradient descent, because its gradient's size says how much there was to
-    learn from. AdamW would make a full step of what noise a single group leaves."""
-    if policy.residual is None:
-        return sft.adamw(policy, train.learning_rate, train.weight_decay)
-    return torch.optim.SGD([policy.residual], train.learning_rate, weight_decay=train.weight_decay)
+    """AdamW, with the settings' moments."""
+    return sft.adamw(policy, train.learning_rate, train.weight_decay, train.betas)

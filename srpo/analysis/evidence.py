@@ -1,12 +1,10 @@
 """docs/evidence.md: whether the claims that users come for hold in a finished preset, in numbers.
 
-python -m srpo.analysis.evidence results/reference/mini [--tuning results/reference/tuning]
-    [--page docs/evidence.md]
+python -m srpo.analysis.evidence results/reference/mini [--page docs/evidence.md]
 
 Writes the page's parts between the lines `<!-- NAME -->` and `<!-- end -->`; what is written around them
 stays. Every number is computed here from the rows in the folders (`srpo.analysis.export` copied them, or the
-workflow made them), by the functions that the tables of the same names use. The second folder has the rows of
-the preset `tuning`, by which the first one's settings were chosen.
+workflow made them), by the functions that the tables of the same names use.
 """
 
 from __future__ import annotations
@@ -19,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from srpo.analysis import direction, f2, t1, t3_truth, tables
+from srpo.analysis import f2, t1, t3_truth, tables
 from srpo.analysis.f1 import read_curves
 from srpo.analysis.io import ResultError, read_config, run
 from srpo.analysis.redraw import Drawing, drawings
@@ -47,8 +46,7 @@ GAIN = 0.6
 @dataclass(frozen=True)
 class Evidence:
     """Everything that is read. `variants`: variant → label, SFT first; `rewards`: every training rollout;
-    `grpo`, `srpo`: who is compared; `ours`: SRPO changed by us, which the curves show beside the two;
-    `tuned`: metrics of the tuning's runs by what its sheet calls them."""
+    `grpo`, `srpo`: who is compared; `ours`: SRPO changed by us, which the curves show beside the two."""
 
     found: Plan
     variants: Mapping[str, str]
@@ -59,7 +57,6 @@ class Evidence:
     grpo: str
     srpo: str
     ours: Sequence[str]
-    tuned: Mapping[str, pd.DataFrame]
 
     @property
     def trained(self) -> list[str]:
@@ -93,7 +90,7 @@ def _part(rows: pd.DataFrame, variant: str, suite: str | None) -> pd.DataFrame:
     return own if suite is None else own[own["suite"] == suite]
 
 
-def read(folder: Path, found: Plan, tuning: Path) -> Evidence:
+def read(folder: Path, found: Plan) -> Evidence:
     """Read a preset's rows. Raises ResultError for what is missing or does not belong together."""
     drawn = _complete(folder, found, ["t1", "ablations", "f2", "f3", "t3_truth"])
     sheets = {name: tables.read_sheet(CONFIGS / found.sheets[name]) for name in ("ablations", "f2", "t1")}
@@ -112,7 +109,7 @@ def read(folder: Path, found: Plan, tuning: Path) -> Evidence:
     curves, _ = read_curves(drawn["t3_truth"].inputs["--curves"], allow_incomplete=False)
     rewards = t3_truth.read_rewards(drawn["t3_truth"].inputs["--rewards"])
     truth = t3_truth.estimate(curves, t3_truth.shaped_runs(rewards))
-    return Evidence(found, variants, episodes, metrics, rewards, truth, grpo, srpo, ours, _tuned(tuning))
+    return Evidence(found, variants, episodes, metrics, rewards, truth, grpo, srpo, ours)
 
 
 def _complete(folder: Path, found: Plan, needed: Sequence[str]) -> dict[str, Drawing]:
@@ -124,14 +121,6 @@ def _complete(folder: Path, found: Plan, needed: Sequence[str]) -> dict[str, Dra
         if missing := drawn[name].missing():
             raise ResultError(f"{folder}: {missing[0]} and {len(missing) - 1} more files are not there")
     return drawn
-
-
-def _tuned(folder: Path) -> dict[str, pd.DataFrame]:
-    found = plan(*load_preset("tuning"))
-    sheet = tables.read_sheet(CONFIGS / found.sheets["f2"])
-    paths = _complete(folder, found, ["f2"])["f2"].inputs["--metrics"]
-    metrics, _ = f2.read_metrics(paths, sheet, allow_incomplete=False)
-    return {label: metrics[metrics["variant"] == variant] for variant, label in sheet.items()}
 
 
 def _labels(sheets: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
@@ -209,17 +198,6 @@ def claims(evidence: Evidence) -> list[Claim]:
         ]
     for low, high in evidence.beside_srpo:
         found += [_ends_higher(evidence, low, high), _learns_faster(evidence, low, high)]
-    told = direction.along_success(evidence.rewards)
-    lost = told[direction.failed_throughout(told)]
-    for variant in evidence.others:
-        value = direction.pull(_part(lost, variant, None), "advantage")
-        found.append(
-            Claim(
-                f"where all rollouts of a group failed, rewards of {label[variant]} pull towards success",
-                _decided(value),
-                _pull(value),
-            )
-        )
     for row in evidence.truth[evidence.truth["measure"] == "in groups"].to_dict("records"):
         right = Estimate(row["value"] - 0.5, row["low"] - 0.5, row["high"] - 0.5)
         found.append(
@@ -373,7 +351,7 @@ def taught(evidence: Evidence) -> str:
             groups = own.groupby(["seed", "step", "group"])["success"]
             succeeded, lost = groups.mean(), groups.transform("max") == 0
             advantage = own["advantage"].to_numpy(dtype=float)
-            by_outcome = direction.advantages(own, own["success"].to_numpy(dtype=float))
+            by_outcome = _advantages_by_outcome(own)
             alike = np.corrcoef(advantage, by_outcome)[0, 1]
             rows.append(
                 [
@@ -393,34 +371,15 @@ def taught(evidence: Evidence) -> str:
     return _table(["", "", *columns], rows)
 
 
-def useful(evidence: Evidence) -> str:
-    """Whether advantages pull the policy where success lies: by outcome, by the variant's own reward, and by
-    the way left, which no method sees."""
-    told = direction.along_success(evidence.rewards)
-    mixed, lost = direction.mixed(told), direction.failed_throughout(told)
-    columns = {
-        "mixed groups: by outcome": (mixed, "outcome"),
-        "by its reward": (mixed, "advantage"),
-        "failed groups: by its reward": (lost, "advantage"),
-        "by the way left": (lost, "true"),
-    }
-    rows = []
-    for suite in (*evidence.found.preset.suites, None):
-        for variant in evidence.others:
-            cells = []
-            for chosen, advantage in columns.values():
-                own = _part(told[chosen], variant, suite)
-                cells.append(f"{_pull(direction.pull(own, advantage))} {len(own):,}")
-            rows.append(
-                [f"**{'all' if suite is None else SUITE_LABELS[suite]}**", evidence.variants[variant], *cells]
-            )
-    return _table(["", "", *columns], rows)
+def _advantages_by_outcome(rewards: pd.DataFrame) -> NDArray[np.float64]:
+    """The advantages (N,) that GRPO would have given to the rollouts of some runs."""
+    import torch  # only here, so that the analysis starts at once
 
+    from srpo.algo.advantages import group_advantages
 
-def _pull(value: Estimate) -> str:
-    if np.isnan(value.value):
-        return "not known: no noise on a residual, or a single seed"
-    return f"{value.value:+.2f} [{value.low:+.2f}, {value.high:+.2f}]".replace("-", "−")
+    groups = rewards.groupby(["suite", "variant", "seed", "step", "group"]).ngroup().to_numpy(copy=True)
+    success = rewards["success"].to_numpy(dtype=float)
+    return group_advantages(torch.from_numpy(success), torch.from_numpy(groups)).numpy()
 
 
 def truth(evidence: Evidence) -> str:
@@ -455,20 +414,6 @@ def seeds(evidence: Evidence) -> str:
     return _table(["", "", "seed", *columns], rows)
 
 
-def tuning(evidence: Evidence) -> str:
-    """The runs on the suite that is not reported: success of rollouts over the steps, greedy at the end."""
-    rows = []
-    for label, own in evidence.tuned.items():
-        last = own.iloc[-1]
-        episodes = last["evaluation_episodes"]
-        solved = round(last["evaluation_success_rate"] * episodes)
-        area = area_under_curve(own["step"].to_numpy(), own["success_rate"].to_numpy())
-        steps = ", ".join(str(count) for count in own["successes"])
-        rows.append([label, str(last["episodes"]), steps, percent(area), f"{solved}/{episodes:.0f}"])
-    columns = ["rollouts a step", "successes of each step", "area (%)", "greedy, held-out"]
-    return _table(["", *columns], rows)
-
-
 PARTS = {
     "verdict": verdict,
     "held-out": held_out,
@@ -477,9 +422,7 @@ PARTS = {
     "signal": signal,
     "taught": taught,
     "truth": truth,
-    "useful": useful,
     "seeds": seeds,
-    "tuning": tuning,
 }
 
 
@@ -504,7 +447,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m srpo.analysis.evidence", description=__doc__)
     parser.add_argument("folder", type=Path, help="rows of a preset, e.g. results/reference/mini")
     parser.add_argument("--preset", help="name or path of the preset; default: the folder's name")
-    parser.add_argument("--tuning", type=Path, default=Path("results/reference/tuning"))
     parser.add_argument("--page", type=Path, default=Path("docs/evidence.md"))
     arguments = parser.parse_args(argv)
     try:
@@ -517,7 +459,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ResultError(
             f"{arguments.page}: {error.strerror}: a page with the parts' lines is needed"
         ) from None
-    evidence = read(arguments.folder, found, arguments.tuning)
+    evidence = read(arguments.folder, found)
     parts = {name: part(evidence) for name, part in PARTS.items()}
     write_text(arguments.page, fill(page, parts, str(arguments.page)))
 

@@ -125,7 +125,6 @@ def run_episode(
         frames=pictures[queries : queries + len(chosen)],
         path=np.stack(path),
         way_left=np.array(way_left, np.float32),
-        lean=np.zeros(ACTION_DIM, np.float32),  # the caller's to say
         wall_seconds=time.perf_counter() - started,
     )
 

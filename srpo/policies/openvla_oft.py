@@ -51,10 +51,6 @@ RUNNING = {"name", "checkpoint", "revision", "dtype", "gradient_checkpointing", 
 disable_progress_bar()  # transformers' bars for loading and saving, noise in a log
 
 
-RESIDUALS = 8192
-"""Rows of a residual, so many that instructions hardly ever share one."""
-
-
 class OpenVLAOFTConfig(PreTrainedConfig):
     """What a checkpoint's config.json says.
 
@@ -160,7 +156,6 @@ class OpenVLAOFT(PreTrainedModel):
             if self.settings.learned_placeholders
             else None
         )
-        self.residual = nn.Parameter(torch.zeros(RESIDUALS, ACTION_DIM)) if self.settings.residual else None
         llama = LlamaConfig(
             vocab_size=llm.vocab_size + llm.padding,
             hidden_size=llm.hidden_size,
@@ -179,20 +174,22 @@ class OpenVLAOFT(PreTrainedModel):
             )
         self.post_init()
 
-    def make_trainable(self, reinforcement: bool = False) -> None:
+    def make_trainable(self, freeze_vision: bool = False) -> None:
         """Get ready for training as the settings say: with adapters alone, with blocks computed twice.
 
-        Neither changes what the policy computes. Seed torch first: adapters start at random times zero. A
-        residual is all that `reinforcement` learning trains, and the one thing that other training does not.
+        Neither changes what the policy computes. Seed torch first: adapters start at random times zero.
+
+        Args:
+            freeze_vision: leave the vision encoders and their projector as they are.
 
         Raises:
             ValueError: whole weights in bfloat16, which would round most updates away.
         """
-        if self.residual is not None:
-            self.requires_grad_(not reinforcement)
-            self.residual.requires_grad_(reinforcement)
+        if freeze_vision:
+            self.vision_backbone.requires_grad_(False)
+            self.projector.requires_grad_(False)
         if self.settings.lora is not None:
-            self._add_adapters(self.settings.lora)
+            self._add_adapters(self.settings.lora, freeze_vision)
         elif self.settings.dtype == "bfloat16":
             raise ValueError(
                 "policy.dtype bfloat16 cannot be trained whole: its updates would be rounded away; "
@@ -205,10 +202,12 @@ class OpenVLAOFT(PreTrainedModel):
                     checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
                 )
 
-    def _add_adapters(self, lora: settings.Lora) -> None:
+    def _add_adapters(self, lora: settings.Lora, freeze_vision: bool) -> None:
         import peft  # seconds, and seldom needed
 
         linear = [name for name, part in self.named_modules() if isinstance(part, nn.Linear)]
+        if freeze_vision:
+            linear = [name for name in linear if not name.startswith(("vision_backbone.", "projector."))]
         peft.inject_adapter_in_model(
             peft.LoraConfig(
                 r=lora.rank,
@@ -252,20 +251,11 @@ class OpenVLAOFT(PreTrainedModel):
         projected: torch.Tensor = self.projector(self.vision_backbone(pixels))
         return projected
 
-    def leans(self, inputs: Inputs) -> torch.Tensor:
-        """The residual of each observation's instruction, float32 (N, 7); zeros for a policy without one."""
-        if self.residual is None:
-            return torch.zeros(len(inputs), ACTION_DIM, device=inputs.ids.device)
-        return self.residual[_numbers(inputs)].float()
-
-    def action_logits(
-        self, inputs: Inputs, patches: torch.Tensor | None = None, noise: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def action_logits(self, inputs: Inputs, patches: torch.Tensor | None = None) -> torch.Tensor:
         """Logits of the 256 action tokens at the 56 positions, float32 (N, 56, 256).
 
         Args:
             patches: the result of `encode_images`, if it is at hand already.
-            noise: float (N, 7), added to the residual.
         """
         if patches is None:
             patches = self.encode_images(inputs.pixels)
@@ -299,21 +289,11 @@ class OpenVLAOFT(PreTrainedModel):
         # vocab_size - 1 - k.
         vocab = self.settings.llm.vocab_size
         rows = self.language_model.lm_head.weight[vocab - action_tokens.BINS : vocab].flip(0)
-        logits = F.linear(hidden[:, start : start + TOKENS], rows).float()
-        if self.residual is not None:
-            lean = self.leans(inputs)
-            if noise is not None:
-                lean = lean + noise.to(lean)
-            lean = lean.repeat(1, CHUNK)
-            # Of a Gaussian of variance σ² the mean moves by lean·σ², in units of half the range.
-            logits = logits + lean[..., None] * torch.linspace(-1, 1, action_tokens.BINS, device=lean.device)
-        return logits
+        return F.linear(hidden[:, start : start + TOKENS], rows).float()
 
-    def forward(
-        self, inputs: Inputs, patches: torch.Tensor | None = None, noise: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, inputs: Inputs, patches: torch.Tensor | None = None) -> torch.Tensor:
         """`action_logits`: what FSDP wraps, so all else goes through it."""
-        return self.action_logits(inputs, patches, noise)
+        return self.action_logits(inputs, patches)
 
     def log_probs(
         self, inputs: Inputs, tokens: torch.Tensor, temperature: float
@@ -326,29 +306,18 @@ class OpenVLAOFT(PreTrainedModel):
         chosen = log_p.gather(-1, tokens[..., None])[..., 0]
         return chosen, -(log_p.exp() * log_p).sum(-1)
 
-    def lean_log_probs(
-        self, inputs: Inputs, leans: torch.Tensor, deviation: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-densities of `leans` float (N, 7) and the entropy, both (N, 7): drawn around the residual with
-        this standard deviation. Given its lean, an episode's tokens do not depend on the residual, so these
-        are all of its likelihood that learns (Sehnke et al. 2010, doi:10.1016/j.neunet.2009.12.004)."""
-        drawn = torch.distributions.Normal(self.leans(inputs), deviation)
-        return drawn.log_prob(leans), drawn.entropy()
-
     @torch.inference_mode()
     def act(
         self,
         inputs: Inputs,
         temperature: float,
         generators: Sequence[torch.Generator] | None = None,
-        noise: torch.Tensor | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Choose the tokens of one chunk for each observation.
 
         Args:
             temperature: 0 is greedy.
             generators: one CPU generator for each observation, so that an episode's draws are its own.
-            noise: float (N, 7), added to the residual, where there is one.
 
         Returns:
             tokens int64 (N, 56) and their log-probabilities float32 (N, 56) (zeros when greedy).
@@ -356,7 +325,7 @@ class OpenVLAOFT(PreTrainedModel):
         Raises:
             FloatingPointError: the logits are not finite; greedy decoding would hide it.
         """
-        logits = self(inputs.to(self.device), noise=noise).cpu()
+        logits = self(inputs.to(self.device)).cpu()
         if not torch.isfinite(logits).all():
             raise FloatingPointError("the policy's logits are not finite: its weights are broken")
         if temperature == 0:
@@ -393,12 +362,6 @@ class OpenVLAOFT(PreTrainedModel):
     @property
     def _eos(self) -> int:
         return 2 if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
-
-
-def _numbers(inputs: Inputs) -> torch.Tensor:
-    """The residual's row of each instruction, int64 (N,): a hash of its tokens, however they are padded."""
-    place = inputs.mask.long().cumsum(1)
-    return (inputs.ids * inputs.mask * (place * 40503 + 12289)).sum(1) % RESIDUALS
 
 
 def create_policy(

@@ -26,7 +26,6 @@ from srpo import distributed, trainer
 from srpo.config import TrainStage, load_stage
 from srpo.envs.libero import load_task
 from srpo.policies.openvla_oft import OpenVLAOFT
-from srpo.rollout import draw_noise
 from srpo.types import CHUNK, Episode, EpisodeSpec, FailedRun
 
 
@@ -43,9 +42,8 @@ def episode(spec: EpisodeSpec, success: bool, steps: int, policy: OpenVLAOFT) ->
     frames = rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     path = np.zeros((steps + 1, 3), np.float32)
     way_left = np.linspace(1, 0 if success else 0.3, steps + 1, dtype=np.float32)
-    lean = draw_noise(spec)[1].numpy()  # of a residual that is zero still, or none
     return Episode(
-        spec, success, steps, images, proprio, tokens, log_probs, valid, frames, path, way_left, lean, 0.1
+        spec, success, steps, images, proprio, tokens, log_probs, valid, frames, path, way_left, 0.1
     )
 
 

@@ -139,7 +139,6 @@ def some_episode(seed: int = 0) -> Episode:
         frames=rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8),
         path=rng.normal(size=(12, 3)).astype(np.float32),
         way_left=rng.random(12).astype(np.float32),
-        lean=rng.normal(size=7).astype(np.float32),
         wall_seconds=1.25,
     )
 

@@ -45,10 +45,7 @@ def training(
     """What a run in `folder` prints, which goes on if there was one; `how`: recorded_training.py's words."""
     if not folder.exists():
         config = stage(SETTINGS | settings)
-        policy = small_policy(gradient_checkpointing=True, residual=config.train.residual_noise > 0)
-        if policy.residual is not None:
-            policy.residual.data.zero_()  # as after SFT
-        save_policy(policy, folder / "initial")
+        save_policy(small_policy(gradient_checkpointing=True), folder / "initial")
         (folder / "config.yaml").write_text(yaml.safe_dump(yaml.safe_load(config.model_dump_json())))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if processes == 2 else []
     done = subprocess.run(
@@ -100,20 +97,6 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
         assert [event.value for event in tracked] == pytest.approx(metrics["success_rate"].tolist())
 
 
-def test_two_processes_move_a_residual_as_one_does(tmp_path: Path) -> None:
-    found = []
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        training(folder, processes=processes, residual_noise=0.5, temperature=0.0, kl=0.02, evaluate_every=0)
-        found.append(
-            (load_file(folder / "out/policy/model.safetensors"), rows(folder, "metrics.csv", RL_METRICS))
-        )
-    (one, metrics), (two, others) = found
-    assert float(one["residual"].abs().max()) > 1e-2
-    assert max(float((one[name] - two[name]).abs().max()) for name in one) <= 1e-6
-    pd.testing.assert_frame_equal(metrics, others, rtol=1e-4, atol=1e-6)
-
-
 def test_a_spread_policy_acts_as_it_learns_and_survives_a_kill(tmp_path: Path) -> None:
     """With AdamW, passes in bfloat16, and one mini-batch a step: what acted is then what learns.
 
@@ -142,7 +125,7 @@ def test_a_spread_policy_acts_as_it_learns_and_survives_a_kill(tmp_path: Path) -
     "policy", [small_settings(lora=Lora(rank=2, alpha=4.0)), small_settings(dtype="bfloat16")]
 )
 def test_what_cannot_be_spread_is_refused(policy: Policy) -> None:
-    with pytest.raises(SystemExit, match=r"policy\.lora null, policy\.residual false"):
+    with pytest.raises(SystemExit, match=r"policy\.lora null and policy\.dtype float32"):
         distributed.require_whole_weights(policy)
 
 

@@ -11,7 +11,6 @@ from srpo.analysis import evidence
 from srpo.analysis.io import REWARDS, ResultError, write_rows
 from srpo.resolve import CONFIGS, load_preset, plan
 
-TUNING = CONFIGS.parent / "results/reference/tuning"
 PAGE = "".join(f"Before {name}.\n<!-- {name} -->\noutdated\n<!-- end -->\n" for name in evidence.PARTS)
 
 
@@ -59,7 +58,7 @@ GOOD = {"sft": 0.3, "grpo": 0.5, "srpo-vjepa2-tiny": 1.0, "srpo-pixel": 0.6}
 
 
 def read(root: Path) -> evidence.Evidence:
-    return evidence.read(root, plan(*load_preset(str(preset(root)))), TUNING)
+    return evidence.read(root, plan(*load_preset(str(preset(root)))))
 
 
 def test_claims_that_hold_and_that_do_not(tmp_path: Path) -> None:
@@ -104,7 +103,7 @@ def test_the_page_is_written_between_its_lines(tmp_path: Path) -> None:
     root = results(tmp_path, GOOD)
     page = tmp_path / "evidence.md"
     page.write_text(PAGE)
-    arguments = [str(root), "--preset", str(preset(root)), "--page", str(page), "--tuning", str(TUNING)]
+    arguments = [str(root), "--preset", str(preset(root)), "--page", str(page)]
     evidence.main(arguments)
     text = page.read_text()
     assert "outdated" not in text and text.count("Before ") == len(evidence.PARTS)
@@ -127,7 +126,7 @@ def test_the_page_is_written_between_its_lines(tmp_path: Path) -> None:
 def test_what_is_ours_is_claimed_to_be_above_srpo(tmp_path: Path) -> None:
     root = results(tmp_path, {**GOOD, "srpo-vjepa2-tiny": 0.6, "srpo-vjepa2-tiny-prefix": 1.0})
     plans = plan(*load_preset(str(preset(root, f2="mini/f2", ablations="mini/ablations"))))
-    found = evidence.read(root, plans, TUNING)
+    found = evidence.read(root, plans)
     assert (found.grpo, found.srpo) == ("grpo", "srpo-vjepa2-tiny")
     assert found.ours == ["srpo-vjepa2-tiny-prefix"]
     claims = {claim.text: claim.holds for claim in evidence.claims(found)}
@@ -143,19 +142,3 @@ def test_missing_rows_are_refused(tmp_path: Path) -> None:
     (root / "runs/libero_goal/grpo/seed1/metrics.csv").unlink()
     with pytest.raises(ResultError, match=r"grpo/seed1/metrics\.csv and 0 more files are not there"):
         read(root)
-
-
-def test_the_tuning_is_told_step_by_step(tmp_path: Path) -> None:
-    found = read(results(tmp_path, GOOD))
-    own = found.tuned["GRPO, 1"]
-    row = next(line for line in evidence.tuning(found).splitlines() if line.startswith("| GRPO, 1 |"))
-    assert ", ".join(map(str, own["successes"])) in row
-
-
-def test_the_shipped_page_is_what_the_shipped_rows_say(tmp_path: Path) -> None:
-    shipped = CONFIGS.parent / "docs/evidence.md"
-    page = tmp_path / "evidence.md"
-    page.write_text(shipped.read_text(encoding="utf-8"), encoding="utf-8")
-    rows = CONFIGS.parent / "results/reference/mini"
-    evidence.main([str(rows), "--page", str(page), "--tuning", str(TUNING)])
-    assert page.read_text(encoding="utf-8") == shipped.read_text(encoding="utf-8")

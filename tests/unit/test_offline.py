@@ -61,7 +61,7 @@ def test_what_is_learnt_is_what_the_better_episodes_did() -> None:
         signs = np.array([1.0 if data.episodes[k].success else -1.0 for k in data.episodes])
         choices = update.gather_choices(settings, policy, list(data.episodes.values()), signs)
         with torch.no_grad():
-            log_probs, _ = policy.log_probs(choices.inputs, choices.chosen, 1.0)
+            log_probs, _ = policy.log_probs(choices.inputs, choices.tokens, 1.0)
         return float((log_probs * choices.valid * choices.advantages[:, None]).sum())
 
     assert preference(right) > preference(replace(right, advantages=-right.advantages)) + 1

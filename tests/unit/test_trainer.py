@@ -30,10 +30,11 @@ TASKS = (7, 8)
 
 def stage(train: dict | None = None, reward: dict | None = None, pixel: bool = True) -> TrainStage:
     settings = dict(
-        steps=3, prompts=4, group_size=4, temperature=1.0, residual_noise=0.0, keep_success=(0.0, 1.0),
-        learning_rate=1e-2, weight_decay=0.0, minibatch=2, microbatch=1000, epochs=1, clip_low=0.2,
-        clip_high=0.28, kl=0.0, entropy=0.0, grad_clip=1e9, checkpoint_every=1, resample=0, warmup=0.0,
-        schedule="constant", offline=None, evaluate_every=0, evaluate_states=2, target=None,
+        steps=3, prompts=4, group_size=4, temperature=1.0, keep_success=(0.0, 1.0),
+        learning_rate=1e-2, weight_decay=0.0, betas=(0.9, 0.999), freeze_vision=False, minibatch=2,
+        microbatch=1000, epochs=1, clip_low=0.2, clip_high=0.28, kl=0.0, entropy=0.0, grad_clip=1e9,
+        checkpoint_every=1, resample=0, warmup=0.0, schedule="constant", offline=None, evaluate_every=0,
+        evaluate_states=2, target=None,
         keep_checkpoints=2, trackers=(),
     )  # fmt: skip
     shaping = dict(
@@ -265,7 +266,7 @@ def test_an_update_makes_better_episodes_likelier() -> None:
     def surrogate() -> float:
         choices = update.gather_choices(config, policy, list(data.episodes.values()), advantages)
         with torch.no_grad():
-            log_probs, _ = policy.log_probs(choices.inputs, choices.chosen, 1.0)
+            log_probs, _ = policy.log_probs(choices.inputs, choices.tokens, 1.0)
         return float((log_probs * choices.valid * choices.advantages[:, None]).sum())
 
     before = surrogate()
