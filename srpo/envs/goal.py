@@ -55,8 +55,9 @@ class _Turning:
 class Goal:
     """The predicates of a task's goal, and the way that is left to them."""
 
-    def __init__(self, domain: Any, model: mujoco.MjModel, data: mujoco.MjData, grip_site: int) -> None:
-        self._domain, self._data, self._grip_site = domain, data, grip_site
+    def __init__(self, domain: Any, model: mujoco.MjModel, data: mujoco.MjData) -> None:
+        self._domain, self._data = domain, data
+        self._hand = data.site_xpos[domain.robots[0].eef_site_id]
         self._parts = [
             (list(goal), _part(domain, model, data, goal)) for goal in domain.parsed_problem["goal_state"]
         ]
@@ -69,9 +70,10 @@ class Goal:
         predicates, and its zero is not sharp (an object's origin is not where it is held or rests), so it is
         for comparing moments and episodes of one task.
         """
-        hand = self._data.site_xpos[self._grip_site]
         return sum(
-            part.way(self._data, hand) for goal, part in self._parts if not self._domain._eval_predicate(goal)
+            part.way(self._data, self._hand)
+            for goal, part in self._parts
+            if not self._domain._eval_predicate(goal)
         )
 
 

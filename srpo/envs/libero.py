@@ -183,14 +183,12 @@ class LiberoEnv:
         self.data: mujoco.MjData = self._stepper.data
         self.steps = 0
         self.sight = self._stepper.look()
-        """What can be seen now; `render` and `proprio` also take an earlier one."""
+        """What can be seen now; `render` also takes an earlier one."""
         self._picture = mujoco.MjData(self.model)
         self._fresh = self._snapshot()
         self._snapshots: dict[int, _Snapshot] = {}
         self._renderer = Renderer(self.model, self.env.scene_xml, protocol.render)
-        self._hand = self.model.body(self.env.robots[0].robot_model.eef_name).id
-        self._grip_site = self.env.robots[0].eef_site_id
-        self._goal = Goal(self.env, self.model, self.data, self._grip_site)
+        self._goal = Goal(self.env, self.model, self.data)
 
     def _hard_reset(self) -> None:
         # LIBERO's own wrapper repeats a reset whose random placement fails.
@@ -286,12 +284,10 @@ class LiberoEnv:
 
     def proprio(self) -> NDArray[np.float32]:
         """float32 (8,): hand position (m), its orientation as axis-angle (rad), finger positions (m)."""
-        data = self._pose(self.sight)
-        quaternion = transform_utils.convert_quat(data.xquat[self._hand].copy(), to="xyzw")
+        sight = self.sight
+        quaternion = transform_utils.convert_quat(sight.hand_quat, to="xyzw")
         orientation = transform_utils.quat2axisangle(quaternion)
-        return np.concatenate([data.site_xpos[self._grip_site], orientation, self.sight.fingers]).astype(
-            np.float32
-        )
+        return np.concatenate([sight.hand_pos, orientation, sight.fingers]).astype(np.float32)
 
     def _pose(self, sight: Sight) -> mujoco.MjData:
         """A second MjData with bodies, cameras and lights where `sight` has them."""

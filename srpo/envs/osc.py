@@ -1,51 +1,87 @@
 """robosuite's control step without its redundancy.
 
 Stock robosuite evaluates the dynamics twice a substep (`mj_forward`, then `mj_step`), runs the operational
-space controller through some thirty small NumPy calls, and samples every observable at every substep. Here a
-substep is `mj_step1`, the controller as one compiled kernel made of robosuite's own functions, `mj_step2`.
-The state that comes out is the same bit for bit, so the order of numerical operations must not be changed.
+space controller through some thirty small NumPy calls, and samples every observable at every substep. Here
+all substeps are one compiled call that needs nothing of Python: `mj_step1`, the controller made of
+robosuite's own functions, `mj_step2`. The state that comes out is the same bit for bit, so neither the order
+of numerical operations nor the memory layout of a matrix (BLAS goes through it accordingly) may be changed.
 """
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import mujoco
 import numba
 import numpy as np
+from numba import types
 from numpy.typing import NDArray
-from robosuite.utils.control_utils import (
-    nullspace_torques,
-    opspace_matrices,
-    orientation_error,
-    set_goal_orientation,
-    set_goal_position,
-)
+from robosuite.utils.control_utils import nullspace_torques, opspace_matrices, orientation_error
+from robosuite.utils.transform_utils import axisangle2quat, quat2mat
 
 Array = NDArray[np.float64]
+Indices = NDArray[np.int64]
 
 
-@numba.njit(cache=True)
-def _osc_torques(  # type: ignore[no-untyped-def]
-    goal_pos, goal_ori, ee_pos, ee_ori, ee_vel_pos, ee_vel_ori, mass, jacobian, jacobian_pos, jacobian_ori,
-    bias, rest, joint_pos, joint_vel, kp, kd, low, high,
-):  # fmt: skip
-    """Joint torques of robosuite's OSC_POSE controller (fixed impedance, uncoupled), clipped."""
-    rotation = orientation_error(goal_ori, ee_ori)
-    force = (goal_pos - ee_pos) * kp[0:3] + (-ee_vel_pos) * kd[0:3]
-    torque = rotation * kp[3:6] + (-ee_vel_ori) * kd[3:6]
-    _, lambda_pos, lambda_ori, nullspace = opspace_matrices(mass, jacobian, jacobian_pos, jacobian_ori)
-    wrench = np.concatenate((np.dot(lambda_pos, force), np.dot(lambda_ori, torque)))
-    torques = np.dot(jacobian.T, wrench) + bias
-    torques = torques + nullspace_torques(mass, nullspace, rest, joint_pos, joint_vel)
-    return np.minimum(high, np.maximum(torques, low))
+def _mujoco_function(name: str, *arguments: types.Type) -> types.ExternalFunction:
+    """A C function of MuJoCo's for compiled code. Pointers are `intp`."""
+    # By name rather than by address, so that what is compiled can be kept for the next process.
+    return types.ExternalFunction(name, types.void(*arguments))
+
+
+# The library is loaded already: this is what lets numba find its functions.
+ctypes.CDLL(str(next(Path(mujoco.__file__).parent.glob("libmujoco.*"))), ctypes.RTLD_GLOBAL)
+_mj_step1 = _mujoco_function("mj_step1", types.intp, types.intp)
+_mj_step2 = _mujoco_function("mj_step2", types.intp, types.intp)
+_mj_fullM = _mujoco_function("mj_fullM", types.intp, types.intp, types.intp)  # noqa: N816
+_mj_jacSite = _mujoco_function(  # noqa: N816
+    "mj_jacSite", types.intp, types.intp, types.intp, types.intp, types.int32
+)
+
+
+class _Memory(NamedTuple):
+    """A simulation in MuJoCo's own memory: addresses of model and data, views of what the controller uses.
+
+    Views, because each look at an attribute of an `MjData` makes a new one. `mass` is MuJoCo's sparse matrix.
+    """
+
+    model: int
+    data: int
+    qpos: Array
+    qvel: Array
+    ctrl: Array
+    qfrc_bias: Array
+    mass: Array
+    ee_pos: Array
+    ee_ori: Array
+    hand_quat: Array
+
+
+class _Robot(NamedTuple):
+    """What does not change: where the arm and the fingers are in the model, gains, limits, substeps."""
+
+    substeps: int
+    site: int
+    joints: Indices
+    dofs: Indices
+    motors: Indices
+    kp: Array
+    kd: Array
+    low: Array
+    high: Array
+    finger_joints: Indices
+    finger_motors: Indices
+    finger_bias: Array
+    finger_gain: Array
 
 
 class _Kinematics(NamedTuple):
-    """The arm as the controller sees it: pose and velocity of the hand, joints, Jacobians, mass matrix.
+    """The arm as the controller sees it: pose and velocity of the hand, joints, mass matrix, Jacobians.
 
-    A tuple, because it is made 25 times a control step.
+    Matrices are in Fortran's order but for `ee_ori`, as robosuite's indexing leaves them.
     """
 
     ee_pos: Array
@@ -84,17 +120,106 @@ class Sight:
     come from the kinematics of that substep's start, joint positions from its end.
 
     qpos       float64 (nq,)  positions behind pictures and body poses
+    hand_pos   float64 (3,)   the gripper's grip site, metres
+    hand_quat  float64 (4,)   orientation of the hand, w x y z
     fingers    float64 (2,)   finger joint positions, metres
     site_rgba  float32 (nsite, 4)  colours that depend on the state (a stove's glow)
     """
 
     qpos: Array
+    hand_pos: Array
+    hand_quat: Array
     fingers: Array
     site_rgba: NDArray[np.float32]
 
 
+@numba.njit(cache=True, nogil=True)
+def _kinematics(memory: _Memory, robot: _Robot) -> _Kinematics:
+    """The arm as it is after `mj_step1` or `mj_forward`."""
+    nv = memory.qvel.size
+    position, orientation, mass = np.empty((3, nv)), np.empty((3, nv)), np.empty((nv, nv))
+    _mj_jacSite(memory.model, memory.data, position.ctypes.data, orientation.ctypes.data, robot.site)
+    _mj_fullM(memory.model, mass.ctypes.data, memory.mass.ctypes.data)
+    jacobian_pos = np.asfortranarray(position[:, robot.dofs])
+    jacobian_ori = np.asfortranarray(orientation[:, robot.dofs])
+    return _Kinematics(
+        memory.ee_pos.copy(),
+        memory.ee_ori.copy(),
+        np.dot(position, memory.qvel),
+        np.dot(orientation, memory.qvel),
+        np.asfortranarray(mass[robot.dofs, :][:, robot.dofs]),
+        np.asfortranarray(np.concatenate((jacobian_pos, jacobian_ori))),
+        jacobian_pos,
+        jacobian_ori,
+        memory.qpos[robot.joints],
+        memory.qvel[robot.dofs],
+    )
+
+
+@numba.njit(cache=True, nogil=True)
+def _torques(
+    goal_pos: Array, goal_ori: Array, rest: Array, arm: _Kinematics, bias: Array, robot: _Robot
+) -> Array:
+    """Joint torques of robosuite's OSC_POSE controller (fixed impedance, uncoupled), clipped."""
+    kp, kd = robot.kp, robot.kd
+    rotation = orientation_error(goal_ori, arm.ee_ori)
+    force = (goal_pos - arm.ee_pos) * kp[0:3] + (-arm.ee_vel_pos) * kd[0:3]
+    torque = rotation * kp[3:6] + (-arm.ee_vel_ori) * kd[3:6]
+    _, lambda_pos, lambda_ori, nullspace = opspace_matrices(
+        arm.mass, arm.jacobian, arm.jacobian_pos, arm.jacobian_ori
+    )
+    wrench = np.concatenate((np.dot(lambda_pos, force), np.dot(lambda_ori, torque)))
+    torques = np.dot(arm.jacobian.T, wrench) + bias
+    torques = torques + nullspace_torques(arm.mass, nullspace, rest, arm.joint_pos, arm.joint_vel)
+    return np.minimum(robot.high, np.maximum(torques, robot.low))
+
+
+@numba.njit(cache=True, nogil=True)
+def _control_step(  # type: ignore[no-untyped-def]
+    memory, robot, goal_ori, rest, gripper, stale, is_stale, delta_pos, rotation, rotates, finger_delta
+):  # fmt: skip
+    """All substeps of a control step.
+
+    Args:
+        goal_ori, rest, gripper: of the `ControllerState`.
+        stale: kinematics of the first substep if `is_stale`; ignored else.
+        delta_pos: float64 (3,), metres that the hand shall move from where it is.
+        rotation: float64 (3, 3), by which it shall turn; if not `rotates`, it keeps the orientation goal.
+        finger_delta: float64 (2,), change of the fingers' command a substep.
+
+    Returns:
+        goal_pos, goal_ori, gripper of the next `ControllerState`; all of a `Sight` but its colours.
+    """
+    goal_pos = delta_pos
+    arm = stale
+    for substep in range(robot.substeps):
+        seen = substep == robot.substeps - 2
+        if seen:
+            qpos = memory.qpos.copy()
+        _mj_step1(memory.model, memory.data)
+        if seen:
+            hand_pos, hand_quat = memory.ee_pos.copy(), memory.hand_quat.copy()
+        if substep > 0 or not is_stale:
+            arm = _kinematics(memory, robot)
+        if substep == 0:
+            goal_pos = arm.ee_pos + delta_pos
+            if rotates:
+                goal_ori = np.dot(rotation, arm.ee_ori)
+        bias = memory.qfrc_bias[robot.dofs]
+        memory.ctrl[robot.motors] = _torques(goal_pos, goal_ori, rest, arm, bias, robot)
+        gripper = np.minimum(np.maximum(gripper + finger_delta, -1.0), 1.0)
+        memory.ctrl[robot.finger_motors] = robot.finger_bias + robot.finger_gain * gripper
+        _mj_step2(memory.model, memory.data)
+        if seen:
+            fingers = memory.qpos[robot.finger_joints]
+    return goal_pos, goal_ori, gripper, qpos, hand_pos, hand_quat, fingers
+
+
 class OscStepper:
-    """One control step (25 physics substeps) of a robosuite environment with a Panda arm under OSC_POSE."""
+    """One control step (25 physics substeps) of a robosuite environment with a Panda arm under OSC_POSE.
+
+    A fatal error of MuJoCo's within a step ends the process: there is no Python around it to raise in.
+    """
 
     def __init__(self, env: Any) -> None:
         robot = env.robots[0]
@@ -109,41 +234,59 @@ class OscStepper:
         self._scale_action = controller.scale_action
         self.model: mujoco.MjModel = env.sim.model._model
         self.data: mujoco.MjData = env.sim.data._data
-        model = self.model
-        self._substeps = int(env.control_timestep / env.model_timestep)
-        self._site = model.site(controller.eef_name).id
-        self._qpos = np.array(controller.qpos_index)
-        self._dofs = np.array(controller.qvel_index)
-        self._arm = np.array(robot._ref_joint_actuator_indexes)
-        self._fingers = np.array([model.actuator(name).id for name in gripper.actuators])
-        ctrl_range = model.actuator_ctrlrange[self._fingers]
-        self._finger_bias = 0.5 * (ctrl_range[:, 1] + ctrl_range[:, 0])
-        self._finger_gain = 0.5 * (ctrl_range[:, 1] - ctrl_range[:, 0])
+        model, data = self.model, self.data
+        site = model.site(controller.eef_name).id
+        self._memory = _Memory(
+            model=model._address,
+            data=data._address,
+            qpos=data.qpos,
+            qvel=data.qvel,
+            ctrl=data.ctrl,
+            qfrc_bias=data.qfrc_bias,
+            mass=data.qM,
+            ee_pos=data.site_xpos[site],
+            ee_ori=data.site_xmat[site].reshape(3, 3),
+            hand_quat=data.xquat[model.body(robot.robot_model.eef_name).id],
+        )
+        fingers = np.array([model.actuator(name).id for name in gripper.actuators])
+        low, high = model.actuator_ctrlrange[fingers].T
+        torque_low, torque_high = (np.array(limit) for limit in robot.torque_limits)
+        self._robot = _Robot(
+            substeps=int(env.control_timestep / env.model_timestep),
+            site=site,
+            joints=np.array(controller.qpos_index, np.int64),
+            dofs=np.array(controller.qvel_index, np.int64),
+            motors=np.array(robot._ref_joint_actuator_indexes, np.int64),
+            kp=np.array(controller.kp),
+            kd=np.array(controller.kd),
+            low=torque_low,
+            high=torque_high,
+            finger_joints=np.array(robot._ref_gripper_joint_pos_indexes, np.int64),
+            finger_motors=fingers,
+            finger_bias=0.5 * (high + low),
+            finger_gain=0.5 * (high - low),
+        )
         self._finger_speed = np.array([-1.0, 1.0]) * gripper.speed
-        self._low, self._high = (np.array(limit) for limit in robot.torque_limits)
-        self._kp, self._kd = np.array(controller.kp), np.array(controller.kd)
-        self._finger_qpos = np.array(robot._ref_gripper_joint_pos_indexes)
-        self._jac_pos = np.zeros((3, model.nv))
-        self._jac_ori = np.zeros((3, model.nv))
-        self._mass = np.zeros((model.nv, model.nv))
-        # Views of MuJoCo's own memory: each look at an attribute of `data` makes a new one.
-        data = self.data
-        self._ctrl, self._qvel_now, self._qpos_now = data.ctrl, data.qvel, data.qpos
-        self._bias, self._ee_pos = data.qfrc_bias, data.site_xpos[self._site]
-        self._ee_ori = data.site_xmat[self._site].reshape(3, 3)
-        self._inertia = data.qM
+        self._now = _kinematics(self._memory, self._robot)
         stale = None
         if not controller.new_update:
             stale = _Kinematics(
-                controller.ee_pos, controller.ee_ori_mat, controller.ee_pos_vel, controller.ee_ori_vel,
-                controller.mass_matrix, controller.J_full, controller.J_pos, controller.J_ori,
-                controller.joint_pos, controller.joint_vel,
-            )  # fmt: skip
+                controller.ee_pos,
+                controller.ee_ori_mat,
+                controller.ee_pos_vel,
+                controller.ee_ori_vel,
+                np.asfortranarray(controller.mass_matrix),
+                np.asfortranarray(controller.J_full),
+                np.asfortranarray(controller.J_pos),
+                np.asfortranarray(controller.J_ori),
+                controller.joint_pos,
+                controller.joint_vel,
+            )
         self.state = ControllerState(
             np.array(controller.goal_pos),
             np.array(controller.goal_ori),
             np.array(controller.initial_joint),
-            np.zeros(len(self._fingers)),
+            np.zeros(len(fingers)),
             stale,
         )
 
@@ -153,76 +296,53 @@ class OscStepper:
         Args:
             posture: float64 (7,), joint angles in radians.
         """
-        self.data.qpos[self._qpos] = posture
+        self.data.qpos[self._robot.joints] = posture
         mujoco.mj_forward(self.model, self.data)
-        reset = self._kinematics()
+        reset = _kinematics(self._memory, self._robot)
         self.state = ControllerState(
-            self.data.site_xpos[self._site].copy(),
+            reset.ee_pos,
             reset.ee_ori,
             np.array(posture, np.float64),
-            np.zeros(len(self._fingers)),
+            np.zeros(len(self._finger_speed)),
             reset,
         )
 
     def bend(self, state: Array, posture: Array) -> Array:
         """LIBERO's flattened state with the arm, at rest, in another posture."""
         state = state.copy()
-        state[1 + self._qpos] = posture
-        state[1 + self.model.nq + self._dofs] = 0
+        state[1 + self._robot.joints] = posture
+        state[1 + self.model.nq + self._robot.dofs] = 0
         return state
 
     def look(self) -> Sight:
-        """The sight of the state as it is now."""
-        qpos = self.data.qpos.copy()
-        return Sight(qpos, qpos[self._finger_qpos], self.model.site_rgba.copy())
+        """The sight of the state as it is now, after `mj_forward`."""
+        memory = self._memory
+        return Sight(
+            memory.qpos.copy(),
+            memory.ee_pos.copy(),
+            memory.hand_quat.copy(),
+            memory.qpos[self._robot.finger_joints],
+            self.model.site_rgba.copy(),
+        )
 
     def step(self, action: Array) -> Sight:
         """Advance the physics by one control step under `action` (7 numbers; the last drives the gripper)."""
-        model, data, state = self.model, self.data, self.state
-        goal_pos, goal_ori, gripper, kinematics = state.goal_pos, state.goal_ori, state.gripper, state.stale
-        finger_delta = self._finger_speed * np.sign(action[6])
-        ctrl, bias = self._ctrl, self._bias
-        for substep in range(self._substeps):
-            if substep == self._substeps - 2:
-                seen = data.qpos.copy()
-            mujoco.mj_step1(model, data)
-            if substep > 0 or kinematics is None:
-                kinematics = self._kinematics()
-            if substep == 0:
-                delta = self._scale_action(action[:6])
-                # As in stock robosuite, a zero rotation keeps the previous orientation goal.
-                if np.any(delta[3:] != 0):
-                    goal_ori = set_goal_orientation(delta[3:], kinematics.ee_ori, orientation_limit=None)
-                goal_pos = set_goal_position(delta[:3], kinematics.ee_pos)
-            ctrl[self._arm] = _osc_torques(
-                goal_pos, goal_ori, kinematics.ee_pos, kinematics.ee_ori,
-                kinematics.ee_vel_pos, kinematics.ee_vel_ori, kinematics.mass,
-                kinematics.jacobian, kinematics.jacobian_pos, kinematics.jacobian_ori,
-                bias[self._dofs], state.rest, kinematics.joint_pos, kinematics.joint_vel,
-                self._kp, self._kd, self._low, self._high,
-            )  # fmt: skip
-            gripper = np.minimum(np.maximum(gripper + finger_delta, -1.0), 1.0)
-            ctrl[self._fingers] = self._finger_bias + self._finger_gain * gripper
-            mujoco.mj_step2(model, data)
-            if substep == self._substeps - 2:
-                sight = Sight(seen, data.qpos[self._finger_qpos], model.site_rgba.copy())
-        self.state = ControllerState(goal_pos, goal_ori, state.rest, gripper, None)
-        return sight
-
-    def _kinematics(self) -> _Kinematics:
-        dofs, velocity = self._dofs, self._qvel_now
-        mujoco.mj_jacSite(self.model, self.data, self._jac_pos, self._jac_ori, self._site)
-        mujoco.mj_fullM(self.model, self._mass, self._inertia)
-        jacobian_pos, jacobian_ori = self._jac_pos[:, dofs], self._jac_ori[:, dofs]
-        return _Kinematics(
-            ee_pos=self._ee_pos.copy(),
-            ee_ori=self._ee_ori.copy(),
-            ee_vel_pos=np.dot(self._jac_pos, velocity),
-            ee_vel_ori=np.dot(self._jac_ori, velocity),
-            mass=self._mass[dofs, :][:, dofs],  # not np.ix_: its memory layout would change the last bits
-            jacobian=np.concatenate((jacobian_pos, jacobian_ori)),
-            jacobian_pos=jacobian_pos,
-            jacobian_ori=jacobian_ori,
-            joint_pos=self._qpos_now[self._qpos],
-            joint_vel=velocity[dofs],
+        state = self.state
+        delta = self._scale_action(action[:6])
+        goal_pos, goal_ori, gripper, qpos, hand_pos, hand_quat, fingers = _control_step(
+            self._memory,
+            self._robot,
+            state.goal_ori,
+            state.rest,
+            state.gripper,
+            self._now if state.stale is None else state.stale,
+            state.stale is not None,
+            delta[:3],
+            # robosuite's matrix is in single precision, its product with the hand's in double.
+            quat2mat(axisangle2quat(delta[3:])).astype(np.float64),
+            # As in stock robosuite, a zero rotation keeps the previous orientation goal.
+            bool(delta[3:].any()),
+            self._finger_speed * np.sign(action[6]),
         )
+        self.state = ControllerState(goal_pos, goal_ori, state.rest, gripper, None)
+        return Sight(qpos, hand_pos, hand_quat, fingers, self.model.site_rgba.copy())

@@ -83,6 +83,29 @@ def test_lean_step_and_pictures_equal_the_stock_environments(suite: str, task_id
     stock.close()
 
 
+@pytest.mark.parametrize("task_id", [0, 5, 7])
+@pytest.mark.parametrize("suite", ["libero_spatial", "libero_object", "libero_goal", "libero_10"])
+def test_control_steps_are_robosuites_own(suite: str, task_id: int) -> None:
+    """Twelve tasks, 200 steps, from before the settling: its first substep is one on stale kinematics."""
+    lean = LiberoEnv(suite, task_id, protocol(render="fast", settle_steps=0))
+    stock = LiberoEnv(suite, task_id, protocol(render="fast")).env  # robosuite's, as LIBERO makes it
+    data = stock.sim.data._data
+    stock.sim.set_state_from_flattened(init_states(suite, task_id)[5])
+    stock.sim.forward()
+    lean.reset(5)
+    state = np.empty(mujoco.mj_stateSize(lean.model, STATE))
+    contacts = 0
+    for action in [*[SETTLE_ACTION] * 10, *rummage(200, seed=task_id)]:
+        *_, done, _ = stock.step(action)
+        mujoco.mj_getState(lean.model, data, state, STATE)
+        assert lean.step(action) == lean.success == done
+        np.testing.assert_array_equal(lean.integration_state(), state)
+        np.testing.assert_array_equal(lean.model.site_rgba, stock.sim.model._model.site_rgba)
+        np.testing.assert_array_equal(lean.data.contact.geom, data.contact.geom)
+        contacts = max(contacts, data.ncon)
+    assert contacts > 10
+
+
 def test_goals_have_their_regions_where_the_stock_scene_has_them() -> None:
     """`Push the plate to the front of the stove` is such a goal: its region is no body's, but a place."""
     env = LiberoEnv("libero_goal", 5, protocol(render="fast"))
