@@ -339,11 +339,13 @@ class Reward(Section):
     """Largest reward of a failure, for `paper` and `linear`."""
     scope: Literal["task", "group"]
     """Among which failures distances are normalised: all of the task's in the batch, or the group's alone."""
-    references: Literal["dbscan", "mean", "medoid", "prefix", "fixed_expert"]
+    references: Literal["dbscan", "mean", "medoid", "prefix", "fixed_expert", "simulator"]
     """What failures are compared with. Of the batch's successes: the centres of their DBSCAN clusters, their
     mean, or their medoid. `prefix`: their mean, and every episode is seen only as long as the median success
     takes, in the pictures that the policy saw, so that what a failure does in the time it has left until it
-    is cut off does not count. `fixed_expert`: the expert's demonstrations, whatever the batch holds."""
+    is cut off does not count. `fixed_expert`: the expert's demonstrations, whatever the batch holds.
+    `simulator`: no pictures, but the distance to the goal that a failure ended at, which the simulator knows
+    and no method may see: the upper bound of a progress reward."""
     eps: Positive
     """DBSCAN's neighbourhood radius on standardised embeddings."""
     eps_relative: bool
@@ -390,6 +392,10 @@ class Train(Section):
     """The learning rate after the warm-up: constant, or a cosine that ends at zero."""
     weight_decay: NonNegative
     """AdamW's."""
+    deviation: Literal["group", "batch"]
+    """What advantages are divided by: the standard deviation of each group's rewards (GRPO), or that of all
+    groups' rewards of the step around their groups' means, so that a group of failures, whose rewards differ
+    little, counts less than one with a success."""
     betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)]
     """Decay rates of AdamW's running means of the gradient and of its square."""
     freeze_vision: bool
@@ -544,14 +550,18 @@ class TrainStage(Stage):
     variant: str
     seed: Whole
     world_model: WorldModel | None
-    """None for GRPO, whose reward needs no representation."""
+    """None for GRPO, whose reward needs no representation, and for the references `simulator`."""
     reward: Reward
     train: Train
 
     @model_validator(mode="after")
     def _reward_has_representation(self) -> TrainStage:
-        if (self.reward.shaping == "none") != (self.world_model is None):
-            raise ValueError("reward.shaping `none` goes without a world_model, every other with one")
+        unseen = self.reward.shaping == "none" or self.reward.references == "simulator"
+        if unseen != (self.world_model is None):
+            raise ValueError(
+                "reward.shaping `none` and reward.references `simulator` go without a world_model, every "
+                "other reward with one"
+            )
         return self
 
     @model_validator(mode="after")

@@ -60,6 +60,14 @@ def embed(
     return np.stack([everyone[outcome.number] for outcome in batch.outcomes])
 
 
+def distances_to_goal(batch: Batch) -> NDArray[np.float32]:
+    """What the references `simulator` compare: embeddings (N, 2) whose distances are metres to the goal.
+
+    The first number keeps a success, which has no distance left, from looking like a failed encoder's zeros.
+    """
+    return np.array([[1.0, outcome.way_left] for outcome in batch.outcomes], np.float32)
+
+
 def embed_experts(config: TrainStage, world_model: WorldModel, files: Sequence[Path]) -> Experts:
     """Task id → embeddings (E, D) of its demonstrations, the references `fixed_expert`; a file a task."""
     return {
@@ -82,7 +90,7 @@ def score(
     usable = torch.from_numpy(shaped.valid)
     rewards = torch.from_numpy(shaped.rewards)
     advantages = torch.zeros_like(rewards)
-    advantages[usable] = group_advantages(rewards[usable], groups[usable])
+    advantages[usable] = group_advantages(rewards[usable], groups[usable], deviation=config.train.deviation)
     signal = torch.zeros_like(usable)
     signal[usable] = has_signal(rewards[usable], groups[usable])
     outcome = has_signal(torch.from_numpy(batch.success).double(), groups)

@@ -37,7 +37,7 @@ from srpo.manifest import sha256, write_manifest
 from srpo.metrics import doubtful_run, doubtful_settings, metrics_row, report, reward_rows, task_rows
 from srpo.policies.openvla_oft import OpenVLAOFT, load_policy, save_policy
 from srpo.rollout import Rollouts
-from srpo.score import Experts, Scores, embed, embed_experts, score
+from srpo.score import Experts, Scores, distances_to_goal, embed, embed_experts, score
 from srpo.tracking import make_accelerator, scalars, start_trackers
 from srpo.update import learning_rate, make_optimiser, update
 from srpo.world_models import WorldModel, load_world_model
@@ -86,6 +86,8 @@ class Run:
         embeddings = None
         if self.world_model is not None:
             embeddings = embed(self.config, batch, self.world_model, self.accelerator)
+        elif self.config.reward.references == "simulator":
+            embeddings = distances_to_goal(batch)
         return score(self.config, batch, embeddings, self.experts)
 
     def update(self, batch: Batch, scores: Scores, step: int) -> dict[str, float | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,12 @@ EPSILON = 1e-6
 """Added to the standard deviation, as in verl's and siiRL's `compute_grpo_outcome_advantage`."""
 
 
-def group_advantages(rewards: Tensor, groups: Tensor, epsilon: float = EPSILON) -> Tensor:
+def group_advantages(
+    rewards: Tensor,
+    groups: Tensor,
+    epsilon: float = EPSILON,
+    deviation: Literal["group", "batch"] = "group",
+) -> Tensor:
     """(g − mean)/(std + ε) within each group (DeepSeekMath, arXiv 2402.03300, section 4.1.2).
 
     `std` is the *sample* standard deviation (n − 1 in the denominator), because that is what verl and siiRL
@@ -19,6 +26,9 @@ def group_advantages(rewards: Tensor, groups: Tensor, epsilon: float = EPSILON) 
     Args:
         rewards: float (N,), finite.
         groups: int (N,), the group of each episode.
+        deviation: `group`: each group's own. `batch`: one for all, the root mean square of what is left of
+            the rewards of all groups after their means are taken off (REINFORCE++, arXiv 2501.03262, with a
+            group's mean as baseline): groups that differ little in reward count little.
 
     Returns:
         Of `rewards`' shape and dtype.
@@ -36,7 +46,11 @@ def group_advantages(rewards: Tensor, groups: Tensor, epsilon: float = EPSILON) 
         members = groups == group
         values = rewards[members]
         if values.max() > values.min():
-            advantages[members] = (values - values.mean()) / (values.std(correction=1) + epsilon)
+            advantages[members] = values - values.mean()
+            if deviation == "group":
+                advantages[members] /= values.std(correction=1) + epsilon
+    if deviation == "batch":
+        advantages /= advantages.square().mean().sqrt() + epsilon
     return advantages
 
 

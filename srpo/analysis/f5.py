@@ -35,6 +35,7 @@ def describe(reward: Reward) -> str:
             "mean": "mean of the successes",
             "medoid": "medoid of the successes",
             "prefix": "mean, matched prefixes",
+            "simulator": "the simulator's distance to the goal",
             "fixed_expert": "fixed demonstrations",
         }[reward.references]
     return f"DBSCAN, eps {reward.eps:g}" + (" × distance" if reward.eps_relative else "")

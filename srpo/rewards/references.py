@@ -33,8 +33,8 @@ class References:
 def find_references(successes: NDArray[np.floating], reward: Reward) -> References:
     """Centres of a task's successful episodes.
 
-    `mean`, `prefix`: their mean. `medoid`: the one with the least sum of distances to the others; all of
-    those that tie (two successes always do), so that the order of episodes decides nothing.
+    `mean`, `prefix`, `simulator`: their mean. `medoid`: the one with the least sum of distances to the
+    others; all of those that tie (two successes always do), so that the order of episodes decides nothing.
 
     `dbscan` (siiRL, `siirl/utils/reward_score/embodied.py`): every feature standardised over the successes,
     DBSCAN, and the mean of each cluster; noise points belong to no centre; no cluster at all: the mean of the
@@ -58,7 +58,7 @@ def find_references(successes: NDArray[np.floating], reward: Reward) -> Referenc
         raise ValueError(f"references need successes of shape (S, D) with S ≥ 1, not {successes.shape}")
     points = successes.astype(np.float64)
     mean = points.mean(axis=0, keepdims=True)
-    if reward.references in ("mean", "prefix"):
+    if reward.references in ("mean", "prefix", "simulator"):
         return References(mean, clusters=0, fallback=False)
     if reward.references == "medoid":
         return References(points[_medoids(points)], clusters=0, fallback=False)

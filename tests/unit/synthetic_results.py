@@ -272,6 +272,7 @@ def rl_run(
             "warmup": 0.0,
             "schedule": "constant",
             "weight_decay": 0.0,
+            "deviation": "group",
             "betas": [0.9, 0.999],
             "freeze_vision": False,
             "minibatch": 4,

@@ -17,6 +17,16 @@ def test_by_hand() -> None:
     torch.testing.assert_close(group_advantages(rewards, groups, epsilon=0.0), expected, atol=1e-6, rtol=0)
 
 
+def test_one_deviation_for_all_groups_by_hand() -> None:
+    # Around the groups' means: 0.75 and three of −0.25; ±0.4. Mean square (0.75 + 0.32)/6, root 0.422295.
+    rewards = torch.tensor([1.0, 0.9, 0.0, 0.0, 0.1, 0.0])
+    groups = torch.tensor([4, 2, 4, 4, 2, 4])
+    found = group_advantages(rewards, groups, epsilon=0.0, deviation="batch")
+    expected = torch.tensor([1.776009, 0.947205, -0.592003, -0.592003, -0.947205, -0.592003])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert (group_advantages(torch.ones(6), groups, deviation="batch") == 0).all()
+
+
 def test_epsilon_is_added_to_the_standard_deviation() -> None:
     rewards = torch.tensor([1.0, 0.0], dtype=torch.float64)  # mean 1/2, std √(1/2) = 0.7071068
     advantages = group_advantages(rewards, torch.zeros(2, dtype=torch.int64), epsilon=0.2928932)

@@ -104,7 +104,7 @@ def test_the_ratio_is_1_whatever_batch_acted(acting: int) -> None:
 
 
 def test_an_update_raises_what_did_better_above_what_did_worse() -> None:
-    """All chunks go through one network, so they move together; those of better episodes move up from there."""
+    """All chunks go through one network and move together; those of better episodes end higher."""
     config, policy = stage({"minibatch": 4}), small_policy()
     data = batch(config, OUTCOMES, policy)
     scores = scored(config, data)

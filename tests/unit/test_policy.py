@@ -283,3 +283,11 @@ class TestCheckpoint:
         (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
         with pytest.raises(CheckpointError):
             load_policy(folder)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2, alpha=4.0)])
+def test_vision_can_be_left_as_it_is(lora: Lora | None) -> None:
+    policy = small_policy(lora=lora)
+    policy.make_trainable(freeze_vision=True)
+    trained = {name.split(".")[0] for name, p in policy.named_parameters() if p.requires_grad}
+    assert "language_model" in trained and not trained & {"vision_backbone", "projector"}

@@ -31,7 +31,8 @@ TASKS = (7, 8)
 def stage(train: dict | None = None, reward: dict | None = None, pixel: bool = True) -> TrainStage:
     settings = dict(
         steps=3, prompts=4, group_size=4, temperature=1.0, keep_success=(0.0, 1.0),
-        learning_rate=1e-2, weight_decay=0.0, betas=(0.9, 0.999), freeze_vision=False, minibatch=2,
+        learning_rate=1e-2, weight_decay=0.0, deviation="group", betas=(0.9, 0.999), freeze_vision=False,
+        minibatch=2,
         microbatch=1000, epochs=1, clip_low=0.2, clip_high=0.28, kl=0.0, entropy=0.0, grad_clip=1e9,
         checkpoint_every=1, resample=0, warmup=0.0, schedule="constant", offline=None, evaluate_every=0,
         evaluate_states=2, target=None,
@@ -396,6 +397,20 @@ def test_the_expert_is_a_reference_where_configured(monkeypatch: pytest.MonkeyPa
     own = world_model.embed(data.episodes[4].frames)
     distance = np.linalg.norm(own.astype(float) - experts[8][0])
     assert scores.shaped.distances[4] == pytest.approx(distance, rel=1e-6)
+
+
+def test_the_simulator_may_say_how_near_a_failure_came() -> None:
+    config = stage(pixel=False, reward={"references": "simulator", "shaping": "linear"})
+    data = batch(config, "1100" + "0000" + "1010" + "0000", small_policy())
+    distances = [0.0 if outcome.success else 0.1 * outcome.number for outcome in data.outcomes]
+    outcomes = [replace(o, way_left=d) for o, d in zip(data.outcomes, distances, strict=True)]
+    data = replace(data, outcomes=tuple(outcomes))
+    shaped = score.score(config, data, score.distances_to_goal(data)).shaped
+    # Task 7 ended 0.2, 0.3, 0.9 and 1.1 m away. Task 8 has no success: its failures earn 0, as with pictures.
+    failures = [2, 3, 9, 11]
+    assert shaped.valid.all() and shaped.distances[failures] == pytest.approx([0.2, 0.3, 0.9, 1.1])
+    assert shaped.rewards[failures] == pytest.approx([0.8, 0.8 * 8 / 9, 0.8 * 2 / 9, 0])
+    assert (shaped.rewards[[4, 5, 6, 7, 12, 13, 14, 15]] == 0).all()
 
 
 def test_a_failure_is_seen_only_as_long_as_a_success_takes() -> None:
