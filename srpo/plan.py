@@ -1,10 +1,10 @@
 """What a preset will take, before anything is submitted: jobs, episodes, hours, disk, the critical path.
 
-python -m srpo.plan --preset paper [--throughput ROLLOUT.csv] [--metrics METRICS.csv]
+python -m srpo.plan --preset paper [--gpu h100] [--mfu 0.4] [--throughput ROLLOUT.csv] [--metrics METRICS.csv]
 
-The throughput of simulation is read from what `benchmarks/rollout.py` wrote (yours, or the shipped one).
-What the policy, the world model and updates take is in the `metrics.csv` of a training of that policy on your
-machine. Without one, the figures are of simulation alone, a lower bound, and say so.
+The throughput of simulation is read from what `benchmarks/rollout.py` wrote (yours, or the shipped one). What
+policy and world models take is counted (`srpo.operations`) and divided by a share of a GPU's peak, an
+assumption. The `metrics.csv` of a training of that policy on your machine replaces it by what was measured.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from __future__ import annotations
 import argparse
 import csv
 import math
+import os
+import textwrap
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from srpo import operations
 from srpo.config import (
     ConfigError,
     DemosStage,
@@ -27,11 +30,15 @@ from srpo.config import (
     Protocol,
     RewardBenchmarkStage,
     SftStage,
+    Stage,
     TrainStage,
+    WorldModel,
     WorldModelStage,
 )
 from srpo.plus_tasks import count, shards
+from srpo.policies.__main__ import POLICIES, read_policy
 from srpo.resolve import Plan, load_preset, plan
+from srpo.types import CHUNK
 
 SHIPPED = Path(__file__).resolve().parents[1] / "docs/performance/rollout.csv"
 CORES = {
@@ -41,27 +48,77 @@ CORES = {
 """Cores of a rule's jobs (`threads` in workflow/rules/)."""
 PACKED = {"evaluate": (3, 3), "plus_shard": (5, 13)}
 """By rule, parts of a job's folder that name its group, and jobs of a submission (slurm/config.yaml)."""
+GPU, MFU = "h100", 0.4
+"""Where nothing else is said. Llama 3's pre-training reaches 0.38 to 0.43 of an H100's peak (arXiv
+2407.21783, table 4); small batches, sampling and what the CPU does in between make it less."""
+PUBLISHED_GPU, PUBLISHED_STEPS = "a800", {8: 45, 16: 23}
+"""Minutes of SimpleVLA-RL's step by number of GPUs (github.com/PRIME-RL/SimpleVLA-RL/issues/8): 64 × 8
+rollouts of up to 512 control steps, all weights of OpenVLA-OFT 7B, no world model."""
+WIDTH = 138
+"""Of the table, to which the lines below it are wrapped."""
+
+
+class Flop(NamedTuple):
+    """Floating-point operations of a job: of acting, of encoding for rewards, of learning."""
+
+    act: int = 0
+    encode: int = 0
+    learn: int = 0
+
+
+class Parts(NamedTuple):
+    """Seconds of a job's parts."""
+
+    simulate: float = 0.0
+    act: float = 0.0
+    encode: float = 0.0
+    learn: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Wall clock at best.
+
+        Simulators and policy work at the same time, on different episodes, without a barrier
+        (`srpo/envs/pool.py`): the faster can hide behind the slower. Rewards wait for the last episode, and
+        learning for them.
+        """
+        return max(self.simulate, self.act) + self.encode + self.learn
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Control steps a second.
+    """How fast things go.
 
     source      file of the simulation's
-    simulation  on one core, by (suite, render mode)
-    whole       of a training job, with everything that a step takes; None where that was not measured
+    simulation  control steps a second on one core, by (suite, render mode)
+    whole       control steps a second of a training job, with everything that a step takes; None where that
+                was not measured
+    gpu         operations a second of one GPU; None where policies run on CPUs, whose speed is not assumed
     """
 
     source: Path
     simulation: Mapping[tuple[str, str], float]
-    whole: float | None
+    whole: float | None = None
+    gpu: float | None = None
 
-    def seconds(self, steps: int, suite: str, protocol: Protocol, cores: int) -> float:
-        """Wall clock of some control steps on some cores."""
+    def simulated(self, steps: int, suite: str, protocol: Protocol, cores: int) -> float:
+        """Seconds of some control steps on some cores, without a policy."""
         if (suite, protocol.render) not in self.simulation:
             raise ConfigError(f"{self.source}: has no steps_per_second of {suite}, loop {protocol.render}")
-        simulated = steps / (self.simulation[suite, protocol.render] * cores)
-        return simulated if self.whole is None else max(simulated, steps / self.whole)
+        return steps / (self.simulation[suite, protocol.render] * cores)
+
+    def parts(self, job: Work, stage: Stage | WorldModelStage, gpus: int) -> Parts:
+        """Seconds of a job's parts; all of them are under `simulate` where a whole training was measured."""
+        simulated = 0.0
+        if job.episodes and isinstance(stage, Stage):
+            steps = job.episodes * stage.protocol.max_steps
+            simulated = self.simulated(steps, stage.suite, stage.protocol, CORES[job.rule])
+            if self.whole is not None and not isinstance(stage, DemosStage):
+                return Parts(max(simulated, steps / self.whole))
+        if self.gpu is None:
+            return Parts(simulated)
+        used = gpus if job.rule == "train" else 1  # the workflow starts a process on each of a training's
+        return Parts(simulated, *(number / (self.gpu * used) for number in job.flop))
 
 
 def _rows(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
@@ -75,7 +132,7 @@ def _rows(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
     return rows
 
 
-def read_throughput(rollout: Path, metrics: Path | None = None) -> Throughput:
+def read_throughput(rollout: Path, metrics: Path | None = None, gpu: float | None = None) -> Throughput:
     """Throughput from what `benchmarks/rollout.py` and a training run wrote. Raises ConfigError."""
     rows = _rows(rollout, ("suite", "loop", "measure", "value"))
     simulation = {
@@ -90,70 +147,130 @@ def read_throughput(rollout: Path, metrics: Path | None = None) -> Throughput:
         steps = _rows(metrics, ("environment_steps", "seconds_total"))
         seconds = sum(float(row["seconds_total"]) for row in steps)
         whole = sum(int(row["environment_steps"]) for row in steps) / seconds
-    return Throughput(rollout, simulation, whole)
+    return Throughput(rollout, simulation, whole, gpu)
 
 
 class Work(NamedTuple):
-    """One job of a rule. `after`: folders of stages that it waits for; `seconds`: its wall clock."""
+    """One job of a rule.
+
+    after  folders of stages that it waits for
+    flop   operations of policy and world model
+    disk   bytes, of results and of a training's scratch folder
+    parts  its wall clock, s
+    """
 
     rule: str
     folder: str
-    episodes: int
-    seconds: float
-    after: tuple[str, ...]
+    after: tuple[str, ...] = ()
+    episodes: int = 0
+    flop: Flop = Flop()
     disk: int = 0
+    parts: Parts = Parts()
+
+    @property
+    def seconds(self) -> float:
+        """Wall clock, at best."""
+        return self.parts.total
 
 
 def work(planned: Plan, throughput: Throughput, policy_bytes: int) -> list[Work]:
-    """All submitted jobs of a preset. `disk`: bytes, of results and of a training's scratch folder."""
-    found: list[Work] = []
-
-    def add(
-        rule: str,
-        folder: str,
-        stage: TrainStage | EvaluateStage | PlusStage | DemosStage | RewardBenchmarkStage,
-        episodes: int,
-        after: Iterable[str] = (),
-        disk: int = 0,
-    ) -> None:
-        steps = episodes * stage.protocol.max_steps
-        seconds = throughput.seconds(steps, stage.suite, stage.protocol, CORES[rule])
-        found.append(Work(rule, folder, episodes, seconds, tuple(after), disk))
-
+    """All submitted jobs of a preset."""
+    gpus, found = planned.preset.gpus, []
     for folder, stage in planned.stages.items():
-        if isinstance(stage, DemosStage):
-            add("demos", folder, stage, stage.demos.per_task * len(stage.tasks))
-        elif isinstance(stage, SftStage):
-            needs = [f"demos/{stage.suite}"] if stage.sft.updates else []
-            found.append(Work("sft", folder, 0, 0.0, tuple(needs), policy_bytes))
-        elif isinstance(stage, WorldModelStage):
-            found.append(Work("world_model", folder, 0, 0.0, ()))
-        elif isinstance(stage, TrainStage):
-            needs = [planned.sft_of(stage.suite).folder]
-            if stage.world_model is not None and f"world_models/{stage.world_model.name}" in planned.stages:
-                needs.append(f"world_models/{stage.world_model.name}")
-            add("train", folder, stage, training_episodes(stage), needs, policy_bytes + scratch_bytes(stage))
-        elif isinstance(stage, EvaluateStage):
-            run = folder.removesuffix("/evaluation")
-            add("evaluate", folder, stage, len(stage.tasks) * stage.evaluate.states, [run])
-        elif isinstance(stage, PlusStage):
-            plus = stage.plus
-            total = count(stage.suite, stage.tasks, plus.dimensions, plus.per_dimension)
-            for index in range(shards(total, plus.shard_size)):
-                part = min(plus.shard_size, total - index * plus.shard_size)
-                add("plus_shard", f"{folder}/{index}", stage, part, [folder.removesuffix("/plus")])
-        elif isinstance(stage, RewardBenchmarkStage):
-            add(
-                "trajectories",
-                folder,
-                stage,
-                stage.reward_benchmark.max_episodes,
-                [planned.sft_of(stage.suite).folder],
-            )
-            for model in stage.world_models:
-                needs = [folder, *(n for n in [f"world_models/{model.name}"] if n in planned.stages)]
-                found.append(Work("score", f"{folder}/{model.name}", 0, 0.0, tuple(needs)))
+        for job in jobs_of(planned, folder, stage, policy_bytes):
+            found.append(job._replace(parts=throughput.parts(job, stage, gpus)))
     return found
+
+
+def jobs_of(planned: Plan, folder: str, stage: Stage | WorldModelStage, policy_bytes: int) -> Iterator[Work]:
+    """A stage's jobs, without the time that they take."""
+    needs: tuple[str, ...]
+    if isinstance(stage, DemosStage):
+        yield Work("demos", folder, episodes=stage.demos.per_task * len(stage.tasks))
+    elif isinstance(stage, SftStage):
+        needs = (f"demos/{stage.suite}",) if stage.sft.updates else ()
+        learnt = stage.sft.updates * stage.sft.batch_size * operations.learning(stage.policy)
+        yield Work("sft", folder, needs, flop=Flop(learn=learnt), disk=policy_bytes)
+    elif isinstance(stage, WorldModelStage):
+        yield Work("world_model", folder)
+    elif isinstance(stage, TrainStage):
+        needs = (planned.sft_of(stage.suite).folder, *made(planned, stage.world_model))
+        flop = training_flop(stage, policy_of(planned, stage))
+        disk = policy_bytes + scratch_bytes(stage)
+        yield Work("train", folder, needs, training_episodes(stage), flop, disk)
+    elif isinstance(stage, EvaluateStage):
+        episodes = len(stage.tasks) * stage.evaluate.states
+        flop = acting_flop(stage, policy_of(planned, stage), episodes)
+        yield Work("evaluate", folder, (folder.removesuffix("/evaluation"),), episodes, flop)
+    elif isinstance(stage, PlusStage):
+        plus = stage.plus
+        total = count(stage.suite, stage.tasks, plus.dimensions, plus.per_dimension)
+        for index in range(shards(total, plus.shard_size)):
+            part = min(plus.shard_size, total - index * plus.shard_size)
+            flop = acting_flop(stage, policy_of(planned, stage), part)
+            yield Work("plus_shard", f"{folder}/{index}", (folder.removesuffix("/plus"),), part, flop)
+    elif isinstance(stage, RewardBenchmarkStage):
+        settings = stage.reward_benchmark
+        flop = acting_flop(stage, policy_of(planned, stage), settings.max_episodes)
+        needs = (planned.sft_of(stage.suite).folder,)
+        yield Work("trajectories", folder, needs, settings.max_episodes, flop)
+        videos = (settings.successes + settings.failures) * settings.prefixes
+        for model in stage.world_models:
+            encoded = Flop(encode=videos * (operations.encoding(model) or 0))
+            yield Work("score", f"{folder}/{model.name}", (folder, *made(planned, model)), flop=encoded)
+
+
+def made(planned: Plan, model: WorldModel | None) -> tuple[str, ...]:
+    """The folder of the stage that pretrains a world model, if the preset does."""
+    folder = f"world_models/{model.name}" if model else ""
+    return (folder,) if folder in planned.stages else ()
+
+
+def policy_of(planned: Plan, stage: Stage) -> Policy:
+    """The policy of a suite's stages: that of its SFT."""
+    sft = planned.stages[planned.sft_of(stage.suite).folder]
+    assert isinstance(sft, SftStage)
+    return sft.policy
+
+
+def queries(protocol: Protocol) -> int:
+    """Policy queries of an episode that lasts as long as it may."""
+    return math.ceil(protocol.max_steps / CHUNK)
+
+
+def acting_flop(stage: Stage, policy: Policy, episodes: int) -> Flop:
+    """Of episodes of a finished policy, whose adapters are merged into its weights."""
+    merged = policy.model_copy(update={"lora": None})
+    return Flop(act=episodes * queries(stage.protocol) * operations.policy_forward(merged).total)
+
+
+def training_flop(stage: TrainStage, policy: Policy) -> Flop:
+    """Of a training in which every group teaches: none is left out, and all episodes are encoded."""
+    train, asked = stage.train, queries(stage.protocol)
+    each = train.prompts * train.group_size
+    forward = operations.policy_forward(policy).total  # adapters stand beside the weights
+    # A residual alone learns from its noise: nothing goes through the network.
+    learning = 0 if policy.residual else operations.learning(policy) + forward * (train.kl > 0)
+    encoding = 0 if stage.world_model is None else operations.encoding(stage.world_model) or 0
+    return Flop(
+        training_episodes(stage) * asked * forward,
+        each * (train.steps if train.offline is None else 1) * encoding,
+        each * train.steps * train.epochs * asked * learning,
+    )
+
+
+def uncounted(planned: Plan) -> list[str]:
+    """World models whose operations are not counted: pretrained here, or of an unknown architecture."""
+    used: dict[str, WorldModel] = {}
+    for stage in planned.stages.values():
+        one = getattr(stage, "world_model", None)
+        used |= {
+            model.name: model for model in (*getattr(stage, "world_models", ()), *([one] if one else []))
+        }
+    made = [f"pretraining of {name}" for name, model in used.items() if model.pretraining]
+    return made + [
+        f"encoding by {name}" for name, model in used.items() if operations.encoding(model) is None
+    ]
 
 
 def training_episodes(stage: TrainStage) -> int:
@@ -199,61 +316,173 @@ def submissions(jobs: Iterable[Work]) -> int:
     return sum(math.ceil(number / PACKED.get(key[0], (0, 1))[1]) for key, number in groups.items())
 
 
-def policy_size(policy: Policy) -> int:
-    """Bytes that stay of a run: its policy, and in scratch its last checkpoint."""
-    from srpo.policies.memory import checkpoint, weights
+class Sizes(NamedTuple):
+    """Bytes of a policy.
 
-    return weights(policy) + checkpoint(policy)
+    kept      what stays of a run: its weights, and in scratch its last checkpoint
+    learning  what learning holds on each GPU beside activations
+    """
+
+    kept: int
+    learning: int
 
 
-def report(planned: Plan, jobs: list[Work], throughput: Throughput) -> str:
+def policy_sizes(policy: Policy) -> Sizes:
+    """Counted on a policy without contents."""
+    from srpo.policies import memory  # torch: seconds
+
+    update = memory.static(policy)
+    return Sizes(memory.weights(policy) + update.checkpoint, update.static)
+
+
+def report(
+    planned: Plan, jobs: list[Work], throughput: Throughput, gpu: str, mfu: float, sizes: Sizes
+) -> str:
     """The plan as a table with its assumptions."""
-    gpus = planned.preset.gpus
-    by_rule: dict[str, list[Work]] = defaultdict(list)
-    for job in jobs:
-        by_rule[job.rule].append(job)
-    lines = [
-        f"{'stage':14}{'jobs':>6}{'episodes':>11}{'core-hours':>12}{'GPU-hours':>11}"
-        f"{'hours a job':>13}{'disk, GB':>10}"
-    ]
-
-    def line(name: str, some: list[Work], longest: str) -> str:
-        cores = sum(job.seconds * CORES[job.rule] for job in some) / 3600
-        devices = sum(job.seconds * gpus for job in some if job.rule != "demos") / 3600
-        disk = sum(job.disk for job in some) / 1e9
-        episodes = sum(job.episodes for job in some)
-        counts = f"{name:14}{len(some):>6}{episodes:>11,}"
-        return f"{counts}{cores:>12,.1f}{devices:>11,.1f}{longest:>13}{disk:>10,.1f}"
-
-    for rule in CORES:
-        if some := by_rule[rule]:
-            lines.append(line(rule, some, f"{max(job.seconds for job in some) / 3600:.2f}"))
-    lines.append(line("in all", jobs, ""))
     seconds, chain = critical_path(jobs)
     path = " → ".join(f"{job.folder} ({job.seconds / 3600:.2f} h)" for job in chain)
-    measured = (
-        "all that a training step takes, as in --metrics, for every episode; no SFT, world models, scores"
-        if throughput.whole is not None
-        else "LOWER BOUND: simulation alone, without policy, world model, updates (--metrics adds them)"
-    )
-    lines += [
-        "",
+    lines = [
+        "h: of a line's jobs one after another; GPU-hours, core-hours: what is held meanwhile",
         f"submissions to Slurm: {submissions(jobs)}",
         f"critical path: {seconds / 3600:.2f} h, with room for all jobs at once: {path}",
-        "",
-        "assumed:",
-        f"- {measured}",
-        f"- control steps a second and core: {throughput.source}; every episode lasts as long as it may",
-        "- jobs have the cores of workflow/rules/, and all of them simulate",
+    ]
+    if throughput.gpu is not None:
+        lines += [memory_line(sizes.learning, gpu), ""]
+        lines += published(sum(sum(job.flop) for job in jobs if job.rule == "train"), gpu, mfu)
+    lines += ["", "assumed:", *assumptions(planned, throughput, gpu, mfu)]
+    wrapped = [textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for line in lines]
+    return "\n".join([*table(jobs, planned.preset.gpus), "", *wrapped])
+
+
+def table(jobs: list[Work], gpus: int) -> list[str]:
+    """A line a rule and one for all: jobs, operations, hours by part, what is held, disk."""
+    columns = ("simulate, h", "act, h", "encode, h", "learn, h", "GPU-hours", "core-hours", "longest, h")
+    heads = "".join(f"{name:>12}" for name in columns)
+    lines = [f"{'stage':14}{'jobs':>6}{'episodes':>11}{'PFLOP':>13}{heads}{'disk, GB':>10}"]
+    for rule in (*CORES, None):
+        some = [job for job in jobs if rule in (job.rule, None)]
+        if not some:
+            continue
+        parts = [sum(job.parts[k] for job in some) / 3600 for k in range(len(Parts._fields))]
+        devices = sum(job.seconds * gpus for job in some if job.rule != "demos") / 3600
+        cores = sum(job.seconds * CORES[job.rule] for job in some) / 3600
+        lines.append(
+            f"{rule or 'in all':14}{len(some):>6}{sum(job.episodes for job in some):>11,}"
+            f"{sum(sum(job.flop) for job in some) / 1e15:>13,.1f}"
+            + "".join(f"{hours:>12,.1f}" for hours in (*parts, devices, cores))
+            + f"{max(job.seconds for job in some) / 3600:>12,.2f}"
+            + f"{sum(job.disk for job in some) / 1e9:>10,.1f}"
+        )
+    return lines
+
+
+def memory_line(held: int, gpu: str) -> str:
+    """What learning holds on a GPU, and whether that is too much."""
+    memory = operations.GPUS[gpu].memory
+    line = (
+        f"memory: without FSDP, learning holds {held / 1e9:.1f} GB of each {gpu}'s {memory}: weights, "
+        "gradients, moments; activations and the world model come on top (python -m srpo.policies inspect)"
+    )
+    if held > memory * 1e9:
+        line += ". TOO MUCH: set policy.lora and policy.dtype bfloat16, or use FSDP (docs/hpc.md)"
+    return line
+
+
+def published_step() -> Flop:
+    """The published step's operations, were it done here: all weights, with gradient checkpointing."""
+    policy = read_policy(POLICIES / "openvla-7b.yaml")
+    policy = policy.model_copy(update={"lora": None, "gradient_checkpointing": True})
+    asked = 64 * 8 * 512 // CHUNK
+    forward = operations.policy_forward(policy).total
+    return Flop(act=asked * forward, learn=asked * operations.learning(policy))
+
+
+def published(training: int, gpu: str, mfu: float) -> list[str]:
+    """Published step times beside what is counted of the same step, and what they make of `training` FLOP."""
+    peak, step = operations.GPUS[PUBLISHED_GPU].tflops * 1e12, published_step()
+    lines = [
+        "published, beside the count of the same step (64 × 8 rollouts of 64 queries, all weights of 7B, no "
+        f"world model: {step.act / 1e15:.0f} PFLOP to act, {step.learn / 1e15:.0f} to learn):"
+    ]
+    for number, minutes in PUBLISHED_STEPS.items():
+        act, learn = (flop / (peak * mfu * number * 60) for flop in (step.act, step.learn))
+        reached = sum(step) / (peak * number * 60 * minutes)
+        lines.append(
+            f"- {number} × {PUBLISHED_GPU} at {mfu:.0%} of the peak: act {act:.1f} + learn {learn:.1f} = "
+            f"{act + learn:.1f} min; published {minutes} min, {minutes / (act + learn):.1f} times that, or "
+            f"{reached:.0%} of the peak"
+        )
+    number, minutes = next(iter(PUBLISHED_STEPS.items()))
+    pace = training / sum(step) * number * minutes / 60
+    same = pace * operations.GPUS[PUBLISHED_GPU].tflops / operations.GPUS[gpu].tflops
+    lines.append(
+        f"- the training here at the share of the peak that those {number} reach: {pace:,.0f} "
+        f"{PUBLISHED_GPU}-hours, {same:,.0f} {gpu}-hours"
+    )
+    return lines
+
+
+def assumptions(planned: Plan, throughput: Throughput, gpu: str, mfu: float) -> list[str]:
+    """What the figures rest on."""
+    lines = [
+        f"- control steps a second and core: {os.path.relpath(throughput.source)}, at its pictures' size",
+        "- every episode lasts as long as it may",
+        "- jobs have the cores of workflow/rules/, and all of them simulate; they are held while GPUs work",
         "- no further rounds of dynamic sampling, no queue, no retries",
         "- disk: a run's policy and last checkpoint, and a training's pictures until its next checkpoint",
     ]
-    return "\n".join(lines)
+    if throughput.whole is not None:
+        lines.append("- of --metrics all that a training step takes, for every episode, under `simulate`")
+    if throughput.gpu is None:
+        lines.append(
+            "- LOWER BOUND: the preset has no GPUs, and how fast CPUs run policy and world models is not "
+            "assumed; --metrics adds what a training step takes, but not SFT, world models and scores"
+        )
+    else:
+        lines += counting(planned.preset.gpus, gpu, mfu)
+    if names := uncounted(planned):
+        lines.append(f"- not counted: {', '.join(names)}")
+    return lines
+
+
+def counting(gpus: int, gpu: str, mfu: float) -> list[str]:
+    """What the time of operations on GPUs rests on."""
+    card = operations.GPUS[gpu]
+    shared = [f"- training uses all {gpus} GPUs of a job, every other job one of them"] if gpus > 1 else []
+    return [
+        f"- counted are matrix products, with prompts of {operations.PROMPT} tokens. Learning takes 3 "
+        "forward passes for adapters on frozen weights and 4 for all weights, with gradient checkpointing "
+        "(less each block's last layer, which PyTorch does not recompute); without it one less",
+        f"- a GPU does {mfu:.0%} (--mfu) of {card.tflops:g} TFLOP/s, the {gpu}'s (--gpu) peak in bfloat16 "
+        f"without sparsity ({card.source}); recomputation counts as work, and all passes are in bfloat16",
+        *shared,
+        "- LOWER BOUND of the time for these operations: a job takes max(simulate, act) + encode + learn, as "
+        "if the faster of simulators and policy hid behind the slower entirely (in turns: their sum); "
+        "preparing pictures, sampling, loading, saving and communication take no time",
+        "- more operations than there will be: no episode ends early, no group is left out of an update",
+    ]
+
+
+def _share(text: str) -> float:
+    """The value of --mfu."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share of the peak: give 0.4, say (0 < share ≤ 1)")
+    return value
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m srpo.plan", description="What a preset will take.")
     parser.add_argument("--preset", required=True, help="name or file of a preset")
+    parser.add_argument("--gpu", choices=operations.GPUS, help=f"its peak is assumed (default: {GPU})")
+    parser.add_argument(
+        "--mfu",
+        type=_share,
+        help=f"share of that peak which is reached, above 0 and up to 1 (default: {MFU})",
+    )
     parser.add_argument(
         "--throughput", type=Path, default=SHIPPED, help="of benchmarks/rollout.py (default: the one shipped)"
     )
@@ -262,14 +491,23 @@ def main() -> None:
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings, as for Snakemake"
     )
     arguments = parser.parse_args()
+    gpu, mfu = arguments.gpu or GPU, arguments.mfu or MFU
     try:
-        throughput = read_throughput(arguments.throughput, arguments.metrics)
         planned = plan(*load_preset(arguments.preset), overrides=arguments.set)
+        on_gpus = planned.preset.gpus > 0
+        if not on_gpus and (arguments.gpu or arguments.mfu):
+            raise ConfigError(
+                f"--gpu, --mfu: preset {planned.preset.name} has gpus: 0, its policy runs on CPUs: "
+                "leave both out, or set gpus in the preset"
+            )
+        speed = operations.GPUS[gpu].tflops * 1e12 * mfu if on_gpus else None
+        throughput = read_throughput(arguments.throughput, arguments.metrics, speed)
         policy = next(stage.policy for stage in planned.stages.values() if isinstance(stage, SftStage))
-        jobs = work(planned, throughput, policy_size(policy))
+        sizes = policy_sizes(policy)
+        jobs = work(planned, throughput, sizes.kept)
     except ConfigError as error:
         raise SystemExit(str(error)) from None
-    print(report(planned, jobs, throughput))
+    print(report(planned, jobs, throughput, gpu, mfu, sizes))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,11 +20,10 @@ from torch.utils._pytree import tree_leaves
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from srpo.config import Policy
+from srpo.operations import PROMPT
 from srpo.policies.openvla_oft import Inputs, OpenVLAOFT, OpenVLAOFTConfig
 from srpo.types import PROPRIO_DIM, TOKENS
 
-PROMPT = 30
-"""Prompt tokens of a query; LIBERO's instructions have about 20 to 40."""
 ADAM = 8
 """Bytes a trained parameter: two moments in float32."""
 
@@ -83,6 +82,11 @@ class Training:
         return self.weights + self.gradients + self.optimiser
 
     @property
+    def checkpoint(self) -> int:
+        """What a training's checkpoint holds: what is trained, as large as its gradients, and the moments."""
+        return self.gradients + self.optimiser
+
+    @property
     def total(self) -> int:
         return self.static + self.activations
 
@@ -108,11 +112,17 @@ def weights(policy: Policy) -> int:
     return sum(parameter.nbytes for parameter in on_meta(policy).parameters())
 
 
-def checkpoint(policy: Policy) -> int:
-    """Bytes of a training's checkpoint: what is trained, and Adam's moments."""
+def static(policy: Policy) -> Training:
+    """Bytes of an update, activations left out."""
     model = on_meta(policy)
     model.make_trainable()
-    return sum(p.nbytes + ADAM * p.numel() for p in model.parameters() if p.requires_grad)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return Training(
+        sum(parameter.nbytes for parameter in model.parameters()),
+        sum(parameter.nbytes for parameter in trained),
+        ADAM * sum(parameter.numel() for parameter in trained),
+        activations=0,
+    )
 
 
 def acting(policy: Policy, batch: int) -> int:
@@ -137,16 +147,7 @@ def training(policy: Policy, microbatch: int, compute: torch.dtype | None = None
         with Meter() as meter:
             log_probs, entropy = model.log_probs(inputs(microbatch), tokens, 1.0)
             (log_probs.sum() + entropy.sum()).backward()
-        activations = meter.peak
-    model = on_meta(policy)
-    model.make_trainable()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return Training(
-        sum(parameter.nbytes for parameter in model.parameters()),
-        sum(parameter.nbytes for parameter in trained),
-        ADAM * sum(parameter.numel() for parameter in trained),
-        activations,
-    )
+    return replace(static(policy), activations=meter.peak)
 
 
 def gathered(policy: Policy) -> int:

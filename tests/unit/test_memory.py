@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from srpo.config import Lora
+from srpo.operations import PROMPT
 from srpo.policies import memory
 from srpo.policies.__main__ import MICROBATCH, POLICIES, SHARDS, read_policy
 from srpo.policies.openvla_oft import Inputs, OpenVLAOFT, load_policy, save_policy
@@ -46,8 +47,8 @@ def allocated(work: Callable[[], object]) -> int:
 def inputs(policy: OpenVLAOFT, count: int) -> Inputs:
     """Queries with prompts as long as the estimate's, and as there with padding."""
     one = policy.prepare(SUITE, *observations(count))
-    ids = torch.full((count, memory.PROMPT), 5)
-    mask = torch.ones(count, memory.PROMPT, dtype=torch.bool)
+    ids = torch.full((count, PROMPT), 5)
+    mask = torch.ones(count, PROMPT, dtype=torch.bool)
     mask[:, 0] = False
     return Inputs(one.pixels, ids, mask, one.proprio, padded=True)
 

@@ -8,7 +8,22 @@ from pathlib import Path
 import pytest
 
 from srpo.config import ConfigError, Protocol
-from srpo.plan import CORES, Throughput, Work, critical_path, read_throughput, submissions, work
+from srpo.plan import (
+    CORES,
+    Flop,
+    Parts,
+    Sizes,
+    Throughput,
+    Work,
+    critical_path,
+    main,
+    published,
+    published_step,
+    read_throughput,
+    submissions,
+    table,
+    work,
+)
 from srpo.resolve import load_preset, plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,7 +32,7 @@ RATES = {
     for suite in ("spatial", "object", "goal", "10")
     for mode in ("exact", "fast")
 }
-THROUGHPUT = Throughput(Path("rollout.csv"), RATES, None)
+THROUGHPUT = Throughput(Path("rollout.csv"), RATES)
 
 
 def test_cores_are_those_of_the_rules() -> None:
@@ -55,13 +70,133 @@ def test_training_episodes_of_the_smoke_preset() -> None:
     assert all(job.disk > 7 for job in trained)
 
 
-def test_critical_path() -> None:
+def test_the_papers_operations() -> None:
+    """By hand: a query acts with 4.92 TFLOP, 4.99 with adapters beside the weights, and is learnt from with
+    15.09; a video is encoded with 113.8 (`test_operations.py`)."""
+    preset, source = load_preset("paper")
+    jobs = work(plan(preset, source, ROOT / "configs"), Throughput(Path("rollout.csv"), RATES, gpu=1e15), 0)
+    by_folder = {job.folder: job for job in jobs}
+    # 103 steps of 64 · 8 rollouts of 512 / 8 queries: 3,375,104 queries, 52,736 videos
+    grpo, srpo = (by_folder[f"runs/libero_goal/{name}/seed0"] for name in ("grpo", "srpo"))
+    assert grpo.flop == pytest.approx((3_375_104 * 4.992e12, 0, 3_375_104 * 15.085e12), rel=1e-3)
+    assert srpo.flop == pytest.approx((grpo.flop.act, 52_736 * 113.82e12, grpo.flop.learn), rel=1e-3)
+    # Simulation: 52,736 episodes of 512 steps, 100 a second on each of 16 cores; policy: 10^15 a second.
+    assert grpo.parts == pytest.approx((16_875.52, 16_849, 0.0, 50_914), rel=1e-3)
+    assert grpo.seconds == pytest.approx(16_875.52 + 50_914, rel=1e-3)  # acting hides behind simulation
+    # Offline: 512 rollouts acted and encoded once, learnt from in each of 10 passes.
+    offline = by_folder["runs/libero_goal/srpo-offline/seed0"]
+    assert offline.flop == pytest.approx((32_768 * 4.992e12, 512 * 113.82e12, 327_680 * 15.085e12), rel=1e-3)
+    # Evaluation: 500 episodes of 64 queries with merged adapters.
+    assert by_folder["runs/libero_goal/grpo/seed0/evaluation"].flop.act == pytest.approx(
+        32_000 * 4.923e12, rel=1e-3
+    )
+    # T3: 175 + 75 trajectories, 20 prefixes of each.
+    assert by_folder["reward_benchmark/libero_goal/vjepa2-vitg"].flop == pytest.approx(
+        (0, 5000 * 113.82e12, 0), rel=1e-3
+    )
+
+
+def test_sft_and_several_gpus() -> None:
+    preset, source = load_preset("paper")
+    preset = preset.model_copy(update={"gpus": 8})
+    planned = plan(
+        preset, source, ROOT / "configs", ["sft.updates=10", "policy.lora=null", "policy.dtype=float32"]
+    )
+    jobs = work(planned, Throughput(Path("rollout.csv"), RATES, gpu=1e15), 0)
+    # 10 updates of 64 queries, all weights with checkpoints: 18.55 TFLOP a query, on one GPU
+    learnt = [job.parts.learn for job in jobs if job.rule == "sft"]
+    assert learnt == pytest.approx([640 * 18.55e12 / 1e15] * 4, rel=1e-3)
+    goal = next(job for job in jobs if job.folder == "runs/libero_goal/grpo/seed0")
+    assert goal.parts.learn == pytest.approx(3_375_104 * 18.55e12 / 8e15, rel=1e-3)
+
+
+def test_residuals_learn_without_the_network() -> None:
+    preset, source = load_preset("smoke")
+    jobs = work(plan(preset, source, ROOT / "configs"), THROUGHPUT, 0)
+    assert {job.flop.learn for job in jobs if job.rule == "train"} == {0}
+    assert all(job.flop.learn for job in jobs if job.rule == "sft")
+    assert all(job.parts == (job.parts.simulate, 0, 0, 0) for job in jobs)  # no GPU, so no time of operations
+
+
+def test_published_steps_beside_the_count() -> None:
+    # 64 · 8 · 512 / 8 = 32,768 queries, of 4.92 TFLOP to act and 18.55 to learn from
+    assert published_step() == pytest.approx((161.3e15, 0, 607.7e15), rel=1e-3)
+    # 769 PFLOP at 0.4 of 8 · 312 TFLOP/s: 770 s = 12.8 min, of which 2.7 act; in 45 min 0.11 of the peak.
+    # As many operations as ten such steps: 10 · 45 min · 8 GPUs = 60 hours; on an H100, 312 / 989 of them.
+    lines = published(10 * sum(published_step()), "h100", 0.4)
+    assert (
+        "8 × a800 at 40% of the peak: act 2.7 + learn 10.1 = 12.8 min; published 45 min, 3.5 times"
+        in lines[1]
+    )
+    assert "6.4 min; published 23 min, 3.6 times that, or 11% of the peak" in lines[2]
+    assert "60 a800-hours, 19 h100-hours" in lines[3]
+
+
+def test_table() -> None:
     jobs = [
-        Work("demos", "a", 0, 10.0, ()),
-        Work("sft", "b", 0, 5.0, ("a",)),
-        Work("train", "c", 0, 1.0, ("b", "elsewhere")),
-        Work("train", "d", 0, 3.0, ("b",)),
-        Work("world_model", "e", 0, 17.0, ()),
+        Work(
+            "train",
+            "a",
+            episodes=7,
+            flop=Flop(1 * 10**15, 2 * 10**15, 3 * 10**15),
+            parts=Parts(3600, 7200, 3600, 3600),
+        ),
+        Work("demos", "b", episodes=2, parts=Parts(3600)),
+    ]
+    assert [line.split() for line in table(jobs, gpus=2)[1:]] == [
+        # a training: 2 h acting hide 1 h of simulation, 1 h encoding, 1 h learning: 4 h, 2 GPUs, 16 cores
+        ["demos", "1", "2", "0.0", "1.0", "0.0", "0.0", "0.0", "0.0", "8.0", "1.00", "0.0"],
+        ["train", "1", "7", "6.0", "1.0", "2.0", "1.0", "1.0", "8.0", "64.0", "4.00", "0.0"],
+        ["in", "all", "2", "9", "6.0", "2.0", "2.0", "1.0", "1.0", "8.0", "72.0", "4.00", "0.0"],
+    ]
+
+
+def test_the_documentation_shows_what_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = re.search(
+        r"\$ python -m srpo\.plan --preset paper\n(.*?)```",
+        (ROOT / "docs/performance.md").read_text(),
+        re.DOTALL,
+    )
+    assert shown is not None
+    # As `python -m srpo.policies inspect` has it: 7.50 G weights of 2 bytes, 107.9 M adapters of 4,
+    # as many gradients, twice as many moments. Kept are weights, adapters, moments.
+    sizes = Sizes(kept=14_996_313_408 + 3 * 431_448_064, learning=14_996_313_408 + 4 * 431_448_064)
+    monkeypatch.setattr("srpo.plan.policy_sizes", lambda policy: sizes)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.argv", ["plan", "--preset", "paper"])
+    main()
+    assert capsys.readouterr().out == shown[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "smoke", "--mfu", "0.5"], "preset smoke has gpus: 0"),
+        (["--preset", "paper", "--mfu", "40"], "'40' is no share of the peak: give 0.4, say"),
+        (["--preset", "paper", "--gpu", "h1000"], "invalid choice: 'h1000'"),
+    ],
+)
+def test_wrong_options(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["plan", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert message in f"{ended.value}{capsys.readouterr().err}"
+
+
+def test_critical_path() -> None:
+    def job(rule: str, folder: str, seconds: float, *after: str) -> Work:
+        return Work(rule, folder, after, parts=Parts(seconds))
+
+    jobs = [
+        job("demos", "a", 10.0),
+        job("sft", "b", 5.0, "a"),
+        job("train", "c", 1.0, "b", "elsewhere"),
+        job("train", "d", 3.0, "b"),
+        job("world_model", "e", 17.0),
     ]
     seconds, chain = critical_path(jobs)
     assert seconds == 18.0
@@ -81,11 +216,20 @@ def test_throughput_is_read_from_what_was_measured(tmp_path: Path) -> None:
         {**dict(profile="official", max_steps=100, settle_steps=10, env_seed=0), "image_size": 128}
         | {"render": "exact"}
     )
-    assert alone.seconds(4000, "libero_goal", protocol, 4) == 5.0
+    assert alone.simulated(4000, "libero_goal", protocol, 4) == 5.0
     assert whole.whole == 20.0
-    assert whole.seconds(4000, "libero_goal", protocol, 4) == 200.0
     with pytest.raises(ConfigError, match="no steps_per_second of libero_10, loop exact"):
-        alone.seconds(1, "libero_10", protocol, 1)
+        alone.simulated(1, "libero_10", protocol, 1)
     metrics.write_text("steps\n1\n")
     with pytest.raises(ConfigError, match="has no rows with environment_steps, seconds_total"):
         read_throughput(rollout, metrics)
+
+
+def test_measured_training_replaces_the_count() -> None:
+    preset, source = load_preset("paper")
+    measured = Throughput(Path("rollout.csv"), RATES, whole=20.0, gpu=1e15)
+    jobs = {job.folder: job for job in work(plan(preset, source, ROOT / "configs"), measured, 0)}
+    # 500 episodes of 512 steps, 20 steps a second
+    assert jobs["runs/libero_goal/sft/seed0/evaluation"].parts == (500 * 512 / 20, 0, 0, 0)
+    assert jobs["demos/libero_goal"].parts == (10 * 512 / 800, 0, 0, 0)  # no policy
+    assert jobs["reward_benchmark/libero_goal/vjepa2-vitg"].parts.encode > 0  # is in no training
