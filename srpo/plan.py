@@ -249,8 +249,7 @@ def training_flop(stage: TrainStage, policy: Policy) -> Flop:
     train, asked = stage.train, queries(stage.protocol)
     each = train.prompts * train.group_size
     forward = operations.policy_forward(policy).total  # adapters stand beside the weights
-    # A residual alone learns from its noise: nothing goes through the network.
-    learning = 0 if policy.residual else operations.learning(policy) + forward * (train.kl > 0)
+    learning = operations.learning(policy) + forward * (train.kl > 0)
     encoding = 0 if stage.world_model is None else operations.encoding(stage.world_model) or 0
     return Flop(
         training_episodes(stage) * asked * forward,
