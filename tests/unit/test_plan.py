@@ -110,14 +110,6 @@ def test_sft_and_several_gpus() -> None:
     assert goal.parts.learn == pytest.approx(3_375_104 * 18.55e12 / 8e15, rel=1e-3)
 
 
-def test_residuals_learn_without_the_network() -> None:
-    preset, source = load_preset("smoke")
-    jobs = work(plan(preset, source, ROOT / "configs"), THROUGHPUT, 0)
-    assert {job.flop.learn for job in jobs if job.rule == "train"} == {0}
-    assert all(job.flop.learn for job in jobs if job.rule == "sft")
-    assert all(job.parts == (job.parts.simulate, 0, 0, 0) for job in jobs)  # no GPU, so no time of operations
-
-
 def test_published_steps_beside_the_count() -> None:
     # 64 · 8 · 512 / 8 = 32,768 queries, of 4.92 TFLOP to act and 18.55 to learn from
     assert published_step() == pytest.approx((161.3e15, 0, 607.7e15), rel=1e-3)
