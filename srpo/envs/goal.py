@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
+
+from srpo.envs.renderer import VisibleScene
 
 RANGES = {
     "open": "default_open_ranges",
@@ -55,11 +57,17 @@ class _Turning:
 class Goal:
     """The predicates of a task's goal, and the way that is left to them."""
 
-    def __init__(self, domain: Any, model: mujoco.MjModel, data: mujoco.MjData) -> None:
+    def __init__(
+        self,
+        domain: Any,
+        model: mujoco.MjModel,
+        data: mujoco.MjData,
+        visible: Callable[[], VisibleScene],
+    ) -> None:
         self._domain, self._data = domain, data
         self._hand = data.site_xpos[domain.robots[0].eef_site_id]
         self._parts = [
-            (list(goal), _part(domain, model, data, goal)) for goal in domain.parsed_problem["goal_state"]
+            (list(goal), _part(domain, model, goal, visible)) for goal in domain.parsed_problem["goal_state"]
         ]
 
     def way_left(self) -> float:
@@ -78,7 +86,7 @@ class Goal:
 
 
 def _part(
-    domain: Any, model: mujoco.MjModel, data: mujoco.MjData, goal: Sequence[str]
+    domain: Any, model: mujoco.MjModel, goal: Sequence[str], visible: Callable[[], VisibleScene]
 ) -> _Placing | _Turning:
     predicate, name, *rest = goal
     if predicate in ("on", "in"):
@@ -91,7 +99,7 @@ def _part(
         low, high = sorted(owner.object_properties["articulation"][RANGES[predicate]])
         body = int(model.jnt_bodyid[joint])
         hinge = model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_HINGE
-        radius = _radius(model, data, joint, body) if hinge else 1.0
+        radius = _radius(visible(), joint, body) if hinge else 1.0
         return _Turning(body, int(model.jnt_qposadr[joint]), low, high, radius)
     raise ValueError(
         f"goal {goal}: no measure of the way to {predicate!r}; there is one for on, in, {', '.join(RANGES)}"
@@ -104,8 +112,9 @@ def _place(domain: Any, model: mujoco.MjModel, name: str) -> tuple[str, int]:
     return "body", domain.obj_body_id[name]
 
 
-def _radius(model: mujoco.MjModel, data: mujoco.MjData, joint: int, body: int) -> float:
+def _radius(scene: VisibleScene, joint: int, body: int) -> float:
     """Metres from a hinge's axis to its body's rim: the far side of the farthest geom's bounding sphere."""
+    model, data = scene.model, scene.data
     geoms = np.flatnonzero(model.geom_bodyid == body)
     arms = data.geom_xpos[geoms] - data.xanchor[joint]
     across = arms - np.outer(arms @ data.xaxis[joint], data.xaxis[joint])

@@ -36,7 +36,7 @@ from srpo.config import Protocol
 from srpo.envs.goal import Goal
 from srpo.envs.models import physics_model
 from srpo.envs.osc import ControllerState, OscStepper, Sight
-from srpo.envs.renderer import Renderer
+from srpo.envs.renderer import Renderer, VisibleScene, visible_scene
 from srpo.types import ACTION_DIM
 
 SETTLE_ACTION = np.array([0.0, 0, 0, 0, 0, 0, -1])
@@ -86,7 +86,7 @@ def init_states(suite: str, task_id: int) -> NDArray[np.float64]:
 
 @functools.cache
 def _lean_domain(domain: type) -> type:
-    """A LIBERO problem class whose scene is compiled without textures, and only once."""
+    """A LIBERO problem class whose scene is compiled for the physics alone, and only once."""
 
     def initialize_sim(self: Any, xml_string: str | None = None) -> None:
         # Regions are marks without a body: tasks and layouts that differ in nothing else share models.
@@ -96,6 +96,8 @@ def _lean_domain(domain: type) -> type:
         for name, (position, size) in regions.items():
             model.site(name).pos, model.site(name).size = position, size
         self.sim = MjSim(model)
+        # It is for pictures of segments, and would look for geoms that are only to be seen.
+        self.model.generate_id_mappings = lambda sim: None
         self.sim.forward()
         self.initialize_time(self.control_freq)
 
@@ -184,11 +186,10 @@ class LiberoEnv:
         self.steps = 0
         self.sight = self._stepper.look()
         """What can be seen now; `render` also takes an earlier one."""
-        self._picture = mujoco.MjData(self.model)
         self._fresh = self._snapshot()
         self._snapshots: dict[int, _Snapshot] = {}
         self._renderer = Renderer(self.model, self.env.scene_xml, protocol.render)
-        self._goal = Goal(self.env, self.model, self.data)
+        self._goal = Goal(self.env, self.model, self.data, self.visible)
 
     def _hard_reset(self) -> None:
         # LIBERO's own wrapper repeats a reset whose random placement fails.
@@ -263,14 +264,7 @@ class LiberoEnv:
 
         Pictures can be made after the event: keep `env.sight` of a step and hand it in later.
         """
-        size = size or self.protocol.image_size
-        sight = sight or self.sight
-        now = self.model.site_rgba.copy()
-        self.model.site_rgba[:] = sight.site_rgba
-        try:
-            return self._renderer(self._pose(sight), camera, size)
-        finally:
-            self.model.site_rgba[:] = now
+        return self._renderer(sight or self.sight, camera, size or self.protocol.image_size)
 
     @contextlib.contextmanager
     def dressed(self, scene_xml: str) -> Iterator[None]:
@@ -289,12 +283,14 @@ class LiberoEnv:
         orientation = transform_utils.quat2axisangle(quaternion)
         return np.concatenate([sight.hand_pos, orientation, sight.fingers]).astype(np.float32)
 
-    def _pose(self, sight: Sight) -> mujoco.MjData:
-        """A second MjData with bodies, cameras and lights where `sight` has them."""
-        self._picture.qpos[:] = sight.qpos
-        mujoco.mj_kinematics(self.model, self._picture)
-        mujoco.mj_camlight(self.model, self._picture)
-        return self._picture
+    def visible(self, qpos: NDArray[np.float64] | None = None) -> VisibleScene:
+        """Everything there is to see, which the physics is without, at some positions (default: present).
+
+        It is shared with other environments of the scene: to be looked at before anything else is done.
+        """
+        scene = visible_scene(self.env.scene_xml)
+        scene.pose(self.model, self.data.qpos if qpos is None else qpos)
+        return scene
 
     def state(self) -> NDArray[np.float64]:
         """LIBERO's flattened state, float64 (1 + nq + nv,): time, positions, velocities."""

@@ -355,7 +355,7 @@ def among_distractors(env: LiberoEnv, state: Vector, rng: np.random.Generator) -
 
     Raises RuntimeError if there is no room for them.
     """
-    model, data = env.model, mujoco.MjData(env.model)
+    model = env.model
     joints = [model.joint(j) for j in range(model.njnt)]
     added = [joint for joint in joints if "_distractor_" in joint.name]
     mine = np.concatenate([np.arange(7) + joint.qposadr[0] for joint in added])
@@ -364,9 +364,8 @@ def among_distractors(env: LiberoEnv, state: Vector, rng: np.random.Generator) -
     base_nq = model.nq - len(mine)
     qpos[np.setdiff1d(np.arange(model.nq), mine)] = state[1 : 1 + base_nq]
     qvel[np.setdiff1d(np.arange(model.nv), mine_v)] = state[1 + base_nq :]
-    data.qpos[:] = qpos
-    mujoco.mj_forward(model, data)
-    taken = footprints(model, data, {int(joint.bodyid[0]) for joint in added})
+    scene = env.visible(qpos)
+    taken = footprints(scene.model, scene.data, {int(joint.bodyid[0]) for joint in added})
     for joint in added:
         place = qpos[joint.qposadr[0] :][:2]
         for _ in range(200):

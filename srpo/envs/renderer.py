@@ -1,4 +1,4 @@
-"""Pictures on demand, from a render model kept apart from the physics."""
+"""Pictures on demand, from models kept apart from the physics."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srpo.envs.gl import create_context
-from srpo.envs.models import render_model
+from srpo.envs.models import render_model, visible_model
+from srpo.envs.osc import Sight
 
 CONTEXTS = 2
-"""Scenes whose meshes and textures a process keeps in OpenGL's memory."""
+"""Scenes whose meshes and textures a process keeps in OpenGL's memory, and whose geoms in its own."""
+MOVABLE = ("body_pos", "body_quat", "site_pos", "site_size", "cam_pos", "cam_quat", "light_type",
+           "light_castshadow", "light_pos", "light_dir", "light_diffuse", "light_specular",
+           "light_ambient")  # fmt: skip
+"""What a task, a reset or a perturbation changes in a simulation's model, and pictures show."""
 
 
 @functools.cache
@@ -24,6 +29,25 @@ def _gl_context() -> Any:
     context = create_context(640)
     atexit.register(free_contexts)  # before the OpenGL context itself goes
     return context
+
+
+class VisibleScene:
+    """All that is seen of a scene (XML). Its simulations share it: what only pictures need they lack."""
+
+    def __init__(self, scene: str) -> None:
+        self.model = visible_model(scene)
+        self.data = mujoco.MjData(self.model)
+
+    def pose(self, physics: mujoco.MjModel, qpos: NDArray[np.float64]) -> None:
+        """Put bodies, cameras and lights where a simulation of this scene has them at these positions."""
+        for name in MOVABLE:
+            getattr(self.model, name)[:] = getattr(physics, name)
+        self.data.qpos[:] = qpos
+        mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_camlight(self.model, self.data)
+
+
+visible_scene = functools.lru_cache(maxsize=CONTEXTS)(VisibleScene)
 
 
 class RenderContext:
@@ -41,17 +65,40 @@ class RenderContext:
         model.vis.global_.offwidth = model.vis.global_.offheight = size
         self._gl = _gl_context()
         self._gl.make_current()
-        self.mujoco = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+        self._visible = visible_scene(scene)
+        self._scene = mujoco.MjvScene(self._visible.model, maxgeom=1000)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = int(render != "fast")
+        self._options = mujoco.MjvOption()
+        self._options.geomgroup[0] = 0  # collision geometry
+        self._options.geomgroup[1] = 1
+        self._perturb = mujoco.MjvPerturb()
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._viewport = mujoco.MjrRect(0, 0, size, size)
+        self._image = np.empty((size, size, 3), np.uint8)
 
-    def make_current(self) -> None:
-        """Direct OpenGL to this context: several of MuJoCo's share one of OpenGL's."""
+    def draw(self, physics: mujoco.MjModel, sight: Sight, camera: int) -> NDArray[np.uint8]:
+        """The picture uint8 (size, size, 3) of a simulation of this scene, in OpenGL's order."""
+        # Several of MuJoCo's contexts share one of OpenGL's.
         self._gl.make_current()
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.mujoco)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        model, data = self._visible.model, self._visible.data
+        self._visible.pose(physics, sight.qpos)
+        model.site_rgba[:] = sight.site_rgba
+        self._camera.fixedcamid = camera
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(
+            model, data, self._options, self._perturb, self._camera, everything, self._scene
+        )
+        mujoco.mjr_render(self._viewport, self._scene, self._context)
+        mujoco.mjr_readPixels(self._image, None, self._viewport, self._context)
+        return self._image
 
     def free(self) -> None:
         """Give the memory back, while the OpenGL context is still there."""
         self._gl.make_current()
-        self.mujoco.free()
+        self._context.free()
 
 
 _contexts: OrderedDict[tuple[str, int, str], RenderContext] = OrderedDict()
@@ -78,21 +125,12 @@ def free_contexts() -> None:
 
 
 class Renderer:
-    """Renders the states of one physics model, with the meshes and textures of its scene (XML)."""
+    """Renders the sights of one physics model, with the meshes and textures of its scene (XML)."""
 
     def __init__(self, physics: mujoco.MjModel, scene: str, render: str) -> None:
-        self._physics = physics
-        self._xml, self._render = scene, render
-        self._scene = mujoco.MjvScene(physics, maxgeom=1000)
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = int(render != "fast")
-        self._options = mujoco.MjvOption()
-        self._options.geomgroup[0] = 0  # collision geometry
-        self._options.geomgroup[1] = 1
-        self._perturb = mujoco.MjvPerturb()
-        self._camera = mujoco.MjvCamera()
-        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._physics, self._xml, self._render = physics, scene, render
 
-    def __call__(self, data: mujoco.MjData, camera: str, size: int) -> NDArray[np.uint8]:
+    def __call__(self, sight: Sight, camera: str, size: int) -> NDArray[np.uint8]:
         """Render one camera.
 
         Returns:
@@ -100,19 +138,5 @@ class Renderer:
             (`image[::-1, ::-1]`): upright and mirrored.
         """
         context = render_context(self._xml, size, self._render)
-        context.make_current()
-        self._camera.fixedcamid = self._physics.camera(camera).id
-        mujoco.mjv_updateScene(
-            self._physics,
-            data,
-            self._options,
-            self._perturb,
-            self._camera,
-            mujoco.mjtCatBit.mjCAT_ALL,
-            self._scene,
-        )
-        viewport = mujoco.MjrRect(0, 0, size, size)
-        mujoco.mjr_render(viewport, self._scene, context.mujoco)
-        image = np.empty((size, size, 3), np.uint8)
-        mujoco.mjr_readPixels(image, None, viewport, context.mujoco)
+        image = context.draw(self._physics, sight, self._physics.camera(camera).id)
         return np.ascontiguousarray(image[::-1, ::-1])

@@ -60,4 +60,4 @@ def test_a_predicate_without_a_measure_is_named() -> None:
     env = LiberoEnv("libero_goal", 8, PROTOCOL)
     env.env.parsed_problem["goal_state"] = [["up", "akita_black_bowl_1"]]
     with pytest.raises(ValueError, match="up"):
-        type(env._goal)(env.env, env.model, env.data)
+        type(env._goal)(env.env, env.model, env.data, env.visible)
