@@ -24,26 +24,29 @@ from srpo.types import Episode, EpisodeSpec, FailedRun
 def sample_prompts(config: TrainStage, step: int) -> list[tuple[int, int]]:
     """The (task, initial state) of each group of a step, decided by (seed, step).
 
-    Tasks take turns, so that a step has as many groups of each as can be; states are drawn.
+    Tasks take turns, so that a step has as many groups of each as can be. A task goes through all of its
+    states in an order that is drawn, then through all of them in another.
     """
-    first = (step - 1) * config.train.prompts
-    tasks = [config.tasks[(first + k) % len(config.tasks)] for k in range(config.train.prompts)]
-    return _with_states(config, tasks, np.random.default_rng([config.seed, step]))
+    states, prompts = list(config.protocol.train_states()), []
+    for number in range((step - 1) * config.train.prompts, step * config.train.prompts):
+        before, turn = divmod(number, len(config.tasks))
+        epoch, place = divmod(before, len(states))
+        task = config.tasks[turn]
+        order = np.random.default_rng([config.seed, task, epoch]).permutation(states)
+        prompts.append((task, int(order[place])))
+    return prompts
 
 
 def further_prompts(config: TrainStage, step: int, extra: int, count: int) -> list[tuple[int, int]]:
     """Prompts of the `extra`-th further round (from 1) of a step, decided by (seed, step, round).
 
-    Tasks take turns here, too, in an order that is drawn: a round may be shorter than there are tasks.
+    Tasks take turns here, too, in an order that is drawn: a round may be shorter than there are tasks. States
+    are drawn at random.
     """
     rng = np.random.default_rng([config.seed, step, extra])
     order = rng.permutation(config.tasks)
-    return _with_states(config, [int(order[k % len(order)]) for k in range(count)], rng)
-
-
-def _with_states(config: TrainStage, tasks: Iterable[int], rng: np.random.Generator) -> list[tuple[int, int]]:
     states = list(config.protocol.train_states())
-    return [(task, int(rng.choice(states))) for task in tasks]
+    return [(int(order[k % len(order)]), int(rng.choice(states))) for k in range(count)]
 
 
 def episode_specs(

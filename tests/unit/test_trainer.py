@@ -128,6 +128,21 @@ def test_prompts_take_turns_over_tasks_and_stay_on_training_states() -> None:
     assert {state for step in prompts for _, state in step} == set(range(40))
 
 
+def test_a_task_goes_through_all_of_its_states_before_any_comes_again() -> None:
+    config = stage({"prompts": 6, "minibatch": 3})
+
+    def states(seed: int) -> list[int]:
+        own = config.model_copy(update={"seed": seed})
+        return [
+            state for step in range(1, 41) for task, state in collect.sample_prompts(own, step) if task == 8
+        ]
+
+    seen = states(5)
+    rounds = [seen[k : k + 40] for k in range(0, 120, 40)]  # three prompts of it a step
+    assert all(sorted(one) == list(range(40)) for one in rounds)
+    assert rounds[0] != rounds[1] != rounds[2] and states(6) != seen
+
+
 def test_every_rollout_of_a_run_has_a_seed_of_its_own() -> None:
     specs = [spec for step in (1, 2, 3) for spec in specs_of(stage(), step)]
     assert len({spec.seed for spec in specs}) == len(specs) == 3 * 16
