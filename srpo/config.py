@@ -292,19 +292,20 @@ class WorldModel(Section):
 
     name: str
     """The file's name."""
-    kind: Literal["pixel", "image", "vjepa2"]
+    kind: Literal["pixel", "efficientnet-lite", "image", "vjepa2"]
     """`pixel`: downsampled frames. `image`: the mean over frames of a picture encoder's embedding (DINOv2,
-    CLIP or SigLIP). `vjepa2`: a V-JEPA 2 encoder of whole clips."""
+    CLIP or SigLIP). `efficientnet-lite`: the same with EfficientNet-Lite0, whose ImageNet weights are
+    installed with this project. `vjepa2`: a V-JEPA 2 encoder of whole clips."""
     checkpoint: str | None
-    """A folder or hub id of a picture encoder or V-JEPA 2; none: the workflow pretrains a small V-JEPA 2
+    """A folder or hub id of an `image` encoder or V-JEPA 2; none: the workflow pretrains a small V-JEPA 2
     (`pretraining`)."""
     revision: str | None
     """Revision on the hub; none: the newest."""
     frames: Count
     """Frames taken evenly over the whole episode."""
     image_size: Count
-    """Side of the encoder's input, after the resize and centre crop of its kind (V-JEPA 2 and DINOv2: the
-    short side to 256/224 of it)."""
+    """Side of the encoder's input, after the resize and centre crop of its kind (V-JEPA 2, DINOv2 and
+    EfficientNet-Lite0: the short side to 256/224 of it)."""
     pooling: Literal["mean", "grid"] | None
     """For `vjepa2` alone. `mean`: over all patch tokens, as the paper does. `grid`: over each cell of a 4 × 4
     grid at each time step, side by side, which keeps when and where."""
@@ -319,6 +320,14 @@ class WorldModel(Section):
             raise ValueError("a vjepa2 world model needs either `checkpoint` or `pretraining`")
         if self.kind == "image" and (self.checkpoint is None or self.pretraining is not None):
             raise ValueError("an image world model needs `checkpoint`, and no `pretraining`")
+        if self.kind == "efficientnet-lite":
+            if (self.checkpoint, self.revision, self.pretraining) != (None, None, None):
+                raise ValueError(
+                    "an efficientnet-lite world model has its own weights: `checkpoint`, `revision` and "
+                    "`pretraining` must be null"
+                )
+            if self.image_size != 224:
+                raise ValueError(f"image_size must be 224 for efficientnet-lite, not {self.image_size}")
         if (self.kind == "vjepa2") != (self.pooling is not None):
             raise ValueError("`pooling` is for vjepa2 world models, and null for every other kind")
         if self.kind == "vjepa2" and self.frames % 2:

@@ -21,16 +21,20 @@ def load_world_model(config: WorldModelConfig, checkpoint: Path | None, device: 
     """
     if config.kind == "pixel":
         return PixelWorldModel(config)
+    import torch  # only here, so that the pixel baseline and frame selection stay light
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if config.kind == "efficientnet-lite":
+        from srpo.world_models.efficientnet import EfficientNetLiteWorldModel
+
+        return EfficientNetLiteWorldModel(config, torch.device(device))
     source = str(checkpoint) if checkpoint is not None else config.checkpoint
     if source is None:
         raise ValueError(
             f"world model {config.name} is pretrained by the workflow: give the folder that "
             "`python -m srpo.world_models.pretrain` wrote"
         )
-    import torch  # only here, so that the pixel baseline and frame selection stay light
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     if config.kind == "image":
         from srpo.world_models.image import ImageWorldModel
 

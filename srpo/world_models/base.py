@@ -28,6 +28,12 @@ def select_frames(length: int, count: int) -> NDArray[np.int64]:
     return (2 * np.arange(count, dtype=np.int64) * (length - 1) + gaps) // (2 * gaps)
 
 
+def require_frames(frames: Frames) -> None:
+    """Raise ValueError if `frames` are not uint8 (T, H, W, 3), T, H and W at least 1."""
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise ValueError(f"frames must be uint8 (T, H, W, 3), not {frames.dtype} {frames.shape}")
+
+
 class WorldModel(ABC):
     """A frozen representation of episodes: frames are chosen and batched here, subclasses encode batches."""
 
@@ -70,9 +76,12 @@ class WorldModel(ABC):
         outside = [end for end in ends if not 0 <= end < len(frames)]
         if outside:
             raise ValueError(f"prefixes end at {outside}, but the episode has frames 0–{len(frames) - 1}")
+        return self._embed_prefixes(frames, ends)
+
+    def _embed_prefixes(self, frames: Frames, ends: Sequence[int]) -> Embedding:
+        """`embed_prefixes` of ends that are within the episode."""
         return self.embed_many(frames[: end + 1] for end in ends)
 
     def _select(self, episode: Frames) -> Frames:
-        if episode.dtype != np.uint8 or episode.ndim != 4 or episode.shape[-1] != 3 or 0 in episode.shape:
-            raise ValueError(f"frames must be uint8 (T, H, W, 3), not {episode.dtype} {episode.shape}")
+        require_frames(episode)
         return episode[select_frames(len(episode), self.frames)]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection, Dinov2Model, PreTrainedModel, SiglipVisionModel
 
 from srpo.config import WorldModel as WorldModelConfig
-from srpo.world_models.base import Embedding, Frames, WorldModel
+from srpo.world_models.base import Embedding, Frames, WorldModel, require_frames, select_frames
 from srpo.world_models.pretrained import IMAGENET_MEAN, IMAGENET_STD, fingerprint, load_pretrained, prepare
 
 TOKENS_PER_BATCH = 32768
@@ -66,12 +67,52 @@ FAMILIES = {
 """Model type, as config.json has it, of whole models and of their vision part → how it is used."""
 
 
-class ImageWorldModel(WorldModel):
-    """A frozen picture encoder; an embedding is the mean of its pictures' embeddings.
+class PictureWorldModel(WorldModel):
+    """A frozen encoder of single pictures; an embedding is the mean of its pictures' embeddings.
 
     D is the width of those. The mean forgets the order of frames, so two episodes that differ only in it look
     alike; a prefix still differs from the whole.
     """
+
+    def __init__(
+        self, config: WorldModelConfig, model: nn.Module, dimension: int, pictures: int, device: torch.device
+    ) -> None:
+        super().__init__(config.frames, dimension, max(1, pictures // config.frames))
+        self.pictures = pictures
+        """Pictures encoded at once."""
+        self.image_size = config.image_size
+        self.device = device
+        self.model = model.to(device).eval().requires_grad_(False)
+
+    @abstractmethod
+    def prepare(self, pictures: Tensor) -> Tensor:
+        """Pictures, uint8 (P, H, W, 3), as the encoder takes them: float32 (P, 3, S, S)."""
+
+    @abstractmethod
+    def features(self, inputs: Tensor) -> Tensor:
+        """Embeddings (P, D) of prepared pictures (P, 3, S, S)."""
+
+    def encode(self, videos: Sequence[Frames]) -> Embedding:
+        return self._encode_pictures(videos).reshape(len(videos), -1, self.dimension).mean(1)
+
+    def _embed_prefixes(self, frames: Frames, ends: Sequence[int]) -> Embedding:
+        # A picture looks the same in whichever prefix it is, so each is encoded once.
+        require_frames(frames)
+        chosen = [select_frames(end + 1, self.frames) for end in ends]
+        used, places = np.unique(np.array(chosen), return_inverse=True)
+        encoded = self._encode_pictures([frames[used]])
+        return np.stack([encoded[own].mean(0) for own in places.reshape(len(ends), -1)])
+
+    @torch.inference_mode()
+    def _encode_pictures(self, videos: Sequence[Frames]) -> Embedding:
+        """Embeddings (P, D) of all pictures of the videos, in their order."""
+        inputs = torch.cat([self.prepare(torch.from_numpy(video).to(self.device)) for video in videos])
+        parts = [self.features(part).float().cpu() for part in inputs.split(self.pictures)]
+        return np.asarray(torch.cat(parts))
+
+
+class ImageWorldModel(PictureWorldModel):
+    """An encoder of transformers: DINOv2, CLIP or SigLIP."""
 
     def __init__(self, config: WorldModelConfig, source: str, device: torch.device) -> None:
         classes = {kind: family.model for kind, family in FAMILIES.items()}
@@ -91,28 +132,17 @@ class ImageWorldModel(WorldModel):
                 f"{architecture.image_size}: set image_size: {architecture.image_size}"
             )
         tokens = (config.image_size // architecture.patch_size) ** 2 + 1
-        self.pictures = max(1, TOKENS_PER_BATCH // tokens)
-        """Pictures encoded at once."""
         dimension = architecture.projection_dim if family is CLIP else architecture.hidden_size
-        super().__init__(config.frames, dimension, max(1, self.pictures // config.frames))
+        super().__init__(config, model, dimension, max(1, TOKENS_PER_BATCH // tokens), device)
         self.family = family
-        self.image_size = config.image_size
-        self.device = device
-        self.model = model.to(device).eval().requires_grad_(False)
 
-    @torch.inference_mode()
-    def encode(self, videos: Sequence[Frames]) -> Embedding:
-        pictures = torch.cat([self._prepare(video) for video in videos])
-        parts = [
-            getattr(self.model(pixel_values=part.to(self.model.dtype)), self.family.embedding).float()
-            for part in pictures.split(self.pictures)
-        ]
-        return np.asarray(torch.cat(parts).unflatten(0, (len(videos), -1)).mean(1).cpu())
+    def prepare(self, pictures: Tensor) -> Tensor:
+        family, size = self.family, self.image_size
+        return prepare(pictures, family.short(size), size, family.mean, family.std, "bicubic")
+
+    def features(self, inputs: Tensor) -> Tensor:
+        output = self.model(pixel_values=inputs.to(self.model.dtype))
+        return getattr(output, self.family.embedding)
 
     def fingerprint(self) -> str:
         return fingerprint(self.model, self.frames, self.image_size)
-
-    def _prepare(self, video: Frames) -> Tensor:
-        family, size = self.family, self.image_size
-        pictures = torch.from_numpy(video).to(self.device)
-        return prepare(pictures, family.short(size), size, family.mean, family.std, "bicubic")

