@@ -37,7 +37,8 @@ from srpo import config as settings
 from srpo.distributed import gather
 from srpo.files import atomic_directory, write_json
 from srpo.policies import action_tokens, weights
-from srpo.policies.processing import LONE_SPACE, SPACE, prepare_images, prepare_prompts
+from srpo.policies.pictures import Preparation
+from srpo.policies.processing import LONE_SPACE, SPACE, prepare_prompts
 from srpo.policies.vision import VisionTransformer
 from srpo.policies.weights import CheckpointError, check, fill, read_index, read_json, unread
 from srpo.types import ACTION_DIM, CHUNK, PROPRIO_DIM, TOKENS
@@ -69,7 +70,7 @@ class OpenVLAOFTConfig(PreTrainedConfig):
 class Inputs:
     """A prepared batch of N observations.
 
-    pixels  float32 (N, 3, size, size) in [0, 1]
+    pixels  uint8 (N, size, size, 3), as `srpo.policies.pictures` prepares them
     ids     int64 (N, L) prompt tokens, padded on the left; mask bool (N, L)
     proprio float32 (N, 8) normalised to [-1, 1], or None for a policy without proprioception
     padded  whether the mask hides anything; known without asking the GPU
@@ -90,9 +91,15 @@ class Inputs:
         return len(self.pixels)
 
     def to(self, device: torch.device) -> Inputs:
-        proprio = None if self.proprio is None else self.proprio.to(device)
-        pixels, ids, mask = (tensor.to(device) for tensor in (self.pixels, self.ids, self.mask))
-        return Inputs(pixels, ids, mask, proprio, self.padded)
+        """On a GPU, without waiting for what it is doing: from memory that it reads itself."""
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            if device.type == "cuda" and tensor.device.type == "cpu":
+                tensor = tensor.pin_memory()
+            return tensor.to(device, non_blocking=True)
+
+        proprio = None if self.proprio is None else moved(self.proprio)
+        return Inputs(moved(self.pixels), moved(self.ids), moved(self.mask), proprio, self.padded)
 
 
 class _VisionBackbone(nn.Module):
@@ -102,7 +109,10 @@ class _VisionBackbone(nn.Module):
         self.featurizer = encoders[0]
         self.fused_featurizer = encoders[1] if len(encoders) == 2 else None
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """uint8 (N, size, size, 3) → features (N, patches, widths side by side)."""
+        # Divided by a tensor: CUDA multiplies by a number's reciprocal, whose last bits differ.
+        pixels = pictures.permute(0, 3, 1, 2).float() / torch.full((), 255.0, device=pictures.device)
         features: torch.Tensor = self.featurizer(pixels)
         if self.fused_featurizer is None:
             return features
@@ -238,16 +248,31 @@ class OpenVLAOFT(PreTrainedModel):
         proprio: NDArray[np.float32],
     ) -> Inputs:
         """Observations (N pictures, instructions, proprioceptions) as the network's inputs, on the CPU."""
+        pictures = np.stack([self.preparation(image) for image in images])
+        return self.inputs(suite, pictures, instructions, proprio)
+
+    @property
+    def preparation(self) -> Preparation:
+        """How a rendered picture becomes what the policy sees."""
+        return Preparation(self.settings.image_size, self.settings.crop_area, self.settings.jpeg)
+
+    def inputs(
+        self,
+        suite: str,
+        pictures: NDArray[np.uint8],
+        instructions: Sequence[str],
+        proprio: NDArray[np.float32],
+    ) -> Inputs:
+        """`prepare` with pictures that have gone through `preparation`."""
         ids, mask = prepare_prompts(self.tokenizer, instructions)
-        pixels = prepare_images(images, self.settings.image_size, self.settings.crop_area, self.settings.jpeg)
         felt = None
         if self.settings.proprio:
             statistics = self.statistics(suite)["proprio"]
             felt = torch.from_numpy(action_tokens.normalise(proprio, statistics)).float()
-        return Inputs(pixels, ids, mask, felt, not bool(mask.all()))
+        return Inputs(torch.from_numpy(pictures), ids, mask, felt, not bool(mask.all()))
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        """float (N, 3, size, size) in [0, 1] → projected patches (N, patches, llm width)."""
+        """uint8 (N, size, size, 3) → projected patches (N, patches, llm width)."""
         projected: torch.Tensor = self.projector(self.vision_backbone(pixels))
         return projected
 
@@ -261,7 +286,8 @@ class OpenVLAOFT(PreTrainedModel):
             patches = self.encode_images(inputs.pixels)
         embed = self.language_model.get_input_embeddings()
         batch = len(inputs)
-        special = torch.tensor([self._bos, self._eos], device=inputs.ids.device)
+        # Filled there: a copy to a GPU would wait for all that it has yet to do.
+        special = torch.stack([inputs.ids.new_full((), token) for token in (self._bos, self._eos)])
         bos, stop = embed(special).to(patches.dtype)[:, None, None].expand(-1, batch, 1, -1)
         prefix = [bos, patches]
         if self.proprio_projector is not None:
@@ -277,14 +303,16 @@ class OpenVLAOFT(PreTrainedModel):
 
         ahead, behind = sum(part.shape[1] for part in prefix), TOKENS + 1
         mask = F.pad(inputs.mask, (ahead, behind), value=True)
+        length = mask.shape[1]
         # Positions count real tokens only, so that padding changes nothing.
         positions = mask.long().cumsum(1) - 1
         hidden = self.language_model.model(
             inputs_embeds=sequence,
-            attention_mask=mask if inputs.padded else None,
+            # As wide as attention wants it: transformers would look into it, and wait for the GPU.
+            attention_mask=mask[:, None, None].expand(-1, 1, length, -1) if inputs.padded else None,
             position_ids=positions,
         ).last_hidden_state
-        start = sequence.shape[1] - behind - 1
+        start = length - behind - 1
         # Only the action positions go through the output matrix, and only its action rows: token k is row
         # vocab_size - 1 - k.
         vocab = self.settings.llm.vocab_size
