@@ -11,7 +11,7 @@ third of their success). Module names are those of the released checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,10 +37,11 @@ from srpo import config as settings
 from srpo.distributed import gather
 from srpo.files import atomic_directory, write_json
 from srpo.policies import action_tokens, weights
+from srpo.policies.lora import LoraLinear
 from srpo.policies.pictures import Preparation
 from srpo.policies.processing import LONE_SPACE, SPACE, prepare_prompts
 from srpo.policies.vision import VisionTransformer
-from srpo.policies.weights import CheckpointError, check, fill, read_index, read_json, unread
+from srpo.policies.weights import CheckpointError, check, fill, is_adapter, read_index, read_json, unread
 from srpo.types import ACTION_DIM, CHUNK, PROPRIO_DIM, TOKENS
 
 MODEL_TYPE = "srpo_openvla_oft"
@@ -195,16 +196,25 @@ class OpenVLAOFT(PreTrainedModel):
         Raises:
             ValueError: whole weights in bfloat16, which would round most updates away.
         """
-        if freeze_vision:
-            self.vision_backbone.requires_grad_(False)
-            self.projector.requires_grad_(False)
+        frozen = ("vision_backbone.", "projector.") if freeze_vision else ()
         if self.settings.lora is not None:
-            self._add_adapters(self.settings.lora, freeze_vision)
+            linear = [
+                name
+                for name, part in self.named_modules()
+                # The output matrix is read by rows, not called.
+                if isinstance(part, nn.Linear) and name != "language_model.lm_head"
+            ]
+            self.add_adapters(name for name in linear if not name.startswith(frozen))
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(is_adapter(name))
         elif self.settings.dtype == "bfloat16":
             raise ValueError(
                 "policy.dtype bfloat16 cannot be trained whole: its updates would be rounded away; "
                 "set policy.lora, or policy.dtype float32"
             )
+        for name, parameter in self.named_parameters():
+            if name.startswith(frozen):
+                parameter.requires_grad_(False)
         if self.settings.gradient_checkpointing:
             for block in [part for part in self.modules() if type(part).__name__ in self._no_split_modules]:
                 # transformers' own checkpointing is off in evaluation mode, in which policies are trained.
@@ -212,33 +222,22 @@ class OpenVLAOFT(PreTrainedModel):
                     checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
                 )
 
-    def _add_adapters(self, lora: settings.Lora, freeze_vision: bool) -> None:
-        import peft  # seconds, and seldom needed
-
-        linear = [name for name, part in self.named_modules() if isinstance(part, nn.Linear)]
-        if freeze_vision:
-            linear = [name for name in linear if not name.startswith(("vision_backbone.", "projector."))]
-        peft.inject_adapter_in_model(
-            peft.LoraConfig(
-                r=lora.rank,
-                lora_alpha=lora.alpha,
-                # The output matrix is read by rows, not called.
-                target_modules=[name for name in linear if name != "language_model.lm_head"],
-            ),
-            self,
-        )
-        for parameter in self.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+    def add_adapters(self, names: Iterable[str]) -> None:
+        """Put adapters beside the linear layers of these names that have none yet."""
+        lora = self.settings.lora
+        assert lora is not None
+        for name in names:
+            part = self.get_submodule(name)
+            if not isinstance(part, LoraLinear):
+                self.set_submodule(name, LoraLinear(part, lora.rank, lora.alpha))
 
     def merged_state_dict(self) -> dict[str, torch.Tensor]:
-        """The weights by their checkpoint names, adapters added in."""
-        merged = {name: t for name, t in self.state_dict().items() if ".lora_" not in name}
+        """The weights by their checkpoint names, adapters added in and rounded to the weights' precision."""
+        merged = {name: t for name, t in self.state_dict().items() if not is_adapter(name)}
         for path, part in self.named_modules():
-            if hasattr(part, "get_delta_weight"):
-                weight = merged[f"{path}.base_layer.weight"]
-                merged[f"{path}.base_layer.weight"] = weight + part.get_delta_weight("default").to(weight)
-        return {name.replace(".base_layer.", "."): tensor for name, tensor in merged.items()}
+            if isinstance(part, LoraLinear):
+                merged[f"{path}.weight"] = part.merged.detach()
+        return merged
 
     def prepare(
         self,
@@ -410,9 +409,12 @@ def create_policy(
 def save_policy(model: OpenVLAOFT, folder: Path, writer: bool = True) -> None:
     """Write weights (safetensors), configuration, statistics and tokenizer as one folder, atomically.
 
+    Adapters are kept beside the weights: most of what reinforcement learning changes is smaller than the
+    distance between two bfloat16 numbers, and merging would round it away.
+
     Of a distributed run's processes all call, since weights may be spread over them; the `writer` writes.
     """
-    tensors = gather(model.merged_state_dict(), writer)
+    tensors = gather(model.state_dict(), writer)
     if not writer:
         return
     with atomic_directory(folder) as temporary:
@@ -423,7 +425,8 @@ def save_policy(model: OpenVLAOFT, folder: Path, writer: bool = True) -> None:
 def save_openvla(model: OpenVLAOFT, folder: Path) -> None:
     """Write a policy that came from OpenVLA's layout in that layout, atomically.
 
-    The parts of the vision transformers that nobody reads were not loaded; they are written as zeros.
+    Adapters are merged: that layout has none. The parts of the vision transformers that nobody reads were not
+    loaded; they are written as zeros.
 
     Raises:
         CheckpointError: the policy did not come from OpenVLA's layout, whose config.json names timm models.
@@ -477,6 +480,16 @@ def open_policy(
     with torch.device("meta"):
         model = OpenVLAOFT(config)
     entries = read_index(folder)
+    adapted = [name.removesuffix(".lora_A") for name in entries if name.endswith(".lora_A")]
+    if adapted:
+        saved, wanted = description["policy"]["lora"], model.settings.lora
+        if wanted is None or wanted.model_dump() != saved:
+            raise CheckpointError(
+                f"{folder} has adapters, which train on as they are: set policy.lora to {saved}, or merge "
+                "them (python -m srpo.policies convert)"
+            )
+        known = dict(model.named_modules())
+        model.add_adapters(name for name in adapted if isinstance(known.get(name), nn.Linear))
     try:
         check(entries, model, unread(model.settings) if kind == OPENVLA else {})
     except CheckpointError as error:
