@@ -146,6 +146,19 @@ class _ProprioProjector(nn.Module):
         return projected
 
 
+def sample(log_p: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    """Draw from N × T distributions, float32 (N, T, K) log-probabilities on the CPU; int64 (N, T).
+
+    Each of the N has a generator of its own, of which it takes T numbers, whatever the others are: a draw is
+    where its number falls among the cumulated probabilities.
+    """
+    cumulated = log_p.double().exp().cumsum(-1)
+    cumulated = cumulated / cumulated[..., -1:]  # ends at 1, which no number reaches
+    shape = (log_p.shape[1], 1)
+    numbers = torch.stack([torch.rand(shape, generator=g, dtype=torch.float64) for g in generators])
+    return torch.searchsorted(cumulated, numbers, right=True)[..., 0]
+
+
 class OpenVLAOFT(PreTrainedModel):
     """The policy. `tokenizer` travels with it: `load_policy` and `save_policy` keep both in one folder."""
 
@@ -360,9 +373,7 @@ class OpenVLAOFT(PreTrainedModel):
         if generators is None or len(generators) != len(inputs):
             raise ValueError(f"sampling {len(inputs)} observations needs as many generators")
         log_p = torch.log_softmax(logits / temperature, dim=-1)
-        tokens = torch.cat(
-            [torch.multinomial(p.exp(), 1, generator=g).T for p, g in zip(log_p, generators, strict=True)]
-        )
+        tokens = sample(log_p, generators)
         return tokens.numpy(), log_p.gather(-1, tokens[..., None])[..., 0].numpy()
 
     def actions(self, suite: str, tokens: NDArray[np.int64]) -> NDArray[np.float64]:

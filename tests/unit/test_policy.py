@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from srpo.config import Lora
 from srpo.policies import action_tokens
 from srpo.policies.lora import LoraLinear
-from srpo.policies.openvla_oft import CheckpointError, Inputs, OpenVLAOFT, load_policy, save_policy
+from srpo.policies.openvla_oft import CheckpointError, Inputs, OpenVLAOFT, load_policy, sample, save_policy
 
 
 def test_sequence_is_read_before_each_placeholder_and_through_the_action_rows() -> None:
@@ -112,8 +112,25 @@ def test_sampling_follows_the_softmax_of_each_episodes_own_generator() -> None:
         part = np.minimum((np.cumsum(probabilities[position]) * 8).astype(int), 7)
         expected = np.bincount(part, probabilities[position], 8) * len(draws)
         assert chisquare(np.bincount(part, counts, 8), expected).pvalue > 1e-4
+    # Alone, in a batch and at another place of it: the same draws, and as many numbers are taken.
+    other, mine = torch.Generator().manual_seed(6), torch.Generator().manual_seed(5)
     first = policy.act(one, 1.0, [torch.Generator().manual_seed(5)])[0]
-    np.testing.assert_array_equal(first, policy.act(one, 1.0, [torch.Generator().manual_seed(5)])[0])
+    np.testing.assert_array_equal(first[0], policy.act(inputs[:2], 1.0, [other, mine])[0][1])
+    assert torch.rand(1, generator=other) != torch.rand(1, generator=mine)
+
+
+def test_what_has_no_probability_is_never_drawn() -> None:
+    """And what has all of it always is, though probabilities are rounded."""
+    log_p = torch.full((2, 56, 256), -torch.inf)
+    log_p[0, :, 255] = log_p[1, :, 0] = 0.0
+    generators = [torch.Generator().manual_seed(k) for k in range(2)]
+    assert sample(log_p, generators).unique(dim=1).tolist() == [[255], [0]]
+    log_p[:, :, 100:103] = torch.tensor([0.1, 0.2, 0.3]).log()
+    log_p[0, :, 255] = log_p[1, :, 0] = -torch.inf
+    drawn = sample(log_p.repeat(20, 1, 1), [torch.Generator().manual_seed(k) for k in range(40)])
+    share = torch.bincount(drawn.flatten()) / drawn.numel()
+    assert set(drawn.unique().tolist()) == {100, 101, 102}
+    torch.testing.assert_close(share[100:], torch.tensor([1.0, 2.0, 3.0]) / 6, atol=0.04, rtol=0)
 
 
 def test_broken_weights_do_not_act() -> None:
