@@ -45,10 +45,14 @@ def gradient(config: TrainStage, policy: OpenVLAOFT, batch: collect.Batch) -> di
     own = batch.own(scores.kept & scores.signal)
     policy.zero_grad()
     if own:
-        choices = update.gather_choices(config, policy, list(own.values()), scores.advantages[list(own)])
+        queries = update.queries_of(list(own.values()), scores.advantages[list(own)])
         # The rewards' share alone: on policy the KL penalty has no gradient, and entropy knows no outcome.
         train = config.train.model_copy(update={"kl": 0.0, "entropy": 0.0})
-        update.accumulate(train, policy, None, Accelerator(cpu=True), choices, float(choices.valid.sum()))
+        alone, tokens = (
+            config.model_copy(update={"train": train}),
+            sum(int(e.valid.sum()) for e in own.values()),
+        )
+        update.accumulate(alone, policy, None, Accelerator(cpu=True), queries, float(tokens))
     return {
         part: torch.cat(
             [

@@ -166,7 +166,7 @@ class LanguageModel(Section):
 
 
 class Lora(Section):
-    """Low-rank adapters (peft) on every linear layer but the output, trained in place of the weights."""
+    """Low-rank adapters on every linear layer but the output, trained in place of the weights."""
 
     rank: Count
     """Rank of an adapter."""
@@ -204,7 +204,7 @@ class Policy(Section):
     gradient_checkpointing: bool = False
     """Compute each block again in the backward pass instead of keeping its activations."""
     lora: Lora | None = None
-    """Train adapters only; saved policies have them merged."""
+    """Train adapters only; saved policies have them beside the weights."""
 
     @model_validator(mode="after")
     def _patches_divide(self) -> Policy:

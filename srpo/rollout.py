@@ -35,7 +35,7 @@ class Rollouts(AbstractContextManager["Rollouts"]):
         self._policy = policy
         self._batch = protocol.batch or (1 if policy.device.type == "cpu" else 64)
         self._generators: dict[int, torch.Generator] = {}
-        self._pool = EnvPool(suite, protocol, workers, plus=plus)
+        self._pool = EnvPool(suite, protocol, workers, policy.preparation, plus=plus)
 
     def run(self, specs: Iterable[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
         """Run episodes, all at one temperature; yield each as it finishes, in any order."""
@@ -57,7 +57,7 @@ class Rollouts(AbstractContextManager["Rollouts"]):
         for query in queries:
             if query.first:
                 self._generators[query.worker] = torch.Generator().manual_seed(query.spec.seed)
-        inputs = self._policy.prepare(
+        inputs = self._policy.inputs(
             self._suite,
             np.stack([query.image for query in queries]),
             [query.instruction for query in queries],

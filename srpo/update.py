@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +25,13 @@ from srpo.policies.openvla_oft import Inputs, OpenVLAOFT
 from srpo.score import Scores
 from srpo.types import PROPRIO_DIM, TOKENS, Episode, EpisodeSpec
 
+Query = tuple[Episode, int, float]
+"""A policy query of an episode, its number there, and the episode's advantage."""
+
 
 @dataclass(frozen=True)
 class Choices:
-    """The N policy queries of some episodes, as tensors on the policy's device.
+    """N policy queries as tensors, made on the CPU.
 
     tokens     int64 (N, 56) action tokens
     log_probs  float32 (N, 56) of the tokens when they were sampled
@@ -39,31 +45,49 @@ class Choices:
     valid: torch.Tensor
     advantages: torch.Tensor
 
+    def __len__(self) -> int:
+        return len(self.tokens)
 
-def gather_choices(
-    config: TrainStage, policy: OpenVLAOFT, episodes: Sequence[Episode], advantages: NDArray[np.float64]
-) -> Choices:
-    """The queries of some episodes (at least one), with the episodes' advantages float (E,)."""
-    words = [load_task(config.suite, e.spec.task_id).language for e in episodes for _ in e.images]
-    inputs = policy.prepare(
-        config.suite,
-        np.concatenate([e.images for e in episodes]),
-        words,
-        np.concatenate([e.proprio for e in episodes]),
-    )
-    device = policy.device
+    def to(self, device: torch.device) -> Choices:
+        tokens, log_probs, valid, advantages = (
+            tensor.to(device, non_blocking=True)
+            for tensor in (self.tokens, self.log_probs, self.valid, self.advantages)
+        )
+        return Choices(self.inputs.to(device), tokens, log_probs, valid, advantages)
 
-    def joined(name: str) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate([getattr(e, name) for e in episodes])).to(device)
 
-    repeated = np.repeat(advantages, [len(e.images) for e in episodes])
+def queries_of(episodes: Sequence[Episode], advantages: NDArray[np.float64]) -> list[Query]:
+    """All queries of some episodes, with the episodes' advantages float (E,)."""
+    pairs = zip(episodes, advantages.tolist(), strict=True)
+    return [(episode, k, worth) for episode, worth in pairs for k in range(len(episode.images))]
+
+
+def gather_choices(config: TrainStage, policy: OpenVLAOFT, queries: Sequence[Query]) -> Choices:
+    """Some queries (at least one), their pictures prepared."""
+
+    def of(name: str) -> NDArray[Any]:
+        return np.stack([getattr(episode, name)[k] for episode, k, _ in queries])
+
+    words = [load_task(config.suite, episode.spec.task_id).language for episode, _, _ in queries]
     return Choices(
-        inputs.to(device),
-        joined("tokens"),
-        joined("log_probs"),
-        joined("valid"),
-        torch.from_numpy(repeated).float().to(device),
+        policy.prepare(config.suite, of("images"), words, of("proprio")),
+        torch.from_numpy(of("tokens")),
+        torch.from_numpy(of("log_probs")),
+        torch.from_numpy(of("valid")),
+        torch.tensor([worth for _, _, worth in queries]),
     )
+
+
+def _ahead(make: Callable[[Sequence[Query]], Choices], parts: Iterable[Sequence[Query]]) -> Iterator[Choices]:
+    """`map` whose next result is made by a thread while this one is used: pictures, while a GPU computes."""
+    with ThreadPoolExecutor(1) as thread:
+        coming: deque[Future[Choices]] = deque()
+        for part in parts:
+            coming.append(thread.submit(make, part))
+            if len(coming) == 2:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 def blank_episode(config: TrainStage) -> Episode:
@@ -126,13 +150,13 @@ def update(
             own = batch.own(members)
             episodes = list(own.values()) or [blank_episode(config)]
             advantages = scores.advantages[list(own)] if own else np.zeros(1)
-            choices = gather_choices(config, policy, episodes, advantages)
+            queries = queries_of(episodes, advantages)
             optimiser.zero_grad()
-            log = accumulate(train, policy, reference, accelerator, choices, normaliser)
+            log = accumulate(config, policy, reference, accelerator, queries, normaliser)
             average_gradients(policy, accelerator)
             norm = whole(accelerator.clip_grad_norm_(policy.parameters(), train.grad_clip))
             optimiser.step()
-            everyone = accelerator.reduce(log.float().to(accelerator.device), reduction="mean")
+            everyone = accelerator.reduce(log.float(), reduction="mean")
             logs.append([*everyone.tolist(), float(norm)])
     if not logs:
         return dict.fromkeys(LEARNT)
@@ -143,33 +167,38 @@ def update(
 
 
 def accumulate(
-    train: Train,
+    config: TrainStage,
     policy: OpenVLAOFT,
     reference: OpenVLAOFT | None,
     accelerator: Accelerator,
-    choices: Choices,
+    queries: Sequence[Query],
     normaliser: float,
 ) -> torch.Tensor:
     """Add a mini-batch's gradients to the policy's, a micro-batch at a time.
 
-    Returns what this process's choices add to `LEARNT`, `grad_norm` excepted: float64 (5,).
+    Returns what this process's queries (at least one) add to `LEARNT`, `grad_norm` excepted: float64 (5,).
     """
-    objective, log = make_objective(train), torch.zeros(len(LEARNT) - 1, dtype=torch.float64)
-    for at in range(0, max(gather_object([len(choices.tokens)])), train.microbatch):
-        # As often in every process, for FSDP: one that has run out takes a query without weight.
-        left = at < len(choices.tokens)
-        part = slice(at, at + train.microbatch) if left else slice(1)
-        inputs, tokens = choices.inputs[part], choices.tokens[part]
-        log_probs, entropy = policy.log_probs(inputs, tokens, train.temperature)
+    train = config.train
+    objective = make_objective(train)
+    # Summed where it comes from: fetching a number from a GPU waits until it has nothing left to do.
+    log = torch.zeros(len(LEARNT) - 1, dtype=torch.float64, device=policy.device)
+    # As often in every process, for FSDP: one that has run out takes a query without weight.
+    starts = range(0, max(gather_object([len(queries)])), train.microbatch)
+    parts = (queries[at : at + train.microbatch] or queries[:1] for at in starts)
+    for at, made in zip(starts, _ahead(partial(gather_choices, config, policy), parts), strict=True):
+        choices = made.to(policy.device)
+        log_probs, entropy = policy.log_probs(choices.inputs, choices.tokens, train.temperature)
         reference_log_probs = None
         if reference is not None:
             with torch.no_grad():
-                reference_log_probs, _ = reference.log_probs(inputs, tokens, train.temperature)
+                reference_log_probs, _ = reference.log_probs(
+                    choices.inputs, choices.tokens, train.temperature
+                )
         loss = objective(
             log_probs,
-            choices.log_probs[part],
-            choices.advantages[part],
-            choices.valid[part] & left,
+            choices.log_probs,
+            choices.advantages,
+            choices.valid & (at < len(queries)),
             normaliser,
             reference_log_probs=reference_log_probs,
             kl_weight=train.kl,
@@ -178,7 +207,7 @@ def accumulate(
         )
         accelerator.backward(loss.total)
         terms = (loss.total, loss.kl, loss.approx_kl, loss.clip_fraction, loss.entropy)
-        log += torch.stack([term.detach() for term in terms]).double().cpu()
+        log += torch.stack([term.detach() for term in terms]).double()
     return log
 
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from srpo.config import Protocol
 from srpo.plus_data import PlusSources
+from srpo.policies.pictures import Preparation
 from srpo.processes import one_core_each
 from srpo.types import ACTION_DIM, CHUNK, Episode, EpisodeSpec, FailedRun
 from srpo.world_models.base import select_frames
@@ -44,7 +45,11 @@ PATIENCE_SECONDS = 0.01
 
 @dataclass(frozen=True)
 class Query:
-    """A worker's question: what to do for the next chunk? `first` marks an episode's first question."""
+    """A worker's question: what to do for the next chunk?
+
+    `first` marks an episode's first question; `image` is the picture as the policy sees it, after the pool's
+    `preparation`.
+    """
 
     worker: int
     spec: EpisodeSpec
@@ -131,7 +136,7 @@ def run_episode(
 
 @dataclass(frozen=True)
 class _Asked:
-    """A query on its way: its picture is in the shared memory already."""
+    """A query on its way: its picture is in the shared memory already, also as the policy sees it."""
 
     query: int
     instruction: str
@@ -151,8 +156,10 @@ def _work(
     connection: Connection,
     memory: Any,
     shape: tuple[int, ...],
+    sight: Any,
     suite: str,
     protocol: Protocol,
+    preparation: Preparation,
     plus: PlusSources | None,
 ) -> None:
     """A worker's life: take a spec, run it, send the episode; None ends it. A lost caller ends it, too."""
@@ -160,6 +167,7 @@ def _work(
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle
     pictures = np.ctypeslib.as_array(memory).reshape(shape)
+    seen = np.ctypeslib.as_array(sight).reshape(preparation.size, preparation.size, 3)
     nothing = pictures[:0].copy()
     try:
         # Heavy imports here, so that a missing library is reported like any other error.
@@ -183,6 +191,8 @@ def _work(
                     instruction = perturbation.instruction(env)
 
                 def ask(query: int, proprio: NDArray[np.float32]) -> Answer:
+                    # Here and not where the policy acts: a GPU would wait for it.
+                    seen[:] = preparation(pictures[query])
                     connection.send(_Asked(query, instruction, proprio))  # noqa: B023
                     answer: Answer = connection.recv()
                     return answer
@@ -202,6 +212,8 @@ class _Worker:
     process: BaseProcess
     connection: Connection
     pictures: NDArray[np.uint8]
+    seen: NDArray[np.uint8]
+    """The picture of the question that it asks, as the policy sees it."""
     spec: EpisodeSpec | None = None
     tasks: set[int] = field(default_factory=set)
     asked: float | None = None
@@ -240,10 +252,12 @@ class EnvPool(AbstractContextManager["EnvPool"]):
         suite: str,
         protocol: Protocol,
         workers: int,
+        preparation: Preparation,
         hang_seconds: float = HANG_SECONDS,
         plus: PlusSources | None = None,
     ) -> None:
         self._suite, self._protocol, self._number, self._plus = suite, protocol, workers, plus
+        self._preparation = preparation
         self._hang_seconds = hang_seconds
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
@@ -255,15 +269,27 @@ class EnvPool(AbstractContextManager["EnvPool"]):
         ours, theirs = self._context.Pipe()
         # Shared memory without a name: it goes with the processes that have it, however they end.
         memory = self._context.RawArray(ctypes.c_uint8, int(np.prod(self._shape)))
+        size = self._preparation.size
+        sight = self._context.RawArray(ctypes.c_uint8, size * size * 3)
         process = self._context.Process(
             target=_work,
-            args=(theirs, memory, self._shape, self._suite, self._protocol, self._plus),
+            args=(
+                theirs,
+                memory,
+                self._shape,
+                sight,
+                self._suite,
+                self._protocol,
+                self._preparation,
+                self._plus,
+            ),
             daemon=True,
         )
         with one_core_each():
             process.start()
         theirs.close()
-        return _Worker(process, ours, np.ctypeslib.as_array(memory).reshape(self._shape))
+        pictures = np.ctypeslib.as_array(memory).reshape(self._shape)
+        return _Worker(process, ours, pictures, np.ctypeslib.as_array(sight).reshape(size, size, 3))
 
     def _prepare(self, frames: int) -> None:
         """Start workers: all of them at first or when pictures need more room, else those lost since."""
@@ -311,14 +337,13 @@ class EnvPool(AbstractContextManager["EnvPool"]):
                 message = self._receive(number)
                 if isinstance(message, _Asked):
                     worker.asked = time.monotonic()
-                    picture = worker.pictures[message.query]
                     waiting.append(
                         Query(
                             number,
                             worker.spec,
                             message.query == 0,
                             message.instruction,
-                            picture,
+                            worker.seen,
                             message.proprio,
                         )
                     )

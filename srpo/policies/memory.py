@@ -179,7 +179,7 @@ def _fake(
 
         def inputs(batch: int) -> Inputs:
             return Inputs(
-                torch.empty(batch, 3, policy.image_size, policy.image_size),
+                torch.empty(batch, policy.image_size, policy.image_size, 3, dtype=torch.uint8),
                 torch.zeros(batch, PROMPT, dtype=torch.long),
                 torch.ones(batch, PROMPT, dtype=torch.bool),
                 torch.empty(batch, PROPRIO_DIM) if policy.proprio else None,

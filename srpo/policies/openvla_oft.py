@@ -11,7 +11,7 @@ third of their success). Module names are those of the released checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,9 +37,11 @@ from srpo import config as settings
 from srpo.distributed import gather
 from srpo.files import atomic_directory, write_json
 from srpo.policies import action_tokens, weights
-from srpo.policies.processing import LONE_SPACE, SPACE, prepare_images, prepare_prompts
+from srpo.policies.lora import LoraLinear
+from srpo.policies.pictures import Preparation
+from srpo.policies.processing import LONE_SPACE, SPACE, prepare_prompts
 from srpo.policies.vision import VisionTransformer
-from srpo.policies.weights import CheckpointError, check, fill, read_index, read_json, unread
+from srpo.policies.weights import CheckpointError, check, fill, is_adapter, read_index, read_json, unread
 from srpo.types import ACTION_DIM, CHUNK, PROPRIO_DIM, TOKENS
 
 MODEL_TYPE = "srpo_openvla_oft"
@@ -69,7 +71,7 @@ class OpenVLAOFTConfig(PreTrainedConfig):
 class Inputs:
     """A prepared batch of N observations.
 
-    pixels  float32 (N, 3, size, size) in [0, 1]
+    pixels  uint8 (N, size, size, 3), as `srpo.policies.pictures` prepares them
     ids     int64 (N, L) prompt tokens, padded on the left; mask bool (N, L)
     proprio float32 (N, 8) normalised to [-1, 1], or None for a policy without proprioception
     padded  whether the mask hides anything; known without asking the GPU
@@ -90,9 +92,15 @@ class Inputs:
         return len(self.pixels)
 
     def to(self, device: torch.device) -> Inputs:
-        proprio = None if self.proprio is None else self.proprio.to(device)
-        pixels, ids, mask = (tensor.to(device) for tensor in (self.pixels, self.ids, self.mask))
-        return Inputs(pixels, ids, mask, proprio, self.padded)
+        """On a GPU, without waiting for what it is doing: from memory that it reads itself."""
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            if device.type == "cuda" and tensor.device.type == "cpu":
+                tensor = tensor.pin_memory()
+            return tensor.to(device, non_blocking=True)
+
+        proprio = None if self.proprio is None else moved(self.proprio)
+        return Inputs(moved(self.pixels), moved(self.ids), moved(self.mask), proprio, self.padded)
 
 
 class _VisionBackbone(nn.Module):
@@ -102,7 +110,10 @@ class _VisionBackbone(nn.Module):
         self.featurizer = encoders[0]
         self.fused_featurizer = encoders[1] if len(encoders) == 2 else None
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """uint8 (N, size, size, 3) → features (N, patches, widths side by side)."""
+        # Divided by a tensor: CUDA multiplies by a number's reciprocal, whose last bits differ.
+        pixels = pictures.permute(0, 3, 1, 2).float() / torch.full((), 255.0, device=pictures.device)
         features: torch.Tensor = self.featurizer(pixels)
         if self.fused_featurizer is None:
             return features
@@ -133,6 +144,19 @@ class _ProprioProjector(nn.Module):
     def forward(self, proprio: torch.Tensor) -> torch.Tensor:
         projected: torch.Tensor = self.fc2(F.gelu(self.fc1(proprio)))
         return projected
+
+
+def sample(log_p: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    """Draw from N × T distributions, float32 (N, T, K) log-probabilities on the CPU; int64 (N, T).
+
+    Each of the N has a generator of its own, of which it takes T numbers, whatever the others are: a draw is
+    where its number falls among the cumulated probabilities.
+    """
+    cumulated = log_p.double().exp().cumsum(-1)
+    cumulated = cumulated / cumulated[..., -1:]  # ends at 1, which no number reaches
+    shape = (log_p.shape[1], 1)
+    numbers = torch.stack([torch.rand(shape, generator=g, dtype=torch.float64) for g in generators])
+    return torch.searchsorted(cumulated, numbers, right=True)[..., 0]
 
 
 class OpenVLAOFT(PreTrainedModel):
@@ -185,16 +209,25 @@ class OpenVLAOFT(PreTrainedModel):
         Raises:
             ValueError: whole weights in bfloat16, which would round most updates away.
         """
-        if freeze_vision:
-            self.vision_backbone.requires_grad_(False)
-            self.projector.requires_grad_(False)
+        frozen = ("vision_backbone.", "projector.") if freeze_vision else ()
         if self.settings.lora is not None:
-            self._add_adapters(self.settings.lora, freeze_vision)
+            linear = [
+                name
+                for name, part in self.named_modules()
+                # The output matrix is read by rows, not called.
+                if isinstance(part, nn.Linear) and name != "language_model.lm_head"
+            ]
+            self.add_adapters(name for name in linear if not name.startswith(frozen))
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(is_adapter(name))
         elif self.settings.dtype == "bfloat16":
             raise ValueError(
                 "policy.dtype bfloat16 cannot be trained whole: its updates would be rounded away; "
                 "set policy.lora, or policy.dtype float32"
             )
+        for name, parameter in self.named_parameters():
+            if name.startswith(frozen):
+                parameter.requires_grad_(False)
         if self.settings.gradient_checkpointing:
             for block in [part for part in self.modules() if type(part).__name__ in self._no_split_modules]:
                 # transformers' own checkpointing is off in evaluation mode, in which policies are trained.
@@ -202,33 +235,22 @@ class OpenVLAOFT(PreTrainedModel):
                     checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
                 )
 
-    def _add_adapters(self, lora: settings.Lora, freeze_vision: bool) -> None:
-        import peft  # seconds, and seldom needed
-
-        linear = [name for name, part in self.named_modules() if isinstance(part, nn.Linear)]
-        if freeze_vision:
-            linear = [name for name in linear if not name.startswith(("vision_backbone.", "projector."))]
-        peft.inject_adapter_in_model(
-            peft.LoraConfig(
-                r=lora.rank,
-                lora_alpha=lora.alpha,
-                # The output matrix is read by rows, not called.
-                target_modules=[name for name in linear if name != "language_model.lm_head"],
-            ),
-            self,
-        )
-        for parameter in self.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+    def add_adapters(self, names: Iterable[str]) -> None:
+        """Put adapters beside the linear layers of these names that have none yet."""
+        lora = self.settings.lora
+        assert lora is not None
+        for name in names:
+            part = self.get_submodule(name)
+            if not isinstance(part, LoraLinear):
+                self.set_submodule(name, LoraLinear(part, lora.rank, lora.alpha))
 
     def merged_state_dict(self) -> dict[str, torch.Tensor]:
-        """The weights by their checkpoint names, adapters added in."""
-        merged = {name: t for name, t in self.state_dict().items() if ".lora_" not in name}
+        """The weights by their checkpoint names, adapters added in and rounded to the weights' precision."""
+        merged = {name: t for name, t in self.state_dict().items() if not is_adapter(name)}
         for path, part in self.named_modules():
-            if hasattr(part, "get_delta_weight"):
-                weight = merged[f"{path}.base_layer.weight"]
-                merged[f"{path}.base_layer.weight"] = weight + part.get_delta_weight("default").to(weight)
-        return {name.replace(".base_layer.", "."): tensor for name, tensor in merged.items()}
+            if isinstance(part, LoraLinear):
+                merged[f"{path}.weight"] = part.merged.detach()
+        return merged
 
     def prepare(
         self,
@@ -238,16 +260,31 @@ class OpenVLAOFT(PreTrainedModel):
         proprio: NDArray[np.float32],
     ) -> Inputs:
         """Observations (N pictures, instructions, proprioceptions) as the network's inputs, on the CPU."""
+        pictures = np.stack([self.preparation(image) for image in images])
+        return self.inputs(suite, pictures, instructions, proprio)
+
+    @property
+    def preparation(self) -> Preparation:
+        """How a rendered picture becomes what the policy sees."""
+        return Preparation(self.settings.image_size, self.settings.crop_area, self.settings.jpeg)
+
+    def inputs(
+        self,
+        suite: str,
+        pictures: NDArray[np.uint8],
+        instructions: Sequence[str],
+        proprio: NDArray[np.float32],
+    ) -> Inputs:
+        """`prepare` with pictures that have gone through `preparation`."""
         ids, mask = prepare_prompts(self.tokenizer, instructions)
-        pixels = prepare_images(images, self.settings.image_size, self.settings.crop_area, self.settings.jpeg)
         felt = None
         if self.settings.proprio:
             statistics = self.statistics(suite)["proprio"]
             felt = torch.from_numpy(action_tokens.normalise(proprio, statistics)).float()
-        return Inputs(pixels, ids, mask, felt, not bool(mask.all()))
+        return Inputs(torch.from_numpy(pictures), ids, mask, felt, not bool(mask.all()))
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        """float (N, 3, size, size) in [0, 1] → projected patches (N, patches, llm width)."""
+        """uint8 (N, size, size, 3) → projected patches (N, patches, llm width)."""
         projected: torch.Tensor = self.projector(self.vision_backbone(pixels))
         return projected
 
@@ -261,7 +298,8 @@ class OpenVLAOFT(PreTrainedModel):
             patches = self.encode_images(inputs.pixels)
         embed = self.language_model.get_input_embeddings()
         batch = len(inputs)
-        special = torch.tensor([self._bos, self._eos], device=inputs.ids.device)
+        # Filled there: a copy to a GPU would wait for all that it has yet to do.
+        special = torch.stack([inputs.ids.new_full((), token) for token in (self._bos, self._eos)])
         bos, stop = embed(special).to(patches.dtype)[:, None, None].expand(-1, batch, 1, -1)
         prefix = [bos, patches]
         if self.proprio_projector is not None:
@@ -277,14 +315,16 @@ class OpenVLAOFT(PreTrainedModel):
 
         ahead, behind = sum(part.shape[1] for part in prefix), TOKENS + 1
         mask = F.pad(inputs.mask, (ahead, behind), value=True)
+        length = mask.shape[1]
         # Positions count real tokens only, so that padding changes nothing.
         positions = mask.long().cumsum(1) - 1
         hidden = self.language_model.model(
             inputs_embeds=sequence,
-            attention_mask=mask if inputs.padded else None,
+            # As wide as attention wants it: transformers would look into it, and wait for the GPU.
+            attention_mask=mask[:, None, None].expand(-1, 1, length, -1) if inputs.padded else None,
             position_ids=positions,
         ).last_hidden_state
-        start = sequence.shape[1] - behind - 1
+        start = length - behind - 1
         # Only the action positions go through the output matrix, and only its action rows: token k is row
         # vocab_size - 1 - k.
         vocab = self.settings.llm.vocab_size
@@ -333,9 +373,7 @@ class OpenVLAOFT(PreTrainedModel):
         if generators is None or len(generators) != len(inputs):
             raise ValueError(f"sampling {len(inputs)} observations needs as many generators")
         log_p = torch.log_softmax(logits / temperature, dim=-1)
-        tokens = torch.cat(
-            [torch.multinomial(p.exp(), 1, generator=g).T for p, g in zip(log_p, generators, strict=True)]
-        )
+        tokens = sample(log_p, generators)
         return tokens.numpy(), log_p.gather(-1, tokens[..., None])[..., 0].numpy()
 
     def actions(self, suite: str, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -382,9 +420,12 @@ def create_policy(
 def save_policy(model: OpenVLAOFT, folder: Path, writer: bool = True) -> None:
     """Write weights (safetensors), configuration, statistics and tokenizer as one folder, atomically.
 
+    Adapters are kept beside the weights: most of what reinforcement learning changes is smaller than the
+    distance between two bfloat16 numbers, and merging would round it away.
+
     Of a distributed run's processes all call, since weights may be spread over them; the `writer` writes.
     """
-    tensors = gather(model.merged_state_dict(), writer)
+    tensors = gather(model.state_dict(), writer)
     if not writer:
         return
     with atomic_directory(folder) as temporary:
@@ -395,7 +436,8 @@ def save_policy(model: OpenVLAOFT, folder: Path, writer: bool = True) -> None:
 def save_openvla(model: OpenVLAOFT, folder: Path) -> None:
     """Write a policy that came from OpenVLA's layout in that layout, atomically.
 
-    The parts of the vision transformers that nobody reads were not loaded; they are written as zeros.
+    Adapters are merged: that layout has none. The parts of the vision transformers that nobody reads were not
+    loaded; they are written as zeros.
 
     Raises:
         CheckpointError: the policy did not come from OpenVLA's layout, whose config.json names timm models.
@@ -449,6 +491,16 @@ def open_policy(
     with torch.device("meta"):
         model = OpenVLAOFT(config)
     entries = read_index(folder)
+    adapted = [name.removesuffix(".lora_A") for name in entries if name.endswith(".lora_A")]
+    if adapted:
+        saved, wanted = description["policy"]["lora"], model.settings.lora
+        if wanted is None or wanted.model_dump() != saved:
+            raise CheckpointError(
+                f"{folder} has adapters, which train on as they are: set policy.lora to {saved}, or merge "
+                "them (python -m srpo.policies convert)"
+            )
+        known = dict(model.named_modules())
+        model.add_adapters(name for name in adapted if isinstance(known.get(name), nn.Linear))
     try:
         check(entries, model, unread(model.settings) if kind == OPENVLA else {})
     except CheckpointError as error:

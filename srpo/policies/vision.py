@@ -98,7 +98,11 @@ class VisionTransformer(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """float (N, 3, size, size) in [0, 1] → patch tokens (N, patches, hidden_size)."""
-        mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (self._mean, self._std))
+        mean, std = (
+            # Filled there: a copy to a GPU would wait for all that it has yet to do.
+            torch.stack([pixels.new_full((1, 1), value) for value in values])
+            for values in (self._mean, self._std)
+        )
         # Normalised in float32, whatever the weights are.
         normal = ((pixels - mean) / std).to(self.pos_embed.dtype)
         hidden = self.patch_embed(normal) + self.pos_embed

@@ -143,6 +143,11 @@ def _pooling(encoder: Encoder) -> dict[str, Shape]:
     )
 
 
+def is_adapter(name: str) -> bool:
+    """Whether a tensor of this name is one of `srpo.policies.lora`'s."""
+    return name.endswith((".lora_A", ".lora_B"))
+
+
 def check(entries: Mapping[str, Entry], model: nn.Module, ignored: Mapping[str, Shape]) -> None:
     """Raise a CheckpointError that lists every tensor that is missing, unexpected or of another kind.
 
@@ -172,7 +177,8 @@ def check(entries: Mapping[str, Entry], model: nn.Module, ignored: Mapping[str, 
 def fill(model: nn.Module, entries: Mapping[str, Entry], device: torch.device, dtype: torch.dtype) -> None:
     """Give a model on the meta device its tensors, each read straight to its device and dtype.
 
-    Host memory holds one tensor at a time. Rotary frequencies are in no checkpoint; they are computed anew.
+    Adapters stay float32. Host memory holds one tensor at a time. Rotary frequencies are in no checkpoint;
+    they are computed anew.
 
     Raises:
         CheckpointError: a file is broken, or some tensor was left without values.
@@ -183,7 +189,12 @@ def fill(model: nn.Module, entries: Mapping[str, Entry], device: torch.device, d
             with safe_open(file, "pt") as shard:
                 names = [name for name in needed if entries[name].file == file]
                 # Copied, since what safetensors gives is a view of the file.
-                tensors = {name: shard.get_tensor(name).to(device, dtype, copy=True) for name in names}
+                tensors = {
+                    name: shard.get_tensor(name).to(
+                        device, torch.float32 if is_adapter(name) else dtype, copy=True
+                    )
+                    for name in names
+                }
                 model.load_state_dict(tensors, strict=False, assign=True)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} cannot be loaded ({error}); fetch or make it again") from None

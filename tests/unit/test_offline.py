@@ -59,7 +59,9 @@ def test_what_is_learnt_is_what_the_better_episodes_did() -> None:
         optimiser = torch.optim.SGD(policy.parameters(), lr=1e-3)
         update.update(settings, policy, None, optimiser, Accelerator(), data, scores, 1)
         signs = np.array([1.0 if data.episodes[k].success else -1.0 for k in data.episodes])
-        choices = update.gather_choices(settings, policy, list(data.episodes.values()), signs)
+        choices = update.gather_choices(
+            settings, policy, update.queries_of(list(data.episodes.values()), signs)
+        )
         with torch.no_grad():
             log_probs, _ = policy.log_probs(choices.inputs, choices.tokens, 1.0)
         return float((log_probs * choices.valid * choices.advantages[:, None]).sum())

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from srpo.policies.openvla_oft import CheckpointError, load_policy, save_openvla, save_policy
-from srpo.policies.processing import prepare_images
+from srpo.policies.pictures import Preparation
 from srpo.policies.weights import INDEX, read_index
 
 SUITE = "libero_goal"
@@ -40,7 +40,8 @@ def test_logits_are_those_of_the_network_written_out(folder: Path, tensors: dict
     """Of each of a padded batch, in two orders; and no file of the checkpoint was executed."""
     policy = load_policy(folder, policy=layout.settings())
     images, words, proprio = observations(5)
-    pixels = prepare_images(images, 28, 0.9, True)
+    seen = np.stack([Preparation(28, 0.9, True)(image) for image in images])
+    pixels = torch.from_numpy(seen).permute(0, 3, 1, 2) / 255
     tokenizer = policy.tokenizer
     texts = [f"In: What action should the robot take to {text}?\nOut:" for text in words]
     space = tokenizer.get_vocab()["▁"]

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from policies import ENCODER, INSTRUCTIONS, SUITE, observations, small_policy
+from policies import ENCODER, INSTRUCTIONS, SUITE, observations, small_policy, small_settings
 from scipy.stats import chisquare
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from srpo.config import Lora
 from srpo.policies import action_tokens
-from srpo.policies.openvla_oft import CheckpointError, Inputs, OpenVLAOFT, load_policy, save_policy
+from srpo.policies.lora import LoraLinear
+from srpo.policies.openvla_oft import CheckpointError, Inputs, OpenVLAOFT, load_policy, sample, save_policy
 
 
 def test_sequence_is_read_before_each_placeholder_and_through_the_action_rows() -> None:
@@ -111,8 +112,25 @@ def test_sampling_follows_the_softmax_of_each_episodes_own_generator() -> None:
         part = np.minimum((np.cumsum(probabilities[position]) * 8).astype(int), 7)
         expected = np.bincount(part, probabilities[position], 8) * len(draws)
         assert chisquare(np.bincount(part, counts, 8), expected).pvalue > 1e-4
+    # Alone, in a batch and at another place of it: the same draws, and as many numbers are taken.
+    other, mine = torch.Generator().manual_seed(6), torch.Generator().manual_seed(5)
     first = policy.act(one, 1.0, [torch.Generator().manual_seed(5)])[0]
-    np.testing.assert_array_equal(first, policy.act(one, 1.0, [torch.Generator().manual_seed(5)])[0])
+    np.testing.assert_array_equal(first[0], policy.act(inputs[:2], 1.0, [other, mine])[0][1])
+    assert torch.rand(1, generator=other) != torch.rand(1, generator=mine)
+
+
+def test_what_has_no_probability_is_never_drawn() -> None:
+    """And what has all of it always is, though probabilities are rounded."""
+    log_p = torch.full((2, 56, 256), -torch.inf)
+    log_p[0, :, 255] = log_p[1, :, 0] = 0.0
+    generators = [torch.Generator().manual_seed(k) for k in range(2)]
+    assert sample(log_p, generators).unique(dim=1).tolist() == [[255], [0]]
+    log_p[:, :, 100:103] = torch.tensor([0.1, 0.2, 0.3]).log()
+    log_p[0, :, 255] = log_p[1, :, 0] = -torch.inf
+    drawn = sample(log_p.repeat(20, 1, 1), [torch.Generator().manual_seed(k) for k in range(40)])
+    share = torch.bincount(drawn.flatten()) / drawn.numel()
+    assert set(drawn.unique().tolist()) == {100, 101, 102}
+    torch.testing.assert_close(share[100:], torch.tensor([1.0, 2.0, 3.0]) / 6, atol=0.04, rtol=0)
 
 
 def test_broken_weights_do_not_act() -> None:
@@ -171,22 +189,27 @@ def test_whole_weights_are_not_trained_in_bfloat16() -> None:
         small_policy(dtype="bfloat16").make_trainable()
 
 
-def test_adapters_start_at_nothing_and_are_merged_when_saved(tmp_path: Path) -> None:
-    """In float32 base weights; on the way the gradients reach the adapters and nothing else."""
-    policy = small_policy(lora=Lora(rank=2, alpha=4.0))
-    inputs = policy.prepare(SUITE, *observations(3))
-    with torch.no_grad():
-        before = policy.action_logits(inputs)
-    names = set(policy.state_dict())
-    policy.make_trainable()
-    with torch.no_grad():
-        assert torch.equal(policy.action_logits(inputs), before)
-    optimiser = torch.optim.AdamW(policy.parameters(), lr=1e-2)
-    for _ in range(2):  # the second factor starts at zero, so the first moves from the second step on
-        log_probs, _ = policy.log_probs(inputs, torch.zeros(3, 56, dtype=torch.long), 1.0)
+def learn_something(policy: OpenVLAOFT, inputs: Inputs, rate: float, updates: int = 2) -> None:
+    """The second factor of adapters starts at zero, so the first moves from the second update on."""
+    optimiser = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=rate)
+    for _ in range(updates):
+        log_probs, _ = policy.log_probs(inputs, torch.zeros(len(inputs), 56, dtype=torch.long), 1.0)
         optimiser.zero_grad()
         (-log_probs.sum()).backward()
         optimiser.step()
+
+
+def test_adapters_start_at_nothing_and_are_kept_beside_the_weights(tmp_path: Path) -> None:
+    """In float32 base weights; on the way the gradients reach the adapters and nothing else."""
+    policy = small_policy(lora=Lora(rank=2, alpha=6.0))
+    inputs = policy.prepare(SUITE, *observations(3))
+    with torch.no_grad():
+        before = policy.action_logits(inputs)
+    weights = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    policy.make_trainable()
+    with torch.no_grad():
+        assert torch.equal(policy.action_logits(inputs), before)
+    learn_something(policy, inputs, 1e-2)
     trained = {name for name, parameter in policy.named_parameters() if parameter.grad is not None}
     assert trained and all("lora_" in name for name in trained)
     silent = [n for n, p in policy.named_parameters() if p.requires_grad and not p.grad.abs().sum() > 0]
@@ -197,20 +220,56 @@ def test_adapters_start_at_nothing_and_are_merged_when_saved(tmp_path: Path) -> 
     assert (after - before).abs().max() > 0.01
     save_policy(policy, tmp_path / "policy")
     loaded = load_policy(tmp_path / "policy")
-    assert set(loaded.state_dict()) == names
+    assert set(loaded.state_dict()) == set(weights) | trained
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in weights.items())
     with torch.no_grad():
-        np.testing.assert_allclose(loaded.action_logits(inputs), after, atol=1e-4)
+        assert torch.equal(loaded.action_logits(inputs), after)
+        # Merged, as OpenVLA's layout has them, they compute the same.
+        merged = small_policy()
+        merged.load_state_dict(loaded.merged_state_dict())
+        np.testing.assert_allclose(merged.action_logits(inputs), after, atol=1e-4)
+    # They train on, where the settings are theirs, and stay as they are where they are not to be trained.
+    loaded.make_trainable(freeze_vision=True)
+    learning = {name for name, parameter in loaded.named_parameters() if parameter.requires_grad}
+    assert learning == {n for n in trained if not n.startswith(("vision_backbone.", "projector."))}
+    with torch.no_grad():
+        assert torch.equal(loaded.action_logits(inputs), after)
+    with pytest.raises(CheckpointError, match=r"set policy\.lora to .*'rank': 2.* or merge"):
+        load_policy(tmp_path / "policy", policy=small_settings(lora=Lora(rank=4, alpha=6.0)))
 
 
-def test_adapters_of_a_policy_in_bfloat16_are_float32() -> None:
+def test_adapters_of_a_policy_in_bfloat16_are_float32_and_lose_nothing_when_saved(tmp_path: Path) -> None:
+    """Updates of reinforcement learning are far smaller than the distance between two bfloat16 numbers."""
     policy = small_policy(lora=Lora(rank=2, alpha=4.0), dtype="bfloat16").to(torch.bfloat16)
     policy.make_trainable()
-    kinds = {parameter.dtype for parameter in policy.parameters() if parameter.requires_grad}
-    assert kinds == {torch.float32}
     inputs = policy.prepare(SUITE, *observations(2))
+    learn_something(policy, inputs, 1e-6)
+    trained = {name: p.detach() for name, p in policy.named_parameters() if p.requires_grad}
+    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
     log_probs, _ = policy.log_probs(inputs, torch.zeros(2, 56, dtype=torch.long), 1.0)
-    log_probs.sum().backward()
     assert log_probs.dtype == torch.float32
+    save_policy(policy, tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in trained.items())
+    assert loaded["projector.fc1.weight"].dtype == torch.bfloat16
+
+
+def test_an_adapter_is_the_low_rank_product() -> None:
+    torch.manual_seed(0)
+    base = torch.nn.Linear(6, 5)
+    layer = LoraLinear(base, rank=3, alpha=4.0)
+    with torch.no_grad():
+        layer.lora_B.normal_()
+    x = torch.randn(2, 7, 6)
+    expected = base(x) + 4 / 3 * x @ layer.lora_A.T @ layer.lora_B.T
+    torch.testing.assert_close(layer(x), expected)
+    torch.testing.assert_close(torch.nn.functional.linear(x, layer.merged, base.bias), expected)
+    # In bfloat16 what is computed is; the adapter and its gradient are not.
+    half = LoraLinear(torch.nn.Linear(6, 5).bfloat16(), rank=3, alpha=4.0)
+    y = half(x.bfloat16())
+    y.sum().backward()
+    assert y.dtype == torch.bfloat16 and half.lora_B.grad is not None
+    assert half.lora_A.dtype == half.lora_B.grad.dtype == torch.float32
 
 
 def test_two_encoders_are_fused() -> None:

@@ -194,7 +194,7 @@ def test_a_released_checkpoint_is_taken_as_it_is(run: SimpleNamespace) -> None:
 
 
 def test_adapters_of_a_released_checkpoint_are_fine_tuned(run: SimpleNamespace) -> None:
-    """The saved policy has them merged into the layers that they belong to; all else is as it was."""
+    """The saved policy has them beside the layers that they belong to; all else is as it was."""
     tensors = layout.random_tensors()
     layout.write(run.folder / "official", tensors)
     lora = Lora(rank=4, alpha=8.0)
@@ -204,11 +204,17 @@ def test_adapters_of_a_released_checkpoint_are_fine_tuned(run: SimpleNamespace) 
     rows = (run.folder / "out" / "metrics.csv").read_text().splitlines()
     assert float(rows[2].split(",")[1]) < float(rows[1].split(",")[1]) - 0.1
     learnt = load_policy(run.folder / "out" / "policy").state_dict()
-    changed = {name for name, tensor in learnt.items() if not torch.equal(tensor, tensors[name])}
-    linear = {
-        n for n in learnt if re.search(r"(attn|mlp|projector)\S*\.(\w+_proj|qkv|proj|fc\d)\.weight$", n)
+    unchanged = {
+        name for name, tensor in tensors.items() if name in learnt and torch.equal(learnt[name], tensor)
     }
-    assert changed == linear
+    added = learnt.keys() - unchanged
+    linear = {
+        n.removesuffix(".weight")
+        for n in unchanged
+        if re.search(r"(attn|mlp|projector)\S*\.(\w+_proj|qkv|proj|fc\d)\.weight$", n)
+    }
+    assert added == {f"{name}.lora_{factor}" for name in linear for factor in "AB"}
+    assert all(learnt[name].any() for name in added)
 
 
 def test_a_batch_that_does_not_divide_is_refused(

@@ -280,7 +280,9 @@ def test_an_update_makes_better_episodes_likelier() -> None:
     advantages = np.array([scores.advantages[k] for k in data.episodes])
 
     def surrogate() -> float:
-        choices = update.gather_choices(config, policy, list(data.episodes.values()), advantages)
+        choices = update.gather_choices(
+            config, policy, update.queries_of(list(data.episodes.values()), advantages)
+        )
         with torch.no_grad():
             log_probs, _ = policy.log_probs(choices.inputs, choices.tokens, 1.0)
         return float((log_probs * choices.valid * choices.advantages[:, None]).sum())

@@ -1,0 +1,39 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) beside frozen linear layers."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+
+class LoraLinear(nn.Linear):
+    """A linear layer W x + b with an adapter: W x + b + α/r · B A x.
+
+    A and B are float32, for small updates must not be rounded away, and multiply in the precision of x: as
+    float32 products they would take nearly as long on a GPU as all else. A starts at random, B at zero, so
+    that nothing changes at first. W and b keep their names in a checkpoint.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
+        nn.Module.__init__(self)  # it has its weights already
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight, self.bias = base.weight, base.bias
+        self.scale = alpha / rank
+        device = self.weight.device
+        # Drawn on the CPU, so that all devices start alike.
+        start = torch.empty(rank, self.in_features, device=device if device.type == "meta" else "cpu")
+        nn.init.kaiming_uniform_(start, a=math.sqrt(5))
+        self.lora_A = nn.Parameter(start.to(device))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        low = F.linear(x, self.lora_A.to(x.dtype)) * self.scale
+        return super().forward(x) + F.linear(low, self.lora_B.to(x.dtype))
+
+    @property
+    def merged(self) -> torch.Tensor:
+        """W + α/r · B A, in the precision of W."""
+        return (self.weight.float() + self.scale * (self.lora_B @ self.lora_A)).to(self.weight.dtype)
