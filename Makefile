@@ -21,6 +21,7 @@ demo: .venv/installed gl
 	    if [ -n "$$(ls -A .snakemake/locks 2>/dev/null)" ]; then $(SNAKEMAKE) --unlock --quiet all; fi; \
 	    $(SNAKEMAKE) --cores all; \
 	    $(SNAKEMAKE) --report report.html --quiet all; \
+	    echo; cat results/$(PRESET)/tables/gains.txt 2>/dev/null || true; \
 	    echo; echo "Done. Open $(CURDIR)/report.html" \
 	' || $(BUSY)
 
@@ -41,7 +42,7 @@ figures: .venv/installed # draw all tables and figures from the rows in results/
 	done
 
 redraw: .venv/installed # draw all tables and figures of a finished preset again
-	$(SNAKEMAKE) --cores all --forcerun t1 t2 t2_curves t3 t3_distributions t3_truth ablations f1 f2 f3 f4 f5 videos
+	$(SNAKEMAKE) --cores all --forcerun gains t1 t2 t2_curves t3 t3_distributions t3_truth ablations f1 f2 f3 f4 f5 videos
 
 generated: .venv/installed-dev # after a change of srpo/config.py or configs/base.yaml
 	$(SNAKEMAKE) --cores 1 --force generated

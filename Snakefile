@@ -35,4 +35,5 @@ rule all:
         figures(),
         videos(),
         headline(),
+        gains(),
         gallery(),

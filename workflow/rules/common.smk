@@ -32,6 +32,9 @@ mimetypes.add_type(
 )  # for the report, which would complain that it does not know
 PLAN = make_plan()
 PRESET = PLAN.preset
+GAINS = f"results/{PRESET.name}/tables/gains.txt"
+# The report's first lines; its template sees nothing but the configuration.
+config["gains"] = Path(GAINS).read_text().splitlines() if Path(GAINS).is_file() else []
 
 
 def checkpoint_name(source, revision):
@@ -287,6 +290,11 @@ def headline():
     """The picture to show first, if there are curves, and episodes of before and after."""
     made = {"t1", "f2"} <= set(PLAN.tables)
     return ["<results>/figures/headline.png"] if made else []
+
+
+def gains():
+    """What training changed, in sentences, if there are curves and evaluations."""
+    return [GAINS] if {"t1", "f2"} <= set(PLAN.tables) else []
 
 
 def gallery():

@@ -248,3 +248,31 @@ rule t3_truth:
     shell:
         "logged {log:q} python -m srpo.analysis.t3_truth --curves {input.curves:q} --rewards {input.rewards:q}"
         " --csv {output.csv:q} --tex {output.tex:q} --html {output.html:q} --figure {params.stem:q}"
+
+
+rule gains:
+    input:
+        metrics=runs("f2", "metrics.csv"),
+        curves=sheet("f2"),
+        episodes=runs("t1", "evaluation/episodes.parquet"),
+        configs=[*runs("f2", "config.yaml"), *runs("t1", "evaluation/config.yaml")],
+        results=sheet("t1"),
+        code=source("srpo/analysis/gains.py"),
+    output:
+        csv=report(
+            "<results>/tables/gains.csv",
+            caption="../report/gains.rst",
+            category="Tables",
+            labels={"table": "What training changed", "form": "numbers"},
+        ),
+        text=GAINS,
+    log:
+        "<logs>/tables/gains.log",
+    benchmark:
+        "<benchmarks>/tables/gains.tsv"
+    localrule: True
+    conda:
+        "../../environment.yml"
+    shell:
+        "logged {log:q} python -m srpo.analysis.gains --curves {input.curves:q} --metrics {input.metrics:q}"
+        " --results {input.results:q} --episodes {input.episodes:q} --csv {output.csv:q} --text {output.text:q}"
