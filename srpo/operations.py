@@ -28,10 +28,10 @@ class Gpu(NamedTuple):
 
 GPUS = {
     "a100": Gpu(312, 80, "NVIDIA A100 datasheet, 80 GB SXM"),
-    "a800": Gpu(312, 80, "an A100 with slower NVLink (NVIDIA A800 datasheet)"),
+    "a800": Gpu(312, 80, "an A100 whose NVLink has 400 GB/s, not 600"),
     "h100": Gpu(989, 80, "NVIDIA H100 datasheet, SXM: 1,979 with sparsity"),
     "h200": Gpu(989, 141, "NVIDIA H200 datasheet, SXM: 1,979 with sparsity"),
-    "b200": Gpu(2250, 180, "NVIDIA DGX B200 datasheet, an eighth: 4,500 with sparsity"),
+    "b200": Gpu(2250, 180, "NVIDIA Blackwell datasheet, HGX B200: 4,500 with sparsity"),
 }
 
 

@@ -66,7 +66,7 @@ def test_training_episodes_of_the_smoke_preset() -> None:
     preset, source = load_preset("smoke")
     jobs = work(plan(preset, source, ROOT / "configs"), THROUGHPUT, 7)
     trained = [job for job in jobs if job.rule == "train"]
-    assert {job.episodes for job in trained} == {3 * 4 * 6}
+    assert {job.episodes for job in trained} == {6 * 16 * 8}  # steps, groups, rollouts
     assert all(job.disk > 7 for job in trained)
 
 
@@ -108,6 +108,13 @@ def test_sft_and_several_gpus() -> None:
     assert learnt == pytest.approx([640 * 18.55e12 / 1e15] * 4, rel=1e-3)
     goal = next(job for job in jobs if job.folder == "runs/libero_goal/grpo/seed0")
     assert goal.parts.learn == pytest.approx(3_375_104 * 18.55e12 / 8e15, rel=1e-3)
+
+
+def test_without_gpus_operations_take_no_time() -> None:
+    preset, source = load_preset("smoke")
+    jobs = work(plan(preset, source, ROOT / "configs"), THROUGHPUT, 0)
+    assert all(job.flop.learn for job in jobs if job.rule in ("sft", "train"))
+    assert all(job.parts == (job.parts.simulate, 0, 0, 0) for job in jobs)
 
 
 def test_published_steps_beside_the_count() -> None:
