@@ -82,7 +82,8 @@ class PictureWorldModel(WorldModel):
         """Pictures encoded at once."""
         self.image_size = config.image_size
         self.device = device
-        self.model = model.to(device).eval().requires_grad_(False)
+        self.dtype: torch.dtype = getattr(torch, config.dtype)
+        self.model = model.to(device, self.dtype).eval().requires_grad_(False)
 
     @abstractmethod
     def prepare(self, pictures: Tensor) -> Tensor:
@@ -141,8 +142,9 @@ class ImageWorldModel(PictureWorldModel):
         return prepare(pictures, family.short(size), size, family.mean, family.std, "bicubic")
 
     def features(self, inputs: Tensor) -> Tensor:
-        output = self.model(pixel_values=inputs.to(self.model.dtype))
-        return getattr(output, self.family.embedding)
+        output = self.model(pixel_values=inputs.to(self.dtype))
+        embedding: Tensor = getattr(output, self.family.embedding)
+        return embedding
 
     def fingerprint(self) -> str:
         return fingerprint(self.model, self.frames, self.image_size)
