@@ -1,29 +1,37 @@
 """How fast LIBERO is rolled out here, beside stock LIBERO and the official stacks' loop, in one run.
 
-    python benchmarks/rollout.py --out FILE.csv [--quick]
+    python benchmarks/rollout.py --out FILE.csv [--quick] [--previous REVISION]
 
 Loops, all in chunks of 8 control steps:
   stock       LIBERO's OffScreenRenderEnv: two cameras rendered at every step
   exact, near, fast
               srpo.envs.libero: one picture a chunk, in each of its render modes
   physics     the same without pictures: the ceiling
+  raw         25 times `mj_step` on the stock model without any controller, from the same states
+  previous …  the same loops with another revision's package, in a process of its own
   official    episodes as OpenVLA-OFT's, SimpleVLA-RL's and siiRL's loops run them: the environment built
               anew for each, two cameras of 256 pixels at every step, every chunk waits for the slowest one
   ours        episodes as srpo.rollout runs them
 
 Steps a second are medians over chunks, on one core, of loops that take turns. Writes rows of suite, loop,
-measure, value, ratio_to_stock (of the same suite; of `official` for episodes), and a figure beside them.
+measure, value, ratio_to_stock (of the same suite; `previous …` to their own process's; of `official` for
+episodes), and a figure beside them.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import json
 import multiprocessing
 import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -36,7 +44,7 @@ from tqdm import tqdm
 from srpo.config import Policy, Protocol, read_yaml
 from srpo.envs.gl import choose_backend
 from srpo.files import write_with
-from srpo.processes import one_core_each
+from srpo.processes import SINGLE_THREADED, one_core_each
 from srpo.types import CHUNK, EpisodeSpec
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
@@ -44,6 +52,9 @@ MODES = ("exact", "near", "fast")
 PIXELS, OFFICIAL_PIXELS = 128, 256
 EPISODE_STEPS = 136
 """Cap of the whole episodes that are compared."""
+SUBSTEPS = 25
+"""Physics steps of a control step."""
+PREVIOUS = "previous "
 
 
 def protocol(render: str, image_size: int = PIXELS, max_steps: int = EPISODE_STEPS) -> Protocol:
@@ -89,27 +100,53 @@ def steps_a_second(suite: str, chunks: int) -> dict[str, dict[str, float]]:
     Loops take turns, so that whatever else the machine does at the time meets all of them. Seconds are of the
     core's own time where pictures are made in software, since nothing is waited for then.
     """
+    import mujoco
+
+    from srpo.envs import renderer
     from srpo.envs.libero import LiberoEnv
 
+    renderer.CONTEXTS = len(MODES)  # else each mode would load the scene again in its turn
+    Actions = list[NDArray[np.float64]]
     clock = time.process_time if choose_backend() == "osmesa" else time.perf_counter
     stock, states = stock_environment(suite, 0, PIXELS)
     stock.reset()
     stock.set_init_state(states[0])
     own_context = stock.env.sim._render_context_offscreen.gl_ctx
 
-    def stock_chunk(actions: list[NDArray[np.float64]]) -> None:
+    def stock_chunk(actions: Actions) -> float:
         own_context.make_current()
+        started = clock()
         for action in actions:
             stock.step(action)
+        return clock() - started
 
-    def lean_chunk(env: LiberoEnv, pictures: bool) -> Callable[[list[NDArray[np.float64]]], None]:
+    def lean_chunk(env: LiberoEnv, pictures: bool) -> Callable[[Actions], float]:
         env.reset(0)
 
-        def chunk(actions: list[NDArray[np.float64]]) -> None:
+        def chunk(actions: Actions) -> float:
+            started = clock()
             if pictures:
                 env.render()
             for action in actions:
                 env.step(action)
+            return clock() - started
+
+        return chunk
+
+    def raw_chunk(env: LiberoEnv) -> Callable[[Actions], float]:
+        model, whole = stock.env.sim.model._model, mujoco.mjtState.mjSTATE_INTEGRATION
+        data = mujoco.MjData(model)
+        env.reset(0)
+
+        def chunk(actions: Actions) -> float:
+            seconds = 0.0
+            for action in actions:
+                mujoco.mj_setState(model, data, env.integration_state(), whole)
+                env.step(action)
+                started = clock()
+                mujoco.mj_step(model, data, SUBSTEPS)
+                seconds += clock() - started
+            return seconds
 
         return chunk
 
@@ -117,18 +154,46 @@ def steps_a_second(suite: str, chunks: int) -> dict[str, dict[str, float]]:
     for mode in MODES:
         loops[mode] = lean_chunk(LiberoEnv(suite, 0, protocol(mode)), True)
     loops["physics"] = lean_chunk(LiberoEnv(suite, 0, protocol("exact")), False)
+    loops["raw"] = raw_chunk(LiberoEnv(suite, 0, protocol("exact")))
     seconds: dict[str, list[float]] = {loop: [] for loop in loops}
     source = rummage(0)
     for _ in range(chunks + 1):
         actions = [next(source) for _ in range(CHUNK)]
         for loop, chunk in loops.items():
-            started = clock()
-            chunk(actions)
-            seconds[loop].append(clock() - started)
+            seconds[loop].append(chunk(actions))
     # The first chunk, which loads things, does not count.
     return {
         loop: {"steps_per_second": CHUNK / float(np.median(times[1:]))} for loop, times in seconds.items()
     }
+
+
+@contextmanager
+def checkout(revision: str) -> Iterator[Path]:
+    """The files of a revision of this repository, in a folder of their own for as long as the block."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([*git, "worktree", "add", "--quiet", "--detach", folder, revision], check=True)
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run([*git, "worktree", "remove", "--force", folder], check=True)
+
+
+def previous_steps_a_second(package: Path, suite: str, chunks: int) -> dict[str, dict[str, float]]:
+    """`steps_a_second` of the `srpo` in another folder."""
+    code = "import json, sys, rollout; rollout._pin(); "
+    code += "print(json.dumps(rollout.steps_a_second(sys.argv[1], int(sys.argv[2]))))"
+    path = os.pathsep.join([str(package), str(Path(__file__).parent)])
+    run = subprocess.run(
+        [sys.executable, "-c", code, suite, str(chunks)],
+        env=os.environ | SINGLE_THREADED | {"PYTHONPATH": path},
+        cwd=package,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    found = json.loads(run.stdout.splitlines()[-1])
+    return {f"{PREVIOUS}{loop}": measures for loop, measures in found.items() if loop != "raw"}
 
 
 def stock_costs(suite: str) -> dict[str, float]:
@@ -318,8 +383,12 @@ def _pin() -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
-def measure(suites: tuple[str, ...], quick: bool, out: Path) -> pd.DataFrame:
-    """Run everything, one job after the other; `out` holds what is finished so far."""
+def measure(suites: tuple[str, ...], quick: bool, out: Path, previous: Path | None) -> pd.DataFrame:
+    """Run everything, one job after the other; `out` holds what is finished so far.
+
+    Args:
+        previous: a folder with another revision's package, if it shall be compared.
+    """
     rows: list[dict[str, Any]] = []
 
     def keep(suite: str, loop: str, result: dict[str, float]) -> None:
@@ -327,8 +396,12 @@ def measure(suites: tuple[str, ...], quick: bool, out: Path) -> pd.DataFrame:
         write_with(out, lambda temporary: with_ratios(pd.DataFrame(rows)).to_csv(temporary, index=False))
 
     for suite in tqdm(suites, desc="environments", unit="suite"):
-        for loop, result in apart(steps_a_second, suite, 4 if quick else 16).items():
+        chunks = 4 if quick else 16
+        for loop, result in apart(steps_a_second, suite, chunks).items():
             keep(suite, loop, result)
+        if previous is not None:
+            for loop, result in previous_steps_a_second(previous, suite, chunks).items():
+                keep(suite, loop, result)
         keep(suite, "stock", apart(stock_costs, suite))
         for mode in MODES:
             apart(use_once, suite, mode)
@@ -344,13 +417,13 @@ def measure(suites: tuple[str, ...], quick: bool, out: Path) -> pd.DataFrame:
 
 def with_ratios(table: pd.DataFrame) -> pd.DataFrame:
     """Each value over that of `stock` (episodes: of `official`) in the same suite, where there is one."""
-    bases = {
-        (row["suite"], row["measure"]): row["value"]
-        for row in table.to_dict("records")
-        if row["loop"] in ("stock", "official")
-    }
-    ratios = [r["value"] / bases.get((r["suite"], r["measure"]), np.nan) for r in table.to_dict("records")]
-    return table.assign(ratio_to_stock=ratios)
+
+    def run(row: dict[str, Any]) -> tuple[str, str, bool]:
+        return row["suite"], row["measure"], row["loop"].startswith(PREVIOUS)
+
+    records = table.to_dict("records")
+    bases = {run(r): r["value"] for r in records if r["loop"].removeprefix(PREVIOUS) in ("stock", "official")}
+    return table.assign(ratio_to_stock=[r["value"] / bases.get(run(r), np.nan) for r in records])
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
@@ -360,19 +433,28 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     from srpo.analysis.tables import SUITE_LABELS
 
     steps = table[table["measure"] == "steps_per_second"].pivot(index="suite", columns="loop", values="value")
-    steps = steps[[loop for loop in ("stock", *MODES, "physics") if loop in steps]]
+    ratios = table[table["measure"] == "steps_per_second"].pivot(
+        index="suite", columns="loop", values="ratio_to_stock"
+    )
+    loops = ("stock", *MODES, "physics", "raw")
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
-    colours = ["0.6", "#0072b2", "#56b4e9", "#009e73", "0.85"]
-    for k, (loop, colour) in enumerate(zip(steps, colours, strict=False)):
-        places = np.arange(len(steps)) + 0.16 * (k - 2)
-        bars = axes.bar(places, steps[loop], 0.15, color=colour, label=loop)
-        ratios = steps[loop] / steps["stock"]
-        axes.bar_label(bars, [f"{r:.0f}×" for r in ratios], fontsize=6, padding=1)
+    colours = ["0.6", "#0072b2", "#56b4e9", "#009e73", "0.85", "0.95"]
+    for k, (loop, colour) in enumerate(zip(loops, colours, strict=True)):
+        places = np.arange(len(steps)) + 0.15 * (k - 2.5)
+        bars = axes.bar(places, steps[loop], 0.14, color=colour, label=loop)
+        axes.bar_label(bars, [f"{r:.0f}×" for r in ratios[loop]], fontsize=6, padding=1)
+        if loop != "stock" and PREVIOUS + loop in steps:
+            # By its ratio: the two processes had the machine at different times.
+            before = ratios[PREVIOUS + loop] * steps["stock"]
+            label = "previous release" if loop == MODES[0] else None
+            axes.hlines(before, places - 0.07, places + 0.07, color="black", linewidth=0.8, label=label)
     axes.set_yscale("log")
     axes.set_xticks(np.arange(len(steps)), [SUITE_LABELS[suite] for suite in steps.index])
     axes.set_ylabel("control steps a second, one core")
-    axes.legend(frameon=False, fontsize=7, ncols=5, loc="upper center", bbox_to_anchor=(0.5, 1.15))
+    axes.legend(
+        frameon=False, fontsize=7, ncols=7, columnspacing=1, loc="upper center", bbox_to_anchor=(0.5, 1.15)
+    )
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=200)
 
@@ -381,8 +463,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of LIBERO rollouts, as ratios to stock LIBERO.")
     parser.add_argument("--out", type=Path, required=True, help="CSV to write; the figure stands beside it")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions, one suite")
+    parser.add_argument("--previous", metavar="REVISION", help="a tag, branch or commit to compare with")
     arguments = parser.parse_args()
-    table = measure(SUITES[2:3] if arguments.quick else SUITES, arguments.quick, arguments.out)
+    suites = SUITES[2:3] if arguments.quick else SUITES
+    with checkout(arguments.previous) if arguments.previous else nullcontext() as previous:
+        table = measure(suites, arguments.quick, arguments.out, previous)
     draw(table, arguments.out.with_suffix(".png"))
     shown = table.assign(ratio_to_stock=table["ratio_to_stock"].map("{:.2f}".format))
     print(shown.to_string(index=False, float_format="{:.2f}".format))

@@ -231,7 +231,10 @@ class OscStepper:
             )
         if not (controller.uncoupling and controller.use_delta and controller.impedance_mode == "fixed"):
             raise ValueError("the lean step needs OSC_POSE with fixed impedance, deltas and uncoupling")
-        self._scale_action = controller.scale_action
+        controller.scale_action(np.zeros(6))  # it computes its factors when it is first used
+        self._input_low, self._input_high = controller.input_min, controller.input_max
+        self._input_middle, self._input_scale = controller.action_input_transform, controller.action_scale
+        self._output_middle = controller.action_output_transform
         self.model: mujoco.MjModel = env.sim.model._model
         self.data: mujoco.MjData = env.sim.data._data
         model, data = self.model, self.data
@@ -268,6 +271,7 @@ class OscStepper:
         )
         self._finger_speed = np.array([-1.0, 1.0]) * gripper.speed
         self._now = _kinematics(self._memory, self._robot)
+        self._no_rotation = np.eye(3)
         stale = None
         if not controller.new_update:
             stale = _Kinematics(
@@ -328,7 +332,10 @@ class OscStepper:
     def step(self, action: Array) -> Sight:
         """Advance the physics by one control step under `action` (7 numbers; the last drives the gripper)."""
         state = self.state
-        delta = self._scale_action(action[:6])
+        command = np.minimum(np.maximum(action[:6], self._input_low), self._input_high)
+        delta = (command - self._input_middle) * self._input_scale + self._output_middle
+        # As in stock robosuite, a zero rotation keeps the previous orientation goal.
+        rotates = bool(delta[3:].any())
         goal_pos, goal_ori, gripper, qpos, hand_pos, hand_quat, fingers = _control_step(
             self._memory,
             self._robot,
@@ -339,9 +346,8 @@ class OscStepper:
             state.stale is not None,
             delta[:3],
             # robosuite's matrix is in single precision, its product with the hand's in double.
-            quat2mat(axisangle2quat(delta[3:])).astype(np.float64),
-            # As in stock robosuite, a zero rotation keeps the previous orientation goal.
-            bool(delta[3:].any()),
+            quat2mat(axisangle2quat(delta[3:])).astype(np.float64) if rotates else self._no_rotation,
+            rotates,
             self._finger_speed * np.sign(action[6]),
         )
         self.state = ControllerState(goal_pos, goal_ori, state.rest, gripper, None)

@@ -94,7 +94,7 @@ def run_episode(
     with perturbation.apply(env) if perturbation is not None else nullcontext():
         env.reset(spec.init_state) if perturbation is None else perturbation.begin(env)
         sights = [env.sight]
-        path, way_left = [env.proprio()[:3]], [env.way_left()]
+        way_left = [env.way_left()]
         # A task may begin solved by settling; it still takes one step to say so, as in the stock loop.
         success = False
         while not success and env.steps < env.protocol.max_steps:
@@ -106,7 +106,6 @@ def run_episode(
             for action in answers[-1].actions[: env.protocol.max_steps - env.steps]:
                 success = env.step(action)
                 sights.append(env.sight)
-                path.append(env.proprio()[:3])
                 way_left.append(env.way_left())
                 if success:
                     break
@@ -128,7 +127,7 @@ def run_episode(
         log_probs=np.stack([answer.log_probs for answer in answers]),
         valid=np.repeat(valid, ACTION_DIM).reshape(queries, -1),
         frames=pictures[queries : queries + len(chosen)],
-        path=np.stack(path),
+        path=np.stack([sight.hand_pos for sight in sights]).astype(np.float32),
         way_left=np.array(way_left, np.float32),
         wall_seconds=time.perf_counter() - started,
     )
