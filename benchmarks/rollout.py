@@ -89,8 +89,11 @@ def steps_a_second(suite: str, chunks: int) -> dict[str, dict[str, float]]:
     Loops take turns, so that whatever else the machine does at the time meets all of them. Seconds are of the
     core's own time where pictures are made in software, since nothing is waited for then.
     """
+    from srpo.envs import renderer
     from srpo.envs.libero import LiberoEnv
 
+    # Modes take turns here, as scenes do not in rollouts: none shall be sent to OpenGL anew for each picture.
+    renderer.CONTEXTS = len(MODES)
     clock = time.process_time if choose_backend() == "osmesa" else time.perf_counter
     stock, states = stock_environment(suite, 0, PIXELS)
     stock.reset()
