@@ -3,9 +3,11 @@
     python benchmarks/policy.py --out FILE.csv [--policy configs/policies/openvla-7b.yaml] [--quick]
 
 `prepare` is what the CPU does to pictures and prompts, `act` the choice of as many chunks, `update` one
-micro-batch forth and back and a step of AdamW, with what the policy's settings train (adapters, or all). Rows
-of what, batch, seconds (a median), queries_per_second, ratio_to_one (to one query at a time), memory_gib (at
-the peak, weights included; of GPUs only), estimate_gib (by `srpo.policies.memory`). A 7B policy needs a GPU.
+micro-batch forth and back and a step of AdamW, with what the policy's settings train (adapters, or all).
+`product` is one large matrix product in the policy's precision: the peak of this machine, of which the others
+reach a share. Rows of what, batch, seconds (a median), queries_per_second, ratio_to_one (to one query at a
+time), tflops (as `srpo.operations` counts), share_of_peak, memory_gib (at the peak, weights included; of GPUs
+only), estimate_gib (by `srpo.policies.memory`). A 7B policy needs a GPU.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import pandas as pd
 import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from srpo import operations
 from srpo.algo.losses import policy_loss
 from srpo.config import Policy
 from srpo.files import write_with
@@ -30,7 +33,7 @@ from srpo.policies.__main__ import POLICIES, read_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.policies.processing import make_tokenizer
 from srpo.sft import adamw
-from srpo.types import PROPRIO_DIM, TOKENS
+from srpo.types import ACTION_DIM, PROPRIO_DIM, TOKENS
 
 SUITE, INSTRUCTIONS = "libero_goal", ["turn on the stove", "open the middle drawer of the cabinet"]
 BATCHES = (1, 16, 64)
@@ -47,8 +50,9 @@ def random_policy(settings: Policy, device: torch.device) -> OpenVLAOFT:
     llama = policy.language_model.model
     llama.rotary_emb = LlamaRotaryEmbedding(llama.config).to(device)
     policy.tokenizer = make_tokenizer(INSTRUCTIONS, settings.llm.vocab_size - action_tokens.BINS)
+    done = {"q01": [-1.0] * ACTION_DIM, "q99": [1.0] * ACTION_DIM, "mask": [True] * 6 + [False]}
     felt = {"q01": [-1.0] * PROPRIO_DIM, "q99": [1.0] * PROPRIO_DIM}
-    policy.config.norm_stats = {SUITE: {"proprio": felt}}
+    policy.config.norm_stats = {SUITE: {"action": done, "proprio": felt}}
     return policy
 
 
@@ -78,8 +82,11 @@ def measured(work: Callable[[], object], repeats: int, device: torch.device) -> 
 
 def measure(settings: Policy, repeats: int) -> pd.DataFrame:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    side = 8192 if device.type == "cuda" else 1024
+    factors = torch.randn(2, side, side, device=device).to(getattr(torch, settings.dtype))
+    product, _ = measured(lambda: factors[0] @ factors[1], repeats, device)
     policy = random_policy(settings, device)
-    rows: list[tuple[str, int, float, float, float]] = []
+    rows: list[tuple[str, int, float, float, float]] = [("product", 1, product, np.nan, np.nan)]
     for batch in BATCHES:
         seen = observations(batch)
         inputs = policy.prepare(*seen)
@@ -113,6 +120,11 @@ def measure(settings: Policy, repeats: int) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=names)
     table["queries_per_second"] = table["batch"] / table["seconds"]
     one = table[table["batch"] == 1].set_index("what")["queries_per_second"]
+    prompt = inputs.ids.shape[1]
+    acting = operations.policy_forward(settings.model_copy(update={"lora": None}), prompt).total
+    each = {"product": 2 * side**3, "act": acting, "update": operations.learning(settings, prompt)}
+    table["tflops"] = table["what"].map(each) * table["queries_per_second"] / 1e12
+    table["share_of_peak"] = table["tflops"] / table["tflops"][0]
     table["ratio_to_one"] = table["queries_per_second"] / table["what"].map(one)
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     return table.assign(policy=settings.name, dtype=settings.dtype, device=hardware)

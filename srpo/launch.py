@@ -71,7 +71,9 @@ def training_command(arguments: argparse.Namespace) -> list[str]:
     for name in ("config", "policy", "world_model", "demos", "out", "scratch"):
         if (path := getattr(arguments, name)) is not None:
             command += [f"--{name.replace('_', '-')}", str(path.resolve())]
-    return [*command, "--workers", str(max(1, arguments.cpus // max(1, arguments.gpus)))]
+    # Two a core where a GPU acts, as in workflow/shell.sh: they mostly wait for the policy.
+    simulators = max(1, arguments.cpus // max(1, arguments.gpus)) * (2 if arguments.gpus else 1)
+    return [*command, "--workers", str(simulators)]
 
 
 def make_executor(arguments: argparse.Namespace, folder: Path) -> submitit.Executor:
@@ -236,7 +238,9 @@ def main() -> None:
     train.add_argument("--executor", choices=("slurm", "local", "debug"), default="slurm")
     train.add_argument("--nodes", type=int, default=1, help="nodes (default: 1)")
     train.add_argument("--gpus", type=int, default=0, help="GPUs a node, one process each (default: 0)")
-    train.add_argument("--cpus", type=int, default=4, help="cores a node: simulators (default: 4)")
+    train.add_argument(
+        "--cpus", type=int, default=4, help="cores a node: a simulator each, two with GPUs (default: 4)"
+    )
     train.add_argument("--memory-gb", type=int, default=16, help="memory a node (default: 16)")
     train.add_argument("--minutes", type=int, default=1440, help="time limit of one job (default: a day)")
     train.add_argument("--timeouts", type=int, default=10, help="time limits it may meet (default: 10)")

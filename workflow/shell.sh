@@ -37,3 +37,9 @@ share() {
     local processes=$(($2 > 1 ? $2 : 1))
     echo $(($1 > processes ? $1 / processes : 1))
 }
+
+# simulators CORES GPUS: how many a process with so many cores starts: one a core, two where a GPU acts. There most of a
+# simulator's time is waiting for the policy, and the more of them wait, the larger the batch that is answered.
+simulators() {
+    echo $(($1 * ($2 > 0 ? 2 : 1)))
+}

@@ -50,19 +50,20 @@ def estimate(
             | {"verdict": verdict}
         )
 
-    for (suite, variant), own in metrics.groupby(["suite", "variant"], sort=False):
+    for suite, variant in metrics[["suite", "variant"]].drop_duplicates().to_numpy():
+        own = metrics[(metrics["suite"] == suite) & (metrics["variant"] == variant)]
         steps = own["step"].max()
         third = max(1, steps // 3)
         parts = own[own["step"] <= third], own[own["step"] > steps - third]
         before, after = ([int(p["successes"].sum()), int(p["episodes"].sum())] for p in parts)
         add(suite, variant, curves[variant], TRAINING, before, after)
     start = next(iter(results))
-    for suite, here in episodes.groupby("suite", sort=False):
-        counted = {variant: tables.counts(own) for variant, own in here.groupby("variant")}
+    for suite in episodes["suite"].unique():
+        here = episodes[episodes["suite"] == suite]
+        counted = {variant: tables.counts(here[here["variant"] == variant]) for variant in results}
         pairs = {v: [found["successes"], found["episodes"]] for v, found in counted.items()}
-        for variant, label in results.items():
-            if variant != start and variant in pairs and start in pairs:
-                add(suite, variant, label, HELD_OUT, pairs[start], pairs[variant])
+        for variant, label in list(results.items())[1:]:
+            add(suite, variant, label, HELD_OUT, pairs[start], pairs[variant])
     return pd.DataFrame(rows)
 
 

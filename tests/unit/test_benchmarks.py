@@ -39,10 +39,11 @@ def test_policy_writes_a_row_a_batch(tmp_path: Path) -> None:
     result = run("policy.py", *tiny, "--out", str(tmp_path / "policy.csv"))
     assert result.returncode == 0, result.stderr
     table = pd.read_csv(tmp_path / "policy.csv")
-    assert table["what"].tolist() == ["prepare", "act"] * 3 + ["update"]
-    assert table["batch"].tolist() == [1, 1, 16, 16, 64, 64, 8]
-    assert (table["seconds"] > 0).all() and table["estimate_gib"].notna().tolist() == [False, True] * 3 + [
-        True
-    ]
+    assert table["what"].tolist() == ["product", *["prepare", "act"] * 3, "update"]
+    assert table["batch"].tolist() == [1, 1, 1, 16, 16, 64, 64, 8]
+    counted = table["what"].isin(["act", "update"])
+    assert (table["seconds"] > 0).all() and table["estimate_gib"].notna().tolist() == counted.tolist()
+    shares = table["share_of_peak"]
+    assert shares[0] == 1 and (shares[counted] > 0).all() and shares[table["what"] == "prepare"].isna().all()
     acting = table[table["what"] == "act"]
     assert acting["estimate_gib"].is_monotonic_increasing and acting["ratio_to_one"].iloc[0] == 1

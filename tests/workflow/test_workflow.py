@@ -322,6 +322,10 @@ def test_a_process_a_gpu_has_its_share_of_the_cores(cores: int, gpus: int, share
     assert shell(f"share {cores} {gpus}") == f"{share}\n"
 
 
+def test_where_a_gpu_acts_there_are_two_simulators_a_core() -> None:
+    assert [shell(f"simulators 6 {gpus}") for gpus in (0, 1, 8)] == ["6\n", "12\n", "12\n"]
+
+
 def test_processes_on_gpus_have_no_more_threads_than_the_job_has_cores(tmp_path: Path) -> None:
     """As told by torch in each process: Snakemake has given the job as many threads as cores."""
     (tmp_path / "told.py").write_text("import os, torch; os.write(1, b'%d\\n' % torch.get_num_threads())")

@@ -120,8 +120,9 @@ def stem(wildcards, output):
 
 
 def memory(wildcards, threads, attempt):
-    """MB of a job that simulates: 2 GB a process, the policy's share, and up to twice as much after failures."""
-    first = 4000 + 2000 * threads + 64000 * bool(PRESET.gpus)
+    """MB of a job that simulates: 2 GB a simulator (on a GPU two a core), the policy's share, and up to twice as much
+    after failures."""
+    first = 4000 + (4000 * threads + 64000 if PRESET.gpus else 2000 * threads)
     return min(2 * first, first * (attempt + 1) // 2)
 
 

@@ -27,4 +27,4 @@ rule evaluate:
         scratch=scratch,
     shell:
         "logged {log:q} python -m srpo.evaluate --config {input.config:q} --policy {input.policy:q}"
-        " --out {output.episodes:q} --paths {output.paths:q} --videos {output.videos:q} --scratch {params.scratch:q} --workers {threads}"
+        " --out {output.episodes:q} --paths {output.paths:q} --videos {output.videos:q} --scratch {params.scratch:q} --workers $(simulators {threads} {resources.gpu})"

@@ -20,7 +20,7 @@ rule trajectories:
         scratch=scratch,
     shell:
         "logged {log:q} python -m srpo.reward_benchmark collect --config {input.config:q}"
-        " --policy {input.policy:q} --out {output:q} --scratch {params.scratch:q} --workers {threads}"
+        " --policy {input.policy:q} --out {output:q} --scratch {params.scratch:q} --workers $(simulators {threads} {resources.gpu})"
 
 
 rule score:

@@ -42,7 +42,7 @@ rule plus_shard:
     shell:
         "logged {log:q} python -m srpo.evaluate --config {input.config:q} --policy {input.policy:q}"
         " --plus {input.tasks:q} --plus-data {input.data:q} --shard {wildcards.shard}/{params.number}"
-        " --out {output:q} --scratch {params.scratch:q} --workers {threads}"
+        " --out {output:q} --scratch {params.scratch:q} --workers $(simulators {threads} {resources.gpu})"
 
 
 rule plus:

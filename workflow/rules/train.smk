@@ -34,4 +34,4 @@ rule train:
     shell:
         "logged {log:q} $(launch {threads} {resources.gpu}) {params.module} --config {input.config:q} --policy {input.policy:q}"
         " {params.world_model:q} {params.demos:q} --out {params.out:q} --scratch {params.scratch:q}"
-        " --workers $(share {threads} {resources.gpu})"
+        " --workers $(simulators $(share {threads} {resources.gpu}) {resources.gpu})"
