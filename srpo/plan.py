@@ -1,16 +1,17 @@
 """What a preset will take, before anything is submitted: jobs, episodes, hours, disk, the critical path.
 
-python -m srpo.plan --preset paper [--gpu h100] [--mfu 0.4] [--throughput ROLLOUT.csv] [--metrics METRICS.csv]
+python -m srpo.plan --preset paper [--gpu h200] [--mfu 0.4 | --measured GPU.csv] [--throughput ROLLOUT.csv]
+    [--metrics METRICS.csv]
 
 The throughput of simulation is read from what `benchmarks/rollout.py` wrote (yours, or the shipped one). What
-policy and world models take is counted (`srpo.operations`) and divided by a share of a GPU's peak, an
-assumption. The `metrics.csv` of a training of that policy on your machine replaces it by what was measured.
+policy and world models take is counted (`srpo.operations`) and divided by a GPU's speeds (`srpo.speeds`):
+those that were measured, or a share of its peak, an assumption. The `metrics.csv` of a training of that
+policy on your machine replaces both by what it took.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import os
 import textwrap
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from srpo import operations
+from srpo import operations, speeds
 from srpo.config import (
     ConfigError,
     DemosStage,
@@ -38,6 +39,7 @@ from srpo.config import (
 from srpo.plus_tasks import count, shards
 from srpo.policies.__main__ import POLICIES, read_policy
 from srpo.resolve import Plan, load_preset, plan
+from srpo.speeds import Speeds, nearest, read_rows
 from srpo.types import CHUNK
 
 SHIPPED = Path(__file__).resolve().parents[1] / "docs/performance/rollout.csv"
@@ -48,12 +50,13 @@ CORES = {
 """Cores of a rule's jobs (`threads` in workflow/rules/)."""
 PACKED = {"evaluate": (3, 3), "plus_shard": (5, 13)}
 """By rule, parts of a job's folder that name its group, and jobs of a submission (slurm/config.yaml)."""
-GPU, MFU = "h100", 0.4
-"""Where nothing else is said. Llama 3's pre-training reaches 0.38 to 0.43 of an H100's peak (arXiv
-2407.21783, table 4); small batches, sampling and what the CPU does in between make it less."""
+GPU, MFU = "h200", 0.4
+"""Where nothing else is said; the share is for cards that were not measured. Llama 3 405B's pre-training
+reaches 0.38 to 0.43 of an H100's peak (arXiv 2407.21783, table 4: 380 to 430 TFLOP/s)."""
 PUBLISHED_GPU, PUBLISHED_STEPS = "a800", {8: 45, 16: 23}
-"""Minutes of SimpleVLA-RL's step by number of GPUs (github.com/PRIME-RL/SimpleVLA-RL/issues/8): 64 × 8
-rollouts of up to 512 control steps, all weights of OpenVLA-OFT 7B, no world model."""
+"""Minutes of SimpleVLA-RL's step by number of GPUs (github.com/PRIME-RL/SimpleVLA-RL/issues/8). Said there is
+"about", and a batch of 64; its scripts make 64 × 8 rollouts of that, of up to 512 control steps, with all
+weights of OpenVLA-OFT 7B and no world model."""
 WIDTH = 138
 """Of the table, to which the lines below it are wrapped."""
 
@@ -93,13 +96,13 @@ class Throughput:
     simulation  control steps a second on one core, by (suite, render mode)
     whole       control steps a second of a training job, with everything that a step takes; None where that
                 was not measured
-    gpu         operations a second of one GPU; None where policies run on CPUs, whose speed is not assumed
+    gpu         speeds of one GPU; None where policies run on CPUs, whose speed is not assumed
     """
 
     source: Path
     simulation: Mapping[tuple[str, str], float]
     whole: float | None = None
-    gpu: float | None = None
+    gpu: Speeds | None = None
 
     def simulated(self, steps: int, suite: str, protocol: Protocol, cores: int) -> float:
         """Seconds of some control steps on some cores, without a policy."""
@@ -107,7 +110,7 @@ class Throughput:
             raise ConfigError(f"{self.source}: has no steps_per_second of {suite}, loop {protocol.render}")
         return steps / (self.simulation[suite, protocol.render] * cores)
 
-    def parts(self, job: Work, stage: Stage | WorldModelStage, gpus: int) -> Parts:
+    def parts(self, job: Work, stage: Stage | WorldModelStage, policy: Policy | None, gpus: int) -> Parts:
         """Seconds of a job's parts; all of them are under `simulate` where a whole training was measured."""
         simulated = 0.0
         if job.episodes and isinstance(stage, Stage):
@@ -115,26 +118,26 @@ class Throughput:
             simulated = self.simulated(steps, stage.suite, stage.protocol, CORES[job.rule])
             if self.whole is not None and not isinstance(stage, DemosStage):
                 return Parts(max(simulated, steps / self.whole))
-        if self.gpu is None:
+        if self.gpu is None or policy is None:
             return Parts(simulated)
         used = gpus if job.rule == "train" else 1  # the workflow starts a process on each of a training's
-        return Parts(simulated, *(number / (self.gpu * used) for number in job.flop))
+        each = speeds_of(self.gpu, stage, policy)
+        return Parts(simulated, *(flop / (speed * used) for flop, speed in zip(job.flop, each, strict=True)))
 
 
-def _rows(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="") as handle:
-            rows = list(csv.DictReader(handle))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    if missing := [name for name in columns if not rows or name not in rows[0]]:
-        raise ConfigError(f"{path}: has no rows with {', '.join(missing)}")
-    return rows
+def speeds_of(gpu: Speeds, stage: Stage | WorldModelStage, policy: Policy) -> tuple[float, float, float]:
+    """Operations a second of acting, encoding and learning in a job."""
+    if policy.lora is None:
+        return gpu.act, gpu.encode, gpu.whole
+    if isinstance(stage, TrainStage):
+        return gpu.rollout, gpu.encode, nearest(gpu.adapters, stage.train.microbatch)
+    batch = stage.sft.batch_size if isinstance(stage, SftStage) else 1  # others do not learn
+    return gpu.act, gpu.encode, nearest(gpu.adapters, batch)
 
 
-def read_throughput(rollout: Path, metrics: Path | None = None, gpu: float | None = None) -> Throughput:
+def read_throughput(rollout: Path, metrics: Path | None = None, gpu: Speeds | None = None) -> Throughput:
     """Throughput from what `benchmarks/rollout.py` and a training run wrote. Raises ConfigError."""
-    rows = _rows(rollout, ("suite", "loop", "measure", "value"))
+    rows = read_rows(rollout, ("suite", "loop", "measure", "value"))
     simulation = {
         (row["suite"], row["loop"]): float(row["value"])
         for row in rows
@@ -144,7 +147,7 @@ def read_throughput(rollout: Path, metrics: Path | None = None, gpu: float | Non
         raise ConfigError(f"{rollout}: no measure `steps_per_second`: make it with benchmarks/rollout.py")
     whole = None
     if metrics is not None:
-        steps = _rows(metrics, ("environment_steps", "seconds_total"))
+        steps = read_rows(metrics, ("environment_steps", "seconds_total"))
         seconds = sum(float(row["seconds_total"]) for row in steps)
         whole = sum(int(row["environment_steps"]) for row in steps) / seconds
     return Throughput(rollout, simulation, whole, gpu)
@@ -177,8 +180,9 @@ def work(planned: Plan, throughput: Throughput, policy_bytes: int) -> list[Work]
     """All submitted jobs of a preset."""
     gpus, found = planned.preset.gpus, []
     for folder, stage in planned.stages.items():
+        policy = policy_of(planned, stage) if isinstance(stage, Stage) else None
         for job in jobs_of(planned, folder, stage, policy_bytes):
-            found.append(job._replace(parts=throughput.parts(job, stage, gpus)))
+            found.append(job._replace(parts=throughput.parts(job, stage, policy, gpus)))
     return found
 
 
@@ -334,9 +338,7 @@ def policy_sizes(policy: Policy) -> Sizes:
     return Sizes(memory.weights(policy) + update.checkpoint, update.static)
 
 
-def report(
-    planned: Plan, jobs: list[Work], throughput: Throughput, gpu: str, mfu: float, sizes: Sizes
-) -> str:
+def report(planned: Plan, jobs: list[Work], throughput: Throughput, sizes: Sizes) -> str:
     """The plan as a table with its assumptions."""
     seconds, chain = critical_path(jobs)
     path = " → ".join(f"{job.folder} ({job.seconds / 3600:.2f} h)" for job in chain)
@@ -346,9 +348,9 @@ def report(
         f"critical path: {seconds / 3600:.2f} h, with room for all jobs at once: {path}",
     ]
     if throughput.gpu is not None:
-        lines += [memory_line(sizes.learning, gpu), ""]
-        lines += published(sum(sum(job.flop) for job in jobs if job.rule == "train"), gpu, mfu)
-    lines += ["", "assumed:", *assumptions(planned, throughput, gpu, mfu)]
+        lines += [memory_line(sizes.learning, throughput.gpu.card), ""]
+        lines += published(sum(sum(job.flop) for job in jobs if job.rule == "train"), throughput.gpu)
+    lines += ["", "assumed:", *(f"- {line}" for line in assumptions(planned, throughput))]
     wrapped = [textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for line in lines]
     return "\n".join([*table(jobs, planned.preset.gpus), "", *wrapped])
 
@@ -396,69 +398,70 @@ def published_step() -> Flop:
     return Flop(act=asked * forward, learn=asked * operations.learning(policy))
 
 
-def published(training: int, gpu: str, mfu: float) -> list[str]:
-    """Published step times beside what is counted of the same step, and what they make of `training` FLOP."""
+def published(training: int, gpu: Speeds) -> list[str]:
+    """Published step times, the same step at the speeds here, and what they make of `training` FLOP."""
     peak, step = operations.GPUS[PUBLISHED_GPU].tflops * 1e12, published_step()
     lines = [
-        "published, beside the count of the same step (64 × 8 rollouts of 64 queries, all weights of 7B, no "
-        f"world model: {step.act / 1e15:.0f} PFLOP to act, {step.learn / 1e15:.0f} to learn):"
+        "published, and the same step as it is counted here (64 × 8 rollouts of 64 queries, all weights of "
+        f"7B, no world model: {step.act / 1e15:.0f} PFLOP to act, {step.learn / 1e15:.0f} to learn):"
     ]
     for number, minutes in PUBLISHED_STEPS.items():
-        act, learn = (flop / (peak * mfu * number * 60) for flop in (step.act, step.learn))
         reached = sum(step) / (peak * number * 60 * minutes)
-        lines.append(
-            f"- {number} × {PUBLISHED_GPU} at {mfu:.0%} of the peak: act {act:.1f} + learn {learn:.1f} = "
-            f"{act + learn:.1f} min; published {minutes} min, {minutes / (act + learn):.1f} times that, or "
-            f"{reached:.0%} of the peak"
-        )
+        lines.append(f"- {number} × {PUBLISHED_GPU}: {minutes} min, {reached:.0%} of the peak")
     number, minutes = next(iter(PUBLISHED_STEPS.items()))
-    pace = training / sum(step) * number * minutes / 60
-    same = pace * operations.GPUS[PUBLISHED_GPU].tflops / operations.GPUS[gpu].tflops
+    here = operations.GPUS[gpu.card].tflops * 1e12
+    act, learn = step.act / gpu.act / 60, step.learn / gpu.whole / 60
     lines.append(
-        f"- the training here at the share of the peak that those {number} reach: {pace:,.0f} "
-        f"{PUBLISHED_GPU}-hours, {same:,.0f} {gpu}-hours"
+        f"- {number} × {gpu.card} at the speeds below: act {act / number:.1f} + learn {learn / number:.1f} = "
+        f"{(act + learn) / number:.1f} min, {sum(step) / (here * 60 * (act + learn)):.0%} of the peak"
+    )
+    pace = training / sum(step) * number * minutes / 60
+    lines.append(
+        f"- the training here at the share of the peak that those {number} × {PUBLISHED_GPU} reach: "
+        f"{pace:,.0f} {PUBLISHED_GPU}-hours, {pace * peak / here:,.0f} {gpu.card}-hours"
     )
     return lines
 
 
-def assumptions(planned: Plan, throughput: Throughput, gpu: str, mfu: float) -> list[str]:
+def assumptions(planned: Plan, throughput: Throughput) -> list[str]:
     """What the figures rest on."""
     lines = [
-        f"- control steps a second and core: {os.path.relpath(throughput.source)}, at its pictures' size",
-        "- every episode lasts as long as it may",
-        "- jobs have the cores of workflow/rules/, and all of them simulate; they are held while GPUs work",
-        "- no further rounds of dynamic sampling, no queue, no retries",
-        "- disk: a run's policy and last checkpoint, and a training's pictures until its next checkpoint",
+        f"control steps a second and core: {os.path.relpath(throughput.source)}, at its pictures' size",
+        "every episode lasts as long as it may",
+        "jobs have the cores of workflow/rules/, and all of them simulate; they are held while GPUs work",
+        "no further rounds of dynamic sampling, no queue, no retries",
+        "disk: a run's policy and last checkpoint, and a training's pictures until its next checkpoint",
     ]
     if throughput.whole is not None:
-        lines.append("- of --metrics all that a training step takes, for every episode, under `simulate`")
+        lines.append("of --metrics all that a training step takes, for every episode, under `simulate`")
     if throughput.gpu is None:
         lines.append(
-            "- LOWER BOUND: the preset has no GPUs, and how fast CPUs run policy and world models is not "
+            "LOWER BOUND: the preset has no GPUs, and how fast CPUs run policy and world models is not "
             "assumed; --metrics adds what a training step takes, but not SFT, world models and scores"
         )
     else:
-        lines += counting(planned.preset.gpus, gpu, mfu)
+        lines += [*throughput.gpu.told, *counting(planned.preset.gpus)]
     if names := uncounted(planned):
-        lines.append(f"- not counted: {', '.join(names)}")
+        lines.append(f"not counted: {', '.join(names)}")
     return lines
 
 
-def counting(gpus: int, gpu: str, mfu: float) -> list[str]:
-    """What the time of operations on GPUs rests on."""
-    card = operations.GPUS[gpu]
-    shared = [f"- training uses all {gpus} GPUs of a job, every other job one of them"] if gpus > 1 else []
+def counting(gpus: int) -> list[str]:
+    """How operations are counted, and how their time is put together."""
+    simulators = CORES["train"]
+    shared = (
+        f"training uses all {gpus} GPUs of a job and is {gpus} times as fast as on one: not measured, and "
+        f"{simulators} simulators shared by {gpus} make smaller batches; every other job uses one"
+    )
     return [
-        f"- counted are matrix products, with prompts of {operations.PROMPT} tokens. Learning takes 3 "
+        f"counted are matrix products, with prompts of {operations.PROMPT} tokens. Learning takes 3 "
         "forward passes for adapters on frozen weights and 4 for all weights, with gradient checkpointing "
         "(less each block's last layer, which PyTorch does not recompute); without it one less",
-        f"- a GPU does {mfu:.0%} (--mfu) of {card.tflops:g} TFLOP/s, the {gpu}'s (--gpu) peak in bfloat16 "
-        f"without sparsity ({card.source}); recomputation counts as work, and all passes are in bfloat16",
-        *shared,
-        "- LOWER BOUND of the time for these operations: a job takes max(simulate, act) + encode + learn, as "
+        *([shared] if gpus > 1 else []),
+        "LOWER BOUND of the time for these operations: a job takes max(simulate, act) + encode + learn, as "
         "if the faster of simulators and policy hid behind the slower entirely (in turns: their sum); "
-        "preparing pictures, sampling, loading, saving and communication take no time",
-        "- more operations than there will be: no episode ends early, no group is left out of an update",
+        "loading, saving and communication take no time",
+        "more operations than there will be: no episode ends early, no group is left out of an update",
     ]
 
 
@@ -473,15 +476,28 @@ def _share(text: str) -> float:
     return value
 
 
+def chosen(card: str | None, share: float | None, file: Path | None) -> Speeds:
+    """The speeds that the options ask for. Raises ConfigError."""
+    if share is None and (found := file or speeds.shipped(card or GPU)):
+        gpu = speeds.measured(found)
+        if card not in (None, gpu.card):
+            raise ConfigError(f"{found}: column card has {gpu.card}, not {card} (--gpu)")
+        return gpu
+    return speeds.of_peak(card or GPU, share or MFU)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m srpo.plan", description="What a preset will take.")
     parser.add_argument("--preset", required=True, help="name or file of a preset")
-    parser.add_argument("--gpu", choices=operations.GPUS, help=f"its peak is assumed (default: {GPU})")
-    parser.add_argument(
+    parser.add_argument("--gpu", choices=operations.GPUS, help=f"at its measured speeds (default: {GPU})")
+    speed = parser.add_mutually_exclusive_group()
+    speed.add_argument(
         "--mfu",
         type=_share,
-        help=f"share of that peak which is reached, above 0 and up to 1 (default: {MFU})",
+        help="at this share of its peak instead, above 0 and up to 1 "
+        f"(cards that were not measured: {MFU} by default)",
     )
+    speed.add_argument("--measured", type=Path, help="speeds like docs/performance/gpu-h200.csv, of yours")
     parser.add_argument(
         "--throughput", type=Path, default=SHIPPED, help="of benchmarks/rollout.py (default: the one shipped)"
     )
@@ -490,23 +506,22 @@ def main() -> None:
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings, as for Snakemake"
     )
     arguments = parser.parse_args()
-    gpu, mfu = arguments.gpu or GPU, arguments.mfu or MFU
     try:
         planned = plan(*load_preset(arguments.preset), overrides=arguments.set)
         on_gpus = planned.preset.gpus > 0
-        if not on_gpus and (arguments.gpu or arguments.mfu):
+        if not on_gpus and (arguments.gpu or arguments.mfu or arguments.measured):
             raise ConfigError(
-                f"--gpu, --mfu: preset {planned.preset.name} has gpus: 0, its policy runs on CPUs: "
-                "leave both out, or set gpus in the preset"
+                f"--gpu, --mfu, --measured: preset {planned.preset.name} has gpus: 0, its policy runs on "
+                "CPUs: leave them out, or set gpus in the preset"
             )
-        speed = operations.GPUS[gpu].tflops * 1e12 * mfu if on_gpus else None
-        throughput = read_throughput(arguments.throughput, arguments.metrics, speed)
+        gpu = chosen(arguments.gpu, arguments.mfu, arguments.measured) if on_gpus else None
+        throughput = read_throughput(arguments.throughput, arguments.metrics, gpu)
         policy = next(stage.policy for stage in planned.stages.values() if isinstance(stage, SftStage))
         sizes = policy_sizes(policy)
         jobs = work(planned, throughput, sizes.kept)
     except ConfigError as error:
         raise SystemExit(str(error)) from None
-    print(report(planned, jobs, throughput, gpu, mfu, sizes))
+    print(report(planned, jobs, throughput, sizes))
 
 
 if __name__ == "__main__":

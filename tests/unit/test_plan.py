@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from srpo.config import ConfigError, Protocol
+from srpo.operations import policy_forward
 from srpo.plan import (
     CORES,
     Flop,
@@ -15,6 +16,8 @@ from srpo.plan import (
     Sizes,
     Throughput,
     Work,
+    chosen,
+    counting,
     critical_path,
     main,
     published,
@@ -24,7 +27,9 @@ from srpo.plan import (
     table,
     work,
 )
+from srpo.policies.__main__ import POLICIES, read_policy
 from srpo.resolve import load_preset, plan
+from srpo.speeds import Speeds, measured, nearest, of_peak, read_rates, read_table, shipped
 
 ROOT = Path(__file__).resolve().parents[2]
 RATES = {
@@ -33,6 +38,12 @@ RATES = {
     for mode in ("exact", "fast")
 }
 THROUGHPUT = Throughput(Path("rollout.csv"), RATES)
+H200 = ROOT / "docs/performance/gpu-h200.csv"
+
+
+def flat(speed: float) -> Speeds:
+    """All kinds of work at one speed."""
+    return Speeds("h100", speed, speed, speed, {1: speed}, speed)
 
 
 def test_cores_are_those_of_the_rules() -> None:
@@ -74,7 +85,9 @@ def test_the_papers_operations() -> None:
     """By hand: a query acts with 4.92 TFLOP, 4.99 with adapters beside the weights, and is learnt from with
     15.09; a video is encoded with 113.8 (`test_operations.py`)."""
     preset, source = load_preset("paper")
-    jobs = work(plan(preset, source, ROOT / "configs"), Throughput(Path("rollout.csv"), RATES, gpu=1e15), 0)
+    jobs = work(
+        plan(preset, source, ROOT / "configs"), Throughput(Path("rollout.csv"), RATES, gpu=flat(1e15)), 0
+    )
     by_folder = {job.folder: job for job in jobs}
     # 103 steps of 64 · 8 rollouts of 512 / 8 queries: 3,375,104 queries, 52,736 videos
     grpo, srpo = (by_folder[f"runs/libero_goal/{name}/seed0"] for name in ("grpo", "srpo"))
@@ -102,12 +115,14 @@ def test_sft_and_several_gpus() -> None:
     planned = plan(
         preset, source, ROOT / "configs", ["sft.updates=10", "policy.lora=null", "policy.dtype=float32"]
     )
-    jobs = work(planned, Throughput(Path("rollout.csv"), RATES, gpu=1e15), 0)
+    jobs = work(planned, Throughput(Path("rollout.csv"), RATES, gpu=flat(1e15)), 0)
     # 10 updates of 64 queries, all weights with checkpoints: 18.55 TFLOP a query, on one GPU
     learnt = [job.parts.learn for job in jobs if job.rule == "sft"]
     assert learnt == pytest.approx([640 * 18.55e12 / 1e15] * 4, rel=1e-3)
     goal = next(job for job in jobs if job.folder == "runs/libero_goal/grpo/seed0")
     assert goal.parts.learn == pytest.approx(3_375_104 * 18.55e12 / 8e15, rel=1e-3)
+    assert any("8 times as fast as on one: not measured" in line for line in counting(8))
+    assert len(counting(1)) == len(counting(8)) - 1
 
 
 def test_without_gpus_operations_take_no_time() -> None:
@@ -120,15 +135,97 @@ def test_without_gpus_operations_take_no_time() -> None:
 def test_published_steps_beside_the_count() -> None:
     # 64 · 8 · 512 / 8 = 32,768 queries, of 4.92 TFLOP to act and 18.55 to learn from
     assert published_step() == pytest.approx((161.3e15, 0, 607.7e15), rel=1e-3)
-    # 769 PFLOP at 0.4 of 8 · 312 TFLOP/s: 770 s = 12.8 min, of which 2.7 act; in 45 min 0.11 of the peak.
-    # As many operations as ten such steps: 10 · 45 min · 8 GPUs = 60 hours; on an H100, 312 / 989 of them.
-    lines = published(10 * sum(published_step()), "h100", 0.4)
-    assert (
-        "8 × a800 at 40% of the peak: act 2.7 + learn 10.1 = 12.8 min; published 45 min, 3.5 times"
-        in lines[1]
+    # 769 PFLOP in 45 min of 8 · 312 TFLOP/s: 0.11 of the peak. At 0.4 of 8 · 989: 243 s = 4.0 min, of which
+    # 0.8 act. As many operations as ten such steps: 10 · 45 min · 8 GPUs = 60 hours; on an H100, 312 / 989.
+    lines = published(10 * sum(published_step()), of_peak("h100", 0.4))
+    assert lines[1] == "- 8 × a800: 45 min, 11% of the peak"
+    assert lines[2] == "- 16 × a800: 23 min, 11% of the peak"
+    assert "8 × h100 at the speeds below: act 0.8 + learn 3.2 = 4.0 min, 40% of the peak" in lines[3]
+    assert "60 a800-hours, 19 h100-hours" in lines[4]
+
+
+def test_measured_rates_by_hand() -> None:
+    rates = read_rates(read_table(H200))
+    # 256 queries in 1.2696 + 10.607 and 1.3356 + 10.209 s, prepared and answered
+    assert rates.rollout == pytest.approx(256 / ((1.2696 + 10.607 + 1.3356 + 10.209) / 2))  # 21.86
+    # one after the other: prepared at 188.78 and 190.92 a second, answered at 91.383 and 91.84
+    assert rates.act == pytest.approx(1 / (1 / 189.85 + 1 / 91.6115))  # 61.79
+    # micro-batches of 8 as in the step, 9.7579 and 9.8591 a second, not 11.997 alone
+    assert rates.adapters == pytest.approx({8: 9.8085, 16: 13.977, 32: 17.157})
+    assert (rates.whole, rates.encode) == pytest.approx((9.1075, (3.3473 + 3.3608) / 2))
+
+
+def test_measured_speeds_by_hand() -> None:
+    speeds = measured(H200)
+    # A query of 21 tokens of a prompt acts with 4.803 TFLOP, 4.871 with adapters beside the weights, and is
+    # learnt from with 14.72, all weights with 18.09; a video is encoded with 113.8.
+    assert speeds.rollout == pytest.approx(21.86 * 4.871e12, rel=1e-3)
+    assert speeds.act == pytest.approx(61.79 * 4.803e12, rel=1e-3)
+    assert speeds.adapters[8] == pytest.approx(9.8085 * 14.72e12, rel=1e-3)
+    assert speeds.whole == pytest.approx(9.1075 * 18.09e12, rel=1e-3)
+    assert speeds.encode == pytest.approx(3.354 * 113.82e12, rel=1e-3)
+    assert speeds.card == "h200"
+    # What the script counted of a query is what is counted here.
+    merged = read_policy(POLICIES / "openvla-7b.yaml").model_copy(update={"lora": None})
+    assert policy_forward(merged, 21).total / 1e12 == pytest.approx(
+        read_table(H200).value("act", "tflop_a_query"), rel=1e-4
     )
-    assert "6.4 min; published 23 min, 3.6 times that, or 11% of the peak" in lines[2]
-    assert "60 a800-hours, 19 h100-hours" in lines[3]
+
+
+def test_each_job_goes_at_the_speed_of_its_kind() -> None:
+    speeds = Speeds("h200", 1e12, 2e12, 3e12, {8: 4e12, 32: 5e12}, 6e12)
+
+    def ratios(*settings: str) -> dict[str, list[float]]:
+        """Operations a second that jobs of a rule are planned with: act, encode, learn."""
+        preset, source = load_preset("paper")
+        planned = plan(preset, source, ROOT / "configs", settings)
+        found = {}
+        for job in work(planned, Throughput(Path("rollout.csv"), RATES, gpu=speeds), 0):
+            times = zip(job.flop, job.parts[1:], strict=True)
+            found[job.rule] = [round(flop / time / 1e12, 6) if time else 0 for flop, time in times]
+        return found
+
+    adapters = ratios("sft.updates=10")
+    assert adapters["train"] == [1, 3, 4]  # micro-batches of 8
+    assert adapters["sft"] == [0, 0, 5]  # 64 at once, nearest to 32
+    assert adapters["evaluate"] == adapters["plus_shard"] == adapters["trajectories"] == [2, 0, 0]
+    assert adapters["score"] == [0, 3, 0]
+    assert ratios("train.microbatch=16")["train"][2] == 4  # as near to 8 as to 32: the smaller
+    whole = ratios("policy.lora=null", "policy.dtype=float32", "sft.updates=10")
+    assert (whole["train"], whole["sft"]) == ([2, 3, 6], [0, 0, 6])
+
+
+def test_nearest_batch() -> None:
+    assert nearest({8: 1.0, 16: 2.0}, 11) == 1.0  # 11 / 8 = 1.38, 16 / 11 = 1.45
+    assert nearest({8: 1.0, 16: 2.0}, 12) == 2.0  # 1.5, 1.33
+    assert nearest({8: 1.0, 16: 2.0}, 1) == 1.0
+
+
+def test_speeds_by_the_options() -> None:
+    assert chosen(None, None, None).card == "h200"
+    assert chosen(None, None, None) == chosen("h200", None, None) == measured(H200)
+    assert chosen("h100", None, None) == chosen("h100", 0.4, None) == of_peak("h100", 0.4)
+    assert chosen(None, 0.4, None).rollout == 0.4 * 989e12
+    assert shipped("h100") is None
+    with pytest.raises(ConfigError, match="column card has h200, not h100"):
+        chosen("h100", None, H200)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("card,call", "gpu,call", "has no rows with card"),
+        ("H200,1,act", "B100,1,act", "column card has b100, h200: give one of a100"),
+        (",update_qps,", ",qps,", "no row has `step` in column part and `update_qps` in column name"),
+        ("update_qps,9.7579", "update_qps,fast", "step, update_qps: column value is 'fast', no number"),
+        ("lora_qps_16,13.977", "lora_qps_16,0", "update, lora_qps_16: column value is 0, it must be above 0"),
+    ],
+)
+def test_wrong_files_of_measurements(old: str, new: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "gpu.csv"
+    file.write_text(H200.read_text().replace(old, new))
+    with pytest.raises(ConfigError, match=rf"gpu\.csv: .*{message}"):
+        measured(file)
 
 
 def test_table() -> None:
@@ -175,6 +272,9 @@ def test_the_documentation_shows_what_is_printed(
         (["--preset", "smoke", "--mfu", "0.5"], "preset smoke has gpus: 0"),
         (["--preset", "paper", "--mfu", "40"], "'40' is no share of the peak: give 0.4, say"),
         (["--preset", "paper", "--gpu", "h1000"], "invalid choice: 'h1000'"),
+        (["--preset", "smoke", "--measured", "gpu.csv"], "preset smoke has gpus: 0"),
+        (["--preset", "paper", "--measured", "gpu.csv"], "gpu.csv: No such file or directory"),
+        (["--preset", "paper", "--mfu", "0.4", "--measured", "gpu.csv"], "not allowed with argument --mfu"),
     ],
 )
 def test_wrong_options(
@@ -226,7 +326,7 @@ def test_throughput_is_read_from_what_was_measured(tmp_path: Path) -> None:
 
 def test_measured_training_replaces_the_count() -> None:
     preset, source = load_preset("paper")
-    measured = Throughput(Path("rollout.csv"), RATES, whole=20.0, gpu=1e15)
+    measured = Throughput(Path("rollout.csv"), RATES, whole=20.0, gpu=flat(1e15))
     jobs = {job.folder: job for job in work(plan(preset, source, ROOT / "configs"), measured, 0)}
     # 500 episodes of 512 steps, 20 steps a second
     assert jobs["runs/libero_goal/sft/seed0/evaluation"].parts == (500 * 512 / 20, 0, 0, 0)
