@@ -320,7 +320,7 @@ class OpenVLAOFT(PreTrainedModel):
         positions = mask.long().cumsum(1) - 1
         hidden = self.language_model.model(
             inputs_embeds=sequence,
-            # In attention's own shape: transformers would look whether it hides anything, and wait for the GPU.
+            # In attention's own shape: transformers would look what it hides, and wait for the GPU.
             attention_mask=mask[:, None, None].expand(-1, 1, length, -1) if inputs.padded else None,
             position_ids=positions,
         ).last_hidden_state
