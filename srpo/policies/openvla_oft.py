@@ -152,7 +152,7 @@ def sample(log_p: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.
     Each of the N has a generator of its own, of which it takes T numbers, whatever the others are: a draw is
     where its number falls among the cumulated probabilities.
     """
-    cumulated = log_p.double().exp().cumsum(-1)
+    cumulated = log_p.exp().cumsum(-1, dtype=torch.float64)
     cumulated = cumulated / cumulated[..., -1:]  # ends at 1, which no number reaches
     shape = (log_p.shape[1], 1)
     numbers = torch.stack([torch.rand(shape, generator=g, dtype=torch.float64) for g in generators])
@@ -320,7 +320,7 @@ class OpenVLAOFT(PreTrainedModel):
         positions = mask.long().cumsum(1) - 1
         hidden = self.language_model.model(
             inputs_embeds=sequence,
-            # As wide as attention wants it: transformers would look into it, and wait for the GPU.
+            # In attention's own shape: transformers would look what it hides, and wait for the GPU.
             attention_mask=mask[:, None, None].expand(-1, 1, length, -1) if inputs.padded else None,
             position_ids=positions,
         ).last_hidden_state

@@ -292,6 +292,25 @@ def test_an_update_makes_better_episodes_likelier() -> None:
     assert surrogate() > before
 
 
+def test_micro_batches_are_prepared_one_ahead_in_their_order() -> None:
+    """Not all at once, whose pictures are gigabytes; an error of the thread is the update's."""
+    made: list[int] = []
+
+    def make(part: list[int]) -> list[int]:
+        made.append(part[0])
+        if part[0] == 4:
+            raise ValueError("a broken picture")
+        return part
+
+    ahead = update._ahead(make, ([k] for k in range(9)))  # type: ignore[arg-type, misc]
+    assert next(ahead) == [0] and len(made) <= 2
+    assert [next(ahead), next(ahead), next(ahead)] == [[1], [2], [3]]
+    with pytest.raises(ValueError, match="a broken picture"):
+        next(ahead)
+    assert len(made) <= 6
+    assert list(update._ahead(make, [])) == []  # type: ignore[arg-type]
+
+
 def test_a_step_without_signal_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     config = stage(reward={"shaping": "none"}, pixel=False)
     policy = small_policy()
