@@ -202,7 +202,7 @@ def _work(
             except Exception:
                 envs.pop(spec.task_id, None)  # its state is not to be trusted any more
                 connection.send(FailedRun(spec, traceback.format_exc()))
-    except (EOFError, BrokenPipeError):
+    except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
 
 
