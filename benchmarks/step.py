@@ -1,10 +1,12 @@
 """Where the time of one SRPO step goes: simulate, render, policy, encode, update.
 
-    python benchmarks/step.py [--out FILE.csv] [--episodes N]
+    python benchmarks/step.py --out FILE.csv [--episodes N] [--node NAME]
 
-The `smoke` preset's SRPO on libero_goal, on one core: its policy with random weights and its V-JEPA 2 with
-random weights, whose time is that of trained ones. Random policies seldom succeed, so every other episode is
-called a success, for the update to have something to learn from.
+The `smoke` preset's SRPO on libero_goal, on one core and the GPU if there is one: its policy with random
+weights and its V-JEPA 2 with random weights, whose time is that of trained ones. Random policies seldom
+succeed, so every other episode is called a success, for the update to have something to learn from.
+
+A file that exists keeps its rows of other nodes; the figure beside it has a bar for each.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from transformers import VJEPA2Model
 
 from srpo import collect, score, update
 from srpo.config import TrainStage
+from srpo.envs.gl import choose_backend
 from srpo.envs.libero import LiberoEnv
 from srpo.envs.pool import Answer, pictures_shape, run_episode
 from srpo.files import write_with
@@ -38,19 +41,26 @@ from srpo.world_models.jepa import architecture
 from srpo.world_models.pretrain import write_model
 
 SUITE, VARIANT = "libero_goal", "srpo-vjepa2-tiny"
+PARTS = {"simulate": "#0072b2", "render": "#56b4e9", "policy": "#009e73", "other": "0.7", "encode": "#e69f00",
+         "reward": "#cc79a7", "update": "#d55e00"}  # fmt: skip
+"""In the order of a step, with their colours; `other` is what a rollout does besides."""
 
 
 class Clock:
-    """Seconds spent in some functions, the inner ones of nested calls excepted from the outer."""
+    """Seconds spent in some functions, all of them also in those that call them.
 
-    def __init__(self) -> None:
+    Where nothing is waited for they are the core's own, so that other programs do not count.
+    """
+
+    def __init__(self, waits: bool) -> None:
+        self._now = time.perf_counter if waits else time.process_time
         self.seconds: dict[str, float] = defaultdict(float)
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            started = time.perf_counter()
+            started = self._now()
             result = function(*arguments, **options)
-            self.seconds[name] += time.perf_counter() - started
+            self.seconds[name] += self._now() - started
             return result
 
         return call
@@ -82,12 +92,16 @@ def roll_out(config: TrainStage, specs: list[EpisodeSpec], policy: Any, clock: C
     return episodes
 
 
-def measure(count: int) -> pd.DataFrame:
+def measure(count: int, node: str | None) -> pd.DataFrame:
+    """One row a part: node, part, seconds, share, episodes, control_steps."""
     preset, source = load_preset("smoke")
     config = Resolver(preset, source).stage("train", SUITE, VARIANT, 0)
     assert isinstance(config, TrainStage) and config.world_model and config.world_model.pretraining
     torch.set_num_threads(1)
-    policy, clock = tiny_policy(SUITE), Clock()
+    accelerator = Accelerator()
+    on_gpu = accelerator.device.type == "cuda"
+    policy = tiny_policy(SUITE).to(accelerator.device)
+    clock = Clock(waits=on_gpu or choose_backend() != "osmesa")
     specs = collect.episode_specs(config, 1, collect.sample_prompts(config, 1))[:count]
     episodes = roll_out(config, specs, policy, clock)
     batch = collect.Batch(
@@ -110,7 +124,6 @@ def measure(count: int) -> pd.DataFrame:
         model = VJEPA2Model(architecture(config.world_model, config.world_model.pretraining))
         write_model(Path(folder) / "model", model)
         world_model = load_world_model(config.world_model, Path(folder) / "model")
-    accelerator = Accelerator(cpu=True)
     embeddings = clock.timed("encode", score.embed)(config, batch, world_model, accelerator)
     scores = clock.timed("reward", score.score)(config, batch, embeddings)
     policy.make_trainable(reinforcement=True)
@@ -121,20 +134,50 @@ def measure(count: int) -> pd.DataFrame:
     assert learnt["loss"] is not None, "there was nothing to learn from"
     inside = sum(clock.seconds[name] for name in ("simulate", "render", "policy"))
     clock.seconds["other"] = clock.seconds.pop("rollout") - inside
-    table = pd.DataFrame({"part": list(clock.seconds), "seconds": list(clock.seconds.values())})
+    if node is None:
+        node = f"one core, {torch.cuda.get_device_name()}" if on_gpu else "one core"
+    table = pd.DataFrame({"node": node, "part": list(PARTS), "seconds": [clock.seconds[p] for p in PARTS]})
     table["share"] = table["seconds"] / table["seconds"].sum()
     return table.assign(episodes=len(episodes), control_steps=sum(e.steps for e in episodes))
 
 
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Milliseconds a control step, stacked by part, a bar a node."""
+    from matplotlib.figure import Figure
+
+    milliseconds = 1e3 * table["seconds"] / table["control_steps"]
+    wide = table.assign(ms=milliseconds).pivot(index="node", columns="part", values="ms")
+    figure = Figure(figsize=(6, 0.9 + 0.45 * len(wide)), layout="constrained")
+    axes = figure.subplots()
+    left = np.zeros(len(wide))
+    for part, colour in PARTS.items():
+        bars = axes.barh(wide.index, wide[part], 0.6, left, color=colour, label=part)
+        left += wide[part].to_numpy()
+        shares = wide[part] / wide.sum(axis=1)
+        axes.bar_label(
+            bars, [f"{s:.0%}" if s > 0.03 else "" for s in shares], label_type="center", fontsize=6
+        )
+    axes.set_xlabel("milliseconds a control step")
+    figure.legend(
+        *axes.get_legend_handles_labels(), frameon=False, fontsize=7, ncols=7, loc="outside upper center"
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=200)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Where the time of an SRPO step goes, on one core.")
-    parser.add_argument("--out", type=Path, help="CSV to write")
+    parser.add_argument("--out", type=Path, required=True, help="CSV to write; the figure stands beside it")
     parser.add_argument("--episodes", type=int, default=24, help="episodes of the step (default: 24)")
+    parser.add_argument("--node", help="what to call this machine (default: by its GPU)")
     arguments = parser.parse_args()
-    table = measure(arguments.episodes)
+    table = measure(arguments.episodes, arguments.node)
     print(table.to_string(index=False, float_format="{:.3f}".format))
-    if arguments.out:
-        write_with(arguments.out, lambda temporary: table.to_csv(temporary, index=False))
+    if arguments.out.exists():
+        others = pd.read_csv(arguments.out)
+        table = pd.concat([others[others["node"] != table["node"].iloc[0]], table])
+    write_with(arguments.out, lambda temporary: table.to_csv(temporary, index=False))
+    draw(table, arguments.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -183,6 +183,15 @@ class LiberoEnv:
         self._stepper = OscStepper(self.env)
         self.model: mujoco.MjModel = self._stepper.model
         self.data: mujoco.MjData = self._stepper.data
+        # Each with the place of its knob's angle, and the opacity of its burner.
+        self._stoves = []
+        for state in self.env.tracking_object_states_change:
+            stove = self.env.get_object(state.object_name)
+            (knob,) = (self.model.joint(name).qposadr[0] for name in stove.joints)
+            (burner,) = (
+                self.model.site(name).id for name, _ in stove.object_properties["vis_site_names"].values()
+            )
+            self._stoves.append((stove, knob, self.model.site_rgba[burner, 3:]))
         self.steps = 0
         self.sight = self._stepper.look()
         """What can be seen now; `render` also takes an earlier one."""
@@ -250,8 +259,9 @@ class LiberoEnv:
         """Have what is seen follow the state: a stove's burner glows while it is on."""
         # Stock LIBERO checks goals before this as well as after. The first check decides nothing: whatever
         # has such a look is asked for its state here.
-        if self.env.visualization_sites_list:
-            self.env._post_process()
+        for stove, knob, alphas in self._stoves:
+            if (alphas > 0).any() != stove.turn_on(self.data.qpos[knob]):
+                self.env._post_process()
 
     @property
     def success(self) -> bool:

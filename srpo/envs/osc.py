@@ -17,29 +17,42 @@ from typing import Any, NamedTuple
 import mujoco
 import numba
 import numpy as np
+import scipy.linalg.cython_blas
+import scipy.linalg.cython_lapack
+from llvmlite import binding
 from numba import types
+from numba.extending import get_cython_function_address
 from numpy.typing import NDArray
-from robosuite.utils.control_utils import nullspace_torques, opspace_matrices, orientation_error
+from robosuite.utils.control_utils import nullspace_torques, orientation_error
 from robosuite.utils.transform_utils import axisangle2quat, quat2mat
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 
-def _mujoco_function(name: str, *arguments: types.Type) -> types.ExternalFunction:
-    """A C function of MuJoCo's for compiled code. Pointers are `intp`."""
+def _c_function(name: str, *arguments: types.Type) -> types.ExternalFunction:
+    """A C function for compiled code. Pointers are `intp`."""
     # By name rather than by address, so that what is compiled can be kept for the next process.
     return types.ExternalFunction(name, types.void(*arguments))
 
 
+def _fortran_function(module: Any, name: str, arguments: int) -> types.ExternalFunction:
+    """A function of the BLAS and LAPACK that numba itself uses: SciPy's. All its arguments are pointers."""
+    binding.add_symbol(f"scipy_{name}", get_cython_function_address(module.__name__, name))
+    return _c_function(f"scipy_{name}", *[types.intp] * arguments)
+
+
 # The library is loaded already: this is what lets numba find its functions.
 ctypes.CDLL(str(next(Path(mujoco.__file__).parent.glob("libmujoco.*"))), ctypes.RTLD_GLOBAL)
-_mj_step1 = _mujoco_function("mj_step1", types.intp, types.intp)
-_mj_step2 = _mujoco_function("mj_step2", types.intp, types.intp)
-_mj_fullM = _mujoco_function("mj_fullM", types.intp, types.intp, types.intp)  # noqa: N816
-_mj_jacSite = _mujoco_function(  # noqa: N816
-    "mj_jacSite", types.intp, types.intp, types.intp, types.intp, types.int32
-)
+_mj_step1 = _c_function("mj_step1", types.intp, types.intp)
+_mj_step2 = _c_function("mj_step2", types.intp, types.intp)
+_mj_fullM = _c_function("mj_fullM", types.intp, types.intp, types.intp)  # noqa: N816
+_mj_jacSite = _c_function("mj_jacSite", *[types.intp] * 4, types.int32)  # noqa: N816
+_dgebd2 = _fortran_function(scipy.linalg.cython_lapack, "dgebd2", 10)
+_dbdsdc = _fortran_function(scipy.linalg.cython_lapack, "dbdsdc", 14)
+_dorm2r = _fortran_function(scipy.linalg.cython_lapack, "dorm2r", 12)
+_dorml2 = _fortran_function(scipy.linalg.cython_lapack, "dorml2", 12)
+_dgemm = _fortran_function(scipy.linalg.cython_blas, "dgemm", 13)
 
 
 class _Memory(NamedTuple):
@@ -157,6 +170,62 @@ def _kinematics(memory: _Memory, robot: _Robot) -> _Kinematics:
 
 
 @numba.njit(cache=True, nogil=True)
+def _pinv(matrix: Array) -> Array:
+    """`np.linalg.pinv` of a small square matrix, as numba has it, bit for bit.
+
+    The singular values come from `dgesdd`, half of whose time goes into asking its parts for the work space
+    and blocks that suit them. At this size it is these four calls, which need neither.
+    """
+    n = len(matrix)
+    a, u, vt = matrix.T.copy(), np.empty((n, n)), np.empty((n, n))  # in Fortran's order their transposes
+    s, e, tau_q, tau_p = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
+    work, iwork = np.empty(3 * n * n + 4 * n), np.empty(8 * n, np.int32)
+    numbers, factors = np.array([n, n - 1, 0, 0], np.int32), np.array([1.0, 0.0])
+    letters = np.array([ord("U"), ord("I"), ord("L"), ord("R"), ord("N"), ord("T")], np.uint8)
+    upper, both, left, right, plain, transposed = letters.ctypes.data + np.arange(6)
+    size, less, rank, info = numbers.ctypes.data + 4 * np.arange(4)
+    _dgebd2(
+        size, size, a.ctypes.data, size, s.ctypes.data, e.ctypes.data, tau_q.ctypes.data, tau_p.ctypes.data,
+        work.ctypes.data, info,
+    )  # fmt: skip
+    _dbdsdc(
+        upper, both, size, s.ctypes.data, e.ctypes.data, u.ctypes.data, size, vt.ctypes.data, size,
+        work.ctypes.data, iwork.ctypes.data, work.ctypes.data, iwork.ctypes.data, info,
+    )  # fmt: skip
+    if numbers[3] != 0:
+        raise ValueError("singular values did not converge")
+    _dorm2r(
+        left, plain, size, size, size, a.ctypes.data, size, tau_q.ctypes.data, u.ctypes.data, size,
+        work.ctypes.data, info,
+    )  # fmt: skip
+    _dorml2(
+        right, plain, size, less, less, a[1:].ctypes.data, size, tau_p.ctypes.data, vt[1:].ctypes.data, size,
+        work.ctypes.data, info,
+    )  # fmt: skip
+    for k in range(n):
+        if s[k] > s[0] * 1e-15:
+            numbers[2] = k + 1
+            vt[:, k] *= 1.0 / s[k]
+    _dgemm(
+        transposed, transposed, size, size, rank, factors.ctypes.data, vt.ctypes.data, size, u.ctypes.data,
+        size, factors.ctypes.data + 8, a.ctypes.data, size,
+    )  # fmt: skip
+    return a.T
+
+
+@numba.njit(cache=True, nogil=True)
+def _operational_space(arm: _Kinematics) -> tuple[Array, Array, Array]:
+    """robosuite's `opspace_matrices` but for the first, which nothing uses."""
+    inverse = np.linalg.inv(arm.mass)
+    lambda_full = _pinv(np.dot(np.dot(arm.jacobian, inverse), arm.jacobian.transpose()))
+    lambda_pos = _pinv(np.dot(np.dot(arm.jacobian_pos, inverse), arm.jacobian_pos.transpose()))
+    lambda_ori = _pinv(np.dot(np.dot(arm.jacobian_ori, inverse), arm.jacobian_ori.transpose()))
+    generalised_inverse = np.dot(inverse, arm.jacobian.transpose()).dot(lambda_full)
+    joints = len(arm.mass)
+    return lambda_pos, lambda_ori, np.eye(joints, joints) - np.dot(generalised_inverse, arm.jacobian)
+
+
+@numba.njit(cache=True, nogil=True)
 def _torques(
     goal_pos: Array, goal_ori: Array, rest: Array, arm: _Kinematics, bias: Array, robot: _Robot
 ) -> Array:
@@ -165,9 +234,7 @@ def _torques(
     rotation = orientation_error(goal_ori, arm.ee_ori)
     force = (goal_pos - arm.ee_pos) * kp[0:3] + (-arm.ee_vel_pos) * kd[0:3]
     torque = rotation * kp[3:6] + (-arm.ee_vel_ori) * kd[3:6]
-    _, lambda_pos, lambda_ori, nullspace = opspace_matrices(
-        arm.mass, arm.jacobian, arm.jacobian_pos, arm.jacobian_ori
-    )
+    lambda_pos, lambda_ori, nullspace = _operational_space(arm)
     wrench = np.concatenate((np.dot(lambda_pos, force), np.dot(lambda_ori, torque)))
     torques = np.dot(arm.jacobian.T, wrench) + bias
     torques = torques + nullspace_torques(arm.mass, nullspace, rest, arm.joint_pos, arm.joint_vel)

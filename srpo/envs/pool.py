@@ -34,7 +34,7 @@ from srpo.world_models.base import select_frames
 TRIES = 3
 """Attempts at an episode before it is given up as an infrastructure error."""
 ENVS_PER_WORKER = 10
-"""Tasks a worker keeps built (0.1–0.3 GB each); the least recently used one goes first."""
+"""Tasks a worker keeps built (10 MB each and their snapshots); the least recently used one goes first."""
 HANG_SECONDS = 300.0
 """A worker that says nothing for so long is taken to hang. Building a task takes seconds, tens at most."""
 TICK_SECONDS = 1.0
@@ -179,7 +179,7 @@ def _work(
                 if spec.task_id not in envs:
                     if len(envs) == ENVS_PER_WORKER:
                         envs.popitem(last=False)
-                        gc.collect()  # an environment is full of cycles, and holds 0.1 GB
+                        gc.collect()  # an environment is full of cycles
                     envs[spec.task_id] = LiberoEnv(suite, spec.task_id, protocol)
                 envs.move_to_end(spec.task_id)
                 env = envs[spec.task_id]

@@ -39,6 +39,7 @@ def test_a_steps_parts_are_all_there(tmp_path: Path) -> None:
     parts = {"simulate", "render", "policy", "other", "encode", "reward", "update"}
     assert set(table["part"]) == parts and (table["seconds"] > 0).all()
     assert table["share"].sum() == pytest.approx(1)
+    assert (tmp_path / "step.png").stat().st_size > 5000
 
 
 def test_gradients_of_steps_are_compared(tmp_path: Path) -> None:
