@@ -243,9 +243,8 @@ def queries(protocol: Protocol) -> int:
 
 
 def acting_flop(stage: Stage, policy: Policy, episodes: int) -> Flop:
-    """Of episodes of a finished policy, whose adapters are merged into its weights."""
-    merged = policy.model_copy(update={"lora": None})
-    return Flop(act=episodes * queries(stage.protocol) * operations.policy_forward(merged).total)
+    """Of episodes of a finished policy, which keeps its adapters beside its weights."""
+    return Flop(act=episodes * queries(stage.protocol) * operations.policy_forward(policy).total)
 
 
 def training_flop(stage: TrainStage, policy: Policy) -> Flop:
