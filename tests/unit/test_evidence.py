@@ -144,3 +144,12 @@ def test_missing_rows_are_refused(tmp_path: Path) -> None:
     (root / "runs/libero_goal/grpo/seed1/metrics.csv").unlink()
     with pytest.raises(ResultError, match=r"grpo/seed1/metrics\.csv and 0 more files are not there"):
         read(root)
+
+
+def test_the_shipped_page_is_what_the_shipped_rows_say(tmp_path: Path) -> None:
+    shipped = CONFIGS.parent / "docs/evidence.md"
+    page = tmp_path / "evidence.md"
+    page.write_text(shipped.read_text(encoding="utf-8"), encoding="utf-8")
+    rows = CONFIGS.parent / "results/reference/smoke"
+    evidence.main([str(rows), "--page", str(page)])
+    assert page.read_text(encoding="utf-8") == shipped.read_text(encoding="utf-8")
