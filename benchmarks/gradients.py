@@ -48,11 +48,9 @@ def gradient(config: TrainStage, policy: OpenVLAOFT, batch: collect.Batch) -> di
         queries = update.queries_of(list(own.values()), scores.advantages[list(own)])
         # The rewards' share alone: on policy the KL penalty has no gradient, and entropy knows no outcome.
         train = config.train.model_copy(update={"kl": 0.0, "entropy": 0.0})
-        alone, tokens = (
-            config.model_copy(update={"train": train}),
-            sum(int(e.valid.sum()) for e in own.values()),
-        )
-        update.accumulate(alone, policy, None, Accelerator(cpu=True), queries, float(tokens))
+        alone = config.model_copy(update={"train": train})
+        tokens = float(sum(e.valid.sum() for e in own.values()))
+        update.accumulate(alone, policy, None, Accelerator(cpu=True), queries, tokens)
     return {
         part: torch.cat(
             [

@@ -108,7 +108,8 @@ def test_an_update_raises_what_did_better_above_what_did_worse() -> None:
     config, policy = stage({"minibatch": 4}), small_policy()
     data = batch(config, OUTCOMES, policy)
     scores = scored(config, data)
-    choices = update.gather_choices(config, policy, list(data.episodes.values()), scores.advantages)
+    queries = update.queries_of(list(data.episodes.values()), scores.advantages)
+    choices = update.gather_choices(config, policy, queries)
     learn(config, policy, None, torch.optim.SGD(policy.parameters(), lr=1e-4), data, scores)
     with torch.no_grad():
         log_probs, _ = policy.log_probs(choices.inputs, choices.tokens, 1.0)
@@ -122,9 +123,10 @@ def test_an_update_raises_what_did_better_above_what_did_worse() -> None:
 def test_a_chunk_alone_moves_with_its_advantage(advantage: float) -> None:
     config, policy = stage({"minibatch": 4}), small_policy()
     episode = next(iter(batch(config, OUTCOMES, policy).episodes.values()))
-    choices = update.gather_choices(config, policy, [episode], np.array([advantage]))
+    queries = update.queries_of([episode], np.array([advantage]))
+    choices = update.gather_choices(config, policy, queries)
     optimiser = torch.optim.SGD(policy.parameters(), lr=1e-3)
-    update.accumulate(config.train, policy, None, Accelerator(), choices, float(choices.valid.sum()))
+    update.accumulate(config, policy, None, Accelerator(), queries, float(choices.valid.sum()))
     optimiser.step()
     with torch.no_grad():
         log_probs, _ = policy.log_probs(choices.inputs, choices.tokens, 1.0)
