@@ -126,7 +126,7 @@ def measure(count: int, node: str | None) -> pd.DataFrame:
         world_model = load_world_model(config.world_model, Path(folder) / "model")
     embeddings = clock.timed("encode", score.embed)(config, batch, world_model, accelerator)
     scores = clock.timed("reward", score.score)(config, batch, embeddings)
-    policy.make_trainable(reinforcement=True)
+    policy.make_trainable()
     optimiser = update.make_optimiser(policy, config.train)
     learnt = clock.timed("update", update.update)(
         config, policy, None, optimiser, accelerator, batch, scores, 1
