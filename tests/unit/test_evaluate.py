@@ -31,7 +31,7 @@ CONFIG = EvaluateStage(
 
 def finished(spec: EpisodeSpec, success: bool) -> Episode:
     empty = np.zeros((0,))
-    return Episode(spec, success, 12, empty, empty, empty, empty, empty, empty, empty, empty, empty, 0.5)
+    return Episode(spec, success, 12, empty, empty, empty, empty, empty, empty, empty, empty, 0.5)
 
 
 def test_held_out_states_are_evaluated_in_order() -> None:

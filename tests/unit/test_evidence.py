@@ -1,5 +1,6 @@
 """The evidence page: its numbers, what it says did not hold, and how it is written."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,28 @@ from srpo.resolve import CONFIGS, load_preset, plan
 PAGE = "".join(f"Before {name}.\n<!-- {name} -->\noutdated\n<!-- end -->\n" for name in evidence.PARTS)
 
 
+def sheet(path: Path) -> str:
+    """What a preset calls a sheet outside `configs/experiments/`."""
+    return os.path.relpath(path, CONFIGS / "experiments")
+
+
 def preset(folder: Path, **sheets: str) -> Path:
-    """The smoke preset with two seeds, and with other sheets for some tables."""
+    """The smoke preset with two seeds, an ablation more, and with other sheets for some tables."""
     settings = yaml.safe_load((CONFIGS / "presets" / "smoke.yaml").read_text())
-    tables = settings["tables"] | {table: {"sheet": sheet} for table, sheet in sheets.items()}
+    ablations = (CONFIGS / "experiments/tiny/ablations.tsv").read_text() + "srpo-pixel\tpixels\n"
+    (folder / "ablations.tsv").write_text(ablations)
+    chosen = {"ablations": sheet(folder / "ablations")} | sheets
+    tables = settings["tables"] | {table: {"sheet": sheet} for table, sheet in chosen.items()}
     path = folder / "preset.yaml"
     path.write_text(yaml.safe_dump({**settings, "tables": tables, "seeds": [0, 1]}))
     return path
+
+
+def with_prefixes(folder: Path) -> str:
+    """A sheet of ablations with a variant of ours."""
+    rows = ["variant\tlabel", "srpo-vjepa2-tiny\tSRPO", "srpo-vjepa2-tiny-prefix\tmatched prefixes"]
+    (folder / "prefixes.tsv").write_text("\n".join([*rows, "srpo-pixel\tpixels", "grpo\tGRPO\n"]))
+    return sheet(folder / "prefixes")
 
 
 def results(root: Path, rates: dict[str, float], ways: tuple[float, float] = (0.2, 0.4)) -> Path:
@@ -127,7 +143,7 @@ def test_the_page_is_written_between_its_lines(tmp_path: Path) -> None:
 def test_what_is_ours_is_claimed_to_be_above_srpo(tmp_path: Path) -> None:
     other = {"srpo-vjepa2-tiny": 0.6, "srpo-vjepa2-tiny-prefix": 1.0, "srpo-efficientnet": 0.6}
     root = results(tmp_path, {**GOOD, **other})
-    plans = plan(*load_preset(str(preset(root, f2="mini/f2", ablations="mini/ablations"))))
+    plans = plan(*load_preset(str(preset(root, f2="mini/f2", ablations=with_prefixes(root)))))
     found = evidence.read(root, plans)
     assert (found.grpo, found.srpo) == ("grpo", "srpo-vjepa2-tiny")
     assert found.ours == ["srpo-vjepa2-tiny-prefix"]

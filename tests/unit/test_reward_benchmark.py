@@ -102,7 +102,7 @@ class Simulation:
             nothing: Any = np.zeros(0)
             frames = video(spec.task_id, success, spec.frames, rng)
             way_left = np.linspace(1, 0 if success else 0.3, 6, dtype=np.float32)
-            yield Episode(spec, success, 5, *[nothing] * 5, frames, nothing, way_left, nothing, 0.0)
+            yield Episode(spec, success, 5, *[nothing] * 5, frames, nothing, way_left, 0.0)
 
 
 def contents(path: Path) -> dict[str, np.ndarray]:

@@ -45,7 +45,7 @@ for name, value in pairwise(arguments):
         make(Path(f"{value}.pdf"))
     elif name == "--videos":
         make(Path(value, "task0-state0.mp4"))
-    elif name in ("--csv", "--tex", "--html", "--curves", "--paths", "--efficiency", "--data") or (
+    elif name in ("--csv", "--tex", "--html", "--text", "--curves", "--paths", "--efficiency", "--data") or (
         name == "--out" and Path(value).suffix
     ):
         make(Path(value))

@@ -9,7 +9,7 @@ from pathlib import Path
 from test_workflow import ROOT, seconds, snakemake
 
 LOCAL = {
-    *("config", "plus", "plus_tasks", "checkpoint", "ablations", "headline", "videos", "all"),
+    *("config", "plus", "plus_tasks", "checkpoint", "ablations", "headline", "videos", "gains", "all"),
     *("t1", "t2", "t2_curves", "t3", "t3_distributions", "t3_truth", "f1", "f2", "f3", "f4", "f5"),
 }
 """Rules that run where Snakemake does: seconds of work, or in need of the internet."""
