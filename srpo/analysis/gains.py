@@ -1,6 +1,6 @@
 """What reinforcement learning changed, in a few sentences with counts: what a report says first.
 
-python -m srpo.analysis.gains --curves F2.tsv --metrics METRICS.csv ... --results T1.tsv
+python -m srpo.analysis.gains --sheet F2.tsv --metrics METRICS.csv ... --pair T1.tsv
     --episodes EPISODES.parquet ... --csv FILE --text FILE
 
 Of the training rollouts of each variant, the first third of its RL steps beside the last; of the greedy
@@ -84,14 +84,14 @@ def sentences(table: pd.DataFrame) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m srpo.analysis.gains", description=__doc__)
-    parser.add_argument("--curves", type=Path, required=True, help="sheet of the training curves (TSV)")
+    parser.add_argument("--sheet", type=Path, required=True, help="sheet of the training curves (TSV)")
     parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="metrics.csv of those runs")
-    parser.add_argument("--results", type=Path, required=True, help="sheet of the evaluations (TSV)")
+    parser.add_argument("--pair", type=Path, required=True, help="sheet of the evaluations (TSV)")
     parser.add_argument("--episodes", type=Path, nargs="+", required=True, help="their episodes.parquet")
     parser.add_argument("--csv", type=Path, required=True, help="tidy table to write")
     parser.add_argument("--text", type=Path, required=True, help="the same in sentences")
     arguments = parser.parse_args(argv)
-    curves, results = tables.read_sheet(arguments.curves), tables.read_sheet(arguments.results)
+    curves, results = tables.read_sheet(arguments.sheet), tables.read_sheet(arguments.pair)
     metrics, _ = f2.read_metrics(arguments.metrics, curves, allow_incomplete=False)
     expected = t1.expected_episodes([read_config(path, EvaluateStage) for path in arguments.episodes])
     episodes, _ = tables.load_episodes(arguments.episodes, "libero", results, expected, incomplete=False)

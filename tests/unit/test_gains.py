@@ -17,7 +17,7 @@ def arguments(root: Path, curve: list[float], rates: dict[str, float]) -> list[s
     episodes = [
         libero_run(root / "runs", "libero_goal", variant, rate, states=20) for variant, rate in rates.items()
     ]
-    given = ["--curves", curves, "--metrics", metrics, "--results", results, "--episodes", *episodes]
+    given = ["--sheet", curves, "--metrics", metrics, "--pair", results, "--episodes", *episodes]
     return [str(part) for part in (*given, "--csv", root / "gains.csv", "--text", root / "gains.txt")]
 
 

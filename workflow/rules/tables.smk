@@ -253,10 +253,10 @@ rule t3_truth:
 rule gains:
     input:
         metrics=runs("f2", "metrics.csv"),
-        curves=sheet("f2"),
+        sheet=sheet("f2"),
         episodes=runs("t1", "evaluation/episodes.parquet"),
         configs=[*runs("f2", "config.yaml"), *runs("t1", "evaluation/config.yaml")],
-        results=sheet("t1"),
+        pair=sheet("t1"),
         code=source("srpo/analysis/gains.py"),
     output:
         csv=report(
@@ -274,5 +274,5 @@ rule gains:
     conda:
         "../../environment.yml"
     shell:
-        "logged {log:q} python -m srpo.analysis.gains --curves {input.curves:q} --metrics {input.metrics:q}"
-        " --results {input.results:q} --episodes {input.episodes:q} --csv {output.csv:q} --text {output.text:q}"
+        "logged {log:q} python -m srpo.analysis.gains --sheet {input.sheet:q} --metrics {input.metrics:q}"
+        " --pair {input.pair:q} --episodes {input.episodes:q} --csv {output.csv:q} --text {output.text:q}"
