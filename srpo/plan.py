@@ -181,41 +181,43 @@ def work(planned: Plan, throughput: Throughput, policy_bytes: int) -> list[Work]
     gpus, found = planned.preset.gpus, []
     for folder, stage in planned.stages.items():
         policy = policy_of(planned, stage) if isinstance(stage, Stage) else None
-        for job in jobs_of(planned, folder, stage, policy_bytes):
+        for job in jobs_of(planned, folder, stage, policy, policy_bytes):
             found.append(job._replace(parts=throughput.parts(job, stage, policy, gpus)))
     return found
 
 
-def jobs_of(planned: Plan, folder: str, stage: Stage | WorldModelStage, policy_bytes: int) -> Iterator[Work]:
-    """A stage's jobs, without the time that they take."""
+def jobs_of(
+    planned: Plan, folder: str, stage: Stage | WorldModelStage, policy: Policy | None, policy_bytes: int
+) -> Iterator[Work]:
+    """A stage's jobs, without the time that they take. `policy`: the suite's; None for a world model."""
     needs: tuple[str, ...]
-    if isinstance(stage, DemosStage):
+    if policy is None:
+        yield Work("world_model", folder)
+    elif isinstance(stage, DemosStage):
         yield Work("demos", folder, episodes=stage.demos.per_task * len(stage.tasks))
     elif isinstance(stage, SftStage):
         needs = (f"demos/{stage.suite}",) if stage.sft.updates else ()
         learnt = stage.sft.updates * stage.sft.batch_size * operations.learning(stage.policy)
         yield Work("sft", folder, needs, flop=Flop(learn=learnt), disk=policy_bytes)
-    elif isinstance(stage, WorldModelStage):
-        yield Work("world_model", folder)
     elif isinstance(stage, TrainStage):
         needs = (planned.sft_of(stage.suite).folder, *made(planned, stage.world_model))
-        flop = training_flop(stage, policy_of(planned, stage))
+        flop = training_flop(stage, policy)
         disk = policy_bytes + scratch_bytes(stage)
         yield Work("train", folder, needs, training_episodes(stage), flop, disk)
     elif isinstance(stage, EvaluateStage):
         episodes = len(stage.tasks) * stage.evaluate.states
-        flop = acting_flop(stage, policy_of(planned, stage), episodes)
+        flop = acting_flop(stage, policy, episodes)
         yield Work("evaluate", folder, (folder.removesuffix("/evaluation"),), episodes, flop)
     elif isinstance(stage, PlusStage):
         plus = stage.plus
         total = count(stage.suite, stage.tasks, plus.dimensions, plus.per_dimension)
         for index in range(shards(total, plus.shard_size)):
             part = min(plus.shard_size, total - index * plus.shard_size)
-            flop = acting_flop(stage, policy_of(planned, stage), part)
+            flop = acting_flop(stage, policy, part)
             yield Work("plus_shard", f"{folder}/{index}", (folder.removesuffix("/plus"),), part, flop)
     elif isinstance(stage, RewardBenchmarkStage):
         settings = stage.reward_benchmark
-        flop = acting_flop(stage, policy_of(planned, stage), settings.max_episodes)
+        flop = acting_flop(stage, policy, settings.max_episodes)
         needs = (planned.sft_of(stage.suite).folder,)
         yield Work("trajectories", folder, needs, settings.max_episodes, flop)
         videos = (settings.successes + settings.failures) * settings.prefixes

@@ -34,7 +34,7 @@ class Speeds(NamedTuple):
     """Operations a second of one GPU, recomputation counted as work.
 
     rollout   acting in training, with adapters
-    act       acting without adapters
+    act       acting of finished policies, as measured without adapters
     encode    of world models
     adapters  learning with adapters, by queries at once
     whole     learning all weights
@@ -140,8 +140,8 @@ def _told(table: Table, rates: Rates, speeds: Speeds) -> Iterator[str]:
         "batches are faster, but so few simulators do not fill them"
     )
     yield (
-        f"acting without adapters: {_rate(rates.act, speeds.act)}, preparation included, of full batches of "
-        f"{BATCH}: at best, for batches in rollouts are smaller"
+        f"acting of finished policies: {_rate(rates.act, speeds.act)}, preparation included, measured "
+        f"without adapters in full batches of {BATCH}: at best, for they keep theirs, and batches are smaller"
     )
     yield (
         f"learning with adapters: at the micro-batch nearest to the setting ({learning}); {MICROBATCH} as in "

@@ -10,6 +10,7 @@ from policies import SUITE, observations, small_policy
 from test_trainer import batch, learn, scored, stage
 
 from srpo import update
+from srpo.envs.libero import load_task
 from srpo.policies.openvla_oft import OpenVLAOFT
 
 OUTCOMES = "1100" + "1010" + "0001" + "1110"
@@ -68,8 +69,6 @@ def by_hand(policy: OpenVLAOFT, minibatch: int, epochs: int) -> dict[str, float]
 
 
 def instruction(task: int) -> str:
-    from srpo.envs.libero import load_task
-
     return load_task(SUITE, task).language
 
 
