@@ -20,12 +20,12 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
-from srpo import collect, score, update
-from srpo.checkpoint import EpisodeStore
 from srpo.config import TrainStage, load_stage
-from srpo.files import write_with
 from srpo.policies.openvla_oft import OpenVLAOFT, load_policy
-from srpo.rollout import Rollouts
+from srpo.rl import collect, score, update
+from srpo.rollouts.policy_runner import Rollouts
+from srpo.runtime.checkpoint import EpisodeStore
+from srpo.runtime.files import write_with
 
 PARTS = {
     "all weights": "",

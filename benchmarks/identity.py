@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from srpo.envs.expert import run_expert
 from srpo.envs.libero import SETTLE_ACTION, LiberoEnv, init_states
-from srpo.files import write_with
-from srpo.types import CHUNK
+from srpo.episode import CHUNK
+from srpo.runtime.files import write_with
 
 from libero.libero.envs import OffScreenRenderEnv  # isort: skip  (after the OpenGL back end is chosen)
 

@@ -22,9 +22,9 @@ import numpy as np
 
 from srpo.config import Protocol
 from srpo.envs.libero import SETTLE_ACTION, LiberoEnv, asset_folder, init_states
-from srpo.envs.plus import Perturbation
-from srpo.plus_data import PlusSources, unavailable
-from srpo.plus_tasks import COUNTS, DIMENSIONS, INIT_STATE, PlusTask, read_tasks, sample
+from srpo.libero_plus.data import PlusSources, unavailable
+from srpo.libero_plus.perturbation import Perturbation
+from srpo.libero_plus.tasks import COUNTS, DIMENSIONS, INIT_STATE, PlusTask, read_tasks, sample
 
 STEPS = 12
 PROTOCOL = Protocol(

@@ -6,8 +6,8 @@
 micro-batch forth and back and a step of AdamW, with what the policy's settings train (adapters, or all).
 `product` is one large matrix product in the policy's precision: the peak of this machine, of which the others
 reach a share. Rows of what, batch, seconds (a median), queries_per_second, ratio_to_one (to one query at a
-time), tflops (as `srpo.operations` counts), share_of_peak, memory_gib (at the peak, weights included; of GPUs
-only), estimate_gib (by `srpo.policies.memory`). A 7B policy needs a GPU.
+time), tflops (as `srpo.cluster.operations` counts), share_of_peak, memory_gib (at the peak, weights included; of
+GPUs only), estimate_gib (by `srpo.policies.memory`). A 7B policy needs a GPU.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ import pandas as pd
 import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from srpo import operations
-from srpo.algo.losses import policy_loss
+from srpo.cluster import operations
 from srpo.config import Policy
-from srpo.files import write_with
+from srpo.episode import ACTION_DIM, PROPRIO_DIM, TOKENS
 from srpo.policies import action_tokens, memory
 from srpo.policies.__main__ import POLICIES, read_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.policies.processing import make_tokenizer
+from srpo.rl.losses import policy_loss
+from srpo.runtime.files import write_with
 from srpo.sft import adamw
-from srpo.types import ACTION_DIM, PROPRIO_DIM, TOKENS
 
 SUITE, INSTRUCTIONS = "libero_goal", ["turn on the stove", "open the middle drawer of the cabinet"]
 BATCHES = (1, 16, 64)

@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 
 from srpo.config import Reward
-from srpo.files import write_with
 from srpo.rewards.progress import shape_rewards
+from srpo.runtime.files import write_with
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "mean": {"references": "mean"},

@@ -11,7 +11,7 @@ Loops, all in chunks of 8 control steps:
   previous …  the same loops with another revision's package, in a process of its own
   official    episodes as OpenVLA-OFT's, SimpleVLA-RL's and siiRL's loops run them: the environment built
               anew for each, two cameras of 256 pixels at every step, every chunk waits for the slowest one
-  ours        episodes as srpo.rollout runs them
+  ours        episodes as srpo.rollouts.policy_runner runs them
 
 Steps a second are medians over chunks, on one core, of loops that take turns. Writes rows of suite, loop,
 measure, value, ratio_to_stock (of the same suite; `previous …` to their own process's; of `official` for
@@ -43,9 +43,9 @@ from tqdm import tqdm
 
 from srpo.config import Policy, Protocol, read_yaml
 from srpo.envs.gl import choose_backend
-from srpo.files import write_with
-from srpo.processes import SINGLE_THREADED, one_core_each
-from srpo.types import CHUNK, EpisodeSpec
+from srpo.episode import CHUNK, EpisodeSpec
+from srpo.runtime.files import write_with
+from srpo.runtime.processes import SINGLE_THREADED, one_core_each
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 MODES = ("exact", "near", "fast")
@@ -253,10 +253,10 @@ def tiny_policy(suite: str) -> Any:
     """The `tiny` policy with random weights: episodes of its kind, which mostly run to the cap."""
     import torch
 
+    from srpo.config.resolve import CONFIGS
     from srpo.envs.libero import load_task
     from srpo.policies.openvla_oft import create_policy
     from srpo.policies.processing import make_tokenizer
-    from srpo.resolve import CONFIGS
 
     settings = Policy.model_validate(
         {"name": "tiny"} | read_yaml(CONFIGS / "policies" / "tiny.yaml")["policy"]
@@ -270,7 +270,7 @@ def tiny_policy(suite: str) -> Any:
 
 def our_episodes(suite: str, render: str, workers: int, episodes: int) -> dict[str, float]:
     """Whole episodes of the tiny policy a minute, after one a worker that loads the task."""
-    from srpo.rollout import Rollouts
+    from srpo.rollouts.policy_runner import Rollouts
 
     def specs(start: int, count: int) -> list[EpisodeSpec]:
         return [EpisodeSpec(suite, 0, state % 50, state, 1.0) for state in range(start, start + count)]
@@ -352,7 +352,7 @@ def official_episodes(suite: str, workers: int, episodes: int) -> dict[str, floa
 def memory_growth(suite: str, episodes: int) -> dict[str, float]:
     """A process's memory after a tenth of the episodes and after all of them, over two tasks."""
     from srpo.envs.libero import LiberoEnv
-    from srpo.envs.pool import Answer, pictures_shape, run_episode
+    from srpo.rollouts.pool import Answer, pictures_shape, run_episode
 
     settings = protocol("fast", max_steps=24)
     envs = [LiberoEnv(suite, task, settings) for task in (0, 1)]

@@ -28,17 +28,17 @@ from rollout import tiny_policy
 from tqdm import tqdm
 from transformers import VJEPA2Model
 
-from srpo import collect, score, update
 from srpo.config import TrainStage
+from srpo.config.resolve import Resolver, load_preset
 from srpo.envs.gl import choose_backend
 from srpo.envs.libero import LiberoEnv
-from srpo.envs.pool import Answer, pictures_shape, run_episode
-from srpo.files import write_with
-from srpo.resolve import Resolver, load_preset
-from srpo.types import Episode, EpisodeSpec
+from srpo.episode import Episode, EpisodeSpec
+from srpo.rl import collect, score, update
+from srpo.rollouts.pool import Answer, pictures_shape, run_episode
+from srpo.runtime.files import write_with
 from srpo.world_models import load_world_model
-from srpo.world_models.jepa import architecture
-from srpo.world_models.pretrain import write_model
+from srpo.world_models.pretraining.jepa import architecture
+from srpo.world_models.pretraining.pretrain import write_model
 
 SUITE, VARIANT = "libero_goal", "srpo-vjepa2-tiny"
 PARTS = {"simulate": "#0072b2", "render": "#56b4e9", "policy": "#009e73", "other": "0.7", "encode": "#e69f00",

@@ -1,6 +1,6 @@
 """Demonstrations for supervised fine-tuning: recording, importing and reading them.
 
-    python -m srpo.demos --config CONFIG --out DIR --scratch DIR --workers N
+    srpo demos --config CONFIG --out DIR --scratch DIR --workers N
 
 writes one HDF5 file a task, `<task name>_demo.hdf5`, in the layout of LIBERO's own files (robomimic's, with
 LIBERO's names; LIBERO, scripts/create_dataset.py):
@@ -41,9 +41,9 @@ from tqdm import tqdm
 
 from srpo.config import SUITES, ConfigError, DemosStage, load_stage
 from srpo.envs.gl import MissingGLError, require_gl
-from srpo.files import atomic_directory, atomic_file, write_text
-from srpo.locks import held
-from srpo.processes import end_with_parent, one_core_each
+from srpo.runtime.files import atomic_directory, atomic_file, write_text
+from srpo.runtime.locks import held
+from srpo.runtime.processes import end_with_parent, one_core_each
 
 if TYPE_CHECKING:
     from srpo.envs.libero import LiberoEnv, Task
@@ -152,8 +152,7 @@ def read_recordings(path: Path, limit: int | None = None) -> Iterator[Recording]
 
 
 _REMEDY = (
-    "Delete it and record it again (python -m srpo.demos), or, if it is one of LIBERO's own files, "
-    "download it again."
+    "Delete it and record it again (srpo demos), or, if it is one of LIBERO's own files, download it again."
 )
 
 
@@ -443,9 +442,7 @@ def import_all(config: DemosStage, out: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m srpo.demos", description="Record or import demonstrations."
-    )
+    parser = argparse.ArgumentParser(prog="srpo demos", description="Record or import demonstrations.")
     parser.add_argument(
         "--config", type=Path, required=True, help="resolved configuration of the stage (YAML)"
     )

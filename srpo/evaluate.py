@@ -1,8 +1,8 @@
 """Greedy evaluation on LIBERO or LIBERO-Plus: one row an episode, resumable, a crash is not a failure.
 
-python -m srpo.evaluate --config CONFIG --policy FOLDER --out EPISODES.parquet --scratch FOLDER \\
+srpo evaluate --config CONFIG --policy FOLDER --out EPISODES.parquet --scratch FOLDER \\
     [--paths PATHS.parquet] [--videos FOLDER]
-python -m srpo.evaluate ... --plus TASKS.csv --plus-data DATA.zip --shard 0/4
+srpo evaluate ... --plus TASKS.csv --plus-data DATA.zip --shard 0/4
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from srpo.analysis.io import EPISODES, PATHS, protocol_json, write_rows
-from srpo.checkpoint import fingerprint
 from srpo.config import EvaluateStage, PlusStage, load_stage
 from srpo.envs.libero import asset_folder, load_task
-from srpo.files import atomic_directory, write_json, write_text, write_with
-from srpo.locks import held
-from srpo.manifest import sha256, write_manifest
-from srpo.plus_data import PlusData, PlusSources, unavailable
-from srpo.plus_tasks import INIT_STATE, PlusTask, parse, read_tasks, sample, shard, style_tasks
+from srpo.episode import Episode, EpisodeSpec, FailedRun
+from srpo.libero_plus.data import PlusData, PlusSources, unavailable
+from srpo.libero_plus.tasks import INIT_STATE, PlusTask, parse, read_tasks, sample, shard, style_tasks
 from srpo.policies.openvla_oft import load_policy
-from srpo.rollout import Rollouts
-from srpo.types import Episode, EpisodeSpec, FailedRun
-from srpo.videos import write_video
+from srpo.results.rows import EPISODES, PATHS, protocol_json, write_rows
+from srpo.rollouts.policy_runner import Rollouts
+from srpo.runtime.checkpoint import fingerprint
+from srpo.runtime.files import atomic_directory, write_json, write_text, write_with
+from srpo.runtime.locks import held
+from srpo.runtime.manifest import sha256, write_manifest
+from srpo.runtime.videos import write_video
 
 FILMED = 64
 """Frames of the video of a task's first test state: the same state for every policy, to compare them."""
@@ -70,7 +70,7 @@ def plus_sources(config: PlusStage, data: Path | None) -> PlusSources:
     assets = None if plus.assets is None else Path(plus.assets)
     if assets is not None and not assets.is_dir():
         raise SystemExit(
-            f"error: plus.assets: {assets} is no folder; python -m srpo.plus fetch-assets makes it, or null "
+            f"error: plus.assets: {assets} is no folder; srpo libero-plus fetch-assets makes it, or null "
             "does without"
         )
     try:
@@ -280,7 +280,9 @@ def main() -> None:
     parser.add_argument("--policy", type=Path, required=True, help="policy checkpoint folder")
     parser.add_argument("--plus", type=Path, help="LIBERO-Plus task list: evaluate on it instead of LIBERO")
     parser.add_argument(
-        "--plus-data", type=Path, help="LIBERO-Plus's data, as python -m srpo.plus fetch wrote it"
+        "--plus-data",
+        type=Path,
+        help="LIBERO-Plus's data, as srpo libero-plus fetch wrote it",
     )
     parser.add_argument("--shard", type=_shard, default=(0, 1), help="part of the LIBERO-Plus tasks, as 0/4")
     parser.add_argument("--out", type=Path, required=True, help="parquet file for the episodes")

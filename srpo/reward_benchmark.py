@@ -1,12 +1,12 @@
 """The progress-reward benchmark: labelled trajectories, and how well representations tell their progress.
 
-    python -m srpo.reward_benchmark collect --config C --policy DIR --out DIR --scratch DIR --workers N
-    python -m srpo.reward_benchmark score --config C --world-model NAME --trajectories DIR --scratch DIR \\
+    srpo reward-benchmark collect --config C --policy DIR --out DIR --scratch DIR --workers N
+    srpo reward-benchmark score --config C --world-model NAME --trajectories DIR --scratch DIR \\
         --out FILE.parquet --curves FILE.parquet
 
 `collect` samples rollouts of a policy on training states and keeps some successes and failures of each task.
 `score` measures progress along them with one world model; the metrics of all trajectories together
-(`srpo.rewards.benchmark`) are the table's. Embeddings are kept in its scratch folder by what they are of, so
+(`srpo.rewards.metrics`) are the table's. Embeddings are kept in its scratch folder by what they are of, so
 a killed or repeated scoring goes on from there; the folder may be deleted at any time.
 """
 
@@ -26,15 +26,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from srpo.analysis.io import BENCHMARK, CURVES, ResultError, write_rows
 from srpo.config import ConfigError, RewardBenchmarkStage, did_you_mean, load_stage
-from srpo.files import atomic_directory, write_text, write_with
-from srpo.locks import held
-from srpo.manifest import sha256, write_manifest
-from srpo.rewards.benchmark import monotonicity, progress_curve, spearman_correlation
+from srpo.episode import Episode, EpisodeSpec, FailedRun
+from srpo.results.rows import BENCHMARK, CURVES, ResultError, write_rows
+from srpo.rewards.metrics import monotonicity, progress_curve, spearman_correlation
 from srpo.rewards.progress import nearest_distances
 from srpo.rewards.references import usable
-from srpo.types import Episode, EpisodeSpec, FailedRun
+from srpo.runtime.files import atomic_directory, write_text, write_with
+from srpo.runtime.locks import held
+from srpo.runtime.manifest import sha256, write_manifest
 from srpo.world_models import WorldModel, load_world_model, select_frames
 from srpo.world_models.cache import EmbeddingCache
 
@@ -251,7 +251,7 @@ def collect(config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path
 
     from srpo.envs.gl import MissingGLError, require_gl
     from srpo.policies.openvla_oft import CheckpointError, load_policy
-    from srpo.rollout import Rollouts
+    from srpo.rollouts.policy_runner import Rollouts
 
     try:
         require_gl()
@@ -279,8 +279,8 @@ def collect(config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path
 def score(
     config: RewardBenchmarkStage, name: str, checkpoint: Path | None, trajectories: Path, scratch: Path
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of the reward benchmark (`srpo.analysis.io.BENCHMARK`) and of its progress curves (`CURVES`) under
-    the world model called `name`.
+    """Rows of the reward benchmark (`srpo.results.rows.BENCHMARK`) and of its progress curves (`CURVES`)
+    under the world model called `name`.
 
     Progress is measured at `prefixes` frames, evenly spaced from the first to the last; see `score_rows`.
     A trajectory whose task has no (other) success has nothing to be compared with and is left out. One with a
@@ -416,7 +416,7 @@ def _load(config: RewardBenchmarkStage, name: str, checkpoint: Path | None) -> W
 
 
 def _open(path: Path) -> h5py.File:
-    fix = "run `python -m srpo.reward_benchmark collect` again"
+    fix = "run `srpo reward-benchmark collect` again"
     if not path.is_file():
         raise TrajectoryError(f"{path}: no such file: {fix}")
     try:
@@ -433,7 +433,7 @@ def _open(path: Path) -> h5py.File:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m srpo.reward_benchmark",
+        prog="srpo reward-benchmark",
         description="Collect labelled trajectories and score progress along them.",
     )
     commands = parser.add_subparsers(dest="command", required=True)

@@ -1,6 +1,6 @@
 """Supervised fine-tuning on demonstrations: the policy that reinforcement learning starts from.
 
-python -m srpo.sft --config CONFIG --demos FOLDER [--checkpoint FOLDER] --out FOLDER --scratch FOLDER
+srpo sft --config CONFIG --demos FOLDER [--checkpoint FOLDER] --out FOLDER --scratch FOLDER
 """
 
 from __future__ import annotations
@@ -19,14 +19,9 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from tqdm import tqdm
 
-from srpo.analysis.io import SFT_METRICS, write_rows
-from srpo.checkpoint import Checkpoints, fingerprint
 from srpo.config import Sft, SftStage, load_stage
 from srpo.demos import Demonstration, file_name, read_demonstrations
-from srpo.distributed import is_sharded, make_accelerator, require_whole_weights
-from srpo.fetch import verify
-from srpo.locks import held
-from srpo.manifest import sha256, write_manifest
+from srpo.episode import ACTION_DIM, CHUNK, PROPRIO_DIM, TOKENS
 from srpo.policies import action_tokens
 from srpo.policies.openvla_oft import (
     CheckpointError,
@@ -37,7 +32,12 @@ from srpo.policies.openvla_oft import (
     save_policy,
 )
 from srpo.policies.processing import make_tokenizer
-from srpo.types import ACTION_DIM, CHUNK, PROPRIO_DIM, TOKENS
+from srpo.results.rows import SFT_METRICS, write_rows
+from srpo.runtime.checkpoint import Checkpoints, fingerprint
+from srpo.runtime.distributed import is_sharded, make_accelerator, require_whole_weights
+from srpo.runtime.hub import verify
+from srpo.runtime.locks import held
+from srpo.runtime.manifest import sha256, write_manifest
 
 LOG_EVERY = 20
 """Updates averaged into one row of metrics.csv."""
@@ -185,7 +185,7 @@ def load_checkpoint(config: SftStage, fetched: Path | None, device: torch.device
     elif not Path(checkpoint).is_dir():
         raise CheckpointError(
             f"policy.checkpoint {checkpoint} is no folder here; fetch it where there is internet (python -m "
-            f"srpo.fetch --checkpoint {checkpoint} --out FOLDER) and give --checkpoint FOLDER"
+            f"srpo.runtime.hub --checkpoint {checkpoint} --out FOLDER) and give --checkpoint FOLDER"
         )
     return load_policy(fetched or Path(checkpoint), device, config.policy)
 

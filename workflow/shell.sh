@@ -26,9 +26,9 @@ launch() {
     threads=$(share "$1" "$2")
     if [ "$2" -gt 1 ]; then
         echo env OMP_NUM_THREADS="$threads" MKL_NUM_THREADS="$threads" OPENBLAS_NUM_THREADS="$threads" \
-            accelerate launch --multi_gpu --num_machines 1 --num_processes "$2" --mixed_precision no --module
+            accelerate launch --multi_gpu --num_machines 1 --num_processes "$2" --mixed_precision no --module srpo
     else
-        echo python -m
+        echo srpo
     fi
 }
 

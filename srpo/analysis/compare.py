@@ -1,6 +1,6 @@
 """Tell two result folders apart: their rows, their settings, their versions, and what is beyond noise.
 
-python -m srpo.analysis.compare results/smoke /elsewhere/results/smoke
+srpo compare results/smoke /elsewhere/results/smoke
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import pandas as pd
 import yaml
 from statsmodels.stats.multitest import multipletests
 
-from srpo.analysis.io import EPISODES, IDENTITY, ResultError, check_episodes, read_rows, run
 from srpo.analysis.stats import ALPHA, paired_difference
 from srpo.analysis.tables import p_text, percent
 from srpo.analysis.validate import result_files
+from srpo.results.rows import EPISODES, IDENTITY, ResultError, check_episodes, read_rows, run
 
 MACHINE = ("git_revision", "packages", "python", "gpus", "gl_backend", "processor")
 """What a manifest says of the code and the machine."""
@@ -128,7 +128,7 @@ def report(first: Path, second: Path) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m srpo.analysis.compare", description=__doc__)
+    parser = argparse.ArgumentParser(prog="srpo compare", description=__doc__)
     parser.add_argument("first", type=Path, help="results of a preset")
     parser.add_argument("second", type=Path, help="results to set beside them")
     arguments = parser.parse_args(argv)

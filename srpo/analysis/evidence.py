@@ -1,6 +1,6 @@
 """docs/evidence.md: whether the claims that users come for hold in a finished preset, in numbers.
 
-python -m srpo.analysis.evidence results/reference/mini [--page docs/evidence.md]
+srpo evidence results/reference/mini [--page docs/evidence.md]
 
 Writes the page's parts between the lines `<!-- NAME -->` and `<!-- end -->`; what is written around them
 stays. Every number is computed here from the rows in the folders (`srpo.analysis.export` copied them, or the
@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from srpo.analysis import f2, t1, t3_truth, tables
 from srpo.analysis.f1 import read_curves
-from srpo.analysis.io import ResultError, read_config, run
 from srpo.analysis.redraw import Drawing, drawings
 from srpo.analysis.stats import (
     Estimate,
@@ -34,8 +33,9 @@ from srpo.analysis.stats import (
 )
 from srpo.analysis.tables import SUITE_LABELS, p_text, percent
 from srpo.config import ConfigError, EvaluateStage
-from srpo.files import write_text
-from srpo.resolve import CONFIGS, SFT, Plan, load_preset, plan
+from srpo.config.resolve import CONFIGS, SFT, Plan, load_preset, plan
+from srpo.results.rows import ResultError, read_config, run
+from srpo.runtime.files import write_text
 
 LEVELS = (0.5, 0.8)
 """Success rates whose reaching is told."""
@@ -375,7 +375,7 @@ def _advantages_by_outcome(rewards: pd.DataFrame) -> NDArray[np.float64]:
     """The advantages (N,) that GRPO would have given to the rollouts of some runs."""
     import torch  # only here, so that the analysis starts at once
 
-    from srpo.algo.advantages import group_advantages
+    from srpo.rl.advantages import group_advantages
 
     groups = rewards.groupby(["suite", "variant", "seed", "step", "group"]).ngroup().to_numpy(copy=True)
     success = rewards["success"].to_numpy(dtype=float)
@@ -444,7 +444,7 @@ def fill(page: str, parts: Mapping[str, str], source: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m srpo.analysis.evidence", description=__doc__)
+    parser = argparse.ArgumentParser(prog="srpo evidence", description=__doc__)
     parser.add_argument("folder", type=Path, help="rows of a preset, e.g. results/reference/mini")
     parser.add_argument("--preset", help="name or path of the preset; default: the folder's name")
     parser.add_argument("--page", type=Path, default=Path("docs/evidence.md"))

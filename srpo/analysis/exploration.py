@@ -1,6 +1,6 @@
 """How much of the workspace a policy visits (SRPO, arXiv 2511.15605, its figure of end-effector positions).
 
-Pure functions of end-effector paths, float (steps + 1, 3) in metres each, as `srpo.types.Episode.path` has
+Pure functions of end-effector paths, float (steps + 1, 3) in metres each, as `srpo.episode.Episode.path` has
 them. Every measure grows with the number of positions seen, so two policies are compared on as many episodes
 of the same tasks and states, and by `expected_voxels` where those differ in length. All raise ValueError on
 positions that are not finite, not three-dimensional, or not there.

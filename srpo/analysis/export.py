@@ -1,6 +1,6 @@
 """Copy what tables and figures are drawn from out of a finished preset: small enough to ship, of no machine.
 
-python -m srpo.analysis.export results/smoke --out results/reference/smoke
+srpo export results/smoke --out results/reference/smoke
 
 The copy is laid out like the preset's folder, and `srpo.analysis.redraw` draws everything from it. It holds
 the rows and each run's config.yaml; of LIBERO-Plus's list, the tasks asked for; of the trajectories, the
@@ -22,11 +22,11 @@ import pandas as pd
 
 from srpo.analysis import f1, t2
 from srpo.analysis.compare import MACHINE
-from srpo.analysis.io import EPISODES, ResultError, read_config, read_rows, run, write_rows
 from srpo.analysis.redraw import available
 from srpo.config import PlusStage
-from srpo.files import atomic_directory, write_json
-from srpo.plus_tasks import read_tasks, write_tasks
+from srpo.libero_plus.tasks import read_tasks, write_tasks
+from srpo.results.rows import EPISODES, ResultError, read_config, read_rows, run, write_rows
+from srpo.runtime.files import atomic_directory, write_json
 
 KEPT = (*MACHINE, "cores", "written")
 """What is left of a manifest."""
@@ -83,7 +83,7 @@ def copy_frames(path: Path, chosen: pd.DataFrame, target: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m srpo.analysis.export", description=__doc__)
+    parser = argparse.ArgumentParser(prog="srpo export", description=__doc__)
     parser.add_argument("folder", type=Path, help="a finished preset, e.g. results/smoke")
     parser.add_argument("--preset", help="name or path of the preset; default: the folder's name")
     parser.add_argument("--out", type=Path, required=True, help="folder to make, or to make anew")

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
 from srpo.analysis import style, tables
-from srpo.analysis.io import CURVES, ResultError, read_config, read_rows, run
 from srpo.config import SUITES, RewardBenchmarkStage
+from srpo.results.rows import CURVES, ResultError, read_config, read_rows, run
 
 STRIP = 6
 """Frames of a film strip."""

@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from srpo.analysis import style, tables, typeset
-from srpo.analysis.io import RL_METRICS, ResultError, missing_rows, read_config, read_rows, run
 from srpo.analysis.stats import (
     Estimate,
     Reached,
@@ -30,7 +29,8 @@ from srpo.analysis.stats import (
     wilson,
 )
 from srpo.config import SUITES, TrainStage
-from srpo.files import write_with
+from srpo.results.rows import RL_METRICS, ResultError, missing_rows, read_config, read_rows, run
+from srpo.runtime.files import write_with
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 """Success rates whose reaching is timed."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from srpo.analysis import f2, tables
-from srpo.analysis.io import ResultError, read_config, run
 from srpo.config import TrainStage
+from srpo.results.rows import ResultError, read_config, run
 
 OWN = {"suite", "tasks", "protocol", "variant", "seed"}
 """What two runs of a comparison may always differ in."""

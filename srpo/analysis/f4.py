@@ -20,8 +20,8 @@ from matplotlib.ticker import MultipleLocator
 from numpy.typing import NDArray
 
 from srpo.analysis import exploration, style, tables
-from srpo.analysis.io import PATHS, ResultError, read_config, read_rows, run
 from srpo.config import EvaluateStage
+from srpo.results.rows import PATHS, ResultError, read_config, read_rows, run
 
 PLANES = (("y", "x"), ("x", "z"), ("y", "z"))
 NAMES = {"x": "x, depth (m)", "y": "y, across (m)", "z": "z, height (m)"}

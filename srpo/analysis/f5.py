@@ -18,10 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from srpo.analysis import f3, style, tables
-from srpo.analysis.io import ResultError, read_config, run
 from srpo.analysis.stats import wilson
 from srpo.analysis.t1 import expected_episodes
 from srpo.config import SUITES, EvaluateStage, Reward, TrainStage
+from srpo.results.rows import ResultError, read_config, run
 
 REFERENCES = {"reward.references", "reward.eps", "reward.eps_relative", "reward.min_samples"}
 

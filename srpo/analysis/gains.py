@@ -18,11 +18,11 @@ from typing import Any
 import pandas as pd
 
 from srpo.analysis import f2, t1, tables
-from srpo.analysis.io import read_config, run
 from srpo.analysis.stats import wilson
 from srpo.analysis.tables import SUITE_LABELS, percent
 from srpo.config import EvaluateStage
-from srpo.files import write_text, write_with
+from srpo.results.rows import read_config, run
+from srpo.runtime.files import write_text, write_with
 
 TRAINING, HELD_OUT = "training rollouts", "greedy, held-out states"
 

@@ -20,9 +20,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from srpo.analysis import f2, style, tables
-from srpo.analysis.io import ResultError, run
 from srpo.analysis.videos import filmed
-from srpo.videos import read_video
+from srpo.results.rows import ResultError, run
+from srpo.runtime.videos import read_video
 
 FRAMES = 7
 """Of an episode, evenly spaced from its first picture to its last."""

@@ -1,6 +1,6 @@
 """docs/paper_map.md: each table and figure of the paper, how we make it, what it costs, and what came of it.
 
-python -m srpo.analysis.paper_map [--results results/reference/smoke]
+srpo paper-map [--results results/reference/smoke]
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import pandas as pd
 from srpo.analysis.redraw import PUBLISHED
 from srpo.analysis.tables import percent, read_published
 from srpo.config import EvaluateStage, PlusStage, TrainStage
-from srpo.files import write_text
-from srpo.plus_tasks import count
-from srpo.resolve import Plan, load_preset, plan
+from srpo.config.resolve import Plan, load_preset, plan
+from srpo.libero_plus.tasks import count
+from srpo.runtime.files import write_text
 
 TITLES = {
     "t1": ("T1", "LIBERO success of SFT, offline and online SRPO"),
@@ -129,7 +129,7 @@ def document(folder: Path | None) -> str:
     """The page as Markdown; `folder` holds the tables of our runs."""
     found = plan(*load_preset("paper"))
     lines = [
-        "<!-- Written by `python -m srpo.analysis.paper_map`; do not edit. -->",
+        "<!-- Written by `srpo paper-map`; do not edit. -->",
         "# The paper's tables and figures, and ours",
         "",
         "Command: `python -m srpo.analysis.<name>`, which the workflow calls with its inputs (below",
@@ -157,7 +157,7 @@ def document(folder: Path | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m srpo.analysis.paper_map", description=__doc__)
+    parser = argparse.ArgumentParser(prog="srpo paper-map", description=__doc__)
     parser.add_argument("--results", type=Path, help="folder with the tables/ of our runs")
     parser.add_argument("--out", type=Path, default=Path("docs/paper_map.md"))
     arguments = parser.parse_args(argv)

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from srpo.analysis import f1, f2, f3, f4, f5, t1, t2, t2_curves, t3, t3_distributions, t3_truth
-from srpo.analysis.io import ResultError
 from srpo.config import ConfigError
-from srpo.resolve import CONFIGS, Plan, load_preset, plan
+from srpo.config.resolve import CONFIGS, Plan, load_preset, plan
+from srpo.results.rows import ResultError
 
 PUBLISHED = CONFIGS / "reference" / "published.csv"
 

@@ -16,7 +16,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from srpo.files import atomic_file
+from srpo.runtime.files import atomic_file
 
 FULL_WIDTH = 7.0
 COLUMN_WIDTH = 3.4

@@ -14,9 +14,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from srpo.analysis import style, tables, typeset
-from srpo.analysis.io import read_config, run
 from srpo.analysis.stats import Estimate, combine, wilson
 from srpo.config import SUITES, TASKS_PER_SUITE, EvaluateStage
+from srpo.results.rows import read_config, run
 
 AVERAGE = "average"
 

@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from srpo import plus_tasks
 from srpo.analysis import style, tables, typeset
-from srpo.analysis.io import DIMENSIONS, STYLES, ResultError, read_config, run
 from srpo.analysis.stats import Estimate, PairedDifference, combine, wilson
 from srpo.config import PlusStage
+from srpo.libero_plus import tasks as plus_tasks
+from srpo.results.rows import DIMENSIONS, STYLES, ResultError, read_config, run
 
 TOTALS = ("macro", "micro")
 UNAVAILABLE = "unavailable"

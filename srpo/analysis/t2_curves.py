@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from srpo import plus_tasks
 from srpo.analysis import style, tables
-from srpo.analysis.io import DIMENSIONS, ResultError, run
 from srpo.analysis.stats import wilson
 from srpo.analysis.t2 import load
+from srpo.libero_plus import tasks as plus_tasks
+from srpo.results.rows import DIMENSIONS, ResultError, run
 
 ANGLES = (0, 15, 30, 45, 60, 75)
 """Bins of camera angles, degrees: (lower, upper]; a camera that does not turn about the scene is in bin 0."""

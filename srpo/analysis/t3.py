@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from srpo.analysis import style, tables, typeset
-from srpo.analysis.io import BENCHMARK, ResultError, read_config, read_rows, run
 from srpo.analysis.stats import Estimate, percentile_interval
 from srpo.config import RewardBenchmarkStage
-from srpo.rewards.benchmark import (
+from srpo.results.rows import BENCHMARK, ResultError, read_config, read_rows, run
+from srpo.rewards.metrics import (
     bandwidth,
     jensen_shannon_divergence,
     maximum_mean_discrepancy,

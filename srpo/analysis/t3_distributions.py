@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from srpo.analysis import style, tables
-from srpo.analysis.io import run
 from srpo.analysis.t3 import read_scores
-from srpo.rewards.benchmark import JS_BINS
+from srpo.results.rows import run
+from srpo.rewards.metrics import JS_BINS
 
 PANELS = {
     "final_progress": ("final\nprogress", 0.0),

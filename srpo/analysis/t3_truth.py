@@ -19,9 +19,9 @@ from scipy.stats import rankdata
 
 from srpo.analysis import style, tables, typeset
 from srpo.analysis.f1 import read_curves
-from srpo.analysis.io import REWARDS, ResultError, read_config, read_rows, run
 from srpo.analysis.stats import NAN, Estimate, percentile_interval
 from srpo.config import TrainStage
+from srpo.results.rows import REWARDS, ResultError, read_config, read_rows, run
 
 RESAMPLES = 1_000
 """Bootstrap resamples."""

@@ -14,17 +14,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from srpo.analysis import style
-from srpo.analysis.io import (
-    Column,
-    ResultError,
-    Schema,
-    missing_rows,
-    protocol_record,
-    read_config,
-    read_episodes,
-    read_mujoco,
-    read_rows,
-)
 from srpo.analysis.stats import (
     Estimate,
     PairedDifference,
@@ -35,7 +24,18 @@ from srpo.analysis.stats import (
 )
 from srpo.analysis.typeset import Table, to_html, to_latex
 from srpo.config import EvaluateStage, RewardBenchmarkStage, TrainStage
-from srpo.files import write_text, write_with
+from srpo.results.rows import (
+    Column,
+    ResultError,
+    Schema,
+    missing_rows,
+    protocol_record,
+    read_config,
+    read_episodes,
+    read_mujoco,
+    read_rows,
+)
+from srpo.runtime.files import write_text, write_with
 
 SUITE_LABELS = {
     "libero_spatial": "Spatial",

@@ -1,6 +1,6 @@
 """Check result files against their schemas, and their rows against one another.
 
-python -m srpo.analysis.validate results/smoke
+srpo validate results/smoke
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from srpo.analysis.io import (
+from srpo.results.rows import (
     BENCHMARK,
     CURVES,
     EPISODES,
@@ -51,7 +51,7 @@ def result_files(folder: Path) -> Iterator[tuple[Path, Schema]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m srpo.analysis.validate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="srpo validate", description=__doc__)
     parser.add_argument("folder", type=Path, help="a preset's results, e.g. results/smoke")
     arguments = parser.parse_args(argv)
     number, wrong = 0, 0

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from srpo.analysis import tables
-from srpo.analysis.io import EPISODES, ResultError, read_rows, run
-from srpo.files import atomic_directory, write_text
-from srpo.videos import read_video, write_video
+from srpo.results.rows import EPISODES, ResultError, read_rows, run
+from srpo.runtime.files import atomic_directory, write_text
+from srpo.runtime.videos import read_video, write_video
 
 SIDE, HEADER = 240, 24
 """Pixels of a picture, and of the line above it."""

@@ -37,7 +37,7 @@ from srpo.envs.goal import Goal
 from srpo.envs.models import physics_model
 from srpo.envs.osc import ControllerState, OscStepper, Sight
 from srpo.envs.renderer import Renderer, VisibleScene, visible_scene
-from srpo.types import ACTION_DIM
+from srpo.episode import ACTION_DIM
 
 SETTLE_ACTION = np.array([0.0, 0, 0, 0, 0, 0, -1])
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)

@@ -25,7 +25,7 @@ from pathlib import Path
 import mujoco
 import numpy as np
 
-from srpo.files import atomic_file
+from srpo.runtime.files import atomic_file
 
 PHYSICS, VISIBLE = "physics", "visible"
 NEAR_TOLERANCE, NEAR_SHADE, NEAR_TEXTURE = 0.0007, 0.05, 1024

@@ -1,7 +1,7 @@
 """Look at policies, and bring checkpoints from one layout to the other.
 
-python -m srpo.policies inspect PATH          a checkpoint folder, or a policy's YAML file
-python -m srpo.policies convert FOLDER OUT    OpenVLA's layout to ours, or back
+srpo policy inspect PATH          a checkpoint folder, or a policy's YAML file
+srpo policy convert FOLDER OUT    OpenVLA's layout to ours, or back
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from srpo.config import ConfigError, Lora, Policy, did_you_mean, read_yaml, validate
-from srpo.resolve import CONFIGS
+from srpo.config.resolve import CONFIGS
 
 POLICIES = CONFIGS / "policies"
 SHARDS = 8
@@ -114,9 +114,7 @@ def convert(folder: Path, out: Path, policy: Policy) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m srpo.policies", description="Look at and convert policies."
-    )
+    parser = argparse.ArgumentParser(prog="srpo policy", description="Look at and convert policies.")
     commands = parser.add_subparsers(dest="command", required=True)
     look = commands.add_parser("inspect", help="architecture, parameters, statistics, memory")
     look.add_argument("path", type=Path, help="checkpoint folder, or a policy's YAML file")

@@ -19,10 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from srpo.cluster.operations import PROMPT
 from srpo.config import Policy
-from srpo.operations import PROMPT
+from srpo.episode import PROPRIO_DIM, TOKENS
 from srpo.policies.openvla_oft import Inputs, OpenVLAOFT, OpenVLAOFTConfig
-from srpo.types import PROPRIO_DIM, TOKENS
 
 ADAM = 8
 """Bytes a trained parameter: two moments in float32."""

@@ -34,15 +34,15 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from srpo import config as settings
-from srpo.distributed import gather
-from srpo.files import atomic_directory, write_json
+from srpo.episode import ACTION_DIM, CHUNK, PROPRIO_DIM, TOKENS
 from srpo.policies import action_tokens, weights
 from srpo.policies.lora import LoraLinear
 from srpo.policies.pictures import Preparation
 from srpo.policies.processing import LONE_SPACE, SPACE, prepare_prompts
 from srpo.policies.vision import VisionTransformer
 from srpo.policies.weights import CheckpointError, check, fill, is_adapter, read_index, read_json, unread
-from srpo.types import ACTION_DIM, CHUNK, PROPRIO_DIM, TOKENS
+from srpo.runtime.distributed import gather
+from srpo.runtime.files import atomic_directory, write_json
 
 MODEL_TYPE = "srpo_openvla_oft"
 OPENVLA = "openvla"
@@ -497,7 +497,7 @@ def open_policy(
         if wanted is None or wanted.model_dump() != saved:
             raise CheckpointError(
                 f"{folder} has adapters, which train on as they are: set policy.lora to {saved}, or merge "
-                "them (python -m srpo.policies convert)"
+                "them (srpo policy convert)"
             )
         known = dict(model.named_modules())
         model.add_adapters(name for name in adapted if isinstance(known.get(name), nn.Linear))
@@ -530,7 +530,7 @@ def _openvla(description: dict[str, Any], folder: Path, policy: settings.Policy 
     if policy is None:
         raise CheckpointError(
             f"{folder} is in OpenVLA's layout, which does not say its architecture: convert it first "
-            f"(python -m srpo.policies convert {folder} OUT)"
+            f"(srpo policy convert {folder} OUT)"
         )
     llm, text = policy.llm, description.get("text_config", {})
     expected = {

@@ -54,7 +54,7 @@ class ShapedRewards:
     distances  float64 (N,)  of shaped failures to their nearest reference; NaN elsewhere
     valid      bool (N,)     False where the embedding is not finite or all zero. Such an episode is no
                              reference, is not shaped and must be left out of its group: its NaN reward makes
-                             `srpo.algo.advantages` raise, so it cannot be scored by accident
+                             `srpo.rl.advantages` raise, so it cannot be scored by accident
     tasks                    one entry a task, by rising task id
     """
 

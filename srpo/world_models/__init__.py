@@ -33,7 +33,7 @@ def load_world_model(config: WorldModelConfig, checkpoint: Path | None, device: 
     if source is None:
         raise ValueError(
             f"world model {config.name} is pretrained by the workflow: give the folder that "
-            "`python -m srpo.world_models.pretrain` wrote"
+            "`srpo pretrain` wrote"
         )
     if config.kind == "image":
         from srpo.world_models.image import ImageWorldModel

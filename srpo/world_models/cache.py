@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from srpo.files import write_with
+from srpo.runtime.files import write_with
 from srpo.world_models.base import Embedding, Frames, WorldModel
 
 

@@ -15,7 +15,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
 from srpo.config import WorldModel as WorldModelConfig
-from srpo.manifest import sha256
+from srpo.runtime.manifest import sha256
 from srpo.world_models.image import PictureWorldModel
 from srpo.world_models.pretrained import fingerprint, prepare
 

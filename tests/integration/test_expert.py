@@ -38,7 +38,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demos")
     config, out, scratch = folder / "config.yaml", folder / "data", folder / "scratch"
     config.write_text(yaml.safe_dump(json.loads(CONFIG.model_dump_json())))
-    command = [sys.executable, "-m", "srpo.demos", "--config", config, "--out", out, "--scratch", scratch]
+    command = [sys.executable, "-m", "srpo", "demos", "--config", config, "--out", out, "--scratch", scratch]
     command = [str(part) for part in command]
     killed = subprocess.Popen([*command, "--workers", "1"], start_new_session=True)
     deadline = time.monotonic() + 120

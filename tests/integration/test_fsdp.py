@@ -24,7 +24,8 @@ from policies import small_settings  # noqa: E402
 from recorded_training import descent  # noqa: E402
 from test_sft import demonstration, stage  # noqa: E402
 
-from srpo import distributed, sft  # noqa: E402
+from srpo import sft  # noqa: E402
+from srpo.runtime import distributed  # noqa: E402
 
 
 @pytest.mark.parametrize("file", sharding.FILE.parent.glob("*.yaml"), ids=lambda file: file.stem)

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from srpo import plus
 from srpo.config import Protocol
 from srpo.envs.libero import SETTLE_ACTION, LiberoEnv, asset_folder
-from srpo.envs.plus import Perturbation, camera_pose, start_posture
-from srpo.plus_data import PlusData, PlusSources, Scene, unavailable, write_data
-from srpo.plus_tasks import INIT_STATE, count, read_tasks, sample
+from srpo.libero_plus import __main__ as plus
+from srpo.libero_plus.data import PlusData, PlusSources, Scene, unavailable, write_data
+from srpo.libero_plus.perturbation import Perturbation, camera_pose, start_posture
+from srpo.libero_plus.tasks import INIT_STATE, count, read_tasks, sample
 
 from libero.libero.envs import OffScreenRenderEnv  # isort: skip  (after the OpenGL back end is chosen)
 from libero.libero.envs.robots import OnTheGroundPanda  # isort: skip

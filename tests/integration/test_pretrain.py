@@ -18,7 +18,7 @@ from transformers import VJEPA2Model
 
 from srpo.config import Pretraining, Protocol, WorldModel, WorldModelStage
 from srpo.world_models import load_world_model
-from srpo.world_models.play import collect, episode_file
+from srpo.world_models.pretraining.play import collect, episode_file
 
 pytestmark = pytest.mark.integration
 
@@ -89,7 +89,7 @@ def test_pretraining_survives_a_kill(played: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "srpo.world_models.pretrain",
+        "srpo.world_models.pretraining.pretrain",
         "--config",
         str(settings),
         "--workers",
@@ -137,7 +137,7 @@ def test_a_world_model_without_pretraining_is_refused(tmp_path: Path) -> None:
     settings = tmp_path / "config.yaml"
     stage = CONFIG.model_copy(update={"world_model": pixel})
     settings.write_text(yaml.safe_dump(json.loads(stage.model_dump_json())))
-    command = [sys.executable, "-m", "srpo.world_models.pretrain", "--config", str(settings)]
+    command = [sys.executable, "-m", "srpo", "pretrain", "--config", str(settings)]
     command += ["--out", str(tmp_path / "out"), "--scratch", str(tmp_path / "scratch")]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode != 0

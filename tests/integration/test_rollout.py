@@ -17,9 +17,9 @@ import torch
 from sweeping import BOWL, PROTOCOL, STOVE, SUITE, sweeping_policy
 
 from srpo.envs.libero import LiberoEnv
+from srpo.episode import CHUNK, Episode, EpisodeSpec, FailedRun
 from srpo.policies.openvla_oft import OpenVLAOFT, load_policy, save_policy
-from srpo.rollout import Rollouts
-from srpo.types import CHUNK, Episode, EpisodeSpec, FailedRun
+from srpo.rollouts.policy_runner import Rollouts
 from srpo.world_models import select_frames
 
 pytestmark = pytest.mark.integration
@@ -190,8 +190,8 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from sweeping import PROTOCOL, SUITE
 from srpo.policies.openvla_oft import load_policy
-from srpo.rollout import Rollouts
-from srpo.types import EpisodeSpec
+from srpo.rollouts.policy_runner import Rollouts
+from srpo.episode import EpisodeSpec
 
 if __name__ == "__main__":
     specs = [EpisodeSpec(SUITE, 8, state, state, 1.0) for state in range(40)]

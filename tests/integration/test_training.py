@@ -17,12 +17,12 @@ import pytest
 from safetensors.torch import load_file
 from sweeping import BOWL, PROTOCOL, STOVE, SUITE, sweeping_policy, write_config
 
-from srpo.analysis.io import EPISODES, REWARDS, RL_METRICS, TASK_METRICS, read_rows
-from srpo.checkpoint import PREEMPTED
 from srpo.config import Evaluate, EvaluateStage, Offline, Reward, Train, TrainStage, WorldModel
+from srpo.episode import EpisodeSpec
 from srpo.evaluate import evaluate, libero_specs
 from srpo.policies.openvla_oft import save_policy
-from srpo.types import EpisodeSpec
+from srpo.results.rows import EPISODES, REWARDS, RL_METRICS, TASK_METRICS, read_rows
+from srpo.runtime.checkpoint import PREEMPTED
 
 pytestmark = pytest.mark.integration
 
@@ -164,7 +164,7 @@ def test_training_survives_preemption_and_a_kill(policy: Path, tmp_path: Path) -
     def training(name: str, workers: int) -> list[str]:
         out, scratch = tmp_path / name, tmp_path / f"{name}-scratch"
         return command(
-            "srpo.trainer", config=config, policy=policy, out=out, scratch=scratch, workers=workers
+            "srpo.rl.trainer", config=config, policy=policy, out=out, scratch=scratch, workers=workers
         )
 
     assert "resuming" not in run(training("whole", workers=1))
@@ -225,7 +225,7 @@ def test_offline_training_survives_preemption(policy: Path, tmp_path: Path) -> N
 
     def training(name: str) -> list[str]:
         out, scratch = tmp_path / name, tmp_path / f"{name}-scratch"
-        return command("srpo.offline", config=config, policy=policy, out=out, scratch=scratch, workers=2)
+        return command("srpo.rl.offline", config=config, policy=policy, out=out, scratch=scratch, workers=2)
 
     run(training("whole"))
     episodes = tmp_path / "stopped-scratch/episodes"

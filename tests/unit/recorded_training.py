@@ -22,11 +22,12 @@ import torch
 from policies import SUITE, small_policy
 from sharding import ShardingAccelerator
 
-from srpo import distributed, trainer
 from srpo.config import TrainStage, load_stage
 from srpo.envs.libero import load_task
+from srpo.episode import CHUNK, Episode, EpisodeSpec, FailedRun
 from srpo.policies.openvla_oft import OpenVLAOFT
-from srpo.types import CHUNK, Episode, EpisodeSpec, FailedRun
+from srpo.rl import trainer
+from srpo.runtime import distributed
 
 
 def episode(spec: EpisodeSpec, success: bool, steps: int, policy: OpenVLAOFT) -> Episode:
@@ -48,7 +49,7 @@ def episode(spec: EpisodeSpec, success: bool, steps: int, policy: OpenVLAOFT) ->
 
 
 class RecordedRollouts:
-    """In place of `srpo.rollout.Rollouts`. One episode in 16 cannot be run, two in five succeed."""
+    """In place of `srpo.rollouts`' `Rollouts`. One episode in 16 cannot be run, two in five succeed."""
 
     def __init__(self, *_: object) -> None:
         self._policy = small_policy()

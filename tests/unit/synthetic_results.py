@@ -12,17 +12,6 @@ import h5py
 import numpy as np
 import yaml
 
-from srpo import plus_tasks
-from srpo.analysis.io import (
-    BENCHMARK,
-    CURVES,
-    EPISODES,
-    PATHS,
-    RL_METRICS,
-    protocol_json,
-    read_rows,
-    write_rows,
-)
 from srpo.config import (
     EvaluateStage,
     PlusStage,
@@ -32,6 +21,17 @@ from srpo.config import (
     Suite,
     TrainStage,
     WorldModel,
+)
+from srpo.libero_plus import tasks as plus_tasks
+from srpo.results.rows import (
+    BENCHMARK,
+    CURVES,
+    EPISODES,
+    PATHS,
+    RL_METRICS,
+    protocol_json,
+    read_rows,
+    write_rows,
 )
 
 MAX_STEPS: dict[str, int] = {

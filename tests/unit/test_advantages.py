@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srpo.algo.advantages import group_advantages, has_signal, keep_groups
+from srpo.rl.advantages import group_advantages, has_signal, keep_groups
 
 
 def test_by_hand() -> None:

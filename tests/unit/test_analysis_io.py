@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from synthetic_results import MUJOCO, episode_row, libero_run, protocol, reward_benchmark, rl_run
 
-from srpo import plus_tasks
-from srpo.analysis import io
-from srpo.analysis.io import (
+from srpo.config import EvaluateStage
+from srpo.libero_plus import tasks as plus_tasks
+from srpo.results import rows as io
+from srpo.results.rows import (
     BENCHMARK,
     EPISODES,
     REWARDS,
@@ -32,7 +33,6 @@ from srpo.analysis.io import (
     read_rows,
     write_rows,
 )
-from srpo.config import EvaluateStage
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -250,7 +250,7 @@ def test_dimensions_are_those_of_the_task_list() -> None:
 
 def test_documentation_is_up_to_date() -> None:
     text = (REPOSITORY / "docs" / "results_schema.md").read_text(encoding="utf-8")
-    assert text == io.document(), "run: python -m srpo.analysis.io document"
+    assert text == io.document(), "run: python -m srpo.results.rows document"
 
 
 def test_analysis_imports_neither_torch_nor_simulation() -> None:

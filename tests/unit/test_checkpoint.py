@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from srpo import checkpoint
-from srpo.checkpoint import PREEMPTED, Checkpoints, EpisodeStore, fingerprint, preemptible
-from srpo.types import Episode, EpisodeSpec
+from srpo.episode import Episode, EpisodeSpec
+from srpo.runtime import checkpoint
+from srpo.runtime.checkpoint import PREEMPTED, Checkpoints, EpisodeStore, fingerprint, preemptible
 
 
 def trained(steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -191,8 +191,8 @@ def test_preemption_cleans_up_and_exits_with_its_code(tmp_path: Path, number: in
     program = """
 import os, sys, time
 from pathlib import Path
-from srpo.checkpoint import preemptible
-from srpo.files import atomic_file
+from srpo.runtime.checkpoint import preemptible
+from srpo.runtime.files import atomic_file
 with preemptible(), atomic_file(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     print("ready", flush=True)

@@ -22,8 +22,8 @@ from srpo.config import (
     load_stage,
     validate,
 )
-from srpo.config_docs import documentation, schemas
-from srpo.resolve import Resolver, load_preset, to_yaml
+from srpo.config.docs import documentation, schemas
+from srpo.config.resolve import Resolver, load_preset, to_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "tests/example.yaml"
@@ -186,7 +186,7 @@ def test_every_setting_has_a_meaning() -> None:
 
 def test_no_heavy_imports() -> None:
     """The workflow is parsed in every job of a cluster; what it imports of srpo must be light."""
-    code = "import sys, srpo.config, srpo.resolve, srpo.plus_tasks; print(*sys.modules)"
+    code = "import sys, srpo.config, srpo.config.resolve, srpo.libero_plus.tasks; print(*sys.modules)"
     modules = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -26,7 +26,7 @@ from test_figures import texts
 from test_tables import run, write_sheet
 
 from srpo.analysis import f1, f2, f3, f4, f5, style, t1, t2, t2_curves, t3, t3_distributions, t3_truth
-from srpo.analysis.io import (
+from srpo.results.rows import (
     BENCHMARK,
     CURVES,
     EPISODES,

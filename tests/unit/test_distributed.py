@@ -25,10 +25,10 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_trainer import stage
 
-from srpo import distributed
-from srpo.analysis.io import REWARDS, RL_METRICS, TASK_METRICS, read_rows
 from srpo.config import Lora, Policy
 from srpo.policies.openvla_oft import save_policy
+from srpo.results.rows import REWARDS, RL_METRICS, TASK_METRICS, read_rows
+from srpo.runtime import distributed
 
 HERE = Path(__file__).parent
 # Groups of 3, so that two processes have different shares of each; a further round; both penalties.
@@ -145,7 +145,7 @@ def test_other_kinds_of_fsdp_are_refused(
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_a_missing_tracker_is_said_so(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from srpo import tracking
+    from srpo.rl import tracking
 
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(SystemExit, match=f"train.trackers: the package {name} is not installed"):

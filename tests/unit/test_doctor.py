@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from srpo import doctor
+from srpo.cluster import doctor
 
 
 def test_this_machine_can_do_the_work(tmp_path: Path) -> None:
     """As the command line: no check that counts fails where these tests run."""
-    command = [sys.executable, "-m", "srpo.doctor", "--scratch", str(tmp_path / "scratch")]
+    command = [sys.executable, "-m", "srpo", "doctor", "--scratch", str(tmp_path / "scratch")]
     environment = {
         **os.environ,
         "PATH": str(Path(sys.executable).parent),

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from srpo import evaluate as evaluation
-from srpo.analysis.io import EPISODES, PATHS, read_rows, write_rows
 from srpo.config import Evaluate, EvaluateStage, Protocol
+from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.evaluate import FILMED, Journal, _shard, episode_row, libero_specs
-from srpo.types import Episode, EpisodeSpec, FailedRun
-from srpo.videos import read_video
+from srpo.results.rows import EPISODES, PATHS, read_rows, write_rows
+from srpo.runtime.videos import read_video
 
 CONFIG = EvaluateStage(
     preset="test",

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from srpo.fetch import FetchError, fetch, verify
+from srpo.runtime.hub import FetchError, fetch, verify
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {

@@ -30,8 +30,8 @@ from test_tables import (
 )
 
 from srpo.analysis import exploration, f1, f2, f3, f4, f5, style, t1, t2, t3, t3_distributions, tables
-from srpo.analysis.io import BENCHMARK, EPISODES, PATHS, RL_METRICS, ResultError, read_rows, write_rows
 from srpo.analysis.videos import FPS, HEADER, SIDE, beside
+from srpo.results.rows import BENCHMARK, EPISODES, PATHS, RL_METRICS, ResultError, read_rows, write_rows
 
 
 @pytest.fixture(autouse=True)

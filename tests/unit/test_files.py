@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from srpo.files import atomic_directory, atomic_file, write_json, write_text
+from srpo.runtime.files import atomic_directory, atomic_file, write_json, write_text
 
 
 def entries(folder: Path) -> set[str]:
@@ -46,7 +46,7 @@ def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "rows.txt"
     write_text(target, "old")
     code = (
-        "from pathlib import Path; from srpo.files import write_text; "
+        "from pathlib import Path; from srpo.runtime.files import write_text; "
         f"write_text(Path({str(target)!r}), 'x' * 10**6)"
     )
 

@@ -13,8 +13,8 @@ from test_figures import check_readable, texts
 from test_tables import write_sheet
 
 from srpo.analysis import headline, style
-from srpo.analysis.io import EPISODES, ResultError, write_rows
-from srpo.videos import write_video
+from srpo.results.rows import EPISODES, ResultError, write_rows
+from srpo.runtime.videos import write_video
 
 PAIR = {"sft": "SFT", "grpo": "GRPO", "srpo": "SRPO"}
 

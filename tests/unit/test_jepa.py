@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from srpo.config import Pretraining, WorldModel
-from srpo.world_models import jepa
+from srpo.world_models.pretraining import jepa
 
 CPU = torch.device("cpu")
 PRETRAINING = Pretraining(

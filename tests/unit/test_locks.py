@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from srpo import locks
-from srpo.locks import Owner, held, is_gone
+from srpo.runtime import locks
+from srpo.runtime.locks import Owner, held, is_gone
 
-HOLD = "import sys, time, pathlib\nfrom srpo.locks import held\nwith held(pathlib.Path(sys.argv[1])):\n    {}"
+HOLD = "import sys, time, pathlib\nfrom srpo.runtime.locks import held\nwith held(pathlib.Path(sys.argv[1])):\n    {}"
 
 
 def holder(scratch: Path, then: str = "time.sleep(60)") -> subprocess.Popen[str]:

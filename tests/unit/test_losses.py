@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from srpo.algo.losses import PolicyLoss, k3, policy_loss, regression_loss
+from srpo.rl.losses import PolicyLoss, k3, policy_loss, regression_loss
 
 clipped_loss = partial(policy_loss, clip_low=0.2, clip_high=0.28)
 

@@ -17,12 +17,12 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from srpo.cluster.operations import PROMPT
 from srpo.config import Lora
-from srpo.operations import PROMPT
+from srpo.episode import TOKENS
 from srpo.policies import memory
 from srpo.policies.__main__ import MICROBATCH, POLICIES, SHARDS, read_policy
 from srpo.policies.openvla_oft import Inputs, OpenVLAOFT, load_policy, save_policy
-from srpo.types import TOKENS
 
 
 @pytest.fixture(autouse=True)

@@ -14,11 +14,11 @@ from recorded_training import RecordedRollouts
 from safetensors.torch import load_file
 from test_trainer import batch, scored, stage
 
-from srpo import offline, score, trainer, update
-from srpo.analysis.io import REWARDS, RL_METRICS, read_rows
 from srpo.config import Offline, TrainStage
+from srpo.episode import EpisodeSpec
 from srpo.policies.openvla_oft import save_policy
-from srpo.types import EpisodeSpec
+from srpo.results.rows import REWARDS, RL_METRICS, read_rows
+from srpo.rl import offline, score, trainer, update
 
 SETTINGS = Offline(beta=1.0, max_weight=20.0)
 
@@ -124,8 +124,8 @@ def test_each_command_says_which_configuration_is_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module, settings, other in (
-        (offline, stage(), "use python -m srpo.trainer"),
-        (trainer, config(), "use python -m srpo.offline"),
+        (offline, stage(), "use srpo train"),
+        (trainer, config(), "use srpo train"),
     ):
         file = tmp_path / "config.yaml"
         file.write_text(settings.model_dump_json())

@@ -11,12 +11,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Dinov2Config, Dinov2Model, VJEPA2Model
 
+from srpo.cluster.operations import ARCHITECTURES, Architecture, encoding, learning, policy_forward
 from srpo.config import Lora, WorldModel, read_yaml
-from srpo.operations import ARCHITECTURES, Architecture, encoding, learning, policy_forward
+from srpo.config.resolve import CONFIGS
+from srpo.episode import TOKENS
 from srpo.policies.__main__ import POLICIES, read_policy
-from srpo.resolve import CONFIGS
-from srpo.types import TOKENS
-from srpo.world_models.jepa import architecture
+from srpo.world_models.pretraining.jepa import architecture
 
 LORA = Lora(rank=2, alpha=4.0)
 

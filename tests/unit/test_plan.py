@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from srpo.config import ConfigError, Protocol
-from srpo.operations import policy_forward
-from srpo.plan import (
+from srpo.cluster.estimate import (
     CORES,
     Flop,
     Parts,
@@ -27,9 +25,11 @@ from srpo.plan import (
     table,
     work,
 )
+from srpo.cluster.operations import policy_forward
+from srpo.cluster.speeds import Speeds, measured, nearest, of_peak, read_rates, read_table, shipped
+from srpo.config import ConfigError, Protocol
+from srpo.config.resolve import load_preset, plan
 from srpo.policies.__main__ import POLICIES, read_policy
-from srpo.resolve import load_preset, plan
-from srpo.speeds import Speeds, measured, nearest, of_peak, read_rates, read_table, shipped
 
 ROOT = Path(__file__).resolve().parents[2]
 RATES = {
@@ -257,10 +257,10 @@ def test_the_documentation_shows_what_is_printed(
         re.DOTALL,
     )
     assert shown is not None
-    # As `python -m srpo.policies inspect` has it: 7.50 G weights of 2 bytes, 107.9 M adapters of 4,
+    # As `srpo policy inspect` has it: 7.50 G weights of 2 bytes, 107.9 M adapters of 4,
     # as many gradients, twice as many moments. Kept are weights, adapters, moments.
     sizes = Sizes(kept=14_996_313_408 + 3 * 431_448_064, learning=14_996_313_408 + 4 * 431_448_064)
-    monkeypatch.setattr("srpo.plan.policy_sizes", lambda policy: sizes)
+    monkeypatch.setattr("srpo.cluster.estimate.policy_sizes", lambda policy: sizes)
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("sys.argv", ["plan", "--preset", "paper"])
     main()

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from srpo import plus, plus_assets, plus_data
-from srpo.envs import plus as perturb
-from srpo.envs.plus import Perturbation, UnavailableTask, camera_pose, start_posture
-from srpo.fetch import FetchError
-from srpo.plus_data import bddl_language, leaked_prompt
-from srpo.plus_tasks import (
+from srpo.libero_plus import __main__ as plus
+from srpo.libero_plus import assets as plus_assets
+from srpo.libero_plus import data as plus_data
+from srpo.libero_plus import perturbation as perturb
+from srpo.libero_plus.data import bddl_language, leaked_prompt
+from srpo.libero_plus.perturbation import Perturbation, UnavailableTask, camera_pose, start_posture
+from srpo.libero_plus.tasks import (
     COUNTS,
     DIMENSIONS,
     STYLES,
@@ -33,6 +34,7 @@ from srpo.plus_tasks import (
     style_tasks,
     write_tasks,
 )
+from srpo.runtime.hub import FetchError
 
 STOVE = "put_the_bowl_on_the_stove"
 DRAWER = "open_the_middle_drawer_of_the_cabinet"
@@ -635,7 +637,7 @@ class TestData:
             assert reason(suffix, given) is None
         with pytest.raises(ValueError, match=r"does not have '.*_light_4'"):
             reason("_light_4", given)
-        assert "srpo.plus fetch" in reason("_add_1", plus_data.PlusSources())
+        assert "srpo.libero_plus.__main__ fetch" in reason("_add_1", plus_data.PlusSources())
 
 
 class TestAssets:
@@ -702,7 +704,7 @@ class TestPerturbation:
         "suffix", [f"_language_2{PLAIN}", "_moved_level1_sample1", "_table_1", "_light_3"]
     )
     def test_tasks_that_need_data(self, suffix):
-        with pytest.raises(UnavailableTask, match=r"need LIBERO-Plus's data: python -m srpo.plus fetch"):
+        with pytest.raises(UnavailableTask, match=r"need LIBERO-Plus's data: srpo libero-plus fetch"):
             Perturbation.from_task(STOVE + suffix)
 
     def test_unknown_name(self):

@@ -1,4 +1,4 @@
-"""`python -m srpo.policies`: what a checkpoint is, and the way from one layout to the other."""
+"""`srpo policy`: what a checkpoint is, and the way from one layout to the other."""
 
 import sys
 from pathlib import Path

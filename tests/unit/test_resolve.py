@@ -22,7 +22,7 @@ from srpo.config import (
     TrainStage,
     WorldModelStage,
 )
-from srpo.resolve import CONFIGS, Layer, Plan, Resolver, load_preset, merge, override, plan, to_yaml
+from srpo.config.resolve import CONFIGS, Layer, Plan, Resolver, load_preset, merge, override, plan, to_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "tests/example.yaml"
@@ -294,7 +294,7 @@ def test_what_cannot_be_fails_naming_file_and_key(
 
 
 def test_command_line() -> None:
-    command = [sys.executable, "-m", "srpo.resolve", "train", "--preset", "smoke", "--variant", "grpo"]
+    command = [sys.executable, "-m", "srpo", "resolve", "train", "--preset", "smoke", "--variant", "grpo"]
     done = subprocess.run(
         [*command, "--set", "train.steps=9"], cwd=ROOT, capture_output=True, text=True, check=True
     )

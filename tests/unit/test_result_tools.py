@@ -22,10 +22,10 @@ from synthetic_results import (
     rl_run,
 )
 
-from srpo import status
 from srpo.analysis import compare, export, f1, paper_map, redraw, validate
-from srpo.analysis.io import EPISODES, REWARDS, STYLES, ResultError, read_rows, write_rows
-from srpo.resolve import load_preset, plan
+from srpo.cluster import status
+from srpo.config.resolve import load_preset, plan
+from srpo.results.rows import EPISODES, REWARDS, STYLES, ResultError, read_rows, write_rows
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -270,4 +270,4 @@ def test_the_paper_map_is_up_to_date() -> None:
     shown = re.search(r"from `(.+?)`", text)
     assert text == paper_map.document(REPOSITORY / shown[1] if shown else None).replace(
         f"{REPOSITORY.as_posix()}/", ""
-    ), "run: python -m srpo.analysis.paper_map"
+    ), "run: srpo paper-map"

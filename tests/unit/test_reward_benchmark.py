@@ -14,8 +14,9 @@ import yaml
 from scipy.stats import spearmanr
 
 from srpo import reward_benchmark
-from srpo.analysis.io import BENCHMARK, CURVES, read_rows
 from srpo.config import RewardBenchmarkStage
+from srpo.episode import Episode, EpisodeSpec, FailedRun
+from srpo.results.rows import BENCHMARK, CURVES, read_rows
 from srpo.reward_benchmark import (
     episode_spec,
     gather,
@@ -25,7 +26,6 @@ from srpo.reward_benchmark import (
     stored_frames,
     write_trajectories,
 )
-from srpo.types import Episode, EpisodeSpec, FailedRun
 from srpo.world_models import WorldModel
 
 SIZE = 16

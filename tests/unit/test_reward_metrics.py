@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import pdist
 from scipy.stats import rankdata, ttest_ind
 
-from srpo.rewards.benchmark import (
+from srpo.rewards.metrics import (
     jensen_shannon_divergence,
     maximum_mean_discrepancy,
     monotonicity,

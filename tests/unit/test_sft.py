@@ -20,10 +20,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from srpo import sft
 from srpo.config import Lora, Policy, Protocol, Sft, SftStage
 from srpo.demos import Demonstration
-from srpo.fetch import FetchError
-from srpo.manifest import sha256
 from srpo.policies import action_tokens
 from srpo.policies.openvla_oft import CheckpointError, load_policy
+from srpo.runtime.hub import FetchError
+from srpo.runtime.manifest import sha256
 
 
 def demonstration(length: int, seed: int) -> Demonstration:

@@ -26,12 +26,13 @@ from synthetic_results import (
     rl_run,
 )
 
-from srpo import plus, plus_tasks
 from srpo.analysis import f2, f3, t1, t2, t2_curves, t3, t3_distributions, t3_truth, tables, typeset
-from srpo.analysis.io import DIMENSIONS, EPISODES, ResultError, read_episodes, read_rows, write_rows
 from srpo.analysis.stats import newcombe, wilson
 from srpo.config import SUITES
-from srpo.rewards.benchmark import standardised_mean_difference
+from srpo.libero_plus import __main__ as plus
+from srpo.libero_plus import tasks as plus_tasks
+from srpo.results.rows import DIMENSIONS, EPISODES, ResultError, read_episodes, read_rows, write_rows
+from srpo.rewards.metrics import standardised_mean_difference
 
 REPOSITORY = Path(__file__).parents[2]
 PUBLISHED = REPOSITORY / "configs" / "reference" / "published.csv"

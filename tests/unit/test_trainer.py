@@ -16,13 +16,13 @@ from accelerate import Accelerator
 from policies import SUITE, small_policy
 from recorded_training import RecordedRollouts, episode
 
-from srpo import collect, metrics, score, trainer, update
-from srpo.analysis.io import RL_METRICS, read_rows
-from srpo.checkpoint import EpisodeStore
 from srpo.config import Protocol, Reward, Train, TrainStage, WorldModel
+from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.policies.openvla_oft import OpenVLAOFT, save_policy
-from srpo.tracking import scalars
-from srpo.types import Episode, EpisodeSpec, FailedRun
+from srpo.results.rows import RL_METRICS, read_rows
+from srpo.rl import collect, metrics, score, trainer, update
+from srpo.rl.tracking import scalars
+from srpo.runtime.checkpoint import EpisodeStore
 from srpo.world_models import load_world_model
 
 TASKS = (7, 8)

@@ -9,7 +9,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from srpo.videos import read_video, write_video
+from srpo.runtime.videos import read_video, write_video
 
 
 def moving(frames: int = 12) -> np.ndarray:

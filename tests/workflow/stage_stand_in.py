@@ -1,6 +1,6 @@
-"""Stands in for `python -m srpo...` where a test is about the workflow alone: makes the files of a stage.
+"""Stands in for `srpo` where a test is about the workflow alone: makes the files of a stage.
 
-logged LOG python -m MODULE ARGUMENTS...    (see workflow/shell.sh)
+logged LOG [accelerate launch ... --module] srpo COMMAND ARGUMENTS...    (see workflow/shell.sh)
 """
 
 import sys
@@ -9,21 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from srpo.videos import write_video
+from srpo.runtime.videos import write_video
 
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360f8cfc0f01f00"
     "05050102a4d1d2ef0000000049454e44ae426082"
 )
-TRAINED = ("policy/config.json", "metrics.csv", "tasks.csv", "rewards.parquet", "manifest.json")
 FILES = {
-    "srpo.sft": ("policy/config.json", "metrics.csv", "manifest.json"),
-    "srpo.fetch": ("config.json", "model.safetensors"),
-    "srpo.trainer": TRAINED,
-    "srpo.offline": TRAINED,
-    "srpo.demos": ("task_demo.hdf5",),
-    "srpo.world_models.pretrain": ("config.json",),
-    "srpo.reward_benchmark": ("trajectories.h5",),
+    "sft": ("policy/config.json", "metrics.csv", "manifest.json"),
+    "download": ("config.json", "model.safetensors"),
+    "train": ("policy/config.json", "metrics.csv", "tasks.csv", "rewards.parquet", "manifest.json"),
+    "demos": ("task_demo.hdf5",),
+    "pretrain": ("config.json",),
+    "reward-benchmark": ("trajectories.h5",),
     "srpo.analysis.videos": ("task0-state0.mp4", "all.html"),
 }
 
@@ -36,9 +34,11 @@ def make(path: Path) -> None:
     path.write_bytes(PIXEL if path.suffix == ".png" else b"a,b\n1,2\n")
 
 
-log, _, _, module, *arguments = sys.argv[1:]
+log, *words = sys.argv[1:]
+at = words.index("srpo") if "srpo" in words else words.index("-m")
+command, *arguments = words[at + 1 :]
 Path(log).parent.mkdir(parents=True, exist_ok=True)
-Path(log).write_text(" ".join([module, *arguments]))
+Path(log).write_text(" ".join([command, *arguments]))
 for name, value in pairwise(arguments):
     if name == "--figure":
         make(Path(f"{value}.png"))
@@ -50,5 +50,5 @@ for name, value in pairwise(arguments):
     ):
         make(Path(value))
     elif name == "--out":
-        for file in FILES[module]:
+        for file in FILES[command]:
             make(Path(value, file))

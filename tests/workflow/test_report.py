@@ -16,8 +16,8 @@ import pytest
 from test_workflow import finished, in_copy
 
 from srpo.analysis import typeset, videos
-from srpo.files import write_text
-from srpo.videos import write_video
+from srpo.runtime.files import write_text
+from srpo.runtime.videos import write_video
 
 __all__ = ["finished"]
 

@@ -249,7 +249,7 @@ def test_stages_get_what_they_need(finished: Path) -> None:
     logs = finished / "results/example/logs"
     run = "results/example/runs/libero_goal"
     assert (logs / "train/libero_goal/srpo-vjepa2-tiny/seed0.log").read_text() == (
-        f"srpo.trainer --config {run}/srpo-vjepa2-tiny/seed0/config.yaml --policy {run}/sft/seed0/policy"
+        f"train --config {run}/srpo-vjepa2-tiny/seed0/config.yaml --policy {run}/sft/seed0/policy"
         " --world-model results/example/world_models/vjepa2-tiny/checkpoint"
         f" --out {run}/srpo-vjepa2-tiny/seed0"
         " --scratch scratch/example/runs/libero_goal/srpo-vjepa2-tiny/seed0/policy"

@@ -14,4 +14,4 @@ rule checkpoint:
             *CHECKPOINTS[wildcards.checkpoint]
         ),
     shell:
-        "logged {log:q} python -m srpo.fetch {params.source:q} --out {output:q}"
+        "logged {log:q} srpo download {params.source:q} --out {output:q}"

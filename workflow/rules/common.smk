@@ -7,8 +7,8 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from srpo.config import STAGES, ConfigError, Preset, validate
-from srpo.plus_tasks import STYLES, count, shards
-from srpo.resolve import SFT, plan, to_yaml
+from srpo.libero_plus.tasks import STYLES, count, shards
+from srpo.config.resolve import SFT, plan, to_yaml
 
 ROOT = Path(os.path.relpath(workflow.basedir))
 PRESET_FILES = ", ".join(os.path.relpath(file) for file in workflow.configfiles)
@@ -183,14 +183,6 @@ def expert_demos(wildcards):
     fixed = stage.world_model and stage.reward.references == "fixed_expert"
     found = demos_of(wildcards) if fixed else []
     return [found] if found else []
-
-
-def trainer(wildcards):
-    """The module that trains a run: its simulator is in the loop, or its rollouts are fixed."""
-    stage = PLAN.stages[
-        f"runs/{wildcards.suite}/{wildcards.variant}/seed{wildcards.seed}"
-    ]
-    return "srpo.offline" if stage.train.offline else "srpo.trainer"
 
 
 def flag(name, values):

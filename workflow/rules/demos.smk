@@ -17,5 +17,5 @@ rule demos:
     params:
         scratch=scratch,
     shell:
-        "logged {log:q} python -m srpo.demos --config {input.config:q} --out {output:q}"
+        "logged {log:q} srpo demos --config {input.config:q} --out {output:q}"
         " --scratch {params.scratch:q} --workers {threads}"

@@ -1,7 +1,7 @@
-# For developers: what is generated from srpo/config.py and configs/base.yaml. A test notices when it is out of date.
+# For developers: what is generated from srpo/config/__init__.py and configs/base.yaml. A test notices when it is out of date.
 rule generated:
     input:
-        code=source("srpo/config.py"),
+        code=source("srpo/config/__init__.py"),
         base=source("configs/base.yaml"),
     output:
         docs=source("docs/configuration.md"),
@@ -19,5 +19,5 @@ rule generated:
     params:
         schemas=lambda wildcards, output: Path(output.schemas[0]).parent.as_posix(),
     shell:
-        "python -m srpo.config docs > {output.docs:q} 2> {log:q}"
-        " && python -m srpo.config schemas {params.schemas:q} 2>> {log:q}"
+        "srpo document docs > {output.docs:q} 2> {log:q}"
+        " && srpo document schemas {params.schemas:q} 2>> {log:q}"

@@ -26,5 +26,5 @@ rule evaluate:
     params:
         scratch=scratch,
     shell:
-        "logged {log:q} python -m srpo.evaluate --config {input.config:q} --policy {input.policy:q}"
+        "logged {log:q} srpo evaluate --config {input.config:q} --policy {input.policy:q}"
         " --out {output.episodes:q} --paths {output.paths:q} --videos {output.videos:q} --scratch {params.scratch:q} --workers $(simulators {threads} {resources.gpu})"

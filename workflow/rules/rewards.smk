@@ -19,7 +19,7 @@ rule trajectories:
     params:
         scratch=scratch,
     shell:
-        "logged {log:q} python -m srpo.reward_benchmark collect --config {input.config:q}"
+        "logged {log:q} srpo reward-benchmark collect --config {input.config:q}"
         " --policy {input.policy:q} --out {output:q} --scratch {params.scratch:q} --workers $(simulators {threads} {resources.gpu})"
 
 
@@ -48,7 +48,7 @@ rule score:
             "--checkpoint", input.get("checkpoint")
         ),
     shell:
-        "logged {log:q} python -m srpo.reward_benchmark score --config {input.config:q}"
+        "logged {log:q} srpo reward-benchmark score --config {input.config:q}"
         " --world-model {wildcards.world_model:q} {params.checkpoint:q}"
         " --trajectories {input.trajectories:q} --scratch {params.scratch:q}"
         " --out {output.scores:q} --curves {output.curves:q}"

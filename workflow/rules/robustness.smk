@@ -11,7 +11,7 @@ rule plus_tasks:
     conda:
         "../../environment.yml"
     shell:
-        "logged {log:q} python -m srpo.plus fetch --out {output.tasks:q} --data {output.data:q}"
+        "logged {log:q} srpo libero-plus fetch --out {output.tasks:q} --data {output.data:q}"
 
 
 rule plus_shard:
@@ -40,7 +40,7 @@ rule plus_shard:
         scratch=scratch,
         number=lambda wildcards: len(plus_shards(wildcards)),
     shell:
-        "logged {log:q} python -m srpo.evaluate --config {input.config:q} --policy {input.policy:q}"
+        "logged {log:q} srpo evaluate --config {input.config:q} --policy {input.policy:q}"
         " --plus {input.tasks:q} --plus-data {input.data:q} --shard {wildcards.shard}/{params.number}"
         " --out {output:q} --scratch {params.scratch:q} --workers $(simulators {threads} {resources.gpu})"
 
@@ -60,7 +60,7 @@ rule plus:
     conda:
         "../../environment.yml"
     shell:
-        "logged {log:q} python -m srpo.plus merge --config {input.config:q} --tasks {input.tasks:q}"
+        "logged {log:q} srpo libero-plus merge --config {input.config:q} --tasks {input.tasks:q}"
         " --out {output:q} {input.shards:q}"
 
 
@@ -86,7 +86,7 @@ rule gallery:
     params:
         assets=plus_assets,
     shell:
-        "logged {log:q} python -m srpo.plus gallery --data {input.data:q} {params.assets:q} --out {output:q}"
+        "logged {log:q} srpo libero-plus gallery --data {input.data:q} {params.assets:q} --out {output:q}"
 
 
 rule t2_curves:

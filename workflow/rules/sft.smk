@@ -28,5 +28,5 @@ rule sft:
             "--checkpoint", input.get("checkpoint")
         ),
     shell:
-        "logged {log:q} python -m srpo.sft --config {input.config:q} --demos {params.demos:q}"
+        "logged {log:q} srpo sft --config {input.config:q} --demos {params.demos:q}"
         " {params.checkpoint:q} --out {params.out:q} --scratch {params.scratch:q}"

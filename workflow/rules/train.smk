@@ -24,7 +24,6 @@ rule train:
         runtime=minutes(1440),
         gpu=PRESET.gpus,
     params:
-        module=trainer,
         out=subpath(output.policy, parent=True),
         scratch=scratch,
         world_model=lambda wildcards, input: flag(
@@ -32,6 +31,6 @@ rule train:
         ),
         demos=lambda wildcards, input: flag("--demos", input.get("demos")),
     shell:
-        "logged {log:q} $(launch {threads} {resources.gpu}) {params.module} --config {input.config:q} --policy {input.policy:q}"
+        "logged {log:q} $(launch {threads} {resources.gpu}) train --config {input.config:q} --policy {input.policy:q}"
         " {params.world_model:q} {params.demos:q} --out {params.out:q} --scratch {params.scratch:q}"
         " --workers $(simulators $(share {threads} {resources.gpu}) {resources.gpu})"

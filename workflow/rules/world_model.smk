@@ -18,5 +18,5 @@ rule world_model:
     params:
         scratch=scratch,
     shell:
-        "logged {log:q} python -m srpo.world_models.pretrain --config {input.config:q} --out {output:q}"
+        "logged {log:q} srpo pretrain --config {input.config:q} --out {output:q}"
         " --scratch {params.scratch:q} --workers {threads}"

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import psutil
 
-from srpo.locks import Owner, is_gone
+from srpo.runtime.locks import Owner, is_gone
 
 PROGRAMS = (
     "munged",

@@ -1,6 +1,6 @@
 """Stands in for a training: as long, as resumable, as lockable, and quick. Other stages are made at once.
 
-stage.py LOG python -m MODULE ARGUMENTS...    (see `logged` in workflow/shell.sh)
+stage.py LOG [accelerate launch ... --module] srpo COMMAND ARGUMENTS...    (see `logged` in workflow/shell.sh)
 
 A step appends a line `step,job` to `<scratch>/steps` and takes a quarter of a second. After the fifth step it
 waits while `$HOLD/<variant>-<seed>` exists. The result is the list of steps. It stays in the scratch folder,
@@ -14,7 +14,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from srpo.locks import held
+from srpo.runtime.locks import held
 
 STEPS, HELD = 12, 5
 STAND_IN = Path(__file__).resolve().parents[2] / "workflow/stage_stand_in.py"
@@ -41,7 +41,7 @@ def train(out: Path, scratch: Path, hold: Path) -> None:
 
 if __name__ == "__main__":
     options = dict(pairwise(sys.argv[1:]))
-    if "srpo.trainer" in sys.argv:
+    if options.get("srpo") == "train":
         out, scratch = Path(options["--out"]), Path(options["--scratch"])
         with held(scratch):
             train(out, scratch, Path(os.environ["HOLD"]) / f"{out.parent.name}-{out.name}")

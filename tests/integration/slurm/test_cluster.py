@@ -10,7 +10,7 @@ import cluster as four_nodes
 import pytest
 from cluster import MARK, Cluster, reason_why_not, wait_until
 
-from srpo.locks import Owner
+from srpo.runtime.locks import Owner
 
 
 def test_jobs_get_their_gpus_and_nodes(cluster: Cluster, tmp_path: Path) -> None:

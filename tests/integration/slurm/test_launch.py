@@ -1,4 +1,4 @@
-"""`python -m srpo.launch` on the cluster, with a real training: preempted twice, cancelled, and finished."""
+"""`srpo launch` on the cluster, with a real training: preempted twice, cancelled, and finished."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from safetensors.torch import load_file
 from sweeping import sweeping_policy, write_config
 from test_training import TRAINING, without_times
 
-from srpo.analysis.io import RL_METRICS, read_rows
-from srpo.launch import Command, make_executor, state
+from srpo.cluster.launch import Command, make_executor, state
 from srpo.policies.openvla_oft import save_policy
+from srpo.results.rows import RL_METRICS, read_rows
 
 pytestmark = pytest.mark.integration
 
 
 def launch(*arguments: str, code: int = 0) -> str:
-    command = [sys.executable, "-m", "srpo.launch", *arguments]
+    command = [sys.executable, "-m", "srpo", "launch", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240)
     assert done.returncode == code, done.stdout
     return done.stdout

@@ -1,0 +1,169 @@
+"""Whether a node can do this project's work: a line a check, and how to mend what fails. Seconds.
+
+srpo doctor [--scratch FOLDER]
+
+Run it where jobs run (`srun --gpus 1 srpo doctor`): a head node often has other drivers.
+Ends with 1 when a check failed; warnings do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from srpo.envs.gl import MissingGLError, choose_backend, probe
+
+ROOT = Path(__file__).resolve().parents[1]
+FREE_GB = 20
+"""What the paper's settings keep of one step's episodes (docs/hpc.md), and a margin."""
+OPEN_FILES = 1024
+"""Pipes of a hundred simulators, shards of a 7B checkpoint, and a margin."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: `ok`, `warning` or `failed`; what was seen; what to do."""
+
+    level: str
+    what: str
+    fix: str = ""
+
+
+def opengl() -> Finding:
+    """Pictures can be made: one is drawn."""
+    try:
+        return Finding("ok", probe())
+    except MissingGLError as error:
+        return Finding("failed", str(error), "see docs/performance.md, OpenGL")
+
+
+def mujoco() -> Finding:
+    """MuJoCo's version is part of the evaluation protocol: another one is another benchmark."""
+    pins = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    wanted = next(pin.split("==")[1].split()[0] for pin in pins if pin.startswith("mujoco=="))
+    found = metadata.version("mujoco")
+    if found == wanted:
+        return Finding("ok", f"MuJoCo {found}")
+    fix = f"pip install mujoco=={wanted}; docs/libraries.md tells what other versions change"
+    return Finding("failed", f"MuJoCo {found}, and results are made with {wanted}", fix)
+
+
+def gpu() -> Finding:
+    """A GPU that the driver shows is one that PyTorch can use."""
+    import torch
+
+    if torch.cuda.is_available():
+        names = [
+            f"{each.name} ({each.total_memory / 2**30:.0f} GiB)"
+            for each in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+        ]
+        return Finding("ok", f"{len(names)} GPU: {', '.join(names)}")
+    if Path("/dev/nvidiactl").exists():
+        return Finding(
+            "failed",
+            f"there is an NVIDIA device, but PyTorch {torch.__version__} cannot use it",
+            "ask Slurm for one (--gpus 1); compare `nvidia-smi`'s CUDA version with PyTorch's",
+        )
+    return Finding("warning", "no GPU: enough for the presets smoke and mini", "Slurm: --gpus 1")
+
+
+def space(folder: Path) -> Finding:
+    """There is room for resumable state, and the folder can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            os.link(file.name, f"{file.name}.link")
+            Path(f"{file.name}.link").unlink()
+    except OSError as error:
+        return Finding(
+            "failed", f"{folder}: {error}", "choose a folder that can be written and knows hard links"
+        )
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < FREE_GB:
+        return Finding("warning", f"{folder}: {free:.0f} GB free", f"{FREE_GB} GB for the paper's settings")
+    return Finding("ok", f"{folder}: {free:.0f} GB free")
+
+
+def limits() -> Finding:
+    """Open files and shared memory."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files < OPEN_FILES:
+        return Finding("warning", f"{files} open files at most", f"ulimit -n {OPEN_FILES}")
+    return Finding("ok", f"{files} open files at most")
+
+
+def cores() -> Finding:
+    """The cores that this process may use: what --workers should be."""
+    return Finding("ok", f"{len(os.sched_getaffinity(0))} cores to use, of {os.cpu_count()}")
+
+
+def slurm() -> Finding:
+    """sbatch and its controller answer."""
+    if shutil.which("sbatch") is None:
+        return Finding(
+            "warning", "no Slurm here (sbatch)", "needed for --profile slurm, on the head node alone"
+        )
+    try:
+        ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=15)
+    except subprocess.TimeoutExpired:
+        return Finding(
+            "failed", "Slurm's controller does not answer", "try later; then ask its administrators"
+        )
+    if " is UP" not in ping.stdout:
+        said = (ping.stdout + ping.stderr).strip().splitlines()
+        return Finding(
+            "failed", f"Slurm's controller does not answer: {said[0] if said else ''}", "scontrol ping"
+        )
+    settings = subprocess.run(
+        ["scontrol", "show", "config"], capture_output=True, text=True, timeout=15
+    ).stdout
+    accounting = "accounting_storage/none" not in settings
+    age = re.search(r"^MinJobAge\s*=\s*(\d+)", settings, re.MULTILINE)
+    if age and int(age[1]) < 200 and not accounting:
+        return Finding(
+            "warning",
+            f"squeue forgets finished jobs after {age[1]} s, and there is no accounting",
+            "ask for MinJobAge=300: Snakemake looks at jobs every three minutes",
+        )
+    advice = "slurm-status-command: sacct will do" if accounting else "slurm-status-command: squeue"
+    return Finding("ok", f"Slurm answers {'with' if accounting else 'without'} accounting ({advice})")
+
+
+def examine(scratch: Path) -> Iterator[Finding]:
+    """All checks, the quick ones first."""
+    choose_backend()  # before MuJoCo is imported
+    from srpo.envs.models import cache_folder
+
+    checks: list[Callable[[], Finding]] = [mujoco, cores, limits, slurm]
+    checks += [lambda: space(scratch), lambda: space(cache_folder()), opengl, gpu]
+    for check in checks:
+        yield check()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="srpo doctor", description="Whether this node can do the work.")
+    parser.add_argument(
+        "--scratch", type=Path, default=Path("scratch"), help="folder for resumable state (default: scratch)"
+    )
+    failed = False
+    for finding in examine(parser.parse_args().scratch):
+        print(f"{finding.level:8} {finding.what}", flush=True)
+        if finding.fix and finding.level != "ok":
+            print(f"{'':8} → {finding.fix}", flush=True)
+        failed |= finding.level == "failed"
+    sys.exit(int(failed))
+
+
+if __name__ == "__main__":
+    main()

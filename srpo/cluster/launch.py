@@ -1,0 +1,256 @@
+"""One training run outside the workflow: submitted to Slurm, or started here, watched, stopped.
+
+srpo launch train --config CONFIG --policy FOLDER [--world-model FOLDER] [--demos FOLDER]
+    --out FOLDER --scratch FOLDER [--executor slurm|local|debug] [--gpus 8] [--nodes 2] [--cpus 16] ...
+srpo launch status --out FOLDER
+srpo launch cancel --out FOLDER
+
+`train` shows the log until the run ends; Ctrl-C leaves the run alone and only stops watching. The job starts
+one process a GPU (or one, without GPUs) with the command line of `srpo train`. Before its time limit, or
+when preempted, it stops, is queued again and goes on from its scratch folder. Job states are asked
+of `squeue`, and of `sacct` where that works, so a cluster without accounting will do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import submitit
+from submitit.helpers import TorchDistributedEnvironment
+
+from srpo.config import ConfigError, TrainStage, load_stage
+from srpo.runtime.files import write_json
+
+PREEMPTED = 75
+"""What training exits with when a signal stopped it: `checkpoint.PREEMPTED`, without importing torch."""
+SIGNAL = "USR1"
+"""Slurm sends it before the time limit, to all processes: training stops, and submitit requeues the job."""
+SIGNAL_SECONDS = 60
+
+
+class Command:
+    """What a job runs: a training process, which is told what it is of a distributed run."""
+
+    def __init__(self, command: Sequence[str], processes: int, timeouts: int) -> None:
+        self.command = list(command)
+        self.processes = processes
+        self.timeouts = timeouts
+
+    def __call__(self) -> None:
+        if self.processes > 1:
+            # Every process sees all of its node's GPUs and takes the one of its local rank.
+            TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        if (cores := os.environ.get("SLURM_CPUS_PER_TASK")) is not None:
+            os.environ.setdefault("OMP_NUM_THREADS", cores)  # or each would use all of the node's cores
+        code = subprocess.run(self.command, stderr=subprocess.STDOUT).returncode
+        if code == PREEMPTED:
+            time.sleep(
+                2 * SIGNAL_SECONDS
+            )  # the signal that stopped it ends this process, too, and requeues the job
+        if code:
+            raise SystemExit(f"training ended with exit code {code}; the log above tells why")
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """What runs after a requeue: the same. Training goes on from its scratch folder."""
+        return submitit.helpers.DelayedSubmission(Command(self.command, self.processes, self.timeouts))
+
+
+def training_command(arguments: argparse.Namespace) -> list[str]:
+    """The command line of `srpo train`, with absolute paths."""
+    load_stage(arguments.config, TrainStage)  # whatever is wrong with it shows before a job waits
+    command = [sys.executable, "-u", "-m", "srpo", "train"]
+    for name in ("config", "policy", "world_model", "demos", "out", "scratch"):
+        if (path := getattr(arguments, name)) is not None:
+            command += [f"--{name.replace('_', '-')}", str(path.resolve())]
+    # Two a core where a GPU acts, as in workflow/shell.sh: they mostly wait for the policy.
+    simulators = max(1, arguments.cpus // max(1, arguments.gpus)) * (2 if arguments.gpus else 1)
+    return [*command, "--workers", str(simulators)]
+
+
+def make_executor(arguments: argparse.Namespace, folder: Path) -> submitit.Executor:
+    """submitit's executor with the resources that were asked for."""
+    tasks = max(1, arguments.gpus)
+    if arguments.executor == "slurm":
+        os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL  # also read in the job, which inherits it
+        # Class attributes that submitit reads from the environment when it is imported.
+        submitit.JobEnvironment.USR_SIG = SIGNAL
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=arguments.timeouts)
+        parameters: dict[str, Any] = {
+            "job_name": f"srpo-{arguments.out.name}",
+            "nodes": arguments.nodes,
+            "ntasks_per_node": tasks,
+            "cpus_per_task": max(1, arguments.cpus // tasks),
+            "mem": f"{arguments.memory_gb}GB",
+            "time": arguments.minutes,
+            "signal_delay_s": SIGNAL_SECONDS,
+            "additional_parameters": {"requeue": True, "open-mode": "append"},
+        }
+        if arguments.gpus:
+            parameters["gpus_per_node"] = arguments.gpus
+        for name in ("partition", "account", "qos", "constraint"):
+            if (value := getattr(arguments, name)) is not None:
+                parameters[name] = value
+        executor.update_parameters(**parameters)
+        return executor
+    if arguments.nodes > 1 or arguments.gpus > 1:
+        raise SystemExit(f"--executor {arguments.executor} starts one process; for more GPUs see docs/hpc.md")
+    if arguments.executor == "local":
+        local = submitit.LocalExecutor(folder, max_num_timeout=arguments.timeouts)
+        local.update_parameters(timeout_min=arguments.minutes, signal_delay_s=SIGNAL_SECONDS)
+        return local
+    return submitit.DebugExecutor(folder)
+
+
+def launch(arguments: argparse.Namespace) -> None:
+    """Submit, note the job in `<out>/launch/job.json`, and watch."""
+    folder = arguments.out.resolve() / "launch"
+    note = folder / "job.json"
+    if note.exists() and (found := state(json.loads(note.read_text()))) in ("PENDING", "RUNNING"):
+        raise SystemExit(f"{arguments.out}: is at work already ({found}): srpo launch cancel --out ...")
+    command = training_command(arguments)
+    executor = make_executor(arguments, folder)
+    processes = arguments.nodes * max(1, arguments.gpus)
+    job = executor.submit(Command(command, processes, arguments.timeouts))
+    if arguments.executor == "debug":  # runs in this process, now
+        job.result()
+        return
+    log = job.paths.stdout
+    write_json(note, {"executor": arguments.executor, "job": job.job_id, "log": str(log)})
+    print(f"{arguments.executor} job {job.job_id}, log {log}", flush=True)
+    if not arguments.detach:
+        watch(note)
+
+
+def state(note: dict[str, str]) -> str:
+    """A job's state in Slurm's words; `UNKNOWN` where nothing remembers it."""
+    if note["executor"] == "local":
+        try:
+            process = psutil.Process(int(note["job"]))
+            return "RUNNING" if process.status() != psutil.STATUS_ZOMBIE else "COMPLETED"
+        except psutil.NoSuchProcess:
+            return "COMPLETED"
+    for command in (
+        ["squeue", "--noheader", "--states=all", "--format=%T", "--jobs", note["job"]],
+        ["sacct", "--noheader", "--allocations", "--parsable2", "--format=State", "--jobs", note["job"]],
+    ):
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        if done.returncode == 0 and done.stdout.split():
+            return done.stdout.split()[0]  # "CANCELLED by 1000" is cancelled
+    return "UNKNOWN"
+
+
+def read_note(out: Path) -> tuple[Path, dict[str, str]]:
+    """The job that was launched into a folder; SystemExit where none was."""
+    note = out.resolve() / "launch/job.json"
+    try:
+        return note, json.loads(note.read_text())
+    except FileNotFoundError:
+        raise SystemExit(f"{out}: nothing was launched into this folder") from None
+
+
+def watch(note: Path) -> None:
+    """Show the log as it grows until the job is over; SystemExit when the run did not finish."""
+    job = json.loads(note.read_text())
+    shown, over = 0, False
+    try:
+        while True:
+            if (log := Path(job["log"])).exists():
+                with log.open("rb") as handle:
+                    handle.seek(shown)
+                    text = handle.read()
+                shown += len(text)
+                sys.stdout.write(text.decode(errors="replace"))
+                sys.stdout.flush()
+            if over:
+                break
+            over = state(job) not in (
+                "PENDING",
+                "RUNNING",
+                "CONFIGURING",
+                "COMPLETING",
+                "SUSPENDED",
+                "REQUEUED",
+            )
+            time.sleep(1)
+    except KeyboardInterrupt:
+        print(f"\nstill running: srpo launch status --out {note.parents[1]}")
+        return
+    if not finished(note):
+        raise SystemExit(f"not finished ({state(job)}); the same command goes on from its scratch folder")
+
+
+def finished(note: Path) -> bool:
+    """Whether the run's results are newer than its launch."""
+    manifest = note.parents[1] / "manifest.json"
+    return manifest.exists() and manifest.stat().st_mtime >= note.stat().st_mtime
+
+
+def status(arguments: argparse.Namespace) -> None:
+    """Print the job's state and the end of its log."""
+    note, job = read_note(arguments.out)
+    result = "finished" if finished(note) else "not finished"
+    print(f"{job['executor']} job {job['job']}: {state(job)}, {result}, log {job['log']}")
+    if (log := Path(job["log"])).exists():
+        print("".join(f"  {line}\n" for line in log.read_text(errors="replace").splitlines()[-5:]), end="")
+
+
+def cancel(arguments: argparse.Namespace) -> None:
+    """Stop the job. It can be launched again and goes on."""
+    _, job = read_note(arguments.out)
+    if job["executor"] == "slurm":
+        subprocess.run(["scancel", job["job"]], check=True)
+    else:
+        try:
+            process = psutil.Process(int(job["job"]))
+            for each in [*process.children(recursive=True), process]:
+                each.terminate()
+        except psutil.NoSuchProcess:
+            pass
+    print(f"{job['executor']} job {job['job']}: cancelled")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="srpo launch", description="One training run outside the workflow.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="submit a training run and show its log")
+    train.add_argument("--config", type=Path, required=True, help="resolved configuration of the run")
+    train.add_argument("--policy", type=Path, required=True, help="policy checkpoint to start from")
+    train.add_argument("--world-model", type=Path, help="checkpoint folder of a pretrained world model")
+    train.add_argument("--demos", type=Path, help="demonstrations, for the references `fixed_expert`")
+    train.add_argument("--out", type=Path, required=True, help="folder for the results")
+    train.add_argument("--scratch", type=Path, required=True, help="folder for resumable state")
+    train.add_argument("--executor", choices=("slurm", "local", "debug"), default="slurm")
+    train.add_argument("--nodes", type=int, default=1, help="nodes (default: 1)")
+    train.add_argument("--gpus", type=int, default=0, help="GPUs a node, one process each (default: 0)")
+    train.add_argument(
+        "--cpus", type=int, default=4, help="cores a node: a simulator each, two with GPUs (default: 4)"
+    )
+    train.add_argument("--memory-gb", type=int, default=16, help="memory a node (default: 16)")
+    train.add_argument("--minutes", type=int, default=1440, help="time limit of one job (default: a day)")
+    train.add_argument("--timeouts", type=int, default=10, help="time limits it may meet (default: 10)")
+    for name in ("partition", "account", "qos", "constraint"):
+        train.add_argument(f"--{name}", help="Slurm's, where the cluster needs it")
+    train.add_argument("--detach", action="store_true", help="do not wait and show the log")
+    for name, text in (("status", "tell the state of a launched run"), ("cancel", "stop a launched run")):
+        commands.add_parser(name, help=text).add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    try:
+        {"train": launch, "status": status, "cancel": cancel}[arguments.command](arguments)
+    except ConfigError as error:
+        raise SystemExit(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""How fast a GPU runs policies and world models: as it was measured, or a share of its peak. Without torch.
+
+Measured are queries and videos a second. The plan's own count of them (`srpo.cluster.operations`) makes that
+operations a second, for other policies, prompts and world models; what the measuring script counted is not
+used.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from srpo.cluster import operations
+from srpo.config import ConfigError, WorldModel, read_yaml, validate
+from srpo.config.resolve import CONFIGS
+from srpo.policies.__main__ import POLICIES, read_policy
+
+SHIPPED = Path(__file__).resolve().parents[1] / "docs/performance"
+POLICY, WORLD_MODEL = "openvla-7b", "vjepa2-vitg"
+"""What `gpu-<card>.csv` measures."""
+MICROBATCH = 8
+"""Queries of a forward pass in the file's part `step`."""
+BATCH = 16
+"""Queries that a policy without adapters answers at once, at best: jobs have 8 or 16 simulators."""
+
+
+class Speeds(NamedTuple):
+    """Operations a second of one GPU, recomputation counted as work.
+
+    rollout   acting in training, with adapters
+    act       acting of finished policies, as measured without adapters
+    encode    of world models
+    adapters  learning with adapters, by queries at once
+    whole     learning all weights
+    told      what the figures rest on, a line each
+    """
+
+    card: str
+    rollout: float
+    act: float
+    encode: float
+    adapters: Mapping[int, float]
+    whole: float
+    told: tuple[str, ...] = ()
+
+
+def nearest(speeds: Mapping[int, float], size: int) -> float:
+    """The speed at the batch whose ratio to this size is nearest to one."""
+    return speeds[min(speeds, key=lambda batch: abs(math.log(batch / size)))]
+
+
+def of_peak(card: str, share: float) -> Speeds:
+    """All kinds of work at one share of the peak."""
+    gpu = operations.GPUS[card]
+    speed = gpu.tflops * 1e12 * share
+    told = (
+        f"a GPU does {share:.0%} (--mfu) of {gpu.tflops:g} TFLOP/s, the {card}'s (--gpu) peak in bfloat16 "
+        f"without sparsity ({gpu.source}); recomputation counts as work, and all passes are in bfloat16",
+        "preparing pictures and sampling take no time",
+    )
+    return Speeds(card, speed, speed, speed, {1: speed}, speed, told)
+
+
+def shipped(card: str) -> Path | None:
+    """The file of what was measured on a card, if there is one."""
+    path = SHIPPED / f"gpu-{card}.csv"
+    return path if path.is_file() else None
+
+
+class Rates(NamedTuple):
+    """Queries and videos a second, as they were measured.
+
+    rollout   acting in a training step, with the preparation of pictures and prompts
+    act       acting without adapters, with preparation
+    adapters  learning with adapters, by queries at once
+    whole     learning all weights
+    encode    videos
+    """
+
+    rollout: float
+    act: float
+    adapters: Mapping[int, float]
+    whole: float
+    encode: float
+
+
+def measured(path: Path) -> Speeds:
+    """What a file like docs/performance/gpu-h200.csv says of a card. Raises ConfigError."""
+    table = read_table(path)
+    rates, prompt = read_rates(table), round(table.value("act", "prompt"))
+    policy = read_policy(POLICIES / f"{POLICY}.yaml")
+    merged = policy.model_copy(update={"lora": None})
+    forward, plain = (operations.policy_forward(one, prompt).total for one in (policy, merged))
+    learning, whole = (operations.learning(one, prompt) for one in (policy, merged))
+    speeds = Speeds(
+        table.card,
+        rates.rollout * forward,
+        rates.act * plain,
+        rates.encode * _video(),
+        {batch: rate * learning for batch, rate in rates.adapters.items()},
+        rates.whole * whole,
+    )
+    return speeds._replace(told=tuple(_told(table, rates, speeds)))
+
+
+def read_rates(table: Table) -> Rates:
+    """Speeds of the file's part `step` where it has them, else those of the same work alone."""
+    rollout = table.value("step", "rollout_prepare_s") + table.value("step", "rollout_act_s")
+    prepare, act = (table.value("act", f"{name}_{BATCH}") for name in ("prepare_qps", "plain_act_qps"))
+    return Rates(
+        table.value("step", "queries") / rollout,
+        1 / (1 / prepare + 1 / act),
+        table.by_batch("update", "lora_qps") | {MICROBATCH: table.value("step", "update_qps")},
+        table.value("fsdp", "qps"),
+        table.value("step", "videos_per_s"),
+    )
+
+
+def _told(table: Table, rates: Rates, speeds: Speeds) -> Iterator[str]:
+    prompt, batch, simulators = (
+        f"{table.value(*key):.0f}" for key in (("act", "prompt"), ("step", "mean_batch"), ("step", "workers"))
+    )
+    learning = "; ".join(
+        f"{b}: {_rate(rates.adapters[b], speeds.adapters[b])}" for b in sorted(rates.adapters)
+    )
+    yield (
+        f"speeds of one {table.card}: queries a second of {POLICY} (prompts of {prompt} tokens) and videos a "
+        f"second of {WORLD_MODEL}, the mean of the calls in {os.path.relpath(table.path)}. TFLOP/s by the "
+        "count below; other policies and world models are taken to reach as many"
+    )
+    yield (
+        f"acting in training, with adapters: {_rate(rates.rollout, speeds.rollout)}, preparation included: "
+        f"as in a small training step, whose batches had {batch} queries of {simulators} simulators; full "
+        "batches are faster, but so few simulators do not fill them"
+    )
+    yield (
+        f"acting of finished policies: {_rate(rates.act, speeds.act)}, preparation included, measured "
+        f"without adapters in full batches of {BATCH}: at best, for they keep theirs, and batches are smaller"
+    )
+    yield (
+        f"learning with adapters: at the micro-batch nearest to the setting ({learning}); {MICROBATCH} as in "
+        "that step, the others alone"
+    )
+    yield f"learning all weights: {_rate(rates.whole, speeds.whole)}, by FSDP in one process"
+    yield f"encoding: {rates.encode:.2f} videos/s ({speeds.encode / 1e12:.0f} TFLOP/s), as in that step"
+
+
+def _rate(queries: float, flop: float) -> str:
+    return f"{queries:.1f} queries/s, {flop / 1e12:.0f} TFLOP/s"
+
+
+def _video() -> int:
+    """FLOP of a video of the world model that was measured."""
+    path = CONFIGS / f"world_models/{WORLD_MODEL}.yaml"
+    model = validate(WorldModel, {"name": WORLD_MODEL, **read_yaml(path)["world_model"]}, str(path))
+    flop = operations.encoding(model)
+    assert flop is not None  # its architecture is known
+    return flop
+
+
+class Table(NamedTuple):
+    """Measured values by (part, name), means of the calls."""
+
+    path: Path
+    card: str
+    values: Mapping[tuple[str, str], float]
+
+    def value(self, part: str, name: str) -> float:
+        if (part, name) not in self.values:
+            raise ConfigError(f"{self.path}: no row has `{part}` in column part and `{name}` in column name")
+        value = self.values[part, name]
+        if not 0 < value < math.inf:
+            raise ConfigError(f"{self.path}: {part}, {name}: column value is {value:g}, it must be above 0")
+        return value
+
+    def by_batch(self, part: str, name: str) -> dict[int, float]:
+        """Values of the names `<name>_<batch>`."""
+        found = {full: re.fullmatch(rf"{name}_([1-9]\d*)", full) for of, full in self.values if of == part}
+        return {int(match[1]): self.value(part, full) for full, match in found.items() if match}
+
+
+def read_table(path: Path) -> Table:
+    """Rows of card, part, name and value, one a call. Raises ConfigError."""
+    rows = read_rows(path, ("card", "part", "name", "value"))
+    cards = {row["card"].lower() for row in rows}
+    if len(cards) > 1 or not cards <= set(operations.GPUS):
+        known = ", ".join(operations.GPUS)
+        raise ConfigError(f"{path}: column card has {', '.join(sorted(cards))}: give one of {known}")
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in rows:
+        part, name, value = row["part"], row["name"], row["value"]
+        try:
+            found[part, name].append(float(value))
+        except ValueError:
+            raise ConfigError(f"{path}: {part}, {name}: column value is {value!r}, no number") from None
+    means = {key: sum(values) / len(values) for key, values in found.items()}
+    return Table(path, cards.pop(), means)
+
+
+def read_rows(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
+    """A CSV file that must have some columns. Raises ConfigError."""
+    try:
+        with path.open(newline="") as handle:
+            rows = list(csv.DictReader(handle, restval=""))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    if missing := [name for name in columns if not rows or name not in rows[0]]:
+        raise ConfigError(f"{path}: has no rows with {', '.join(missing)}")
+    return rows

@@ -1,0 +1,196 @@
+"""What a preset has done and is doing: stages, runs, success so far, speed and expected end.
+
+srpo status [smoke | mini | paper | PRESET.yaml]
+
+It only reads `results/` and `scratch/` of the folder where it is called, so it may be called at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from srpo.analysis.stats import wilson
+from srpo.analysis.tables import percent
+from srpo.config import (
+    ConfigError,
+    DemosStage,
+    EvaluateStage,
+    PlusStage,
+    RewardBenchmarkStage,
+    SftStage,
+    Stage,
+    TrainStage,
+    WorldModelStage,
+)
+from srpo.config.resolve import load_preset, plan
+from srpo.libero_plus.tasks import count
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage is.
+
+    done, total  of what `unit` names; total None: not counted
+    successes    of `episodes` so far, 0 of 0 where there are none
+    rate         units a second of the attempt at work; None: not known
+    changed      seconds since anything was written; None: nothing yet
+    """
+
+    state: str
+    unit: str = ""
+    done: int = 0
+    total: int | None = None
+    successes: int = 0
+    episodes: int = 0
+    rate: float | None = None
+    changed: float | None = None
+
+
+def outputs(folder: str, stage: Stage | WorldModelStage) -> list[str]:
+    """The files (below `results/<preset>/`) that are there when a stage is done."""
+    if isinstance(stage, DemosStage):
+        return [f"{folder}/data"]
+    if isinstance(stage, WorldModelStage):
+        return [f"{folder}/checkpoint"]
+    if isinstance(stage, SftStage | TrainStage):
+        return [f"{folder}/policy", f"{folder}/metrics.csv"]
+    if isinstance(stage, EvaluateStage | PlusStage):
+        return [f"{folder}/episodes.parquet"]
+    if isinstance(stage, RewardBenchmarkStage):
+        return [f"{folder}/{model.name}.parquet" for model in stage.world_models]
+    return [folder]
+
+
+def progress(folder: str, stage: Stage | WorldModelStage, results: Path, scratch: Path) -> Progress:
+    """How far one stage is, from the files it has written."""
+    if all((results / output).exists() for output in outputs(folder, stage)):
+        return Progress("done")
+    if isinstance(stage, EvaluateStage):
+        journals = [scratch / folder / "episodes" / "rows.jsonl"]
+        return _evaluation(journals, len(stage.tasks) * stage.evaluate.states, 0)
+    if isinstance(stage, PlusStage):
+        journals = sorted((scratch / folder).glob("shard-*/rows.jsonl"))
+        total = count(stage.suite, stage.tasks, stage.plus.dimensions, stage.plus.per_dimension)
+        finished = sorted((results / folder).glob("shard-*.parquet"))
+        return _evaluation(journals, total, min(total, len(finished) * stage.plus.shard_size))
+    if isinstance(stage, TrainStage):
+        return _training(scratch / folder / "policy" / "metrics.csv", stage.train.steps)
+    files = [path for path in (scratch / folder).rglob("*") if path.is_file()]
+    if not files:
+        return Progress("waiting")
+    return Progress("started", changed=time.time() - max(path.stat().st_mtime for path in files))
+
+
+def _evaluation(journals: Sequence[Path], total: int, finished: int) -> Progress:
+    statuses: list[str] = []
+    rate, newest = 0.0, 0.0
+    for journal in journals:
+        if not journal.is_file():
+            continue
+        lines = journal.read_text(encoding="utf-8").splitlines()
+        statuses += [row["status"] for row in map(_row, lines) if row]
+        note = journal.with_name("run.json")  # written when the attempt began
+        seconds = journal.stat().st_mtime - note.stat().st_mtime if note.is_file() else 0.0
+        rate += len(lines) / seconds if seconds > 0 else 0.0
+        newest = max(newest, journal.stat().st_mtime)
+    if not newest:
+        return Progress("started" if finished else "waiting", "episodes", finished, total)
+    return Progress(
+        "started",
+        "episodes",
+        finished + len(statuses),
+        total,
+        statuses.count("success"),
+        len(statuses) - statuses.count("infra_error"),
+        rate or None,
+        time.time() - newest,
+    )
+
+
+def _row(line: str) -> dict[str, str] | None:
+    try:
+        found: dict[str, str] = json.loads(line)
+    except ValueError:  # the last line, while it is being written
+        return None
+    return found
+
+
+def _training(file: Path, steps: int) -> Progress:
+    if not file.is_file():
+        return Progress("waiting", "RL steps", 0, steps)
+    metrics = pd.read_csv(file)
+    if metrics.empty:
+        return Progress("waiting", "RL steps", 0, steps)
+    last = metrics.iloc[-1]
+    return Progress(
+        "started",
+        "RL steps",
+        int(last["step"]),
+        steps,
+        int(last["successes"]),
+        int(last["episodes"]),
+        1 / float(metrics["seconds_total"].tail(5).mean()),
+        time.time() - file.stat().st_mtime,
+    )
+
+
+def line(folder: str, now: Progress) -> str:
+    """One stage in words."""
+    parts = [f"{now.state:8} {folder}"]
+    if now.state != "done" and now.total is not None:
+        parts.append(f"{now.done}/{now.total} {now.unit}")
+    if now.episodes:
+        rate = wilson(now.successes, now.episodes)
+        of = " in the last step" if now.unit == "RL steps" else ""
+        parts.append(
+            f"{percent(rate.value)}% [{percent(rate.low)}, {percent(rate.high)}] success "
+            f"({now.successes}/{now.episodes}{of})"
+        )
+    if now.rate and now.total is not None:
+        left = (now.total - now.done) / now.rate
+        parts.append(f"{now.rate:.2g} {now.unit}/s, {duration(left)} left")
+    if now.changed is not None:
+        parts.append(f"last written {duration(now.changed)} ago")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def report(preset_name: str, here: Path) -> Iterator[str]:
+    """The lines of the whole preset: a summary, then every stage that is at work, then those that wait."""
+    preset, source = load_preset(preset_name)
+    stages = plan(preset, source).stages
+    results, scratch = here / "results" / preset.name, here / "scratch" / preset.name
+    now = {folder: progress(folder, stage, results, scratch) for folder, stage in stages.items()}
+    states = [p.state for p in now.values()]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "started", "waiting"))
+    yield f"{preset.name}: {len(stages)} stages, {counts}"
+    for state in ("started", "done", "waiting"):
+        yield from (line(folder, p) for folder, p in now.items() if p.state == state)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="srpo status", description=__doc__)
+    parser.add_argument("preset", nargs="?", default="smoke", help="name or path of a preset")
+    arguments = parser.parse_args(argv)
+    try:
+        print("\n".join(report(arguments.preset, Path.cwd())))
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""The LIBERO-Plus task list: what its task names mean, and how many there are. No heavy imports.
+
+LIBERO-Plus (Fei et al. 2025, arXiv:2510.13626) perturbs LIBERO's 40 tasks along seven dimensions: 10,030
+tasks in all. A task's name is the base task's name and a suffix that says what is perturbed, and how.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import random
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from srpo.runtime.files import atomic_file
+
+DIMENSIONS = ("camera", "robot", "language", "noise", "layout", "background", "light")
+STYLES = ("style_light", "style_background", "style_distractors")
+"""Our own perturbations in LIBERO-Plus's manner, on LIBERO's own assets: no part of LIBERO-Plus."""
+INIT_STATE = 0
+"""The initial state of the base task from which camera, robot, language and noise episodes start."""
+COLUMNS = ("suite", "name", "base_task", "task_id", "dimension", "parameters")
+
+# Tasks a base task and dimension, in the order of DIMENSIONS; base tasks in the order of their task ids.
+# `srpo libero-plus fetch` checks every number against the official list.
+_TABLE = """\
+libero_spatial
+ 6 32 46 32 44 29 42 pick_up_the_black_bowl_between_the_plate_and_the_ramekin_and_place_it_on_the_plate
+37 38 32 34 37 10 10 pick_up_the_black_bowl_next_to_the_ramekin_and_place_it_on_the_plate
+35 35 28 35 38 46 50 pick_up_the_black_bowl_from_table_center_and_place_it_on_the_plate
+49 24 42 31 45 31 24 pick_up_the_black_bowl_on_the_cookie_box_and_place_it_on_the_plate
+48 40 37 40 45 26 44 pick_up_the_black_bowl_in_the_top_drawer_of_the_wooden_cabinet_and_place_it_on_the_plate
+46 32 32 37 40 35 34 pick_up_the_black_bowl_on_the_ramekin_and_place_it_on_the_plate
+42 27 46 34 32 20 31 pick_up_the_black_bowl_next_to_the_cookie_box_and_place_it_on_the_plate
+43 43 35 41 34 41 32 pick_up_the_black_bowl_on_the_stove_and_place_it_on_the_plate
+33 37 45 28 27  6  4 pick_up_the_black_bowl_next_to_the_plate_and_place_it_on_the_plate
+37 42 47 39 43 14 21 pick_up_the_black_bowl_on_the_wooden_cabinet_and_place_it_on_the_plate
+libero_object
+21 42 23 42 41 32 41 pick_up_the_alphabet_soup_and_place_it_in_the_basket
+20 39 34 44 27  5  4 pick_up_the_cream_cheese_and_place_it_in_the_basket
+47 40 36 42 42 25 32 pick_up_the_salad_dressing_and_place_it_in_the_basket
+47 38 26 41 44 47 49 pick_up_the_bbq_sauce_and_place_it_in_the_basket
+47 38 37 43 25 11 13 pick_up_the_ketchup_and_place_it_in_the_basket
+50 38 36 44 48 13 22 pick_up_the_tomato_sauce_and_place_it_in_the_basket
+49 42 28 44 44 21 45 pick_up_the_butter_and_place_it_in_the_basket
+48 40 42 39 45 32 26 pick_up_the_milk_and_place_it_in_the_basket
+41 34 49 42 38 22 31 pick_up_the_chocolate_pudding_and_place_it_in_the_basket
+26 47 43 41 49 40 34 pick_up_the_orange_juice_and_place_it_in_the_basket
+libero_goal
+21 43 46 42 44 30 42 open_the_middle_drawer_of_the_cabinet
+32 38 19 29 28  6  4 put_the_bowl_on_the_stove
+40 40 39 38 44 41 28 put_the_wine_bottle_on_top_of_the_cabinet
+48 45 50 41 45 45 50 open_the_top_drawer_and_put_the_bowl_inside
+50 43 44 46 34 13 13 put_the_bowl_on_top_of_the_cabinet
+49 40 39 33 46 27 36 push_the_plate_to_the_front_of_the_stove
+49 47 48 47 43 32 25 put_the_cream_cheese_in_the_bowl
+46 37 40 29 48 11 21 turn_on_the_stove
+31 37 35 32 44 30 26 put_the_bowl_on_the_plate
+42 39 50 42 49 46 34 put_the_wine_bottle_on_the_rack
+libero_10
+20 41 45 46 34 13 13 LIVING_ROOM_SCENE2_put_both_the_alphabet_soup_and_the_tomato_sauce_in_the_basket
+32 35 21 35 34 35 18 LIVING_ROOM_SCENE2_put_both_the_cream_cheese_box_and_the_butter_in_the_basket
+47 44 41 48 26 33 42 KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it
+48 44 47 48 23 45 49 KITCHEN_SCENE4_put_the_black_bowl_in_the_bottom_drawer_of_the_cabinet_and_close_it
+47 38 42 48 35 44 33 LIVING_ROOM_SCENE5_put_the_white_mug_on_the_left_plate_and_put_the_yellow_and_white_mug_on_the_right_plate
+46 34 28 46 48 13 22 STUDY_SCENE1_pick_up_the_book_and_place_it_in_the_back_compartment_of_the_caddy
+46 42 46 44 35 39 31 LIVING_ROOM_SCENE6_put_the_white_mug_on_the_plate_and_put_the_chocolate_pudding_to_the_right_of_the_plate
+50 39 41 39 13  8  4 LIVING_ROOM_SCENE1_put_both_the_alphabet_soup_and_the_cream_cheese_box_in_the_basket
+43 34 30 46 25 31 24 KITCHEN_SCENE8_put_both_moka_pots_on_the_stove
+40 42 42 49 39 28 38 KITCHEN_SCENE6_put_the_yellow_and_white_mug_in_the_microwave_and_close_it
+"""  # noqa: E501
+
+
+def _read_table() -> dict[str, dict[str, dict[str, int]]]:
+    table: dict[str, dict[str, dict[str, int]]] = {}
+    suite = ""
+    for line in _TABLE.splitlines():
+        *numbers, name = line.split()
+        if numbers:
+            table[suite][name] = dict(zip(DIMENSIONS, map(int, numbers), strict=True))
+        else:
+            suite = name
+            table[suite] = {}
+    return table
+
+
+COUNTS = _read_table()
+"""Suite → base task → dimension → number of LIBERO-Plus tasks."""
+
+NOISES = ("motion", "gaussian", "zoom", "fog", "glass")
+"""Kinds of image noise; noise number N of a task's name is 10 · kind + severity, severity 1…10."""
+
+_SUFFIXES = {
+    "camera": r"_view_(?P<horizontal>\d+)_(?P<vertical>\d+)_(?P<scale>\d+)_(?P<turn>\d+)_(?P<tilt>\d+)"
+    r"_initstate_0",
+    "robot": r"_view_0_0_100_0_0_initstate_(?P<posture>[1-9]\d*)",
+    "language": r"_language_(?P<rewrite>\d+)_view_0_0_100_0_0_initstate_0",
+    "noise": r"_view_0_0_100_0_0_initstate_0_noise_(?P<noise>\d+)",
+    "layout": r"_add_(?P<add>\d+)|(?:_moved)?_level(?P<level>\d+)_sample(?P<sample>\d+)",
+    "background": r"_table_(?P<table>\d+)|_tb_(?P<tb>\d+)",
+    "light": r"_light_(?P<light>\d+)",
+    **{style: rf"_{style}_(?P<style>\d+)" for style in STYLES},
+}
+_STOCK_VIEW = {"horizontal": 0, "vertical": 0, "scale": 100, "turn": 0, "tilt": 0}
+
+
+@dataclass(frozen=True)
+class PlusTask:
+    """One LIBERO-Plus task: its official name, the base task it perturbs, and how.
+
+    parameters  camera: horizontal, vertical, turn, tilt (degrees, 0…359), scale (percent of the distance);
+                noise: kind (one of NOISES), severity (1…10); the others: numbers of the official assets
+                (robot: posture; language: rewrite; layout: add, or level and sample; background: table or
+                tb; light: light); our styles: style, the seed of the drawn values
+    """
+
+    suite: str
+    name: str
+    base_task: str
+    task_id: int
+    dimension: str
+    parameters: dict[str, int | str]
+
+
+def _parameters(dimension: str, suffix: str) -> dict[str, int | str] | None:
+    match = re.fullmatch(_SUFFIXES[dimension], suffix)
+    if not match:
+        return None
+    numbers = {key: int(value) for key, value in match.groupdict().items() if value is not None}
+    if dimension == "camera" and numbers == _STOCK_VIEW:
+        return None
+    if dimension == "noise":
+        kind, severity = divmod(numbers["noise"] - 1, 10)
+        if not 0 <= kind < len(NOISES):
+            return None
+        return {"kind": NOISES[kind], "severity": severity + 1}
+    return {**numbers}
+
+
+def parse(name: str) -> PlusTask:
+    """Read an official task name, or one of our styles' (`style_tasks`). Raises ValueError.
+
+    Base tasks have different names in all suites.
+    """
+    for suite, base_tasks in COUNTS.items():
+        for task_id, base_task in enumerate(base_tasks):
+            if name.startswith(f"{base_task}_"):
+                for dimension in DIMENSIONS + STYLES:
+                    parameters = _parameters(dimension, name.removeprefix(base_task))
+                    if parameters is not None:
+                        return PlusTask(suite, name, base_task, task_id, dimension, parameters)
+    raise ValueError(f"{name!r} is not the name of a LIBERO-Plus task")
+
+
+def _suite(suite: str) -> dict[str, dict[str, int]]:
+    if suite not in COUNTS:
+        raise ValueError(f"LIBERO-Plus has no suite {suite!r}; it has {', '.join(COUNTS)}")
+    return COUNTS[suite]
+
+
+def start_displacement(posture: int) -> float:
+    """How far start posture 1…500 is from LIBERO's own, radians (length of the joints' difference)."""
+    return 0.1 * ((posture - 1) // 100 + 1)
+
+
+def count(
+    suite: str, task_ids: Collection[int], dimensions: Collection[str], per_dimension: int | None
+) -> int:
+    """How many tasks `sample` takes: known before any task list is there. `per_dimension` None: all."""
+    tasks = list(_suite(suite).values())
+    totals = [sum(tasks[task_id][dimension] for task_id in task_ids) for dimension in dimensions]
+    return sum(total if per_dimension is None else min(total, per_dimension) for total in totals)
+
+
+def sample(
+    tasks: Iterable[PlusTask],
+    suite: str,
+    task_ids: Collection[int],
+    dimensions: Sequence[str],
+    per_dimension: int | None,
+    seed: int,
+) -> list[PlusTask]:
+    """Take `per_dimension` tasks (None: all) of each dimension, spread evenly over the given base tasks.
+
+    A larger sample holds the smaller one of the same seed, and a dimension's sample does not depend on which
+    others are asked for, nor on the order of `tasks`.
+    """
+    base_tasks = list(_suite(suite))
+    tasks = [task for task in tasks if task.suite == suite]
+    drawn: list[PlusTask] = []
+    for dimension in dimensions:
+        rng = random.Random(f"{seed} {suite} {dimension}")
+        # Draws are made for all base tasks in a fixed order, whichever of them are asked for.
+        turn = {base_task: rng.random() for base_task in base_tasks}
+        members = sorted((task for task in tasks if task.dimension == dimension), key=lambda task: task.name)
+        place = {task.name: rng.random() for task in members}
+        queues: list[list[PlusTask]] = [
+            sorted((task for task in members if task.task_id == task_id), key=lambda task: place[task.name])
+            for task_id in sorted(set(task_ids), key=lambda task_id: turn[base_tasks[task_id]])
+        ]
+        rounds = itertools.chain.from_iterable(itertools.zip_longest(*queues))
+        drawn += [task for task in rounds if task is not None][:per_dimension]
+    return drawn
+
+
+def style_tasks(suite: str, task_ids: Collection[int], per_style: int) -> list[PlusTask]:
+    """`per_style` plus_style tasks of each style, spread evenly over the given base tasks."""
+    base_tasks = list(_suite(suite))
+    ids = sorted(set(task_ids))
+    return [
+        parse(f"{base_tasks[ids[k % len(ids)]]}_{style}_{k // len(ids)}")
+        for style in STYLES
+        for k in range(per_style)
+    ]
+
+
+def shards(n: int, size: int) -> int:
+    """How many jobs of at most `size` tasks run `n` tasks."""
+    return -(-n // size)
+
+
+def shard(tasks: Sequence[PlusTask], index: int, size: int) -> Sequence[PlusTask]:
+    """The tasks of job `index` (from 0)."""
+    return tasks[index * size : (index + 1) * size]
+
+
+def _row(task: PlusTask) -> list[str]:
+    parameters = json.dumps(task.parameters)
+    return [task.suite, task.name, task.base_task, str(task.task_id), task.dimension, parameters]
+
+
+def write_tasks(path: Path, tasks: Iterable[PlusTask]) -> None:
+    """Write a task list as CSV, atomically; `parameters` is JSON."""
+    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(_row(task) for task in tasks)
+
+
+def read_tasks(path: Path) -> list[PlusTask]:
+    """Read a task list. Raises ValueError naming the line that is not as `write_tasks` leaves it.
+
+    The names say everything; the other columns are there for people and other programs, and are checked.
+    """
+    tasks = []
+    with path.open(newline="", encoding="utf-8") as handle:
+        rows = csv.reader(handle)
+        if tuple(next(rows, ())) != COLUMNS:
+            raise ValueError(f"{path}: the first line is not {','.join(COLUMNS)}")
+        for number, row in enumerate(rows, start=2):
+            try:
+                task = parse(row[1] if len(row) > 1 else "")
+                if row != _row(task):
+                    raise ValueError(f"the columns beside {task.name!r} do not say what the name says")
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+            tasks.append(task)
+    return tasks

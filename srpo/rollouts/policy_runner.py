@@ -1,0 +1,74 @@
+"""Rollouts: a policy acting in many LIBERO episodes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+
+import numpy as np
+import torch
+
+from srpo.config import Protocol
+from srpo.episode import Episode, EpisodeSpec, FailedRun
+from srpo.libero_plus.data import PlusSources
+from srpo.policies.openvla_oft import OpenVLAOFT
+from srpo.rollouts.pool import Answer, EnvPool, Query
+
+
+class Rollouts(AbstractContextManager["Rollouts"]):
+    """Runs episodes of one suite with one policy; the policy may be trained between two runs.
+
+    An episode is decided by its spec, the policy and the protocol: its actions are drawn from a generator
+    seeded by `spec.seed`. Only rounding is left: see `protocol.batch`.
+    """
+
+    def __init__(
+        self,
+        suite: str,
+        protocol: Protocol,
+        policy: OpenVLAOFT,
+        workers: int,
+        plus: PlusSources | None = None,
+    ) -> None:
+        self._suite = suite
+        self._policy = policy
+        self._batch = protocol.batch or (1 if policy.device.type == "cpu" else 64)
+        self._generators: dict[int, torch.Generator] = {}
+        self._pool = EnvPool(suite, protocol, workers, policy.preparation, plus=plus)
+
+    def run(self, specs: Iterable[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
+        """Run episodes, all at one temperature; yield each as it finishes, in any order."""
+        specs = list(specs)
+        if len({spec.temperature for spec in specs}) > 1:
+            raise ValueError("the episodes of one run need one temperature")
+        if len(set(specs)) < len(specs):
+            raise ValueError("two episodes of one run are the same")
+        self._policy.eval()
+        threads = torch.get_num_threads()
+        # The workers use the other cores, and one observation is too small to share.
+        torch.set_num_threads(1)
+        try:
+            yield from self._pool.run(specs, self._act, self._batch)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _act(self, queries: Sequence[Query]) -> list[Answer]:
+        for query in queries:
+            if query.first:
+                self._generators[query.worker] = torch.Generator().manual_seed(query.spec.seed)
+        inputs = self._policy.inputs(
+            self._suite,
+            np.stack([query.image for query in queries]),
+            [query.instruction for query in queries],
+            np.stack([query.proprio for query in queries]),
+        )
+        generators = [self._generators[query.worker] for query in queries]
+        tokens, log_probs = self._policy.act(inputs, queries[0].spec.temperature, generators)
+        actions = self._policy.actions(self._suite, tokens)
+        return [Answer(*parts) for parts in zip(actions, tokens, log_probs, strict=True)]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.close()

@@ -1,0 +1,86 @@
+"""What made a result: code revision, package versions, machine, settings."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from srpo.runtime.files import write_json
+
+
+def _git_revision() -> str | None:
+    """The checkout's revision, with `-dirty` for uncommitted changes; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file, or of a folder's files with their names."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        if path.is_dir():
+            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
+        with file.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def write_manifest(path: Path, config: BaseModel, **facts: Any) -> None:
+    """Write `manifest.json`: settings, versions of every installed package, host, GPU, OpenGL back end, time.
+
+    Args:
+        facts: anything else worth keeping, for instance hashes of the inputs.
+    """
+    gpus: list[str] = []
+    try:
+        import torch
+
+        gpus = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+    except ImportError:
+        pass
+    write_json(
+        path,
+        {
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "git_revision": _git_revision(),
+            "config": config.model_dump(mode="json"),
+            "packages": dict(sorted((d.metadata["Name"], d.version) for d in metadata.distributions())),
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            "host": platform.node(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "gpus": gpus,
+            "gl_backend": os.environ.get("MUJOCO_GL"),
+            "slurm_job": os.environ.get("SLURM_JOB_ID"),
+            **facts,
+        },
+    )
