@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from srpo.config import TrainStage, load_stage
 from srpo.policies.openvla_oft import OpenVLAOFT, load_policy
 from srpo.rl import collect, score, update
-from srpo.rollouts.policy_runner import Rollouts
+from srpo.rollouts.policy_runner import PolicyRunner
 from srpo.runtime.checkpoint import EpisodeStore
 from srpo.runtime.files import write_with
 
@@ -90,8 +90,10 @@ def measure(
         own = config.model_copy(update={"train": train})
         found: dict[str, list[torch.Tensor]] = {part: [] for part in PARTS}
         successes = episodes = 0
-        with Rollouts(own.suite, own.protocol, policy, workers) as rollouts:
-            runner = collect.Runner(rollouts, EpisodeStore(scratch / f"{temperature}"), Accelerator(cpu=True))
+        with PolicyRunner(own.suite, own.protocol, policy, workers) as rollouts:
+            runner = collect.Collector(
+                rollouts, EpisodeStore(scratch / f"{temperature}"), Accelerator(cpu=True)
+            )
             for step in range(1, steps + 1):
                 batch = collect.collect(own, step, runner)
                 successes, episodes = successes + int(batch.success.sum()), episodes + len(batch.success)

@@ -6,8 +6,8 @@
 micro-batch forth and back and a step of AdamW, with what the policy's settings train (adapters, or all).
 `product` is one large matrix product in the policy's precision: the peak of this machine, of which the others
 reach a share. Rows of what, batch, seconds (a median), queries_per_second, ratio_to_one (to one query at a
-time), tflops (as `srpo.cluster.operations` counts), share_of_peak, memory_gib (at the peak, weights included; of
-GPUs only), estimate_gib (by `srpo.policies.memory`). A 7B policy needs a GPU.
+time), tflops (as `srpo.cluster.operations` counts), share_of_peak, memory_gib (at the peak, weights included;
+of GPUs only), estimate_gib (by `srpo.policies.memory`). A 7B policy needs a GPU.
 """
 
 from __future__ import annotations

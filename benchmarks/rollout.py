@@ -270,12 +270,12 @@ def tiny_policy(suite: str) -> Any:
 
 def our_episodes(suite: str, render: str, workers: int, episodes: int) -> dict[str, float]:
     """Whole episodes of the tiny policy a minute, after one a worker that loads the task."""
-    from srpo.rollouts.policy_runner import Rollouts
+    from srpo.rollouts.policy_runner import PolicyRunner
 
     def specs(start: int, count: int) -> list[EpisodeSpec]:
         return [EpisodeSpec(suite, 0, state % 50, state, 1.0) for state in range(start, start + count)]
 
-    with Rollouts(suite, protocol(render), tiny_policy(suite), workers) as rollouts:
+    with PolicyRunner(suite, protocol(render), tiny_policy(suite), workers) as rollouts:
         list(rollouts.run(specs(0, workers)))
         started = time.perf_counter()
         finished = list(rollouts.run(specs(workers, episodes)))

@@ -113,7 +113,7 @@ def measure(count: int, node: str | None) -> pd.DataFrame:
                 k % 2 == 0,
                 e.steps,
                 int(e.valid.sum()),
-                e.way_left[-1],
+                e.distance_to_goal[-1],
             )
             for k, e in enumerate(episodes)
         ),

@@ -42,7 +42,7 @@ from tqdm import tqdm
 from srpo.config import SUITES, ConfigError, DemosStage, load_stage
 from srpo.envs.gl import MissingGLError, require_gl
 from srpo.runtime.files import atomic_directory, atomic_file, write_text
-from srpo.runtime.locks import held
+from srpo.runtime.locks import lock_held
 from srpo.runtime.processes import end_with_parent, one_core_each
 
 if TYPE_CHECKING:
@@ -457,7 +457,7 @@ def main() -> None:
     try:
         config = load_stage(arguments.config, DemosStage)
         if config.demos.source == "expert":
-            with held(arguments.scratch):
+            with lock_held(arguments.scratch):
                 record_all(config, arguments.out, arguments.scratch, arguments.workers)
         else:
             import_all(config, arguments.out)

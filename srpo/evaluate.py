@@ -27,10 +27,10 @@ from srpo.libero_plus.data import PlusData, PlusSources, unavailable
 from srpo.libero_plus.tasks import INIT_STATE, PlusTask, parse, read_tasks, sample, shard, style_tasks
 from srpo.policies.openvla_oft import load_policy
 from srpo.results.rows import EPISODES, PATHS, protocol_json, write_rows
-from srpo.rollouts.policy_runner import Rollouts
+from srpo.rollouts.policy_runner import PolicyRunner
 from srpo.runtime.checkpoint import fingerprint
 from srpo.runtime.files import atomic_directory, write_json, write_text, write_with
-from srpo.runtime.locks import held
+from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import sha256, write_manifest
 from srpo.runtime.videos import write_video
 
@@ -225,7 +225,9 @@ def evaluate(
     successes = sum(row["status"] == "success" for row in journal.rows)
     with tqdm(total=len(specs), initial=len(specs) - len(todo), desc=config.variant, disable=None) as bar:
         if todo:
-            with Rollouts(config.suite, config.protocol, policy, min(workers, len(todo)), plus) as rollouts:
+            with PolicyRunner(
+                config.suite, config.protocol, policy, min(workers, len(todo)), plus
+            ) as rollouts:
                 for result in rollouts.run(todo):
                     row = episode_row(config, policy.settings.name, result)
                     if isinstance(result, Episode) and isinstance(config, EvaluateStage):
@@ -303,7 +305,7 @@ def main() -> None:
         config = load_stage(arguments.config, PlusStage)
         specs = plus_specs(config, read_tasks(arguments.plus), *arguments.shard)
         sources = plus_sources(config, arguments.plus_data)
-    with held(arguments.scratch):
+    with lock_held(arguments.scratch):
         evaluate(
             config,
             specs,

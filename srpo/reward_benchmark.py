@@ -33,7 +33,7 @@ from srpo.rewards.metrics import monotonicity, progress_curve, spearman_correlat
 from srpo.rewards.progress import nearest_distances
 from srpo.rewards.references import usable
 from srpo.runtime.files import atomic_directory, write_text, write_with
-from srpo.runtime.locks import held
+from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import sha256, write_manifest
 from srpo.world_models import WorldModel, load_world_model, select_frames
 from srpo.world_models.cache import EmbeddingCache
@@ -47,7 +47,7 @@ class TrajectoryError(Exception):
 
 # Collecting
 
-Run = Callable[[Sequence[EpisodeSpec]], Iterable[Episode | FailedRun]]
+RolloutFn = Callable[[Sequence[EpisodeSpec]], Iterable[Episode | FailedRun]]
 """Runs episodes; results come in any order."""
 
 
@@ -112,7 +112,7 @@ class Collection:
         return len(self.kept(success)) == self.quota[success]
 
     def missing(self) -> int:
-        """Rollouts that are needed at the very least; 0 also when the budget is spent."""
+        """PolicyRunner that are needed at the very least; 0 also when the budget is spent."""
         missing = sum(self.quota.values()) - len(self.kept(False)) - len(self.kept(True))
         return min(missing, self.budget - len(self.records))
 
@@ -144,13 +144,13 @@ def _save(result: Episode | FailedRun, path: Path, with_frames: bool) -> None:
             file.attrs["success"], file.attrs["steps"] = result.success, result.steps
             if with_frames:
                 shown = select_frames(result.steps + 1, len(result.frames))
-                file["way_left"] = result.way_left[shown]
+                file["distance_to_goal"] = result.distance_to_goal[shown]
                 file.create_dataset("frames", data=result.frames, compression="gzip", compression_opts=1)
 
     write_with(path, write)
 
 
-def gather(config: RewardBenchmarkStage, run: Run, scratch: Path) -> list[Collection]:
+def gather_collections(config: RewardBenchmarkStage, run: RolloutFn, scratch: Path) -> list[Collection]:
     """Roll out until every task has its successes and failures, or its share of `max_episodes` is spent.
 
     Rounds: in each, every unfinished task runs as many rollouts as it lacks trajectories; fewer cannot do.
@@ -185,7 +185,7 @@ def gather(config: RewardBenchmarkStage, run: Run, scratch: Path) -> list[Collec
 def write_trajectories(config: RewardBenchmarkStage, collections: Iterable[Collection], path: Path) -> None:
     """Write `trajectories.h5`: N trajectories, by task, successes first, each in order of index.
 
-    Datasets: frames uint8 (N, F, H, W, 3); way_left float32 (N, F), metres to the goal at each frame;
+    Datasets: frames uint8 (N, F, H, W, 3); distance_to_goal float32 (N, F), metres to the goal at each frame;
     success bool (N,); task_id, init_state, episode_seed, steps int64 (N,). Attributes: suite; protocol and
     reward_benchmark, the configuration's sections as JSON; rollouts, JSON of task → what became of its
     rollouts.
@@ -204,7 +204,9 @@ def write_trajectories(config: RewardBenchmarkStage, collections: Iterable[Colle
         file["task_id"] = np.array([record.spec.task_id for record in kept], dtype=np.int64)
         file["init_state"] = np.array([record.spec.init_state for record in kept], dtype=np.int64)
         file["episode_seed"] = np.array([record.spec.seed for record in kept], dtype=np.int64)
-        way_left = file.create_dataset("way_left", shape=(len(kept), shape[0]), dtype=np.float32)
+        distance_to_goal = file.create_dataset(
+            "distance_to_goal", shape=(len(kept), shape[0]), dtype=np.float32
+        )
         frames = file.create_dataset(
             "frames",
             shape=(len(kept), *shape),
@@ -215,7 +217,7 @@ def write_trajectories(config: RewardBenchmarkStage, collections: Iterable[Colle
         )
         for index, record in enumerate(kept):
             with h5py.File(record.path, "r") as part:
-                frames[index], way_left[index] = part["frames"][()], part["way_left"][()]
+                frames[index], distance_to_goal[index] = part["frames"][()], part["distance_to_goal"][()]
 
 
 def _prepare(scratch: Path, config: RewardBenchmarkStage, policy: Path) -> None:
@@ -251,7 +253,7 @@ def collect(config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path
 
     from srpo.envs.gl import MissingGLError, require_gl
     from srpo.policies.openvla_oft import CheckpointError, load_policy
-    from srpo.rollouts.policy_runner import Rollouts
+    from srpo.rollouts.policy_runner import PolicyRunner
 
     try:
         require_gl()
@@ -259,8 +261,8 @@ def collect(config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path
     except (MissingGLError, CheckpointError) as error:
         raise TrajectoryError(str(error)) from error
     _prepare(scratch, config, policy)
-    with Rollouts(config.suite, config.protocol, loaded, workers=workers) as rollouts:
-        collections = gather(config, rollouts.run, scratch)
+    with PolicyRunner(config.suite, config.protocol, loaded, workers=workers) as rollouts:
+        collections = gather_collections(config, rollouts.run, scratch)
     for collection in collections:
         summary = ", ".join(f"{number} {name}" for name, number in collection.counts().items())
         print(f"{config.suite} task {collection.task}: {summary}")
@@ -298,7 +300,7 @@ def score(
                 f"is for {config.suite}: give the folder that `collect` made with it"
             )
         success, task, steps = file["success"][()], file["task_id"][()], file["steps"][()]
-        way_left = file["way_left"][()]
+        distance_to_goal = file["distance_to_goal"][()]
         numbers = np.flatnonzero(has_reference(success, task))
         if not len(numbers):
             raise TrajectoryError(
@@ -317,7 +319,7 @@ def score(
         )
     success, task, steps = success[numbers], task[numbers], steps[numbers]
     seen = np.stack([select_frames(count + 1, stored)[ends] for count in steps])
-    way_left = way_left[numbers][:, ends]
+    distance_to_goal = distance_to_goal[numbers][:, ends]
     whole = np.array([usable(prefixes).all() for prefixes in embeddings])
     scorable = whole.copy()
     scorable[whole] = has_reference(success[whole], task[whole])
@@ -340,8 +342,8 @@ def score(
         }
         if scorable[index]:
             scores.append({**row, "steps": int(steps[index]), **next(own)})
-            ways = zip(next(points), way_left[index], strict=True)
-            tidy += [{**row, **point, "way_left": float(way)} for point, way in ways]
+            ways = zip(next(points), distance_to_goal[index], strict=True)
+            tidy += [{**row, **point, "distance_to_goal": float(way)} for point, way in ways]
         else:
             nothing = dict.fromkeys(("spearman", "monotonicity", "final_progress", "matched_progress"))
             scores.append({**row, "steps": int(steps[index]), **nothing})
@@ -423,7 +425,9 @@ def _open(path: Path) -> h5py.File:
         file = h5py.File(path, "r")
     except OSError as error:
         raise TrajectoryError(f"{path}: not a whole HDF5 file ({error}): {fix}") from None
-    missing = {"success", "task_id", "steps", "way_left", "frames"} - set(file) | {"suite"} - set(file.attrs)
+    missing = {"success", "task_id", "steps", "distance_to_goal", "frames"} - set(file) | {"suite"} - set(
+        file.attrs
+    )
     if missing:
         file.close()
         raise TrajectoryError(f"{path}: lacks {', '.join(sorted(missing))}: {fix}")
@@ -457,7 +461,7 @@ def main() -> None:
         if arguments.command == "collect":
             if arguments.workers < 1:
                 parser.error(f"--workers {arguments.workers}: at least 1")
-            with held(arguments.scratch):
+            with lock_held(arguments.scratch):
                 collect(config, arguments.policy, arguments.out, arguments.scratch, arguments.workers)
         else:
             scored, curves = score(

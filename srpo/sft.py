@@ -36,7 +36,7 @@ from srpo.results.rows import SFT_METRICS, write_rows
 from srpo.runtime.checkpoint import Checkpoints, fingerprint
 from srpo.runtime.distributed import is_sharded, make_accelerator, require_whole_weights
 from srpo.runtime.hub import verify
-from srpo.runtime.locks import held
+from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import sha256, write_manifest
 
 LOG_EVERY = 20
@@ -337,7 +337,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, required=True, help="folder for resumable state")
     arguments = parser.parse_args()
     config = load_stage(arguments.config, SftStage)
-    with held(arguments.scratch):
+    with lock_held(arguments.scratch):
         train(config, arguments.demos, arguments.out, arguments.scratch, arguments.checkpoint)
 
 

@@ -34,7 +34,7 @@ def describe(reward: Reward) -> str:
         return {
             "mean": "mean of the successes",
             "medoid": "medoid of the successes",
-            "prefix": "mean, matched prefixes",
+            "matched_prefix": "mean, matched prefixes",
             "simulator": "the simulator's distance to the goal",
             "fixed_expert": "fixed demonstrations",
         }[reward.references]

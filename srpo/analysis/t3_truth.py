@@ -40,14 +40,16 @@ CHANCE = {"in groups": 0.5}
 """What a measure is without any knowledge; 0 for the others."""
 
 
-def rank_correlation(progress: NDArray[np.floating], way_left: NDArray[np.floating]) -> NDArray[np.float64]:
+def rank_correlation(
+    progress: NDArray[np.floating], distance_to_goal: NDArray[np.floating]
+) -> NDArray[np.float64]:
     """Spearman's correlation of progress (..., N) with minus the way left (..., N), N ≥ 2: float64 (...).
 
     Ties share ranks. NaN where all ways are equal, and there is nothing to rank. Progress that is all the
     same where ways differ says nothing of them: 0.
     """
     first, second = (
-        rankdata(values, axis=-1) - (values.shape[-1] + 1) / 2 for values in (progress, -way_left)
+        rankdata(values, axis=-1) - (values.shape[-1] + 1) / 2 for values in (progress, -distance_to_goal)
     )
     product = (first * second).sum(-1)
     squares = (first**2).sum(-1), (second**2).sum(-1)
@@ -56,13 +58,13 @@ def rank_correlation(progress: NDArray[np.floating], way_left: NDArray[np.floati
     return np.where(squares[1] > 0, known, NAN)
 
 
-def concordance(reward: NDArray[np.floating], way_left: NDArray[np.floating]) -> tuple[float, int]:
+def concordance(reward: NDArray[np.floating], distance_to_goal: NDArray[np.floating]) -> tuple[float, int]:
     """Pairs of N episodes that a reward puts in the order of their way left, and how many have one.
 
     Equal rewards count half. 0.5 of the pairs is chance.
     """
     first, second = np.triu_indices(len(reward), 1)
-    truth = np.sign(way_left[second] - way_left[first])
+    truth = np.sign(distance_to_goal[second] - distance_to_goal[first])
     said = np.sign(reward[first] - reward[second])
     told = truth != 0
     return float(((1 + said * truth) / 2)[told].sum()), int(told.sum())
@@ -90,7 +92,7 @@ def along(curves: pd.DataFrame) -> list[NDArray[np.float64]]:
     found = []
     for _, task in curves.groupby(["suite", "task_id"]):
         each = [
-            rank_correlation(own["progress"].to_numpy(), own["way_left"].to_numpy())
+            rank_correlation(own["progress"].to_numpy(), own["distance_to_goal"].to_numpy())
             for _, own in task.groupby("trajectory")
         ]
         found.append(np.array([value for value in each if np.isfinite(value)]))
@@ -110,15 +112,15 @@ def mean_between(failures: pd.DataFrame, rng: np.random.Generator) -> Estimate:
     """The correlation between the failures of each task, by their whole trajectories: the mean over failures.
 
     Args:
-        failures: a row each, with suite, task_id, distance (to the successes' mean) and way_left.
+        failures: a row each, with suite, task_id, distance (to the successes' mean) and distance_to_goal.
     """
     values, draws, weights = [], [], []
     for _, own in failures.groupby(["suite", "task_id"]):
-        progress, way_left = -own["distance"].to_numpy(), own["way_left"].to_numpy()
-        if len(own) >= FEWEST and np.ptp(way_left) > 0:
+        progress, distance_to_goal = -own["distance"].to_numpy(), own["distance_to_goal"].to_numpy()
+        if len(own) >= FEWEST and np.ptp(distance_to_goal) > 0:
             drawn = _drawn(len(own), rng)
-            values.append(rank_correlation(progress, way_left))
-            draws.append(rank_correlation(progress[drawn], way_left[drawn]))
+            values.append(rank_correlation(progress, distance_to_goal))
+            draws.append(rank_correlation(progress[drawn], distance_to_goal[drawn]))
             weights.append(len(own))
     if not values:
         return Estimate(NAN, NAN, NAN)
@@ -155,7 +157,7 @@ def of_trajectories(curves: pd.DataFrame, seed: int = 0) -> list[dict[str, Any]]
     return rows
 
 
-# Rollouts of training.
+# PolicyRunner of training.
 
 
 def of_run(rewards: pd.DataFrame) -> dict[str, tuple[float, float, int]]:
@@ -168,12 +170,12 @@ def of_run(rewards: pd.DataFrame) -> dict[str, tuple[float, float, int]]:
     total, weight = 0.0, 0
     for _, own in shaped.groupby(["step", "task_id"]):
         if len(own) >= FEWEST:
-            value = float(rank_correlation(own["reward"].to_numpy(), own["way_left"].to_numpy()))
+            value = float(rank_correlation(own["reward"].to_numpy(), own["distance_to_goal"].to_numpy()))
             if np.isfinite(value):
                 total, weight = total + len(own) * value, weight + len(own)
     right, pairs = 0.0, 0
     for _, own in shaped.groupby(["step", "group"]):
-        ordered, told = concordance(own["reward"].to_numpy(), own["way_left"].to_numpy())
+        ordered, told = concordance(own["reward"].to_numpy(), own["distance_to_goal"].to_numpy())
         right, pairs = right + ordered, pairs + told
     return {"in training": (total, weight, len(shaped)), "in groups": (right, pairs, len(shaped))}
 
@@ -223,7 +225,7 @@ def read_rewards(paths: Sequence[Path]) -> pd.DataFrame:
 def _representation(config: TrainStage) -> str | None:
     if config.world_model is None:
         return None
-    return config.world_model.name + (", prefix" if config.reward.references == "prefix" else "")
+    return config.world_model.name + (", prefix" if config.reward.references == "matched_prefix" else "")
 
 
 def shaped_runs(rewards: pd.DataFrame) -> dict[str, list[pd.DataFrame]]:

@@ -5,8 +5,8 @@ srpo plan --preset paper [--gpu h200] [--mfu 0.4 | --measured GPU.csv] [--throug
 
 The throughput of simulation is read from what `benchmarks/rollout.py` wrote (yours, or the shipped one). What
 policy and world models take is counted (`srpo.cluster.operations`) and divided by a GPU's speeds
-(`srpo.cluster.speeds`): those that were measured, or a share of its peak, an assumption. The `metrics.csv` of a training of that
-policy on your machine replaces both by what it took.
+(`srpo.cluster.speeds`): those that were measured, or a share of its peak, an assumption. The `metrics.csv`
+of a training of that policy on your machine replaces both by what it took.
 """
 
 from __future__ import annotations

@@ -36,9 +36,9 @@ Number = Annotated[float, Field(allow_inf_nan=False), _Lenient]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), _Lenient]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), _Lenient]
 Fraction = Annotated[float, Field(ge=0, le=1), _Lenient]
-Share = Annotated[float, Field(gt=0, le=1), _Lenient]
-Count = Annotated[int, Field(ge=1)]
-Whole = Annotated[int, Field(ge=0)]
+UnitFraction = Annotated[float, Field(gt=0, le=1), _Lenient]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 TaskIds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
 
 Suite = Literal["libero_spatial", "libero_object", "libero_goal", "libero_10"]
@@ -66,18 +66,18 @@ class Protocol(Section):
     """`official`: train and test on all 50 initial states (as the published stacks do).
     `held_out`: train on states 0–39, test on states 40–49.
     `held_out_20`: train on states 0–29, test on states 30–49: narrower intervals where tasks are few."""
-    max_steps: Count
+    max_steps: PositiveInt
     """Control steps after which an episode has failed; settling steps are not counted."""
-    settle_steps: Whole
+    settle_steps: NonNegativeInt
     """Steps of `[0, 0, 0, 0, 0, 0, -1]` after the initial state is set."""
-    env_seed: Whole
+    env_seed: NonNegativeInt
     """Seed of the simulator's own reset: it places fixtures and objects that initial states leave open."""
-    image_size: Count
+    image_size: PositiveInt
     """Side in pixels of the rendered agent-view picture."""
     render: Literal["exact", "near", "fast"]
     """`exact`: the stock picture, pixel for pixel. `near`: meshes decimated to what a pixel shows, a slightly
     different picture. `fast`: coarser meshes, no multisampling, no reflections."""
-    batch: Count | None = None
+    batch: PositiveInt | None = None
     """Most observations that the policy answers at once. The last bits of its logits depend on how many it
     sees together; 1 pins them. null: 1 on a CPU, where batches gain little, 64 on a GPU."""
 
@@ -95,28 +95,28 @@ class Demos(Section):
 
     source: str
     """`expert`: record them with the scripted expert. Otherwise a folder with LIBERO's own HDF5 files."""
-    per_task: Count
+    per_task: PositiveInt
     """Demonstrations a task."""
     noise: NonNegative
     """Standard deviation of the noise on executed (not on labelled) actions; full action is 1."""
-    seed: Whole
+    seed: NonNegativeInt
     """Seed of the noise and of what else the expert draws."""
 
 
 class Encoder(Section):
     """One vision transformer of the policy (a fused policy has two)."""
 
-    patch_size: Count
+    patch_size: PositiveInt
     """Side of a patch in pixels."""
-    hidden_size: Count
+    hidden_size: PositiveInt
     """Width; a multiple of `heads`."""
-    depth: Count
+    depth: PositiveInt
     """Blocks."""
-    heads: Count
+    heads: PositiveInt
     """Attention heads."""
     mlp_ratio: Positive
     """Width of a block's MLP over `hidden_size`."""
-    registers: Whole
+    registers: NonNegativeInt
     """Register tokens (DINOv2 has 4, SigLIP none)."""
     cls_token: bool
     """A class token before the patches (DINOv2 has one, SigLIP none)."""
@@ -139,17 +139,17 @@ class Encoder(Section):
 class LanguageModel(Section):
     """The Llama of the policy."""
 
-    hidden_size: Count
+    hidden_size: PositiveInt
     """Width; an even multiple of `heads`."""
-    intermediate_size: Count
+    intermediate_size: PositiveInt
     """Width of the MLP."""
-    layers: Count
+    layers: PositiveInt
     """Blocks."""
-    heads: Count
+    heads: PositiveInt
     """Attention heads."""
-    vocab_size: Count
+    vocab_size: PositiveInt
     """Token ids before padding; the last 256 are the actions."""
-    padding: Whole
+    padding: NonNegativeInt
     """Rows that pad the embedding (64 in OpenVLA)."""
     rope_theta: Positive
     """Base of the rotary embeddings' wavelengths."""
@@ -168,7 +168,7 @@ class LanguageModel(Section):
 class Lora(Section):
     """Low-rank adapters on every linear layer but the output, trained in place of the weights."""
 
-    rank: Count
+    rank: PositiveInt
     """Rank of an adapter."""
     alpha: Positive
     """An adapter's product is scaled by this over `rank`."""
@@ -184,9 +184,9 @@ class Policy(Section):
     libero-spatial, libero-object, libero-goal or libero10."""
     revision: str | None
     """Revision on the hub; none: the newest."""
-    image_size: Count
+    image_size: PositiveInt
     """Side of the policy's input picture, after the crop."""
-    crop_area: Share
+    crop_area: UnitFraction
     """Share of the picture's area kept by the centre crop."""
     jpeg: bool = False
     """Send the picture through a JPEG round trip first, as OpenVLA-OFT's evaluation does."""
@@ -219,9 +219,9 @@ class Policy(Section):
 class Sft(Section):
     """Supervised fine-tuning on demonstrations."""
 
-    updates: Whole
+    updates: NonNegativeInt
     """Optimiser steps; 0 takes the policy's checkpoint as it is."""
-    batch_size: Count
+    batch_size: PositiveInt
     """Samples of one update."""
     learning_rate: Positive
     """Its highest value."""
@@ -233,11 +233,11 @@ class Sft(Section):
     """Width, in bins, of the Gaussian over neighbouring bins that replaces a one-hot target; 0 is one-hot."""
     auxiliary: NonNegative
     """Weight of a regression of the robot's proprioception from the picture alone, during SFT only."""
-    stride: Count
+    stride: PositiveInt
     """Use every n-th step of a demonstration as a sample."""
     grad_clip: Positive
     """Largest norm of the gradient."""
-    checkpoint_every: Count
+    checkpoint_every: PositiveInt
     """Updates between resumable checkpoints."""
 
 
@@ -246,13 +246,13 @@ class Pretraining(Section):
 
     scenes: TaskIds
     """libero_90 tasks whose scenes are played in; they are never evaluated."""
-    episodes: Count
+    episodes: PositiveInt
     """Play episodes a scene."""
-    steps: Count
+    steps: PositiveInt
     """Control steps of a play episode."""
-    updates: Count
+    updates: PositiveInt
     """Optimiser steps."""
-    batch_size: Count
+    batch_size: PositiveInt
     """Clips of one update."""
     learning_rate: Positive
     """AdamW's."""
@@ -260,21 +260,21 @@ class Pretraining(Section):
     """Decay of the target encoder's moving average."""
     mask_ratio: Annotated[float, Field(gt=0, lt=1), _Lenient]
     """Share of the patches that the predictor must fill in."""
-    hidden_size: Count
+    hidden_size: PositiveInt
     """Width of the encoder."""
-    depth: Count
+    depth: PositiveInt
     """Blocks of the encoder."""
-    heads: Count
+    heads: PositiveInt
     """Attention heads of the encoder."""
-    patch_size: Count
+    patch_size: PositiveInt
     """Side of a patch in pixels."""
-    predictor_hidden_size: Count
+    predictor_hidden_size: PositiveInt
     """Width of the predictor."""
-    predictor_depth: Count
+    predictor_depth: PositiveInt
     """Blocks of the predictor."""
-    predictor_heads: Count
+    predictor_heads: PositiveInt
     """Attention heads of the predictor."""
-    seed: Whole
+    seed: NonNegativeInt
     """Seed of play, weights and masks."""
 
     @model_validator(mode="after")
@@ -301,9 +301,9 @@ class WorldModel(Section):
     (`pretraining`)."""
     revision: str | None
     """Revision on the hub; none: the newest."""
-    frames: Count
+    frames: PositiveInt
     """Frames taken evenly over the whole episode."""
-    image_size: Count
+    image_size: PositiveInt
     """Side of the encoder's input, after the resize and centre crop of its kind (V-JEPA 2, DINOv2 and
     EfficientNet-Lite0: the short side to 256/224 of it)."""
     pooling: Literal["mean", "grid"] | None
@@ -348,9 +348,9 @@ class Reward(Section):
     """Largest reward of a failure, for `paper` and `linear`."""
     scope: Literal["task", "group"]
     """Among which failures distances are normalised: all of the task's in the batch, or the group's alone."""
-    references: Literal["dbscan", "mean", "medoid", "prefix", "fixed_expert", "simulator"]
+    references: Literal["dbscan", "mean", "medoid", "matched_prefix", "fixed_expert", "simulator"]
     """What failures are compared with. Of the batch's successes: the centres of their DBSCAN clusters, their
-    mean, or their medoid. `prefix`: their mean, and every episode is seen only as long as the median success
+    mean, or their medoid. `matched_prefix`: their mean, and every episode is seen only as long as the median success
     takes, in the pictures that the policy saw, so that what a failure does in the time it has left until it
     is cut off does not count. `fixed_expert`: the expert's demonstrations, whatever the batch holds.
     `simulator`: no pictures, but the distance to the goal that a failure ended at, which the simulator knows
@@ -359,7 +359,7 @@ class Reward(Section):
     """DBSCAN's neighbourhood radius on standardised embeddings."""
     eps_relative: bool
     """Measure `eps` in units of the median pairwise distance of the successes."""
-    min_samples: Count
+    min_samples: PositiveInt
     """Successes within `eps` that make a cluster."""
 
     @model_validator(mode="after")
@@ -381,17 +381,17 @@ class Offline(Section):
 class Train(Section):
     """Reinforcement learning (SRPO, or GRPO when the reward's shaping is `none`)."""
 
-    steps: Count
+    steps: PositiveInt
     """RL steps (rounds of rollouts and an update); offline, passes over the fixed set of rollouts."""
-    prompts: Count
+    prompts: PositiveInt
     """Groups a step: one (task, initial state) each."""
     group_size: Annotated[int, Field(ge=2)]
-    """Rollouts a group."""
+    """PolicyRunner a group."""
     temperature: Positive
     """Sampling temperature of the action tokens."""
     keep_success: Annotated[tuple[Fraction, Fraction], Field(strict=False)]
     """Groups whose success rate lies outside this range are left out of the update (dynamic sampling)."""
-    resample: Whole
+    resample: NonNegativeInt
     """Further rounds of rollouts a step at most, each with as many new groups as were left out so far."""
     learning_rate: Positive
     """AdamW's. With a `schedule`, its highest value."""
@@ -409,11 +409,11 @@ class Train(Section):
     """Decay rates of AdamW's running means of the gradient and of its square."""
     freeze_vision: bool
     """Train neither the vision encoders nor their projector."""
-    minibatch: Count
+    minibatch: PositiveInt
     """Groups of one optimiser step; must divide `prompts`."""
-    microbatch: Count
+    microbatch: PositiveInt
     """Policy queries in one forward pass; changes memory, not the result."""
-    epochs: Count
+    epochs: PositiveInt
     """Passes over a step's rollouts."""
     clip_low: Positive
     """Lower clip of the probability ratio: 1 − this."""
@@ -427,13 +427,13 @@ class Train(Section):
     """Largest norm of the gradient."""
     offline: Offline | None
     """Learn from a fixed set of the SFT policy's rollouts, by advantage-weighted regression; none: online."""
-    evaluate_every: Whole
+    evaluate_every: NonNegativeInt
     """RL steps between greedy evaluations on test states; 0: none."""
-    evaluate_states: Count
+    evaluate_states: PositiveInt
     """Test states a task of such an evaluation, taken in order."""
     target: Fraction | None
     """Stop as soon as such an evaluation's success rate reaches this; none: never. F2 wants all steps."""
-    checkpoint_every: Count
+    checkpoint_every: PositiveInt
     """RL steps between resumable checkpoints."""
     keep_checkpoints: Annotated[int, Field(ge=2)]
     """Newest checkpoints that are kept: should one turn out damaged, the one before it serves."""
@@ -463,7 +463,7 @@ class Train(Section):
 class Evaluate(Section):
     """Greedy evaluation on LIBERO's test states."""
 
-    states: Count
+    states: PositiveInt
     """Test states a task, taken in order."""
 
 
@@ -475,7 +475,7 @@ class Plus(Section):
         Field(strict=False, min_length=1),
     ]
     """Perturbations to run. Tasks that cannot run here become rows with status `unavailable` and a reason."""
-    per_dimension: Count | None
+    per_dimension: PositiveInt | None
     """A seeded sample of this many tasks a dimension, spread over the base tasks; none: all of them."""
     robot_start: Literal["official", "true_start"]
     """Robot tasks: `official`: as upstream runs them, the initial state puts the arm back and only the
@@ -486,29 +486,29 @@ class Plus(Section):
     assets: str | None
     """Folder of LIBERO-Plus's asset pack (`srpo libero-plus fetch-assets`); none: LIBERO's own assets, on
     which light, most backgrounds and added distractors are unavailable."""
-    styles: Whole
+    styles: NonNegativeInt
     """plus_style tasks a dimension: light, background and distractors in our own declared ranges, on LIBERO's
     own assets. They have columns of their own and are in no total of LIBERO-Plus. 0: none."""
-    shard_size: Count
+    shard_size: PositiveInt
     """Tasks of one job."""
-    seed: Whole
+    seed: NonNegativeInt
     """Seed of that sample, and of perturbations that draw."""
 
 
 class RewardBenchmark(Section):
     """Progress-reward benchmark: labelled trajectories, scored under several representations."""
 
-    successes: Count
+    successes: PositiveInt
     """Successful trajectories to collect, a suite."""
-    failures: Count
+    failures: PositiveInt
     """Failed trajectories to collect, a suite."""
-    max_episodes: Count
+    max_episodes: PositiveInt
     """Stop collecting after this many rollouts, with however many successes and failures there are."""
     temperature: Positive
     """Sampling temperature of the rollouts."""
     prefixes: Annotated[int, Field(ge=3)]
     """Points along a trajectory at which progress is measured."""
-    seed: Whole
+    seed: NonNegativeInt
     """Seed of the rollouts."""
 
 
@@ -544,7 +544,7 @@ class WorldModelStage(Section):
 
 class SftStage(Stage):
     variant: str
-    seed: Whole
+    seed: NonNegativeInt
     policy: Policy
     sft: Sft
 
@@ -557,7 +557,7 @@ class SftStage(Stage):
 
 class TrainStage(Stage):
     variant: str
-    seed: Whole
+    seed: NonNegativeInt
     world_model: WorldModel | None
     """None for GRPO, whose reward needs no representation, and for the references `simulator`."""
     reward: Reward
@@ -591,7 +591,7 @@ class TrainStage(Stage):
 
 class EvaluateStage(Stage):
     variant: str
-    seed: Whole
+    seed: NonNegativeInt
     evaluate: Evaluate
 
     @model_validator(mode="after")
@@ -606,7 +606,7 @@ class EvaluateStage(Stage):
 
 class PlusStage(Stage):
     variant: str
-    seed: Whole
+    seed: NonNegativeInt
     plus: Plus
 
 
@@ -659,11 +659,11 @@ class Preset(Section):
     """LIBERO suites to run."""
     tasks: Literal["all"] | dict[Suite, TaskIds]
     """`all`, or the task ids of each suite."""
-    seeds: Annotated[tuple[Whole, ...], Field(strict=False, min_length=1)]
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(strict=False, min_length=1)]
     """Seeds of the RL runs; SFT is run once a suite, with the first."""
     policy: str
     """`configs/policies/<policy>.yaml`."""
-    gpus: Whole
+    gpus: NonNegativeInt
     """GPUs that a job which runs the policy asks the scheduler for."""
     world_models: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """`configs/world_models/<name>.yaml` compared by the reward benchmark (T3); none: no T3."""

@@ -301,7 +301,7 @@ def _short(path: Path) -> str:
 # The plan.
 
 
-class Run(NamedTuple):
+class RunId(NamedTuple):
     """One policy: trained, or (variant `sft`) only fine-tuned."""
 
     suite: Suite
@@ -325,16 +325,16 @@ class Plan:
 
     preset: Preset
     stages: dict[str, Stage | WorldModelStage]
-    tables: dict[str, tuple[Run, ...]]
+    tables: dict[str, tuple[RunId, ...]]
     sheets: dict[str, str]
 
-    def runs(self, *tables: str) -> list[Run]:
+    def runs(self, *tables: str) -> list[RunId]:
         """The runs of some tables, each once."""
         return list(dict.fromkeys(run for table in tables for run in self.tables.get(table, ())))
 
-    def sft_of(self, suite: Suite) -> Run:
+    def sft_of(self, suite: Suite) -> RunId:
         """The SFT run that a suite's other runs start from."""
-        return Run(suite, SFT, self.preset.seeds[0])
+        return RunId(suite, SFT, self.preset.seeds[0])
 
 
 def read_sheet(path: Path, shown: str) -> list[str]:
@@ -365,7 +365,7 @@ def plan(preset: Preset, source: str, configs: Path = CONFIGS, overrides: Sequen
     for name in preset.world_models:
         resolver.require("world_models", name, source, "world_models")
 
-    tables: dict[str, tuple[Run, ...]] = {}
+    tables: dict[str, tuple[RunId, ...]] = {}
     sheets: dict[str, str] = {}
     for table, spec in preset.tables.items():
         sheet = f"experiments/{spec.sheet}.tsv"
@@ -385,7 +385,7 @@ def plan(preset: Preset, source: str, configs: Path = CONFIGS, overrides: Sequen
             raise ConfigError(f"{resolver.shown(sheet)}: variant: `{SFT}` has no training to show")
         sheets[table] = sheet
         tables[table] = tuple(
-            Run(suite, variant, seed)
+            RunId(suite, variant, seed)
             for suite in spec.suites or preset.suites
             for variant in variants
             for seed in (preset.seeds[:1] if variant == SFT else preset.seeds)

@@ -70,7 +70,7 @@ class Goal:
             (list(goal), _part(domain, model, goal, visible)) for goal in domain.parsed_problem["goal_state"]
         ]
 
-    def way_left(self) -> float:
+    def distance_to_goal(self) -> float:
         """Metres of way that the hand still has to go at least, in straight lines; 0 where the goal holds.
 
         The sum over the predicates that do not hold: from the hand to the object (drawer, door, knob), and

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from srpo.config import Protocol
 from srpo.envs.goal import Goal
 from srpo.envs.models import physics_model
-from srpo.envs.osc import ControllerState, OscStepper, Sight
+from srpo.envs.osc import ControllerState, Observation, OscStepper
 from srpo.envs.renderer import Renderer, VisibleScene, visible_scene
 from srpo.episode import ACTION_DIM
 
@@ -157,7 +157,7 @@ class _Snapshot:
     physics: NDArray[np.float64]
     controller: ControllerState
     site_rgba: NDArray[np.float32]
-    sight: Sight
+    observation: Observation
 
 
 class LiberoEnv:
@@ -193,7 +193,7 @@ class LiberoEnv:
             )
             self._stoves.append((stove, knob, self.model.site_rgba[burner, 3:]))
         self.steps = 0
-        self.sight = self._stepper.look()
+        self.observation = self._stepper.observe()
         """What can be seen now; `render` also takes an earlier one."""
         self._fresh = self._snapshot()
         self._snapshots: dict[int, _Snapshot] = {}
@@ -250,7 +250,7 @@ class LiberoEnv:
             raise ValueError(f"an action has {ACTION_DIM} numbers, not shape {command.shape}")
         if not np.isfinite(command).all():
             raise ValueError(f"action {command} is not finite")
-        self.sight = self._stepper.step(command)
+        self.observation = self._stepper.step(command)
         self.steps += 1
         self._glow()
         return self.success
@@ -268,18 +268,18 @@ class LiberoEnv:
         """Whether the task's goal holds now."""
         return bool(self.env._check_success())
 
-    def way_left(self) -> float:
+    def distance_to_goal(self) -> float:
         """Metres of way that are left to the task's goal (`srpo.envs.goal`); 0 where it holds."""
-        return self._goal.way_left()
+        return self._goal.distance_to_goal()
 
     def render(
-        self, camera: str = "agentview", size: int | None = None, sight: Sight | None = None
+        self, camera: str = "agentview", size: int | None = None, observation: Observation | None = None
     ) -> NDArray[np.uint8]:
         """uint8 (size, size, 3) in the official orientation; `size` defaults to the protocol's.
 
-        Pictures can be made after the event: keep `env.sight` of a step and hand it in later.
+        Pictures can be made after the event: keep `env.observation` of a step and hand it in later.
         """
-        return self._renderer(sight or self.sight, camera, size or self.protocol.image_size)
+        return self._renderer(observation or self.observation, camera, size or self.protocol.image_size)
 
     @contextlib.contextmanager
     def dressed(self, scene_xml: str) -> Iterator[None]:
@@ -293,10 +293,10 @@ class LiberoEnv:
 
     def proprio(self) -> NDArray[np.float32]:
         """float32 (8,): hand position (m), its orientation as axis-angle (rad), finger positions (m)."""
-        sight = self.sight
-        quaternion = transform_utils.convert_quat(sight.hand_quat, to="xyzw")
+        observation = self.observation
+        quaternion = transform_utils.convert_quat(observation.hand_quat, to="xyzw")
         orientation = transform_utils.quat2axisangle(quaternion)
-        return np.concatenate([sight.hand_pos, orientation, sight.fingers]).astype(np.float32)
+        return np.concatenate([observation.hand_pos, orientation, observation.fingers]).astype(np.float32)
 
     def visible(self, qpos: NDArray[np.float64] | None = None) -> VisibleScene:
         """Everything there is to see, which the physics is without, at some positions (default: present).
@@ -321,7 +321,7 @@ class LiberoEnv:
         self.data.qvel[:] = state[1 + self.model.nq :]
         mujoco.mj_forward(self.model, self.data)
         self._glow()
-        self.sight = self._stepper.look()
+        self.observation = self._stepper.observe()
 
     def integration_state(self) -> NDArray[np.float64]:
         """MuJoCo's whole integration state: equal states continue equally."""
@@ -331,7 +331,7 @@ class LiberoEnv:
 
     def _snapshot(self) -> _Snapshot:
         return _Snapshot(
-            self.integration_state(), self._stepper.state, self.model.site_rgba.copy(), self.sight
+            self.integration_state(), self._stepper.state, self.model.site_rgba.copy(), self.observation
         )
 
     def _restore(self, snapshot: _Snapshot) -> None:
@@ -339,5 +339,5 @@ class LiberoEnv:
         mujoco.mj_setState(self.model, self.data, snapshot.physics, _STATE)
         mujoco.mj_forward(self.model, self.data)
         self._stepper.state = snapshot.controller
-        self.sight = snapshot.sight
+        self.observation = snapshot.observation
         self._glow()

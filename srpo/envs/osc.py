@@ -126,7 +126,7 @@ class ControllerState:
 
 
 @dataclass(frozen=True)
-class Sight:
+class Observation:
     """What stock robosuite's observations of a control step are made of.
 
     Its observables sample in the last substep but one, after that substep's integration: pictures and poses
@@ -255,7 +255,7 @@ def _control_step(  # type: ignore[no-untyped-def]
         finger_delta: float64 (2,), change of the fingers' command a substep.
 
     Returns:
-        goal_pos, goal_ori, gripper of the next `ControllerState`; all of a `Sight` but its colours.
+        goal_pos, goal_ori, gripper of the next `ControllerState`; all of a `Observation` but its colours.
     """
     goal_pos = delta_pos
     arm = stale
@@ -385,10 +385,10 @@ class OscStepper:
         state[1 + self.model.nq + self._robot.dofs] = 0
         return state
 
-    def look(self) -> Sight:
-        """The sight of the state as it is now, after `mj_forward`."""
+    def observe(self) -> Observation:
+        """The observation of the state as it is now, after `mj_forward`."""
         memory = self._memory
-        return Sight(
+        return Observation(
             memory.qpos.copy(),
             memory.ee_pos.copy(),
             memory.hand_quat.copy(),
@@ -396,7 +396,7 @@ class OscStepper:
             self.model.site_rgba.copy(),
         )
 
-    def step(self, action: Array) -> Sight:
+    def step(self, action: Array) -> Observation:
         """Advance the physics by one control step under `action` (7 numbers; the last drives the gripper)."""
         state = self.state
         command = np.minimum(np.maximum(action[:6], self._input_low), self._input_high)
@@ -418,4 +418,4 @@ class OscStepper:
             self._finger_speed * np.sign(action[6]),
         )
         self.state = ControllerState(goal_pos, goal_ori, state.rest, gripper, None)
-        return Sight(qpos, hand_pos, hand_quat, fingers, self.model.site_rgba.copy())
+        return Observation(qpos, hand_pos, hand_quat, fingers, self.model.site_rgba.copy())

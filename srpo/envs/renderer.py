@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from srpo.envs.gl import create_context
 from srpo.envs.models import render_model, visible_model
-from srpo.envs.osc import Sight
+from srpo.envs.osc import Observation
 
 CONTEXTS = 2
 """Scenes whose meshes and textures a process keeps in OpenGL's memory, and whose geoms in its own."""
@@ -78,14 +78,14 @@ class RenderContext:
         self._viewport = mujoco.MjrRect(0, 0, size, size)
         self._image = np.empty((size, size, 3), np.uint8)
 
-    def draw(self, physics: mujoco.MjModel, sight: Sight, camera: int) -> NDArray[np.uint8]:
+    def draw(self, physics: mujoco.MjModel, observation: Observation, camera: int) -> NDArray[np.uint8]:
         """The picture uint8 (size, size, 3) of a simulation of this scene, in OpenGL's order."""
         # Several of MuJoCo's contexts share one of OpenGL's.
         self._gl.make_current()
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         model, data = self._visible.model, self._visible.data
-        self._visible.pose(physics, sight.qpos)
-        model.site_rgba[:] = sight.site_rgba
+        self._visible.pose(physics, observation.qpos)
+        model.site_rgba[:] = observation.site_rgba
         self._camera.fixedcamid = camera
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(
@@ -125,12 +125,12 @@ def free_contexts() -> None:
 
 
 class Renderer:
-    """Renders the sights of one physics model, with the meshes and textures of its scene (XML)."""
+    """Renders the observations of one physics model, with the meshes and textures of its scene (XML)."""
 
     def __init__(self, physics: mujoco.MjModel, scene: str, render: str) -> None:
         self._physics, self._xml, self._render = physics, scene, render
 
-    def __call__(self, sight: Sight, camera: str, size: int) -> NDArray[np.uint8]:
+    def __call__(self, observation: Observation, camera: str, size: int) -> NDArray[np.uint8]:
         """Render one camera.
 
         Returns:
@@ -138,5 +138,5 @@ class Renderer:
             (`image[::-1, ::-1]`): upright and mirrored.
         """
         context = render_context(self._xml, size, self._render)
-        image = context.draw(self._physics, sight, self._physics.camera(camera).id)
+        image = context.draw(self._physics, observation, self._physics.camera(camera).id)
         return np.ascontiguousarray(image[::-1, ::-1])

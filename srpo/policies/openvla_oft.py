@@ -41,7 +41,7 @@ from srpo.policies.pictures import Preparation
 from srpo.policies.processing import LONE_SPACE, SPACE, prepare_prompts
 from srpo.policies.vision import VisionTransformer
 from srpo.policies.weights import CheckpointError, check, fill, is_adapter, read_index, read_json, unread
-from srpo.runtime.distributed import gather
+from srpo.runtime.distributed import gather_full
 from srpo.runtime.files import atomic_directory, write_json
 
 MODEL_TYPE = "srpo_openvla_oft"
@@ -425,7 +425,7 @@ def save_policy(model: OpenVLAOFT, folder: Path, writer: bool = True) -> None:
 
     Of a distributed run's processes all call, since weights may be spread over them; the `writer` writes.
     """
-    tensors = gather(model.state_dict(), writer)
+    tensors = gather_full(model.state_dict(), writer)
     if not writer:
         return
     with atomic_directory(folder) as temporary:

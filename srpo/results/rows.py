@@ -231,7 +231,7 @@ REWARDS = Schema(
         "episode_seed": Column("int", "seed of the rollout's action sampling"),
         "success": Column("bool", "whether the task was solved"),
         "steps": Column("int", "control steps taken"),
-        "way_left": Column("float", WAY_LEFT),
+        "distance_to_goal": Column("float", WAY_LEFT),
         "distance": Column(
             "float", "distance to the nearest reference; null: success, or nothing to shape", True
         ),
@@ -278,7 +278,7 @@ CURVES = Schema(
         "success": Column("bool", "whether the trajectory solved its task"),
         "representation": Column("str", "name of the world model, e.g. `pixel`"),
         "step": Column("int", "control steps seen: the prefix ends after this many"),
-        "way_left": Column("float", WAY_LEFT),
+        "distance_to_goal": Column("float", WAY_LEFT),
         "distance": Column(
             "float", "L2 distance of the prefix's embedding to the mean of the task's (other) successes"
         ),

@@ -33,7 +33,7 @@ class References:
 def find_references(successes: NDArray[np.floating], reward: Reward) -> References:
     """Centres of a task's successful episodes.
 
-    `mean`, `prefix`, `simulator`: their mean. `medoid`: the one with the least sum of distances to the
+    `mean`, `matched_prefix`, `simulator`: their mean. `medoid`: the one with the least sum of distances to the
     others; all of those that tie (two successes always do), so that the order of episodes decides nothing.
 
     `dbscan` (siiRL, `siirl/utils/reward_score/embodied.py`): every feature standardised over the successes,
@@ -58,7 +58,7 @@ def find_references(successes: NDArray[np.floating], reward: Reward) -> Referenc
         raise ValueError(f"references need successes of shape (S, D) with S ≥ 1, not {successes.shape}")
     points = successes.astype(np.float64)
     mean = points.mean(axis=0, keepdims=True)
-    if reward.references in ("mean", "prefix", "simulator"):
+    if reward.references in ("mean", "matched_prefix", "simulator"):
         return References(mean, clusters=0, fallback=False)
     if reward.references == "medoid":
         return References(points[_medoids(points)], clusters=0, fallback=False)

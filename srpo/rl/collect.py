@@ -15,7 +15,7 @@ from tqdm import tqdm
 from srpo.config import Train, TrainStage
 from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.rl.advantages import keep_groups
-from srpo.rollouts.policy_runner import Rollouts
+from srpo.rollouts.policy_runner import PolicyRunner
 from srpo.runtime.checkpoint import EpisodeStore
 
 # Which episodes.
@@ -53,8 +53,8 @@ def episode_specs(
     config: TrainStage, step: int, prompts: Iterable[tuple[int, int]], first_group: int = 0
 ) -> list[EpisodeSpec]:
     """The rollouts of some prompts, group after group, each with a seed of its own."""
-    # The references `prefix` are made of the policy's own pictures.
-    own_pictures = config.reward.references == "prefix"
+    # The references `matched_prefix` are made of the policy's own pictures.
+    own_pictures = config.reward.references == "matched_prefix"
     frames = config.world_model.frames if config.world_model and not own_pictures else 0
     specs = []
     for group, (task, state) in enumerate(prompts, first_group):
@@ -73,7 +73,7 @@ class Outcome:
 
     number    of the episode in its step, over all processes
     tokens    action tokens within the episode: those that the loss counts
-    way_left  metres to the goal at its end
+    distance_to_goal  metres to the goal at its end
     """
 
     number: int
@@ -82,7 +82,7 @@ class Outcome:
     success: bool
     steps: int
     tokens: int
-    way_left: float
+    distance_to_goal: float
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,10 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Runner:
+class Collector:
     """What it takes to run episodes: this process's rollouts, the episodes it has kept, its fellows."""
 
-    rollouts: Rollouts
+    rollouts: PolicyRunner
     store: EpisodeStore
     accelerator: Accelerator
 
@@ -170,7 +170,15 @@ class Runner:
         # In their order, not that in which they ended: nothing computed in batches shall depend on it.
         episodes = dict(sorted(episodes.items()))
         outcomes = [
-            Outcome(k, k // group_size, e.spec, e.success, e.steps, int(e.valid.sum()), float(e.way_left[-1]))
+            Outcome(
+                k,
+                k // group_size,
+                e.spec,
+                e.success,
+                e.steps,
+                int(e.valid.sum()),
+                float(e.distance_to_goal[-1]),
+            )
             for k, e in episodes.items()
         ]
         everyone = sorted(gather_object(outcomes), key=lambda outcome: outcome.number)
@@ -178,7 +186,7 @@ class Runner:
         return Batch(tuple(everyone), episodes, sum(gather_object([errors])), simulated, 1)
 
 
-def collect(config: TrainStage, step: int, runner: Runner) -> Batch:
+def collect(config: TrainStage, step: int, runner: Collector) -> Batch:
     """A step's episodes: its groups, and further rounds for as many as dynamic sampling leaves out.
 
     DAPO (arXiv 2503.14476, section 3.2) samples until the batch is full; here `resample` bounds the rounds.

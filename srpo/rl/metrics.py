@@ -121,7 +121,7 @@ def reward_rows(step: int, batch: Batch, scores: Scores) -> list[dict[str, Any]]
             "episode_seed": outcome.spec.seed,
             "success": outcome.success,
             "steps": outcome.steps,
-            "way_left": outcome.way_left,
+            "distance_to_goal": outcome.distance_to_goal,
             "distance": None if np.isnan(scores.shaped.distances[k]) else float(scores.shaped.distances[k]),
             "reward": float(scores.shaped.rewards[k]),
             "advantage": float(scores.advantages[k]),
@@ -159,7 +159,7 @@ def report(row: dict[str, Any], scores: Scores) -> None:
         print("  nothing to learn from: no group was kept that has differing rewards", flush=True)
 
 
-def doubtful_settings(config: TrainStage) -> list[str]:
+def settings_warnings(config: TrainStage) -> list[str]:
     """Settings that are valid and make little sense, in words."""
     train, reward = config.train, config.reward
     found = []
@@ -172,7 +172,7 @@ def doubtful_settings(config: TrainStage) -> list[str]:
     return found
 
 
-def doubtful_run(metrics: Sequence[Mapping[str, Any]], tasks: Iterable[Mapping[str, Any]]) -> list[str]:
+def run_warnings(metrics: Sequence[Mapping[str, Any]], tasks: Iterable[Mapping[str, Any]]) -> list[str]:
     """What was wrong with a whole run, in words, from its rows of metrics.csv and tasks.csv."""
     found = []
     idle = sum(row["loss"] is None for row in metrics)

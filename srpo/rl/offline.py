@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 from srpo.config import TrainStage
-from srpo.rl.collect import Batch, Runner, collect
+from srpo.rl.collect import Batch, Collector, collect
 from srpo.rl.metrics import reward_rows
 from srpo.rl.trainer import begin, load_frozen
-from srpo.rollouts.policy_runner import Rollouts
+from srpo.rollouts.policy_runner import PolicyRunner
 from srpo.runtime.checkpoint import EpisodeStore
 
 
@@ -39,8 +39,8 @@ def train(
     # The rollouts are the initial policy's, even where a resumed one has gone on from it. They stay in the
     # store until the run is finished, so that nothing is run twice.
     actor = load_frozen(initial, run.policy, run.accelerator)
-    with Rollouts(config.suite, config.protocol, actor, workers) as rollouts:
-        batch = collect(config, 1, Runner(rollouts, EpisodeStore(scratch), run.accelerator))
+    with PolicyRunner(config.suite, config.protocol, actor, workers) as rollouts:
+        batch = collect(config, 1, Collector(rollouts, EpisodeStore(scratch), run.accelerator))
     del actor
     clock.append(time.perf_counter())
     scores = run.score(batch)

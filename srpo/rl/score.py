@@ -35,7 +35,7 @@ class Scores:
 
 
 def matched_prefixes(batch: Batch) -> Iterator[NDArray[np.uint8]]:
-    """What the references `prefix` compare: of each own episode, uint8 (Q, H, W, 3), what the policy saw in
+    """What the references `matched_prefix` compare: of each own episode, uint8 (Q, H, W, 3), what the policy saw in
     the time that the task's median success takes.
 
     Q is the number of queries of that success, in the whole batch; an episode that ended sooner shows its
@@ -53,7 +53,7 @@ def embed(
     config: TrainStage, batch: Batch, world_model: WorldModel, accelerator: Accelerator
 ) -> NDArray[np.float32]:
     """Embeddings (N, D) of all processes' episodes; each encodes its own."""
-    matched = config.reward.references == "prefix"
+    matched = config.reward.references == "matched_prefix"
     videos = matched_prefixes(batch) if matched else (episode.frames for episode in batch.episodes.values())
     own = world_model.embed_many(videos)
     everyone = dict(gather_object(list(zip(batch.episodes, own, strict=True))))
@@ -65,7 +65,7 @@ def distances_to_goal(batch: Batch) -> NDArray[np.float32]:
 
     The first number keeps a success, which has no distance left, from looking like a failed encoder's zeros.
     """
-    return np.array([[1.0, outcome.way_left] for outcome in batch.outcomes], np.float32)
+    return np.array([[1.0, outcome.distance_to_goal] for outcome in batch.outcomes], np.float32)
 
 
 def embed_experts(config: TrainStage, world_model: WorldModel, files: Sequence[Path]) -> Experts:

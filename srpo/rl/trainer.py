@@ -30,21 +30,21 @@ from srpo.demos import file_name
 from srpo.envs.libero import load_task
 from srpo.policies.openvla_oft import OpenVLAOFT, load_policy, save_policy
 from srpo.results.rows import REWARDS, RL_METRICS, TASK_METRICS, write_rows
-from srpo.rl.collect import Batch, Runner, collect, evaluation_specs
-from srpo.rl.metrics import doubtful_run, doubtful_settings, metrics_row, report, reward_rows, task_rows
+from srpo.rl.collect import Batch, Collector, collect, evaluation_specs
+from srpo.rl.metrics import metrics_row, report, reward_rows, run_warnings, settings_warnings, task_rows
 from srpo.rl.score import Experts, Scores, distances_to_goal, embed, embed_experts, score
 from srpo.rl.tracking import make_accelerator, scalars, start_trackers
 from srpo.rl.update import learning_rate, make_optimiser, update
-from srpo.rollouts.policy_runner import Rollouts
+from srpo.rollouts.policy_runner import PolicyRunner
 from srpo.runtime.checkpoint import Checkpoints, EpisodeStore, fingerprint, preemptible
-from srpo.runtime.distributed import follow, is_sharded, require_whole_weights
-from srpo.runtime.locks import held
+from srpo.runtime.distributed import is_sharded, require_whole_weights, sync_weights
+from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import sha256, write_manifest
 from srpo.world_models import WorldModel, load_world_model
 
 
 @dataclass
-class Run:
+class Trainer:
     """A training run between two checkpoints: what it learns with, and what it has logged."""
 
     config: TrainStage
@@ -141,7 +141,7 @@ class Run:
             self.checkpoints.save(last, self.policy, self.optimiser, self.logs)
         save_policy(self.policy, out / "policy", self.accelerator.is_main_process)
         if self.accelerator.is_main_process:
-            for line in doubtful_run(self.logs["metrics"], self.logs["tasks"]):
+            for line in run_warnings(self.logs["metrics"], self.logs["tasks"]):
                 print(f"warning: {line}", flush=True)
             write_rows(out / "metrics.csv", self.logs["metrics"], RL_METRICS)
             write_rows(out / "tasks.csv", self.logs["tasks"], TASK_METRICS)
@@ -166,7 +166,7 @@ def begin(
     demos: Path | None,
     out: Path,
     scratch: Path,
-) -> Run:
+) -> Trainer:
     """Load everything: from the last checkpoint if there is one, else from the initial policy."""
     accelerator = make_accelerator(config.train.trackers, out)
     policy = load_policy(initial, accelerator.device)
@@ -199,7 +199,7 @@ def begin(
         checkpoints = Checkpoints(
             scratch, identity, config.train.keep_checkpoints, writer=accelerator.is_main_process
         )
-    run = Run(
+    run = Trainer(
         config, accelerator, policy, reference, world_model, experts, optimiser, checkpoints, scratch, inputs
     )
     if (resumed := checkpoints.resume(policy, optimiser)) is not None:
@@ -211,7 +211,7 @@ def begin(
     if accelerator.is_main_process:
         if run.done:
             print(f"resuming after step {run.done}", flush=True)
-        for line in doubtful_settings(config):
+        for line in settings_warnings(config):
             print(f"warning: {line}", flush=True)
     start_trackers(accelerator, config, identity[:16], run.done)
     return run
@@ -220,8 +220,8 @@ def begin(
 def load_frozen(initial: Path, policy: OpenVLAOFT, accelerator: Accelerator) -> OpenVLAOFT:
     """The initial policy, not to be trained: whole in each process, in the precision of `policy`'s passes."""
     mixed = is_sharded(accelerator) and accelerator.mixed_precision == "bf16"
-    held = policy.settings.model_copy(update={"dtype": "bfloat16"} if mixed else {})
-    return load_policy(initial, accelerator.device, held).requires_grad_(False)
+    settings = policy.settings.model_copy(update={"dtype": "bfloat16"} if mixed else {})
+    return load_policy(initial, accelerator.device, settings).requires_grad_(False)
 
 
 def train(
@@ -241,9 +241,9 @@ def train(
     store = EpisodeStore(scratch)
     sharded = is_sharded(run.accelerator)
     actor = load_frozen(initial, run.policy, run.accelerator) if sharded else run.policy
-    follow(actor, run.policy)
-    with Rollouts(config.suite, config.protocol, actor, workers) as rollouts:
-        runner = Runner(rollouts, store, run.accelerator)
+    sync_weights(actor, run.policy)
+    with PolicyRunner(config.suite, config.protocol, actor, workers) as rollouts:
+        runner = Collector(rollouts, store, run.accelerator)
         for step in run.steps:
             clock = [time.perf_counter()]
             batch = collect(config, step, runner)
@@ -251,7 +251,7 @@ def train(
             scores = run.score(batch)
             clock.append(time.perf_counter())
             learnt = run.update(batch, scores, step)
-            follow(actor, run.policy)
+            sync_weights(actor, run.policy)
             clock.append(time.perf_counter())
             evaluation = Batch()
             if config.train.evaluate_every and step % config.train.evaluate_every == 0:
@@ -286,7 +286,7 @@ def main() -> None:
         run = offline.train
     else:
         run = train
-    with preemptible(), held(arguments.scratch):
+    with preemptible(), lock_held(arguments.scratch):
         run(
             config,
             arguments.policy,

@@ -23,14 +23,14 @@ from srpo.policies.openvla_oft import Inputs, OpenVLAOFT
 from srpo.rl.collect import Batch
 from srpo.rl.losses import PolicyLoss, policy_loss, regression_loss
 from srpo.rl.score import Scores
-from srpo.runtime.distributed import is_sharded, whole
+from srpo.runtime.distributed import full_tensor, is_sharded
 
 Query = tuple[Episode, int, float]
 """A policy query of an episode, its number there, and the episode's advantage."""
 
 
 @dataclass(frozen=True)
-class Choices:
+class ActionBatch:
     """N policy queries as tensors, made on the CPU.
 
     tokens     int64 (N, 56) action tokens
@@ -48,12 +48,12 @@ class Choices:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def to(self, device: torch.device) -> Choices:
+    def to(self, device: torch.device) -> ActionBatch:
         tokens, log_probs, valid, advantages = (
             tensor.to(device, non_blocking=True)
             for tensor in (self.tokens, self.log_probs, self.valid, self.advantages)
         )
-        return Choices(self.inputs.to(device), tokens, log_probs, valid, advantages)
+        return ActionBatch(self.inputs.to(device), tokens, log_probs, valid, advantages)
 
 
 def queries_of(episodes: Sequence[Episode], advantages: NDArray[np.float64]) -> list[Query]:
@@ -62,14 +62,14 @@ def queries_of(episodes: Sequence[Episode], advantages: NDArray[np.float64]) -> 
     return [(episode, k, worth) for episode, worth in pairs for k in range(len(episode.images))]
 
 
-def gather_choices(config: TrainStage, policy: OpenVLAOFT, queries: Sequence[Query]) -> Choices:
+def make_action_batch(config: TrainStage, policy: OpenVLAOFT, queries: Sequence[Query]) -> ActionBatch:
     """Some queries (at least one), their pictures prepared."""
 
     def of(name: str) -> NDArray[Any]:
         return np.stack([getattr(episode, name)[k] for episode, k, _ in queries])
 
     words = [load_task(config.suite, episode.spec.task_id).language for episode, _, _ in queries]
-    return Choices(
+    return ActionBatch(
         policy.prepare(config.suite, of("images"), words, of("proprio")),
         torch.from_numpy(of("tokens")),
         torch.from_numpy(of("log_probs")),
@@ -78,10 +78,12 @@ def gather_choices(config: TrainStage, policy: OpenVLAOFT, queries: Sequence[Que
     )
 
 
-def _ahead(make: Callable[[Sequence[Query]], Choices], parts: Iterable[Sequence[Query]]) -> Iterator[Choices]:
+def _ahead(
+    make: Callable[[Sequence[Query]], ActionBatch], parts: Iterable[Sequence[Query]]
+) -> Iterator[ActionBatch]:
     """`map` whose next result is made by a thread while this one is used: pictures, while a GPU computes."""
     with ThreadPoolExecutor(1) as thread:
-        coming: deque[Future[Choices]] = deque()
+        coming: deque[Future[ActionBatch]] = deque()
         for part in parts:
             coming.append(thread.submit(make, part))
             if len(coming) == 2:
@@ -104,14 +106,14 @@ def blank_episode(config: TrainStage) -> Episode:
         valid=np.zeros((1, TOKENS), bool),
         frames=np.zeros((0, size, size, 3), np.uint8),
         path=np.zeros((1, 3), np.float32),
-        way_left=np.zeros(1, np.float32),
+        distance_to_goal=np.zeros(1, np.float32),
         wall_seconds=0.0,
     )
 
 
 Objective = Callable[..., PolicyLoss]
 """A loss of `srpo.rl.losses` with its settings filled in, weights of KL and entropy excepted."""
-LEARNT = ("loss", "kl", "update_kl", "clip_fraction", "entropy", "grad_norm")
+UPDATE_METRICS = ("loss", "kl", "update_kl", "clip_fraction", "entropy", "grad_norm")
 """What an update tells about itself."""
 
 
@@ -134,7 +136,7 @@ def update(
 ) -> dict[str, float | None]:
     """One RL step's update: mini-batches of whole groups, each gathered from micro-batches and processes.
 
-    Returns means over mini-batches of `LEARNT`; None without an update.
+    Returns means over mini-batches of `UPDATE_METRICS`; None without an update.
     """
     train = config.train
     # A group whose rewards are all equal has nothing to teach: it would only thin out a mini-batch.
@@ -154,13 +156,13 @@ def update(
             optimiser.zero_grad()
             log = accumulate(config, policy, reference, accelerator, queries, normaliser)
             average_gradients(policy, accelerator)
-            norm = whole(accelerator.clip_grad_norm_(policy.parameters(), train.grad_clip))
+            norm = full_tensor(accelerator.clip_grad_norm_(policy.parameters(), train.grad_clip))
             optimiser.step()
             everyone = accelerator.reduce(log.float(), reduction="mean")
             logs.append([*everyone.tolist(), float(norm)])
     if not logs:
-        return dict.fromkeys(LEARNT)
-    means: dict[str, float | None] = dict(zip(LEARNT, np.mean(logs, axis=0).tolist(), strict=True))
+        return dict.fromkeys(UPDATE_METRICS)
+    means: dict[str, float | None] = dict(zip(UPDATE_METRICS, np.mean(logs, axis=0).tolist(), strict=True))
     if reference is None:
         means["kl"] = None
     return means
@@ -176,16 +178,16 @@ def accumulate(
 ) -> torch.Tensor:
     """Add a mini-batch's gradients to the policy's, a micro-batch at a time.
 
-    Returns what this process's queries (at least one) add to `LEARNT`, `grad_norm` excepted: float64 (5,).
+    Returns what this process's queries (at least one) add to `UPDATE_METRICS`, `grad_norm` excepted: float64 (5,).
     """
     train = config.train
     objective = make_objective(train)
     # Summed where it comes from: fetching a number from a GPU waits until it has nothing left to do.
-    log = torch.zeros(len(LEARNT) - 1, dtype=torch.float64, device=policy.device)
+    log = torch.zeros(len(UPDATE_METRICS) - 1, dtype=torch.float64, device=policy.device)
     # As often in every process, for FSDP: one that has run out takes a query without weight.
     starts = range(0, max(gather_object([len(queries)])), train.microbatch)
     parts = (queries[at : at + train.microbatch] or queries[:1] for at in starts)
-    for at, made in zip(starts, _ahead(partial(gather_choices, config, policy), parts), strict=True):
+    for at, made in zip(starts, _ahead(partial(make_action_batch, config, policy), parts), strict=True):
         choices = made.to(policy.device)
         log_probs, entropy = policy.log_probs(choices.inputs, choices.tokens, train.temperature)
         reference_log_probs = None

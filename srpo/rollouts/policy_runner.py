@@ -1,4 +1,4 @@
-"""Rollouts: a policy acting in many LIBERO episodes at once."""
+"""PolicyRunner: a policy acting in many LIBERO episodes at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.rollouts.pool import Answer, EnvPool, Query
 
 
-class Rollouts(AbstractContextManager["Rollouts"]):
+class PolicyRunner(AbstractContextManager["PolicyRunner"]):
     """Runs episodes of one suite with one policy; the policy may be trained between two runs.
 
     An episode is decided by its spec, the policy and the protocol: its actions are drawn from a generator

@@ -93,8 +93,8 @@ def run_episode(
     answers: list[Answer] = []
     with perturbation.apply(env) if perturbation is not None else nullcontext():
         env.reset(spec.init_state) if perturbation is None else perturbation.begin(env)
-        sights = [env.sight]
-        way_left = [env.way_left()]
+        observations = [env.observation]
+        distance_to_goal = [env.distance_to_goal()]
         # A task may begin solved by settling; it still takes one step to say so, as in the stock loop.
         success = False
         while not success and env.steps < env.protocol.max_steps:
@@ -105,17 +105,17 @@ def run_episode(
             answers.append(ask(query, proprio[-1]))
             for action in answers[-1].actions[: env.protocol.max_steps - env.steps]:
                 success = env.step(action)
-                sights.append(env.sight)
-                way_left.append(env.way_left())
+                observations.append(env.observation)
+                distance_to_goal.append(env.distance_to_goal())
                 if success:
                     break
         steps, queries = env.steps, len(answers)
-        chosen = select_frames(len(sights), spec.frames) if spec.frames else np.zeros(0, int)
+        chosen = select_frames(len(observations), spec.frames) if spec.frames else np.zeros(0, int)
         for place, index in enumerate(chosen, queries):
             # Rendered after the event; what the policy saw is not rendered again.
             query, rest = divmod(int(index), CHUNK)
             seen = perturbation is None and rest == 0 and query < queries
-            pictures[place] = pictures[query] if seen else env.render(sight=sights[index])
+            pictures[place] = pictures[query] if seen else env.render(observation=observations[index])
     valid = np.arange(queries * CHUNK) < steps
     return Episode(
         spec=spec,
@@ -127,8 +127,8 @@ def run_episode(
         log_probs=np.stack([answer.log_probs for answer in answers]),
         valid=np.repeat(valid, ACTION_DIM).reshape(queries, -1),
         frames=pictures[queries : queries + len(chosen)],
-        path=np.stack([sight.hand_pos for sight in sights]).astype(np.float32),
-        way_left=np.array(way_left, np.float32),
+        path=np.stack([observation.hand_pos for observation in observations]).astype(np.float32),
+        distance_to_goal=np.array(distance_to_goal, np.float32),
         wall_seconds=time.perf_counter() - started,
     )
 
@@ -155,7 +155,7 @@ def _work(
     connection: Connection,
     memory: Any,
     shape: tuple[int, ...],
-    sight: Any,
+    shared_picture: Any,
     suite: str,
     protocol: Protocol,
     preparation: Preparation,
@@ -166,7 +166,7 @@ def _work(
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle
     pictures = np.ctypeslib.as_array(memory).reshape(shape)
-    seen = np.ctypeslib.as_array(sight).reshape(preparation.size, preparation.size, 3)
+    seen = np.ctypeslib.as_array(shared_picture).reshape(preparation.size, preparation.size, 3)
     nothing = pictures[:0].copy()
     try:
         # Heavy imports here, so that a missing library is reported like any other error.
@@ -269,14 +269,14 @@ class EnvPool(AbstractContextManager["EnvPool"]):
         # Shared memory without a name: it goes with the processes that have it, however they end.
         memory = self._context.RawArray(ctypes.c_uint8, int(np.prod(self._shape)))
         size = self._preparation.size
-        sight = self._context.RawArray(ctypes.c_uint8, size * size * 3)
+        shared_picture = self._context.RawArray(ctypes.c_uint8, size * size * 3)
         process = self._context.Process(
             target=_work,
             args=(
                 theirs,
                 memory,
                 self._shape,
-                sight,
+                shared_picture,
                 self._suite,
                 self._protocol,
                 self._preparation,
@@ -288,7 +288,7 @@ class EnvPool(AbstractContextManager["EnvPool"]):
             process.start()
         theirs.close()
         pictures = np.ctypeslib.as_array(memory).reshape(self._shape)
-        return _Worker(process, ours, pictures, np.ctypeslib.as_array(sight).reshape(size, size, 3))
+        return _Worker(process, ours, pictures, np.ctypeslib.as_array(shared_picture).reshape(size, size, 3))
 
     def _prepare(self, frames: int) -> None:
         """Start workers: all of them at first or when pictures need more room, else those lost since."""

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from srpo.episode import Episode, EpisodeSpec
-from srpo.runtime.distributed import gather, spread
+from srpo.runtime.distributed import gather_full, shard_like
 from srpo.runtime.files import atomic_directory, atomic_file, write_json
 from srpo.runtime.manifest import sha256
 
@@ -85,7 +85,7 @@ class Checkpoints:
         run's processes all call, since weights may be spread over them; the writer writes.
         """
         trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-        weights, moments = (gather(tree, self._writer) for tree in (trained, optimiser.state_dict()))
+        weights, moments = (gather_full(tree, self._writer) for tree in (trained, optimiser.state_dict()))
         if not self._writer:
             return
         with atomic_directory(self._folder / f"checkpoint-{step:08d}") as folder:
@@ -110,7 +110,7 @@ class Checkpoints:
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
                     if parameter.requires_grad:
-                        parameter.copy_(spread(trained.pop(name), parameter))
+                        parameter.copy_(shard_like(trained.pop(name), parameter))
             if trained:
                 raise ValueError(f"{folder}: weights of another model: {sorted(trained)[:5]}")
             # Mapped, not read: the processes of a machine share its pages.
@@ -118,7 +118,7 @@ class Checkpoints:
             parameters = (parameter for group in optimiser.param_groups for parameter in group["params"])
             for number, parameter in enumerate(parameters):
                 moments = state["state"].get(number, {})
-                moments.update({name: spread(value, parameter) for name, value in moments.items()})
+                moments.update({name: shard_like(value, parameter) for name, value in moments.items()})
             optimiser.load_state_dict(state)
             return int(folder.name.rsplit("-", 1)[1]), json.loads((folder / "progress.json").read_text())
         return None

@@ -62,34 +62,34 @@ def require_whole_weights(policy: Policy) -> None:
         )
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor that is spread put together, for which all processes must call; any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gather(tree: Any, keep: bool) -> Any:
+def gather_full(tree: Any, keep: bool) -> Any:
     """`tree` with tensors that are spread put together, one by one, on the CPU; None there unless `keep`."""
 
     def gathered(value: Any) -> Any:
         if not isinstance(value, DTensor):
             return value
-        full = whole(value)
+        full = full_tensor(value)
         return full.cpu() if keep else None
 
     return tree_map(gathered, tree)
 
 
-def spread(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """A copy of a whole tensor, at hand in all processes, spread as `like` if that is and has its shape."""
     if not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor.clone()
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def follow(actor: nn.Module, policy: nn.Module) -> None:
+def sync_weights(actor: nn.Module, policy: nn.Module) -> None:
     """Give `actor` the weights of `policy`, if that is another; all processes must call."""
     if actor is policy:
         return
     with torch.no_grad():
         for mine, theirs in zip(actor.parameters(), policy.parameters(), strict=True):
-            mine.copy_(whole(theirs.detach()))
+            mine.copy_(full_tensor(theirs.detach()))

@@ -82,7 +82,7 @@ def _is_running(job: str) -> bool:
 
 
 @contextmanager
-def held(scratch: Path) -> Iterator[None]:
+def lock_held(scratch: Path) -> Iterator[None]:
     """Hold the lock `<scratch>.lock` within this block. Of a distributed run's processes the first one does.
 
     Raises:

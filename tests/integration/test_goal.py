@@ -36,9 +36,9 @@ def test_the_expert_goes_all_the_way(suite: str, task: int, hinge: float | None)
         noise=0.0,
         rng=np.random.default_rng(0),
         max_steps=400,
-        before_step=lambda *_: ways.append(env.way_left()),
+        before_step=lambda *_: ways.append(env.distance_to_goal()),
     )
-    assert env.way_left() == 0
+    assert env.distance_to_goal() == 0
     assert 0.3 < ways[0] < 2, "metres, not centimetres"
     assert 0 < min(ways) < 0.35 * ways[0]
     # Apart from what the hand does to get round things, it is less and less.
@@ -53,7 +53,7 @@ def test_the_way_to_a_place_is_by_way_of_the_object() -> None:
     env.reset(3)
     bowl, plate = (env.data.body(f"{name}_main").xpos for name in ("akita_black_bowl_1", "plate_1"))
     expected = np.linalg.norm(env.proprio()[:3] - bowl) + np.linalg.norm(bowl - plate)
-    assert env.way_left() == pytest.approx(expected, abs=1e-5)
+    assert env.distance_to_goal() == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_predicate_without_a_measure_is_named() -> None:

@@ -162,12 +162,12 @@ def test_a_picture_made_later_is_the_picture_made_then(bowl_on_plate: LiberoEnv)
     env.reset(0)
     for action in rummage(10, seed=2):
         env.step(action)
-    then, sight = env.render(), env.sight
+    then, observation = env.render(), env.observation
     for action in rummage(10, seed=3):
         env.step(action)
     before = env.integration_state()
     assert (env.render() != then).any()
-    np.testing.assert_array_equal(env.render(sight=sight), then)
+    np.testing.assert_array_equal(env.render(observation=observation), then)
     np.testing.assert_array_equal(env.integration_state(), before)
 
 

@@ -1,4 +1,4 @@
-"""Rollouts in worker processes: the same episodes however they are spread, and whatever dies on the way."""
+"""PolicyRunner in worker processes: the same episodes however they are spread, and whatever dies on the way."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sweeping import BOWL, PROTOCOL, STOVE, SUITE, sweeping_policy
 from srpo.envs.libero import LiberoEnv
 from srpo.episode import CHUNK, Episode, EpisodeSpec, FailedRun
 from srpo.policies.openvla_oft import OpenVLAOFT, load_policy, save_policy
-from srpo.rollouts.policy_runner import Rollouts
+from srpo.rollouts.policy_runner import PolicyRunner
 from srpo.world_models import select_frames
 
 pytestmark = pytest.mark.integration
@@ -40,13 +40,13 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> OpenVLAOFT:
 
 
 @pytest.fixture(scope="module")
-def two_workers(policy: OpenVLAOFT) -> Iterator[Rollouts]:
-    with Rollouts(SUITE, PROTOCOL, policy, workers=2) as rollouts:
+def two_workers(policy: OpenVLAOFT) -> Iterator[PolicyRunner]:
+    with PolicyRunner(SUITE, PROTOCOL, policy, workers=2) as rollouts:
         yield rollouts
 
 
 @pytest.fixture(scope="module")
-def episodes(two_workers: Rollouts) -> dict[EpisodeSpec, Episode]:
+def episodes(two_workers: PolicyRunner) -> dict[EpisodeSpec, Episode]:
     """What two undisturbed workers make of the specs."""
     return by_spec(list(two_workers.run(SPECS)))
 
@@ -67,7 +67,7 @@ def assert_same(one: Episode, other: Episode) -> None:
 def test_episodes_do_not_depend_on_the_workers(
     policy: OpenVLAOFT, episodes: dict[EpisodeSpec, Episode]
 ) -> None:
-    with Rollouts(SUITE, PROTOCOL, policy, workers=1) as rollouts:
+    with PolicyRunner(SUITE, PROTOCOL, policy, workers=1) as rollouts:
         alone = by_spec(list(rollouts.run(SPECS)))
     for spec in SPECS:
         assert_same(alone[spec], episodes[spec])
@@ -86,7 +86,7 @@ def test_an_episode_is_what_a_plain_loop_gives(
     env.reset(spec.init_state)
     generator = torch.Generator().manual_seed(spec.seed)
     pictures, path, success = [env.render()], [env.proprio()[:3]], False
-    way_left = [env.way_left()]
+    distance_to_goal = [env.distance_to_goal()]
     for query, image in enumerate(episode.images):
         assert not success
         np.testing.assert_array_equal(image, pictures[-1])
@@ -101,10 +101,10 @@ def test_an_episode_is_what_a_plain_loop_gives(
             success = env.step(action)
             pictures.append(env.render())
             path.append(env.proprio()[:3])
-            way_left.append(env.way_left())
+            distance_to_goal.append(env.distance_to_goal())
     assert (episode.steps, episode.success) == (env.steps, success)
     np.testing.assert_array_equal(episode.path, path)
-    np.testing.assert_array_equal(episode.way_left, np.array(way_left, np.float32))
+    np.testing.assert_array_equal(episode.distance_to_goal, np.array(distance_to_goal, np.float32))
     np.testing.assert_array_equal(episode.valid.sum(1), 7 * np.diff([*range(0, env.steps, CHUNK), env.steps]))
     chosen = select_frames(len(pictures), spec.frames)
     assert (chosen % CHUNK != 0).any(), "some frames are none of those that the policy saw"
@@ -112,7 +112,7 @@ def test_an_episode_is_what_a_plain_loop_gives(
 
 
 def test_dead_workers_and_impossible_episodes(
-    two_workers: Rollouts, episodes: dict[EpisodeSpec, Episode], capsys: pytest.CaptureFixture[str]
+    two_workers: PolicyRunner, episodes: dict[EpisodeSpec, Episode], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Both workers are killed while they wait for an answer; nothing of what they asked may linger."""
     results: list[Episode | FailedRun] = []
@@ -144,7 +144,7 @@ def test_a_worker_that_hangs_is_replaced(
     policy: OpenVLAOFT, episodes: dict[EpisodeSpec, Episode], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One worker is stopped and one killed in the midst of an episode; every episode is still what it was."""
-    with Rollouts(SUITE, PROTOCOL, policy, workers=2) as rollouts:
+    with PolicyRunner(SUITE, PROTOCOL, policy, workers=2) as rollouts:
         pool = rollouts._pool
         pool._hang_seconds = 20  # time enough to load a task
         results: list[Episode | FailedRun] = []
@@ -165,12 +165,12 @@ def test_a_worker_that_hangs_is_replaced(
 
 
 def test_batches_lose_and_double_nothing(policy: OpenVLAOFT) -> None:
-    with Rollouts(SUITE, PROTOCOL.model_copy(update={"batch": 8}), policy, workers=3) as rollouts:
+    with PolicyRunner(SUITE, PROTOCOL.model_copy(update={"batch": 8}), policy, workers=3) as rollouts:
         by_spec(list(rollouts.run(SPECS)))
 
 
 def test_a_run_that_is_left_early_leaves_nothing_behind(
-    two_workers: Rollouts, episodes: dict[EpisodeSpec, Episode]
+    two_workers: PolicyRunner, episodes: dict[EpisodeSpec, Episode]
 ) -> None:
     for _ in two_workers.run(SPECS):
         break
@@ -190,12 +190,12 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from sweeping import PROTOCOL, SUITE
 from srpo.policies.openvla_oft import load_policy
-from srpo.rollouts.policy_runner import Rollouts
+from srpo.rollouts.policy_runner import PolicyRunner
 from srpo.episode import EpisodeSpec
 
 if __name__ == "__main__":
     specs = [EpisodeSpec(SUITE, 8, state, state, 1.0) for state in range(40)]
-    with Rollouts(SUITE, PROTOCOL, load_policy(Path(sys.argv[1])), workers=2) as rollouts:
+    with PolicyRunner(SUITE, PROTOCOL, load_policy(Path(sys.argv[1])), workers=2) as rollouts:
         for result in rollouts.run(specs):
             print("finished", flush=True)
 """

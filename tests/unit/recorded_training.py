@@ -42,14 +42,14 @@ def episode(spec: EpisodeSpec, success: bool, steps: int, policy: OpenVLAOFT) ->
     valid = np.repeat(np.arange(queries * CHUNK) < steps, 7).reshape(queries, 56)
     frames = rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     path = np.zeros((steps + 1, 3), np.float32)
-    way_left = np.linspace(1, 0 if success else 0.3, steps + 1, dtype=np.float32)
+    distance_to_goal = np.linspace(1, 0 if success else 0.3, steps + 1, dtype=np.float32)
     return Episode(
-        spec, success, steps, images, proprio, tokens, log_probs, valid, frames, path, way_left, 0.1
+        spec, success, steps, images, proprio, tokens, log_probs, valid, frames, path, distance_to_goal, 0.1
     )
 
 
 class RecordedRollouts:
-    """In place of `srpo.rollouts`' `Rollouts`. One episode in 16 cannot be run, two in five succeed."""
+    """In place of `srpo.rollouts`' `PolicyRunner`. One episode in 16 cannot be run, two in five succeed."""
 
     def __init__(self, *_: object) -> None:
         self._policy = small_policy()
@@ -77,10 +77,10 @@ def descent(parameters: object, lr: float, weight_decay: float, **_: object) -> 
     return torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay)  # type: ignore[arg-type]
 
 
-UPDATE = trainer.Run.update
+UPDATE = trainer.Trainer.update
 
 
-def killed(run: trainer.Run, *rest: Any) -> dict[str, float | None]:
+def killed(run: trainer.Trainer, *rest: Any) -> dict[str, float | None]:
     """An update, but the third does not return."""
     if len(run.logs["metrics"]) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -90,7 +90,7 @@ def killed(run: trainer.Run, *rest: Any) -> dict[str, float | None]:
 def main() -> None:
     folder, how = Path(sys.argv[1]), sys.argv[2:]
     torch.set_num_threads(1)
-    trainer.Rollouts = LiveRollouts if "live" in how else RecordedRollouts  # type: ignore[assignment, misc]
+    trainer.PolicyRunner = LiveRollouts if "live" in how else RecordedRollouts  # type: ignore[assignment, misc]
     if "live" not in how:
         torch.optim.AdamW = descent  # type: ignore[assignment, misc]
     if "sharded" in how:
@@ -103,7 +103,7 @@ def main() -> None:
     if "resumed" not in how:
         train(folder / "out", folder / "scratch")
     if "killed" in how:
-        trainer.Run.update = killed  # type: ignore[method-assign]
+        trainer.Trainer.update = killed  # type: ignore[method-assign]
     if {"killed", "resumed"} & set(how):
         train(folder / "killed/out", folder / "killed/scratch")
     if "sharded" in how:

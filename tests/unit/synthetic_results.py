@@ -390,7 +390,7 @@ def curves_of(scores: list[Path], points: int = 16, size: int = 48) -> tuple[lis
             for place, value in zip(share, progress, strict=True):
                 step = round(place * row["steps"])
                 left = 1 - place * (1 if row["success"] else 0.6)
-                point = {"step": step, "way_left": left, "distance": 1 - value, "progress": value}
+                point = {"step": step, "distance_to_goal": left, "distance": 1 - value, "progress": value}
                 rows.append({**shared, **point})
         files.append(path.with_name(f"{path.stem}-curves.parquet"))
         write_rows(files[-1], rows, CURVES)

@@ -138,7 +138,7 @@ def some_episode(seed: int = 0) -> Episode:
         valid=np.repeat(np.arange(16) < 11, 7).reshape(2, 56),
         frames=rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8),
         path=rng.normal(size=(12, 3)).astype(np.float32),
-        way_left=rng.random(12).astype(np.float32),
+        distance_to_goal=rng.random(12).astype(np.float32),
         wall_seconds=1.25,
     )
 

@@ -124,7 +124,7 @@ def test_evaluation_keeps_paths_and_videos_across_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = SimpleNamespace(settings=SimpleNamespace(name="tiny"))
-    monkeypatch.setattr(evaluation, "Rollouts", RecordedRollouts)
+    monkeypatch.setattr(evaluation, "PolicyRunner", RecordedRollouts)
     monkeypatch.setattr(evaluation, "load_policy", lambda *_: policy)
     monkeypatch.setattr(evaluation, "write_rows", lambda *_: 1 / 0)
     (tmp_path / "policy").mkdir()
@@ -153,7 +153,7 @@ def test_evaluation_keeps_paths_and_videos_across_a_kill(
             ran.extend(specs)
             yield from super().run(specs)
 
-    monkeypatch.setattr(evaluation, "Rollouts", Counting)
+    monkeypatch.setattr(evaluation, "PolicyRunner", Counting)
     evaluation.evaluate(*arguments)
     assert [(spec.task_id, spec.init_state) for spec in ran] == [(8, 42)]  # the one that could not be run
     points = read_rows(paths, PATHS)

@@ -48,16 +48,16 @@ def results(root: Path, rates: dict[str, float], ways: tuple[float, float] = (0.
             if variant == "sft":
                 continue
             model = variant.removeprefix("srpo-").removesuffix("-prefix")
-            changed = {"references": "prefix"} if variant.endswith("-prefix") else {}
+            changed = {"references": "matched_prefix"} if variant.endswith("-prefix") else {}
             curve = [0.2, 0.2 + rate / 2, rate]
             metrics = rl_run(root / "runs", "libero_goal", variant, curve, seed=seed, model=model, **changed)
             shared: dict[str, Any] = {
                 **{"step": 1, "suite": "libero_goal", "task_id": 0, "init_state": 0},
                 **{"episode_seed": 0, "success": False, "steps": 9, "kept": True},
             }
-            near = {**shared, "reward": 0.8, "distance": 0.2, "way_left": ways[0]}
-            far = {**shared, "reward": 0.1, "distance": 0.9, "way_left": ways[1]}
-            solved = {**shared, "success": True, "reward": 1.0, "distance": None, "way_left": 0.0}
+            near = {**shared, "reward": 0.8, "distance": 0.2, "distance_to_goal": ways[0]}
+            far = {**shared, "reward": 0.1, "distance": 0.9, "distance_to_goal": ways[1]}
+            solved = {**shared, "success": True, "reward": 1.0, "distance": None, "distance_to_goal": 0.0}
             rows = [
                 {**row, "group": group, "advantage": advantage}
                 for row, group, advantage in (

@@ -14,9 +14,14 @@ from pathlib import Path
 import pytest
 
 from srpo.runtime import locks
-from srpo.runtime.locks import Owner, held, is_gone
+from srpo.runtime.locks import Owner, is_gone, lock_held
 
-HOLD = "import sys, time, pathlib\nfrom srpo.runtime.locks import held\nwith held(pathlib.Path(sys.argv[1])):\n    {}"
+HOLD = """
+import sys, time, pathlib
+from srpo.runtime.locks import lock_held
+with lock_held(pathlib.Path(sys.argv[1])):
+    {}
+"""
 
 
 def holder(scratch: Path, then: str = "time.sleep(60)") -> subprocess.Popen[str]:
@@ -64,9 +69,9 @@ def test_of_many_at_once_one_is_in(tmp_path: Path) -> None:
 def test_other_processes_of_a_distributed_run_do_not_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with held(tmp_path / "run"):
+    with lock_held(tmp_path / "run"):
         monkeypatch.setenv("RANK", "1")
-        with held(tmp_path / "run"):
+        with lock_held(tmp_path / "run"):
             pass
         assert (tmp_path / "run.lock").exists()
         monkeypatch.setenv("RANK", "0")
@@ -118,7 +123,7 @@ def test_a_later_job_takes_over(slurm: Path, tmp_path: Path, monkeypatch: pytest
     owner = replace(Owner.of_this_process(), host="another", slurm_job="6")
     slurm.write_text("RUNNING")
     (tmp_path / "run.lock").write_text(json.dumps(asdict(owner)))
-    with held(tmp_path / "run"):
+    with lock_held(tmp_path / "run"):
         assert json.loads((tmp_path / "run.lock").read_text())["slurm_job"] == "7"
     assert (tmp_path / "cancelled").read_text() == "6\n"
     assert not (tmp_path / "run.lock").exists()

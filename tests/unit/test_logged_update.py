@@ -22,7 +22,7 @@ def by_hand(policy: OpenVLAOFT, minibatch: int, epochs: int) -> dict[str, float]
     config = stage()
     data = batch(config, OUTCOMES, policy)
     advantages, reference = scored(config, data).advantages, copy.deepcopy(policy)
-    seen: dict[str, list[float]] = {name: [] for name in update.LEARNT}
+    seen: dict[str, list[float]] = {name: [] for name in update.UPDATE_METRICS}
     for epoch in range(epochs):
         order = np.random.default_rng([config.seed, 1, epoch]).permutation(4)
         for start in range(0, 4, minibatch):
@@ -62,7 +62,7 @@ def by_hand(policy: OpenVLAOFT, minibatch: int, epochs: int) -> dict[str, float]
                 for parameter in policy.parameters():
                     if parameter.grad is not None:
                         parameter -= RATE * parameter.grad
-            for name, total in zip(update.LEARNT, sums.values(), strict=False):
+            for name, total in zip(update.UPDATE_METRICS, sums.values(), strict=False):
                 seen[name].append(float(total.detach()) / tokens)
             seen["grad_norm"].append(float(norm))
     return {name: float(np.mean(values)) for name, values in seen.items()}
@@ -108,7 +108,7 @@ def test_an_update_raises_what_did_better_above_what_did_worse() -> None:
     data = batch(config, OUTCOMES, policy)
     scores = scored(config, data)
     queries = update.queries_of(list(data.episodes.values()), scores.advantages)
-    choices = update.gather_choices(config, policy, queries)
+    choices = update.make_action_batch(config, policy, queries)
     learn(config, policy, None, torch.optim.SGD(policy.parameters(), lr=1e-4), data, scores)
     with torch.no_grad():
         log_probs, _ = policy.log_probs(choices.inputs, choices.tokens, 1.0)
@@ -123,7 +123,7 @@ def test_a_chunk_alone_moves_with_its_advantage(advantage: float) -> None:
     config, policy = stage({"minibatch": 4}), small_policy()
     episode = next(iter(batch(config, OUTCOMES, policy).episodes.values()))
     queries = update.queries_of([episode], np.array([advantage]))
-    choices = update.gather_choices(config, policy, queries)
+    choices = update.make_action_batch(config, policy, queries)
     optimiser = torch.optim.SGD(policy.parameters(), lr=1e-3)
     update.accumulate(config, policy, None, Accelerator(), queries, float(choices.valid.sum()))
     optimiser.step()

@@ -37,7 +37,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[EpisodeSpec]:
             found.extend(specs)
             return super().run(specs)
 
-    monkeypatch.setattr(offline, "Rollouts", Listed)
+    monkeypatch.setattr(offline, "PolicyRunner", Listed)
     return found
 
 
@@ -59,7 +59,7 @@ def test_what_is_learnt_is_what_the_better_episodes_did() -> None:
         optimiser = torch.optim.SGD(policy.parameters(), lr=1e-3)
         update.update(settings, policy, None, optimiser, Accelerator(), data, scores, 1)
         signs = np.array([1.0 if data.episodes[k].success else -1.0 for k in data.episodes])
-        choices = update.gather_choices(
+        choices = update.make_action_batch(
             settings, policy, update.queries_of(list(data.episodes.values()), signs)
         )
         with torch.no_grad():
@@ -95,14 +95,14 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     class StopError(Exception):
         pass
 
-    def stop(run: trainer.Run, step: int) -> bool:
+    def stop(run: trainer.Trainer, step: int) -> bool:
         if step == 2:
             raise StopError
         return original(run, step)
 
-    original = trainer.Run.save
+    original = trainer.Trainer.save
     with monkeypatch.context() as patch, pytest.raises(StopError):
-        patch.setattr(trainer.Run, "save", stop)
+        patch.setattr(trainer.Trainer, "save", stop)
         train(stopped, config())
     assert len(ran) == first and not (stopped / "out/policy").exists()
     ran.clear()

@@ -19,7 +19,6 @@ from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.results.rows import BENCHMARK, CURVES, read_rows
 from srpo.reward_benchmark import (
     episode_spec,
-    gather,
     has_reference,
     quotas,
     score_rows,
@@ -101,8 +100,8 @@ class Simulation:
             success = bool(rng.random() < SUCCESS_RATE[spec.task_id])
             nothing: Any = np.zeros(0)
             frames = video(spec.task_id, success, spec.frames, rng)
-            way_left = np.linspace(1, 0 if success else 0.3, 6, dtype=np.float32)
-            yield Episode(spec, success, 5, *[nothing] * 5, frames, nothing, way_left, 0.0)
+            distance_to_goal = np.linspace(1, 0 if success else 0.3, 6, dtype=np.float32)
+            yield Episode(spec, success, 5, *[nothing] * 5, frames, nothing, distance_to_goal, 0.0)
 
 
 def contents(path: Path) -> dict[str, np.ndarray]:
@@ -111,7 +110,7 @@ def contents(path: Path) -> dict[str, np.ndarray]:
 
 
 def collected(config: RewardBenchmarkStage, simulation: Simulation, folder: Path) -> dict[str, np.ndarray]:
-    collections = gather(config, simulation.run, folder)
+    collections = gather_collections(config, simulation.run, folder)
     write_trajectories(config, collections, folder / "trajectories.h5")
     return contents(folder / "trajectories.h5")
 
@@ -179,7 +178,7 @@ def test_order_of_results_and_interruptions_do_not_matter(tmp_path: Path) -> Non
 
 
 def test_rollouts_that_could_not_be_run_are_neither_successes_nor_failures(tmp_path: Path) -> None:
-    collections = gather(stage(), Simulation(broken=True).run, tmp_path)
+    collections = gather_collections(stage(), Simulation(broken=True).run, tmp_path)
     for collection in collections:
         assert collection.counts() == {
             "rollouts": 20,
@@ -277,7 +276,7 @@ def test_score_writes_the_documented_table(
     assert points["step"].tolist() == [0, 1, 3, 4, 5] * 8
     whole = points["success"].to_numpy()
     np.testing.assert_allclose(
-        points["way_left"], 1 - points["step"] / 5 * np.where(whole, 1, 0.7), rtol=1e-6
+        points["distance_to_goal"], 1 - points["step"] / 5 * np.where(whole, 1, 0.7), rtol=1e-6
     )
     curves, distances = (points[column].to_numpy().reshape(8, 5) for column in ("progress", "distance"))
     np.testing.assert_allclose(curves, 1 - distances / distances.max(1, keepdims=True))

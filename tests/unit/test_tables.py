@@ -626,7 +626,7 @@ def failures(step: int, group: int, rewards: list[float], ways: list[float]) -> 
     shared = {"step": step, "group": group, "suite": "libero_goal", "init_state": 0, "episode_seed": 0}
     shared |= {"steps": 9, "success": False, "advantage": 0.0, "kept": True, "task_id": 3}
     return [
-        {**shared, "reward": reward, "distance": 1 - reward, "way_left": way}
+        {**shared, "reward": reward, "distance": 1 - reward, "distance_to_goal": way}
         for reward, way in zip(rewards, ways, strict=True)
     ]
 

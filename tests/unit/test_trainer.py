@@ -71,7 +71,7 @@ def specs_of(config: TrainStage, step: int) -> list[EpisodeSpec]:
 
 
 class Recorded:
-    """Rollouts whose successes are given: one character (1, 0, or x: could not be run) an episode."""
+    """PolicyRunner whose successes are given: one character (1, 0, or x: could not be run) an episode."""
 
     def __init__(self, policy: object, successes: str) -> None:
         self.policy, self.successes = policy, iter(successes)
@@ -92,8 +92,8 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("scratch")
 
 
-def runner(rollouts: Recorded, scratch: Path) -> collect.Runner:
-    return collect.Runner(rollouts, EpisodeStore(scratch), Accelerator())  # type: ignore[arg-type]
+def runner(rollouts: Recorded, scratch: Path) -> collect.Collector:
+    return collect.Collector(rollouts, EpisodeStore(scratch), Accelerator())  # type: ignore[arg-type]
 
 
 def batch(config: TrainStage, successes: str, policy: object) -> collect.Batch:
@@ -280,7 +280,7 @@ def test_an_update_makes_better_episodes_likelier() -> None:
     advantages = np.array([scores.advantages[k] for k in data.episodes])
 
     def surrogate() -> float:
-        choices = update.gather_choices(
+        choices = update.make_action_batch(
             config, policy, update.queries_of(list(data.episodes.values()), advantages)
         )
         with torch.no_grad():
@@ -326,7 +326,7 @@ def test_a_step_without_signal_says_so(capsys: pytest.CaptureFixture[str]) -> No
     assert seconds == [1.0, 2.0, 3.0, 4.0, 10.0] and row["episodes_per_second"] == 16.0
     metrics.report(row, scores)
     assert "nothing to learn from" in capsys.readouterr().out
-    assert metrics.doubtful_run([row], metrics.task_rows(1, data, scores)) == [
+    assert metrics.run_warnings([row], metrics.task_rows(1, data, scores)) == [
         "no step had anything to learn from: the policy is what it was at the start",
         "tasks [7, 8] never succeeded: nothing could be learnt about them",
     ]
@@ -337,7 +337,7 @@ def test_rows_tell_of_each_task_and_of_the_rewards() -> None:
     config = stage()
     data = batch(config, "1100" + "0000" + "0001" + "0000", small_policy())
     scores = scored(config, data)
-    learnt = dict.fromkeys(update.LEARNT, 0.5)
+    learnt = dict.fromkeys(update.UPDATE_METRICS, 0.5)
     greedy = batch(config, "1000" + "0000" * 3, small_policy())
     row = metrics.metrics_row(1, data, scores, learnt, 1e-4, greedy, [0.0, 1.0, 2.0, 3.0, 4.0])
     histogram = json.loads(row["reward_histogram"])
@@ -375,19 +375,19 @@ def test_learning_rates() -> None:
 
 
 def test_doubtful_settings_are_named() -> None:
-    assert metrics.doubtful_settings(stage()) == []
-    (alpha,) = metrics.doubtful_settings(stage(reward={"alpha": 0.0}))
+    assert metrics.settings_warnings(stage()) == []
+    (alpha,) = metrics.settings_warnings(stage(reward={"alpha": 0.0}))
     assert "reward.alpha 0" in alpha
-    (kept,) = metrics.doubtful_settings(stage(reward={"shaping": "none"}, pixel=False))
+    (kept,) = metrics.settings_warnings(stage(reward={"shaping": "none"}, pixel=False))
     assert "train.keep_success" in kept
 
 
 def test_a_radius_that_finds_no_cluster_is_told() -> None:
     config = stage(reward={"references": "dbscan", "eps": 1e-9})
     scores = scored(config, data := batch(config, "1100" + "1010" + "1101" + "0001", small_policy()))
-    learnt = dict.fromkeys(update.LEARNT, 0.5)
+    learnt = dict.fromkeys(update.UPDATE_METRICS, 0.5)
     row = metrics.metrics_row(1, data, scores, learnt, 1e-4, collect.Batch(), [0.0, 1.0, 2.0, 3.0, 4.0])
-    (line,) = metrics.doubtful_run([row], metrics.task_rows(1, data, scores))
+    (line,) = metrics.run_warnings([row], metrics.task_rows(1, data, scores))
     assert "reward.eps is too small" in line and "no cluster in any step" in line
 
 
@@ -395,7 +395,7 @@ def test_training_stops_at_its_target(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All recorded episodes of the test states 40 and 41 succeed: their seeds say so."""
-    monkeypatch.setattr(trainer, "Rollouts", RecordedRollouts)
+    monkeypatch.setattr(trainer, "PolicyRunner", RecordedRollouts)
     save_policy(small_policy(), tmp_path / "initial")
     config = stage({"steps": 9, "evaluate_every": 2, "target": 1.0, "warmup": 0.5, "learning_rate": 1e-4})
     trainer.train(config, tmp_path / "initial", None, tmp_path / "out", tmp_path / "scratch", workers=1)
@@ -407,7 +407,7 @@ def test_training_stops_at_its_target(
     assert {p.name for p in (tmp_path / "scratch").iterdir()} == {"run.json", "checkpoint-00000002"}
 
     # Asked for once more, it is written at once: no episode is run.
-    monkeypatch.setattr(trainer, "Rollouts", None)
+    monkeypatch.setattr(trainer, "PolicyRunner", None)
     trainer.train(config, tmp_path / "initial", None, tmp_path / "again", tmp_path / "scratch", workers=1)
     for file in ("policy/model.safetensors", "metrics.csv", "tasks.csv", "rewards.parquet"):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "out" / file).read_bytes()
@@ -439,7 +439,7 @@ def test_the_simulator_may_say_how_near_a_failure_came() -> None:
     config = stage(pixel=False, reward={"references": "simulator", "shaping": "linear"})
     data = batch(config, "1100" + "0000" + "1010" + "0000", small_policy())
     distances = [0.0 if outcome.success else 0.1 * outcome.number for outcome in data.outcomes]
-    outcomes = [replace(o, way_left=d) for o, d in zip(data.outcomes, distances, strict=True)]
+    outcomes = [replace(o, distance_to_goal=d) for o, d in zip(data.outcomes, distances, strict=True)]
     data = replace(data, outcomes=tuple(outcomes))
     shaped = score.score(config, data, score.distances_to_goal(data)).shaped
     # Task 7 ended 0.2, 0.3, 0.9 and 1.1 m away. Task 8 has no success: its failures earn 0, as with pictures.
@@ -450,7 +450,7 @@ def test_the_simulator_may_say_how_near_a_failure_came() -> None:
 
 
 def test_a_failure_is_seen_only_as_long_as_a_success_takes() -> None:
-    config = stage(reward={"references": "prefix"}, train={"prompts": 2, "minibatch": 2})
+    config = stage(reward={"references": "matched_prefix"}, train={"prompts": 2, "minibatch": 2})
     assert all(spec.frames == 0 for spec in specs_of(config, 1))  # the policy's own pictures do
     data = batch(config, "1100" + "0000", small_policy())
     # Queries of the episodes: 2, 2, 2, 3 of each group. Task 7's successes take two.
@@ -470,7 +470,7 @@ def test_a_failure_is_seen_only_as_long_as_a_success_takes() -> None:
 
 
 def test_who_succeeded_sooner_shows_the_last_picture_until_then() -> None:
-    config = stage(reward={"references": "prefix"})
+    config = stage(reward={"references": "matched_prefix"})
     data = batch(config, "0001" + "0000" + "0000" + "0000", small_policy())
     first, slow = data.episodes[0].images, data.episodes[3].images
     assert (len(first), len(slow)) == (2, 3)  # the one success is the slowest of its task

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from srpo.config import ConfigError, WorldModelStage, load_stage
 from srpo.envs.gl import MissingGLError, require_gl
 from srpo.runtime.files import atomic_directory, write_json
-from srpo.runtime.locks import held
+from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import write_manifest
 
 # Play needs the simulator and training needs torch: each is imported where it starts, so that the playing
@@ -129,7 +129,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
         config = load_stage(arguments.config, WorldModelStage)
-        with held(arguments.scratch):
+        with lock_held(arguments.scratch):
             pretrain(config, arguments.out, arguments.scratch, arguments.workers)
     except (ConfigError, MissingGLError) as error:
         sys.exit(f"error: {error}")

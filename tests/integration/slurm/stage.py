@@ -14,7 +14,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from srpo.runtime.locks import held
+from srpo.runtime.locks import lock_held
 
 STEPS, HELD = 12, 5
 STAND_IN = Path(__file__).resolve().parents[2] / "workflow/stage_stand_in.py"
@@ -43,7 +43,7 @@ if __name__ == "__main__":
     options = dict(pairwise(sys.argv[1:]))
     if options.get("srpo") == "train":
         out, scratch = Path(options["--out"]), Path(options["--scratch"])
-        with held(scratch):
+        with lock_held(scratch):
             train(out, scratch, Path(os.environ["HOLD"]) / f"{out.parent.name}-{out.name}")
     else:
         runpy.run_path(str(STAND_IN))
