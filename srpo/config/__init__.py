@@ -350,9 +350,9 @@ class Reward(Section):
     """Among which failures distances are normalised: all of the task's in the batch, or the group's alone."""
     references: Literal["dbscan", "mean", "medoid", "matched_prefix", "fixed_expert", "simulator"]
     """What failures are compared with. Of the batch's successes: the centres of their DBSCAN clusters, their
-    mean, or their medoid. `matched_prefix`: their mean, and every episode is seen only as long as the median success
-    takes, in the pictures that the policy saw, so that what a failure does in the time it has left until it
-    is cut off does not count. `fixed_expert`: the expert's demonstrations, whatever the batch holds.
+    mean, or their medoid. `matched_prefix`: their mean, and every episode is seen only as long as the median
+    success takes, in the pictures that the policy saw, so that what a failure does in the time it has left
+    until it is cut off does not count. `fixed_expert`: the expert's demonstrations, whatever the batch holds.
     `simulator`: no pictures, but the distance to the goal that a failure ended at, which the simulator knows
     and no method may see: the upper bound of a progress reward."""
     eps: Positive

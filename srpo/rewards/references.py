@@ -33,8 +33,8 @@ class References:
 def find_references(successes: NDArray[np.floating], reward: Reward) -> References:
     """Centres of a task's successful episodes.
 
-    `mean`, `matched_prefix`, `simulator`: their mean. `medoid`: the one with the least sum of distances to the
-    others; all of those that tie (two successes always do), so that the order of episodes decides nothing.
+    `mean`, `matched_prefix`, `simulator`: their mean. `medoid`: the one with the least sum of distances to
+    the others; all of those that tie (two successes always do), whatever the order of episodes.
 
     `dbscan` (siiRL, `siirl/utils/reward_score/embodied.py`): every feature standardised over the successes,
     DBSCAN, and the mean of each cluster; noise points belong to no centre; no cluster at all: the mean of the

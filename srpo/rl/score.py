@@ -35,8 +35,8 @@ class Scores:
 
 
 def matched_prefixes(batch: Batch) -> Iterator[NDArray[np.uint8]]:
-    """What the references `matched_prefix` compare: of each own episode, uint8 (Q, H, W, 3), what the policy saw in
-    the time that the task's median success takes.
+    """What the references `matched_prefix` compare: of each own episode, uint8 (Q, H, W, 3), what the policy
+    saw in the time that the task's median success takes.
 
     Q is the number of queries of that success, in the whole batch; an episode that ended sooner shows its
     last picture until then. Of a task without success nothing is compared; all of its episodes are shown.

@@ -178,7 +178,7 @@ def accumulate(
 ) -> torch.Tensor:
     """Add a mini-batch's gradients to the policy's, a micro-batch at a time.
 
-    Returns what this process's queries (at least one) add to `UPDATE_METRICS`, `grad_norm` excepted: float64 (5,).
+    Returns what this process's queries (at least one) add to `UPDATE_METRICS` but `grad_norm`: float64 (5,).
     """
     train = config.train
     objective = make_objective(train)

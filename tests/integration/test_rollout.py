@@ -1,4 +1,4 @@
-"""PolicyRunner in worker processes: the same episodes however they are spread, and whatever dies on the way."""
+"""Rollouts in worker processes: the same episodes however they are spread, and whatever dies on the way."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.results.rows import BENCHMARK, CURVES, read_rows
 from srpo.reward_benchmark import (
     episode_spec,
+    gather_collections,
     has_reference,
     quotas,
     score_rows,
