@@ -24,7 +24,7 @@ from pathlib import Path
 
 from srpo.envs.gl import MissingGLError, choose_backend, probe
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FREE_GB = 20
 """What the paper's settings keep of one step's episodes (docs/hpc.md), and a margin."""
 OPEN_FILES = 1024

@@ -42,7 +42,7 @@ from srpo.episode import CHUNK
 from srpo.libero_plus.tasks import count, shards
 from srpo.policies.__main__ import POLICIES, read_policy
 
-SHIPPED = Path(__file__).resolve().parents[1] / "docs/performance/rollout.csv"
+SHIPPED = Path(__file__).resolve().parents[2] / "docs/performance/rollout.csv"
 CORES = {
     **{"demos": 8, "world_model": 8, "sft": 8, "train": 16, "evaluate": 8, "plus_shard": 8},
     **{"trajectories": 8, "score": 8},

@@ -21,7 +21,7 @@ from srpo.config import ConfigError, WorldModel, read_yaml, validate
 from srpo.config.resolve import CONFIGS
 from srpo.policies.__main__ import POLICIES, read_policy
 
-SHIPPED = Path(__file__).resolve().parents[1] / "docs/performance"
+SHIPPED = Path(__file__).resolve().parents[2] / "docs/performance"
 POLICY, WORLD_MODEL = "openvla-7b", "vjepa2-vitg"
 """What `gpu-<card>.csv` measures."""
 MICROBATCH = 8

@@ -43,7 +43,7 @@ from srpo.config import (
     validate,
 )
 
-CONFIGS: Path = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS: Path = Path(__file__).resolve().parents[2] / "configs"
 SFT = "sft"
 """The variant that is not trained by reinforcement: what every other variant starts from."""
 SUITES_ON_HUB = {

@@ -35,7 +35,7 @@ def fingerprint(*parts: str) -> str:
 
 def code() -> str:
     """A hash of this package's source."""
-    return fingerprint(*(sha256(file) for file in sorted(Path(__file__).parent.rglob("*.py"))))
+    return fingerprint(*(sha256(file) for file in sorted(Path(__file__).parents[1].rglob("*.py"))))
 
 
 class Checkpoints:
