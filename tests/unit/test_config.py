@@ -56,7 +56,7 @@ def spoil(values: dict[str, Any], key: str, value: object) -> None:
 def test_resolved_file_loads_to_the_same_stage(tmp_path: Path) -> None:
     preset, source = load_preset(str(EXAMPLE))
     for kind in ("demos", "sft", "train", "evaluate", "plus", "reward_benchmark"):
-        stage = Resolver(preset, source).stage(kind, preset.suites[0], "srpo-vjepa2-tiny", 0)
+        stage = Resolver(preset, source).stage(kind, preset.suites[0], "srpo", 0)
         path = tmp_path / f"{kind}.yaml"
         path.write_text(to_yaml(stage))
         assert load_stage(path, STAGES[kind]) == stage

@@ -149,7 +149,7 @@ def test_layer_order(configs: Path) -> None:
 def test_names_come_from_files() -> None:
     stage = resolver("smoke").stage("sft", "libero_goal", "sft", 0)
     assert isinstance(stage, SftStage) and stage.policy.name == "tiny"
-    tiny = train("smoke", "srpo-vjepa2-tiny")
+    tiny = train("smoke", "srpo")
     assert tiny.world_model is not None and tiny.world_model.name == "vjepa2-tiny"
     assert train("smoke", "grpo").world_model is None
 
@@ -159,7 +159,7 @@ def test_world_model_does_not_depend_on_the_suite() -> None:
     alone = resolver("mini").stage("world_model", world_model="vjepa2-tiny")
     assert isinstance(alone, WorldModelStage)
     for suite in ("libero_object", "libero_goal"):
-        assert train("mini", "srpo-vjepa2-tiny", suite=suite).world_model == alone.world_model
+        assert train("mini", "srpo", suite=suite).world_model == alone.world_model
 
 
 @pytest.mark.parametrize("variant", sorted(path.stem for path in (CONFIGS / "variants").glob("*.yaml")))
@@ -268,8 +268,8 @@ WRONG = [
     ("experiments/tiny/t1.tsv", "variant\tlabel", "label\tvariant", r"the first line"),
     ("experiments/tiny/f2.tsv", "grpo\tGRPO", "sft\tSFT", r"variant: `sft` has no training"),
     ("variants/grpo.yaml", "world_model: null", "world_model: pixel", r"reward\.shaping"),
-    ("variants/srpo-vjepa2-tiny.yaml", ": vjepa2-tiny", ": vjepa2-tny", r"world_model: .*`vjepa2-tiny`"),
-    ("variants/srpo-vjepa2-tiny.yaml", ": vjepa2-tiny", ": 3", r"world_model: 3 is not the name"),
+    ("variants/srpo.yaml", ": vjepa2-tiny", ": vjepa2-tny", r"world_model: .*`vjepa2-tiny`"),
+    ("variants/srpo.yaml", ": vjepa2-tiny", ": 3", r"world_model: 3 is not the name"),
     ("world_models/vjepa2-tiny.yaml", "patch_size: .*", "patch_size: 997", r"multiple of patch_size 997"),
     ("world_models/vjepa2-tiny.yaml", " heads: .*", " heads: 997", r"multiple of heads 997"),
     ("world_models/vjepa2-tiny.yaml", "frames: .*", "frames: 15", r"world_model.*frames.*even"),
