@@ -43,8 +43,8 @@ Each run's resolved settings stand in its `config.yaml`. To see them beforehand 
 Unknown keys, wrong types and combinations that cannot be are errors before any job starts.
 
 A layer has any of the sections below. In `set` and on the command line, `world_model=<name>` names another
-world model than the preset's, and `world_model.<setting>=<value>` changes one of its settings. Runs whose reward
-needs none (`reward.shaping: none`, `reward.references: simulator`) have none.
+world model than the preset's, and `world_model.<setting>=<value>` changes one of its settings. Runs whose
+reward needs none (`reward.shaping: none`, `reward.references: simulator`) have none.
 
 A dash in the column *base* means that base.yaml leaves the setting to another layer.
 
