@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-CONTROL_HZ = 20
-"""LIBERO's control steps per second."""
 CHUNK = 8
 """Control steps of one action chunk."""
 ACTION_DIM = 7

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from srpo.config import EvaluateStage, PlusStage, load_stage
+from srpo.config import CONTROL_HZ, EvaluateStage, PlusStage, load_stage
 from srpo.envs.libero import asset_folder, load_task
-from srpo.episode import CONTROL_HZ, Episode, EpisodeSpec, FailedRun
+from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.libero_plus.data import PlusData, PlusSources, unavailable_reason
 from srpo.libero_plus.sweep import sweep_tasks
 from srpo.libero_plus.tasks import INIT_STATE, PlusTask, parse, read_tasks, shard

@@ -28,8 +28,7 @@ from srpo.analysis.stats import (
     median_reached,
     wilson,
 )
-from srpo.config import SUITES, TrainStage
-from srpo.episode import CONTROL_HZ
+from srpo.config import CONTROL_HZ, SUITES, TrainStage
 from srpo.results.rows import RL_METRICS, ResultError, missing_rows, read_config, read_rows, run
 from srpo.runtime.files import write_with
 

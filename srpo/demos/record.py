@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from srpo.config import SUITES, DemosStage
+from srpo.config import CONTROL_HZ, SUITES, DemosStage
 from srpo.demos.hdf5 import (
     IMAGES,
     LAYOUT,
@@ -26,7 +26,6 @@ from srpo.demos.hdf5 import (
     write_recordings,
 )
 from srpo.envs.gl import require_gl
-from srpo.episode import CONTROL_HZ
 from srpo.runtime.files import atomic_directory, write_text
 from srpo.runtime.processes import end_with_parent, one_core_each
 

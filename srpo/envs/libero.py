@@ -32,12 +32,12 @@ with warnings.catch_warnings():
 
 from numpy.typing import NDArray
 
-from srpo.config import Protocol
+from srpo.config import CONTROL_HZ, Protocol
 from srpo.envs.goal import Goal
 from srpo.envs.models import physics_model
 from srpo.envs.osc import ControllerState, Observation, OscStepper
 from srpo.envs.renderer import Renderer, VisibleScene, visible_scene
-from srpo.episode import ACTION_DIM, CONTROL_HZ
+from srpo.episode import ACTION_DIM
 
 SETTLE_ACTION = np.array([0.0, 0, 0, 0, 0, 0, -1])
 """Action while objects come to rest: no motion, gripper open."""
