@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from srpo.config import Protocol
+from srpo.config import DIMENSIONS, Protocol
 from srpo.envs.libero import SETTLE_ACTION, LiberoEnv, asset_folder, init_states
 from srpo.libero_plus.data import PlusSources, unavailable_reason
 from srpo.libero_plus.perturbation import Perturbation
-from srpo.libero_plus.tasks import COUNTS, DIMENSIONS, INIT_STATE, PlusTask, read_tasks, sample
+from srpo.libero_plus.tasks import COUNTS, INIT_STATE, PlusTask, read_tasks, sample
 
 STEPS = 12
 PROTOCOL = Protocol(

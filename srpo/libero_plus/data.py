@@ -19,7 +19,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from srpo.libero_plus.tasks import STYLES, PlusTask
+from srpo.config import STYLES
+from srpo.libero_plus.tasks import PlusTask
 from srpo.runtime.files import atomic_file
 
 INDEX = "index.json"

@@ -10,11 +10,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from srpo.config import Protocol
+from srpo.config import STYLES, Protocol
 from srpo.envs.libero import LiberoEnv
 from srpo.libero_plus.data import PlusSources, plus_data
 from srpo.libero_plus.perturbation import Perturbation, UnavailableTask
-from srpo.libero_plus.tasks import INIT_STATE, STYLES, PlusTask, parse
+from srpo.libero_plus.tasks import INIT_STATE, PlusTask, parse
 from srpo.runtime.files import atomic_file
 
 SIDE = 256

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from srpo.config import DIMENSIONS, STYLES
 from srpo.libero_plus import download
 from srpo.libero_plus.tasks import (
     COUNTS,
-    DIMENSIONS,
-    STYLES,
     PlusTask,
     count,
     parse,
