@@ -57,7 +57,7 @@ def test_steps_and_pictures_equal_the_stock_environments(suite: str, task_id: in
         return state
 
     def stock_step(action: np.ndarray) -> tuple:
-        # Both environments draw in this process: the stock one expects its context to be current.
+        # Both environments render in this process: the stock one expects its context to be current.
         stock.env.sim._render_context_offscreen.gl_ctx.make_current()
         return stock.step(action.tolist())
 
@@ -80,7 +80,7 @@ def test_steps_and_pictures_equal_the_stock_environments(suite: str, task_id: in
         if k % 8 == 7:
             np.testing.assert_array_equal(ours.render(), observation["agentview_image"][::-1, ::-1])
     assert contacts > 0
-    # It frees its OpenGL objects by their numbers in whatever context is current: not in ours.
+    # It frees its OpenGL objects in the current context, which must not be ours.
     stock.env.sim._render_context_offscreen.gl_ctx.make_current()
     stock.close()
 
@@ -88,9 +88,9 @@ def test_steps_and_pictures_equal_the_stock_environments(suite: str, task_id: in
 @pytest.mark.parametrize("task_id", [0, 5, 7])
 @pytest.mark.parametrize("suite", ["libero_spatial", "libero_object", "libero_goal", "libero_10"])
 def test_control_steps_are_robosuites_own(suite: str, task_id: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twelve tasks, 200 steps, from before the settling: its first substep is one on stale kinematics.
+    """Twelve tasks, 200 steps, starting before settling: the first substep has stale kinematics.
 
-    Against robosuite's own step on the whole model, with the geoms and sensors that the physics here lacks.
+    Against robosuite's step on the full model, with the geoms and sensors that our physics model lacks.
     """
     ours = LiberoEnv(suite, task_id, protocol(render="fast", settle_steps=0))
     with monkeypatch.context() as patch:
@@ -119,7 +119,7 @@ def test_control_steps_are_robosuites_own(suite: str, task_id: int, monkeypatch:
 
 
 def test_goals_have_their_regions_where_the_stock_scene_has_them() -> None:
-    """`Push the plate to the front of the stove` is such a goal: its region is no body's, but a place."""
+    """As for `Push the plate to the front of the stove`: its region is a place, not part of a body."""
     env = LiberoEnv("libero_goal", 5, protocol(render="fast"))
     env.reset(0)
     model = mujoco.MjModel.from_xml_string(env.env.model.get_xml())

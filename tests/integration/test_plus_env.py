@@ -68,7 +68,7 @@ def test_camera_moves_and_comes_back(env):
     env.reset(INIT_STATE)
     np.testing.assert_array_equal(env.render(), base)
 
-    # The camera changes what is seen, never what happens.
+    # The camera changes pictures, not the physics.
     np.testing.assert_array_equal(run(env, Perturbation.from_task(noisy(35)), seed=0)[1], state)
 
 
@@ -164,11 +164,11 @@ def test_displaced_objects_are_the_stock_environment_s(env, official, tmp_path):
     _, data = official
     name = f"{SOUP}_level2_sample1"
     perturbation = Perturbation.from_task(name, PlusSources(data))
-    own = perturbation.environment(env)
-    assert own.env.scene_xml == env.env.scene_xml  # nothing was compiled
-    with perturbation.apply(own):
-        perturbation.reset(own)
-        picture = own.render()
+    changed = perturbation.environment(env)
+    assert changed.env.scene_xml == env.env.scene_xml  # nothing was compiled
+    with perturbation.apply(changed):
+        perturbation.reset(changed)
+        picture = changed.render()
     (tmp_path / "a.bddl").write_text(perturbation.data.bddl(name))
     stock = OffScreenRenderEnv(
         bddl_file_name=str(tmp_path / "a.bddl"),
@@ -185,10 +185,10 @@ def test_displaced_objects_are_the_stock_environment_s(env, official, tmp_path):
     stock.set_init_state(perturbation.data.init_state(name))
     for _ in range(10):
         observation, *_ = stock.step(SETTLE_ACTION)
-    np.testing.assert_array_equal(own.state(), sim.get_state().flatten())
+    np.testing.assert_array_equal(changed.state(), sim.get_state().flatten())
     for array in ("site_pos", "site_size", "body_pos", "body_inertia"):
-        np.testing.assert_array_equal(getattr(own.model, array), getattr(sim.model._model, array))
-    visible = own.visible().model
+        np.testing.assert_array_equal(getattr(changed.model, array), getattr(sim.model._model, array))
+    visible = changed.visible().model
     np.testing.assert_array_equal(visible.geom_pos, sim.model._model.geom_pos)
     assert visible.stat.extent == sim.model._model.stat.extent
     np.testing.assert_array_equal(picture, observation["agentview_image"][::-1, ::-1])
@@ -264,7 +264,7 @@ def test_lights_of_the_pack_are_an_edit_and_other_arenas_a_scene(env, tmp_path):
     assert pictures[0][..., 0].mean() > 1.5 * pictures[0][..., 1].mean()
     env.reset(INIT_STATE)
     np.testing.assert_array_equal(env.render(), base)
-    # What the pack's own XML gives when it is built is what the edit gives.
+    # Building the pack's own XML and editing the lights give the same.
     built = LiberoEnv("libero_object", 0, env.protocol, scene_xml=str(assets / "scenes/lights/red.xml"))
     _, state_built = run(built, Perturbation.from_task(noisy(11)), seed=0)
     np.testing.assert_array_equal(state_built, state)
@@ -276,45 +276,45 @@ def test_lights_of_the_pack_are_an_edit_and_other_arenas_a_scene(env, tmp_path):
         np.testing.assert_array_equal(edited, built.render())
 
     arena = Perturbation.from_task(f"{SOUP}_table_1", sources)
-    own = arena.environment(env)
-    assert own is not env
-    with arena.apply(own):
-        arena.reset(own)
-        green = own.render().astype(int)
+    changed = arena.environment(env)
+    assert changed is not env
+    with arena.apply(changed):
+        arena.reset(changed)
+        green = changed.render().astype(int)
     assert (green[..., 1] > green[..., 0] + 40).mean() > 0.002
 
 
 def test_distractors_of_the_pack(env, tmp_path):
     assets, data = pack(tmp_path, env)
     perturbation = Perturbation.from_task(f"{SOUP}_add_1", PlusSources(data, assets))
-    own = perturbation.environment(env)
-    assert own.model.nq == env.model.nq + 7
-    assert own.model.body("test_cube_1_main").mass[0] == pytest.approx(0.1)
+    changed = perturbation.environment(env)
+    assert changed.model.nq == env.model.nq + 7
+    assert changed.model.body("test_cube_1_main").mass[0] == pytest.approx(0.1)
 
 
 def test_our_distractors_leave_the_others_alone(env):
     perturbation = Perturbation.from_task(f"{SOUP}_style_distractors_3")
-    own = perturbation.environment(env)
-    with perturbation.apply(own):
-        perturbation.reset(own)
+    changed = perturbation.environment(env)
+    with perturbation.apply(changed):
+        perturbation.reset(changed)
     env.reset(INIT_STATE)
-    assert own.model.nq > env.model.nq
+    assert changed.model.nq > env.model.nq
     for joint in (env.model.joint(j) for j in range(env.model.njnt)):
         size = 7 if joint.type[0] == 0 else 1
-        theirs = own.model.joint(joint.name).qposadr[0]
+        address = changed.model.joint(joint.name).qposadr[0]
         np.testing.assert_allclose(
-            own.data.qpos[theirs : theirs + size],
+            changed.data.qpos[address : address + size],
             env.data.qpos[joint.qposadr[0] : joint.qposadr[0] + size],
             atol=2e-3,
         )
     added = [
         name
-        for name in map(lambda b: own.model.body(b).name, range(own.model.nbody))
+        for name in map(lambda b: changed.model.body(b).name, range(changed.model.nbody))
         if "_distractor_" in name
     ]
     assert added
     for name in added:
-        place = own.data.body(name).xpos
+        place = changed.data.body(name).xpos
         assert np.abs(place[:2]).max() < 0.32 and 0 < place[2] < 0.2  # on the floor, not through it
 
 

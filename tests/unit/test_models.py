@@ -1,4 +1,4 @@
-"""The cache of compiled models: built once, bounded, and never in the way."""
+"""The cache of compiled models: built once, bounded, and dispensable."""
 
 import multiprocessing
 import os

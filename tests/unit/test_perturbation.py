@@ -84,10 +84,10 @@ class TestNoise:
         padded = np.pad(picture / 255, ((reach.size // 2,) * 2, (reach.size // 2,) * 2, (0, 0)), mode="edge")
         rows = sum(k * padded[i : i + 256] for i, k in enumerate(kernel))
         expected = sum(k * rows[:, i : i + 256] for i, k in enumerate(kernel))
-        found = noise(10 + severity).corrupt(picture, np.random.default_rng(0))
+        corrupted = noise(10 + severity).corrupt(picture, np.random.default_rng(0))
         # The expected picture is a real number, truncated.
-        assert (found <= expected * 255 + 1e-6).all()
-        assert (found >= expected * 255 - 1 - 1e-6).all()
+        assert (corrupted <= expected * 255 + 1e-6).all()
+        assert (corrupted >= expected * 255 - 1 - 1e-6).all()
 
     @pytest.mark.parametrize("severity", range(1, 11))
     def test_zoom_against_scipy(self, severity, picture):
@@ -119,9 +119,9 @@ class TestNoise:
             expected[int(np.floor(row + 0.5 - 1e-9)), int(np.floor(column + 0.5 - 1e-9))] += weight / sum(
                 weights
             )
-        found = noise(severity).corrupt(image, np.random.default_rng(7))
-        assert np.abs(found[..., 0] - np.floor(expected * 255)).max() <= 1
-        assert ((found[..., 0] > 1) == (expected * 255 >= 2)).all()
+        corrupted = noise(severity).corrupt(image, np.random.default_rng(7))
+        assert np.abs(corrupted[..., 0] - np.floor(expected * 255)).max() <= 1
+        assert ((corrupted[..., 0] > 1) == (expected * 255 >= 2)).all()
 
     @pytest.mark.parametrize("decay", [3.0, 1.3])
     def test_plasma_point_by_point(self, decay):
@@ -156,8 +156,8 @@ class TestNoise:
         image = np.full((256, 256, 3), 102, np.uint8)
         haze = corruptions.plasma(decay, np.random.default_rng(2))[::-1, ::-1]
         expected = (0.4 + amount * haze) * 0.4 / (0.4 + amount) * 255
-        found = noise(30 + severity).corrupt(image, np.random.default_rng(2))
-        np.testing.assert_array_equal(found[..., 1], np.floor(expected + 1e-9))
+        corrupted = noise(30 + severity).corrupt(image, np.random.default_rng(2))
+        np.testing.assert_array_equal(corrupted[..., 1], np.floor(expected + 1e-9))
 
     @pytest.mark.parametrize("shift", [1, 3, 5])
     def test_glass_against_the_loop(self, shift):

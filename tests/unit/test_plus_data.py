@@ -121,8 +121,8 @@ class TestAssets:
     @pytest.mark.parametrize("prefix", [PREFIX, "assets/"])
     def test_the_prefix_is_stripped(self, tmp_path, prefix):
         plus_assets.unpack(self.archive(tmp_path / "a.zip", prefix), tmp_path / "out")
-        found = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*"))
-        assert found == sorted(self.FILES)
+        unpacked = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*"))
+        assert unpacked == sorted(self.FILES)
         assert (tmp_path / "out/scenes/a.xml").read_text() == "scenes/a.xml" * 3
 
     def test_goes_on_where_it_was_cut_off(self, tmp_path, monkeypatch):
