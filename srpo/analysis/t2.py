@@ -20,6 +20,7 @@ from srpo.analysis import style, tables, typeset
 from srpo.analysis.stats import Estimate, PairedDifference, combine, wilson
 from srpo.config import PlusStage
 from srpo.libero_plus import tasks as plus_tasks
+from srpo.libero_plus.sweep import expected_episodes
 from srpo.results.rows import DIMENSIONS, STYLES, ResultError, read_config, run
 
 TOTALS = ("macro", "micro")
@@ -32,28 +33,6 @@ LABELS = {
     **{style: f"{style.removeprefix('style_').capitalize()} (style)" for style in STYLES},
 }
 """Columns: LIBERO-Plus's dimensions, its totals, and our own styles, which are in no total."""
-
-
-def expected_episodes(configs: Sequence[PlusStage], tasks: Sequence[plus_tasks.PlusTask]) -> pd.DataFrame:
-    """The episodes asked for: suite, variant, seed, task_id, perturbation, perturbation_task."""
-    return pd.DataFrame(
-        [
-            (config.suite, config.variant, config.seed, task.task_id, task.dimension, task.name)
-            for config in configs
-            for task in [
-                *plus_tasks.sample(
-                    tasks,
-                    config.suite,
-                    config.tasks,
-                    config.plus.dimensions,
-                    config.plus.per_dimension,
-                    config.plus.seed,
-                ),
-                *plus_tasks.style_tasks(config.suite, config.tasks, config.plus.styles),
-            ]
-        ],
-        columns=["suite", "variant", "seed", "task_id", "perturbation", "perturbation_task"],
-    )
 
 
 def benchmark_sizes(suites: Sequence[str]) -> dict[str, int]:
