@@ -71,8 +71,8 @@ def plus_sources(config: PlusStage, data: Path | None) -> PlusSources:
     assets = None if plus.assets is None else Path(plus.assets)
     if assets is not None and not assets.is_dir():
         raise SystemExit(
-            f"error: plus.assets: {assets} is not a folder: make it with srpo libero-plus fetch-assets, or set "
-            "null"
+            f"error: plus.assets: {assets} is not a folder: make it with srpo libero-plus fetch-assets, or "
+            "set null"
         )
     try:
         if data is not None:

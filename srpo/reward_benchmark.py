@@ -6,8 +6,8 @@
 
 `collect` runs rollouts of a policy from training states and keeps some successes and failures of each task.
 `score` measures progress along them with one world model; the table's metrics (`srpo.rewards.metrics`) are
-over all trajectories together. Embeddings are cached in the scratch folder, so that an interrupted or repeated
-scoring resumes from there; the folder may be deleted at any time.
+over all trajectories together. Embeddings are cached in the scratch folder, so that an interrupted or
+repeated scoring resumes from there; the folder may be deleted at any time.
 """
 
 from __future__ import annotations

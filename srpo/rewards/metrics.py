@@ -1,7 +1,7 @@
 """Progress curves and the five metrics of the progress-reward benchmark (SRPO, arXiv 2511.15605, Table 3).
 
-The metrics' names are the paper's; choices that it leaves open (bandwidth, bins, base of the logarithm) are in
-the docstrings. All functions raise ValueError on values that are not finite.
+The metrics' names are the paper's; choices that it leaves open (bandwidth, bins, base of the logarithm) are
+in the docstrings. All functions raise ValueError on values that are not finite.
 """
 
 from __future__ import annotations

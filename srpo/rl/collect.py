@@ -160,7 +160,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Collector:
-    """Runs a step's episodes in all processes: with this process's policy, stored episodes and accelerator."""
+    """Runs episodes in all processes, each with its own simulators; stored ones are not run again."""
 
     runner: PolicyRunner
     store: EpisodeStore

@@ -6,12 +6,12 @@ srpo train --config CONFIG --policy FOLDER [--world-model FOLDER] [--demos FOLDE
 A step collects episodes (`srpo.rl.collect`), scores them (`srpo.rl.score`), updates the policy
 (`srpo.rl.update`) and logs it all (`srpo.rl.metrics`).
 
-Offline (`train.offline`) the initial policy's episodes are collected and scored once, and every step is a pass
-over them by advantage-weighted regression, as in the real-robot part of the SRPO paper.
+Offline (`train.offline`) the initial policy's episodes are collected and scored once, and every step is a
+pass over them by advantage-weighted regression, as in the real-robot part of the SRPO paper.
 
 With several processes (`accelerate launch`, docs/hpc.md) each runs every n-th episode of a step and keeps its
-images. What scoring needs of an episode is gathered, so that every process sees the whole batch; gradients are
-averaged. Under FSDP each process holds a shard of the policy that learns and a full copy of it that acts.
+images. What scoring needs of an episode is gathered, so that every process sees the whole batch; gradients
+are averaged. Under FSDP each process holds a shard of the policy that learns and a full copy that acts.
 """
 
 from __future__ import annotations
