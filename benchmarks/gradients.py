@@ -47,7 +47,7 @@ def gradient(config: TrainStage, policy: OpenVLAOFT, batch: collect.Batch) -> di
     policy.zero_grad()
     if episodes:
         queries = update.episode_queries(episodes.values(), scores.advantages[list(episodes)])
-        # The rewards' gradient alone: the KL penalty has none on policy, and entropy's does not depend on them.
+        # The rewards' gradient alone: the KL penalty has none on policy, entropy's does not depend on them.
         train = config.train.model_copy(update={"kl": 0.0, "entropy": 0.0})
         rewards_only = config.model_copy(update={"train": train})
         tokens = float(sum(e.valid.sum() for e in episodes.values()))

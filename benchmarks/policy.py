@@ -4,11 +4,11 @@
 
 `prepare` is the preprocessing of images and prompts on the CPU, `act` the choice of action chunks, `update`
 the forward and backward pass of one micro-batch and a step of AdamW, for the weights that the policy's
-settings train (adapters, or all). `product` is one large matrix product in the policy's precision: the peak of this
-machine, of which the others reach a share. Rows of what, batch, seconds (a median), queries_per_second,
-ratio_to_one (to one query at a time), tflops (as `srpo.cluster.operations` counts), share_of_peak, memory_gib
-(at the peak, weights included; of GPUs only), estimate_gib (by `srpo.policies.memory`). A 7B policy needs a
-GPU.
+settings train (adapters, or all). `product` is one large matrix product in the policy's precision: the peak
+of this machine, of which the others reach a share. Rows of what, batch, seconds (a median),
+queries_per_second, ratio_to_one (to one query at a time), tflops (as `srpo.cluster.operations` counts),
+share_of_peak, memory_gib (at the peak, weights included; of GPUs only), estimate_gib (by
+`srpo.policies.memory`). A 7B policy needs a GPU.
 """
 
 from __future__ import annotations
