@@ -231,6 +231,7 @@ class Trainer:
         return score_batch(self.config, batch, embeddings, self.experts)
 
     def learning_rate(self, step: int) -> float:
+        """Of a step, counted from 1."""
         train = self.config.train
         return optim.learning_rate(step - 1, train.steps, train.learning_rate, train.warmup, train.schedule)
 
