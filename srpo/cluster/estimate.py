@@ -39,7 +39,7 @@ from srpo.config import (
 )
 from srpo.config.plan import Plan, plan
 from srpo.config.resolve import load_preset
-from srpo.episode import CHUNK
+from srpo.episode import CHUNK, PROMPT_TOKENS
 from srpo.libero_plus.tasks import count, shards
 from srpo.policies.__main__ import POLICIES, read_policy
 
@@ -456,7 +456,7 @@ def counting(gpus: int) -> list[str]:
         f"{simulators} simulators shared by {gpus} make smaller batches; every other job uses one"
     )
     return [
-        f"counted are matrix products, with prompts of {operations.PROMPT} tokens. Learning takes 3 "
+        f"counted are matrix products, with prompts of {PROMPT_TOKENS} tokens. Learning takes 3 "
         "forward passes for adapters on frozen weights and 4 for all weights, with gradient checkpointing "
         "(less each block's last layer, which PyTorch does not recompute); without it one less",
         *([shared] if gpus > 1 else []),

@@ -29,9 +29,8 @@ from submitit.helpers import TorchDistributedEnvironment
 
 from srpo.config import ConfigError, TrainStage, load_stage
 from srpo.runtime.files import write_json
+from srpo.runtime.preemption import PREEMPTED
 
-PREEMPTED = 75
-"""What training exits with when a signal stopped it: `checkpoint.PREEMPTED`, without importing torch."""
 SIGNAL = "USR1"
 """Slurm sends it before the time limit, to all processes: training stops, and submitit requeues the job."""
 SIGNAL_SECONDS = 60
