@@ -176,7 +176,7 @@ def test_lint(tmp_path: Path) -> None:
 def test_imports_are_light(tmp_path: Path) -> None:
     """Every job of a cluster parses the workflow again."""
     allowed = re.compile(
-        r"^(from|import) (mimetypes|shlex|sys|pathlib|snakemake|srpo\.(config|resolve|plus_tasks))\b"
+        r"^(from|import) (mimetypes|shlex|sys|pathlib|snakemake|srpo\.(config|cluster|libero_plus\.tasks))\b"
     )
     for file in [ROOT / "Snakefile", *(ROOT / "workflow/rules").glob("*.smk")]:
         for line in file.read_text().splitlines():
@@ -273,10 +273,10 @@ def test_a_checkpoint_on_the_hub_is_fetched_first(finished: Path) -> None:
         "set=['policy.checkpoint=lab/policy', 'policy.revision=abc123']",
     )
     assert re.search(
-        r"srpo\.fetch --checkpoint lab/policy --revision abc123 --out checkpoints/lab--policy@abc123\n",
+        r"srpo download --checkpoint lab/policy --revision abc123 --out checkpoints/lab--policy@abc123\n",
         output,
     )
-    assert re.search(r"srpo\.sft .* --checkpoint checkpoints/lab--policy@abc123 --out ", output)
+    assert re.search(r"srpo sft .* --checkpoint checkpoints/lab--policy@abc123 --out ", output)
 
 
 def test_a_changed_variant_reruns_its_own_runs(finished: Path) -> None:
@@ -322,10 +322,6 @@ def test_report_has_every_table_and_figure(finished: Path) -> None:
 )
 def test_a_process_a_gpu_has_its_share_of_the_cores(cores: int, gpus: int, share: int) -> None:
     assert shell(f"share {cores} {gpus}") == f"{share}\n"
-
-
-def test_where_a_gpu_acts_there_are_two_simulators_a_core() -> None:
-    assert [shell(f"simulators 6 {gpus}") for gpus in (0, 1, 8)] == ["6\n", "12\n", "12\n"]
 
 
 def test_processes_on_gpus_have_no_more_threads_than_the_job_has_cores(tmp_path: Path) -> None:
