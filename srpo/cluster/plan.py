@@ -21,7 +21,7 @@ from srpo import ROOT
 from srpo.cluster import operations, speeds
 from srpo.cluster.estimate import Throughput, critical_path, estimate, read_throughput
 from srpo.cluster.jobs import Durations, Flop, Job, submissions, uncounted
-from srpo.cluster.resources import REQUESTS, cores
+from srpo.cluster.resources import REQUESTS, cores, simulators
 from srpo.cluster.speeds import MEASUREMENTS, Speeds
 from srpo.config import ConfigError, Policy, SftStage, read_yaml
 from srpo.config.resolve import Plan, load_preset, plan
@@ -156,7 +156,7 @@ def assumptions(planned: Plan, throughput: Throughput) -> list[str]:
     lines = [
         f"control steps a second and core: {os.path.relpath(throughput.source)}, at its pictures' size",
         "every episode lasts as long as it may",
-        "jobs have the cores of srpo/cluster/resources.py, one simulator each, and hold them while GPUs work",
+        "jobs have the cores of srpo/cluster/resources.py, all of which simulate, and hold them while GPUs work",
         "no further rounds of dynamic sampling, no queue, no retries",
         "disk: a run's policy and last checkpoint, and a training's pictures until its next checkpoint",
     ]
@@ -178,7 +178,8 @@ def counting(gpus: int) -> list[str]:
     """How operations are counted, and how their time is put together."""
     shared = (
         f"training uses all {gpus} GPUs of a job and is {gpus} times as fast as on one: not measured, and "
-        f"{cores('train', gpus)} simulators shared by {gpus} make smaller batches; every other job uses one"
+        f"their share of {simulators(cores('train', gpus), gpus)} simulators makes smaller batches; every other "
+        "job uses one"
     )
     return [
         f"counted are matrix products, with prompts of {operations.PROMPT} tokens. Learning takes 3 "

@@ -27,7 +27,7 @@ POLICY, WORLD_MODEL = "openvla-7b", "vjepa2-vitg"
 MICROBATCH = 8
 """Queries of a forward pass in the file's part `step`."""
 BATCH = 16
-"""Queries that a policy without adapters answers at once, at best: jobs have 8 or 16 simulators."""
+"""Queries that a finished policy answers at once, at best: one of each of an evaluation's simulators."""
 
 
 class Speeds(NamedTuple):
