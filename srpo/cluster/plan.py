@@ -156,7 +156,7 @@ def assumptions(planned: Plan, throughput: Throughput) -> list[str]:
     lines = [
         f"control steps a second and core: {os.path.relpath(throughput.source)}, at its pictures' size",
         "every episode lasts as long as it may",
-        "jobs have the cores of srpo/cluster/resources.py, all of which simulate, and hold them while GPUs work",
+        "jobs hold the cores of srpo/cluster/resources.py until their end, and all of them simulate",
         "no further rounds of dynamic sampling, no queue, no retries",
         "disk: a run's policy and last checkpoint, and a training's pictures until its next checkpoint",
     ]
@@ -178,8 +178,8 @@ def counting(gpus: int) -> list[str]:
     """How operations are counted, and how their time is put together."""
     shared = (
         f"training uses all {gpus} GPUs of a job and is {gpus} times as fast as on one: not measured, and "
-        f"their share of {simulators(cores('train', gpus), gpus)} simulators makes smaller batches; every other "
-        "job uses one"
+        f"{simulators(cores('train', gpus), gpus)} simulators shared by {gpus} make smaller batches; every "
+        "other job uses one"
     )
     return [
         f"counted are matrix products, with prompts of {operations.PROMPT} tokens. Learning takes 3 "
