@@ -118,8 +118,8 @@ def _encoder(encoder: Encoder, image_size: int, rank: int) -> Forward:
 def learning(policy: Policy, prompt: int = PROMPT) -> int:
     """FLOP to learn from a query: forward, recomputed with gradient checkpointing, and backward.
 
-    The backward pass takes a product for the gradient of each layer's input, and one for that of its weights if
-    they are trained. So training all weights takes 3 times the forward pass, and 4 times with checkpointing
+    The backward pass takes a product for the gradient of each layer's input, and one for that of its weights
+    if they are trained. So training all weights takes 3 times the forward pass, and 4 times with checkpointing
     (less what is not recomputed); frozen weights under adapters take 2 and 3 times. Attention and adapters
     always need both products.
     """
@@ -163,10 +163,8 @@ ARCHITECTURES = {  # by hub id, from their config.json
 
 def architecture(model: WorldModel) -> Architecture | None:
     """A world model's network; None: its checkpoint is not among those known here."""
-    if (small := model.pretraining) is not None:  # a V-JEPA 2 with transformers' default MLP and tubelet
-        return Architecture(
-            small.hidden_size, 4 * small.hidden_size, small.depth, small.patch_size, tubelet=2
-        )
+    if (made := model.pretraining) is not None:  # a V-JEPA 2 with transformers' default MLP and tubelet
+        return Architecture(made.hidden_size, 4 * made.hidden_size, made.depth, made.patch_size, tubelet=2)
     return ARCHITECTURES.get(model.checkpoint or "")
 
 
