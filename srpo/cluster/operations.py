@@ -119,7 +119,7 @@ def learning(policy: Policy, prompt: int = PROMPT) -> int:
     """FLOP to learn from a query: forward, recomputed with gradient checkpointing, and backward.
 
     The backward pass takes a product for the gradient of each layer's input, and one for that of its weights
-    if they are trained. So training all weights takes 3 times the forward pass, and 4 times with checkpointing
+    if they are trained. So training all weights takes 3 times the forward pass, 4 times with checkpointing
     (less what is not recomputed); frozen weights under adapters take 2 and 3 times. Attention and adapters
     always need both products.
     """
