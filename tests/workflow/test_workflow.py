@@ -325,13 +325,15 @@ def test_a_process_a_gpu_has_its_share_of_the_cores(cores: int, gpus: int, share
 
 
 def test_processes_on_gpus_have_no_more_threads_than_the_job_has_cores(tmp_path: Path) -> None:
-    """As told by torch in each process: Snakemake has given the job as many threads as cores."""
-    (tmp_path / "told.py").write_text("import os, torch; os.write(1, b'%d\\n' % torch.get_num_threads())")
+    """As torch counts them in each process: Snakemake has given the job as many threads as cores."""
+    (tmp_path / "srpo.py").write_text("import os, torch; os.write(1, b'%d\\n' % torch.get_num_threads())")
+    (tmp_path / "srpo").write_text("#!/bin/sh\nexec python -m srpo\n")
+    (tmp_path / "srpo").chmod(0o755)
     before = {f"{library}_NUM_THREADS": "2" for library in ("OMP", "MKL", "OPENBLAS", "GOTO")}
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, **before, "PATH": path, "PYTHONPATH": str(tmp_path)}
-    assert shell("$(launch 2 1) told", environment) == "2\n"
-    assert shell("$(launch 2 2) told", environment) == "1\n1\n"
+    assert shell(f"cd {tmp_path}; $(launch 2 1)", environment) == "2\n"
+    assert shell(f"cd {tmp_path}; $(launch 2 2)", environment) == "1\n1\n"
 
 
 def shell(command: str, environment: dict[str, str] | None = None) -> str:
