@@ -40,7 +40,7 @@ from srpo.world_models import load_world_model
 from srpo.world_models.pretraining.jepa import architecture
 from srpo.world_models.pretraining.pretrain import write_model
 
-SUITE, VARIANT = "libero_goal", "srpo-vjepa2-tiny"
+SUITE, VARIANT = "libero_goal", "srpo"
 PARTS = {"simulate": "#0072b2", "render": "#56b4e9", "policy": "#009e73", "other": "0.7", "encode": "#e69f00",
          "reward": "#cc79a7", "update": "#d55e00"}  # fmt: skip
 """In the order of a step, with their colours; `other` is what a rollout does besides."""

@@ -28,7 +28,7 @@ from srpo.analysis.stats import (
     median_reached,
     wilson,
 )
-from srpo.config import SUITES, TrainStage
+from srpo.config import CONTROL_HZ, SUITES, TrainStage
 from srpo.results.rows import RL_METRICS, ResultError, missing_rows, read_config, read_rows, run
 from srpo.runtime.files import write_with
 
@@ -38,8 +38,6 @@ WINDOW = 3
 """RL steps whose mean must reach a level: one lucky step does not count."""
 UNITS = {"step": "RL steps", "episodes_so_far": "episodes", "seconds_so_far": "simulated seconds"}
 """What a run's progress is measured in: column → name."""
-CONTROL_HZ = 20
-"""LIBERO's control steps a second."""
 
 
 def read_metrics(

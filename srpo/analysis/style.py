@@ -64,8 +64,6 @@ _LOOKS = {
     "srpo": (BLUE, "o"),
     "srpo-offline": (GREEN, "D"),
     "srpo-pixel": (PURPLE, "D"),
-    "srpo-vjepa2-tiny": (BLUE, "p"),
-    "srpo-vjepa2-tiny-prefix": (GREEN, "o"),
     "srpo-prefix": (GREEN, "p"),
     "srpo-simulator": (GREEN, "*"),
     "srpo-siirl": (VERMILLION, "v"),

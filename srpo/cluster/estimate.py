@@ -19,7 +19,7 @@ from srpo.config import (
     TrainStage,
     WorldModelStage,
 )
-from srpo.config.resolve import Plan
+from srpo.config.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from srpo.config import (
     WorldModel,
     WorldModelStage,
 )
-from srpo.config.resolve import Plan
+from srpo.config.plan import Plan
 from srpo.episode import CHUNK
 from srpo.libero_plus.tasks import shards
 

@@ -24,7 +24,8 @@ from srpo.cluster.jobs import Durations, Flop, Job, submissions, uncounted
 from srpo.cluster.resources import REQUESTS, cores, simulators
 from srpo.cluster.speeds import MEASUREMENTS, Speeds
 from srpo.config import ConfigError, Policy, SftStage, read_yaml
-from srpo.config.resolve import Plan, load_preset, plan
+from srpo.config.plan import Plan, plan
+from srpo.config.resolve import load_preset
 from srpo.episode import CHUNK
 from srpo.policies.__main__ import POLICIES, read_policy
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from srpo.config import PlusStage
-from srpo.libero_plus.tasks import STYLES, count
+from srpo.config import STYLES, PlusStage
+from srpo.libero_plus.tasks import count
 
 
 class Request(NamedTuple):

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import ValidationError
 
-from srpo.config import PROFILES, Protocol, Section
+from srpo.config import DIMENSIONS, PROFILES, STYLES, Protocol, Section
 from srpo.runtime.files import write_text, write_with
 
 
@@ -62,11 +62,6 @@ class Schema:
         types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
         return pa.schema([pa.field(n, types[c.kind], nullable=c.optional) for n, c in self.columns.items()])
 
-
-DIMENSIONS = ("camera", "robot", "language", "light", "background", "noise", "layout")
-"""The seven perturbation dimensions of LIBERO-Plus, in the order of its leaderboard."""
-STYLES = ("style_light", "style_background", "style_distractors")
-"""Our own, on LIBERO's own assets (plus_style): no part of LIBERO-Plus."""
 
 EPISODES = Schema(
     "episodes.parquet",

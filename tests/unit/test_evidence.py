@@ -9,7 +9,8 @@ import yaml
 from synthetic_results import curves_of, libero_run, reward_benchmark, rl_run
 
 from srpo.analysis import evidence
-from srpo.config.resolve import CONFIGS, load_preset, plan
+from srpo.config.plan import plan
+from srpo.config.resolve import CONFIGS, load_preset
 from srpo.results.rows import REWARDS, ResultError, write_rows
 
 PAGE = "".join(f"Before {name}.\n<!-- {name} -->\noutdated\n<!-- end -->\n" for name in evidence.PARTS)
@@ -23,7 +24,8 @@ def sheet(path: Path) -> str:
 def preset(folder: Path, **sheets: str) -> Path:
     """The smoke preset with two seeds, an ablation more, and with other sheets for some tables."""
     settings = yaml.safe_load((CONFIGS / "presets" / "smoke.yaml").read_text())
-    ablations = (CONFIGS / "experiments/tiny/ablations.tsv").read_text() + "srpo-pixel\tpixels\n"
+    ablations = (CONFIGS / "experiments/tiny/ablations.tsv").read_text()
+    ablations += "srpo-pixel\tpixels\tablation\tsrpo\tworld_model=pixel\n"
     (folder / "ablations.tsv").write_text(ablations)
     chosen = {"ablations": sheet(folder / "ablations")} | sheets
     tables = settings["tables"] | {table: {"sheet": sheet} for table, sheet in chosen.items()}
@@ -34,8 +36,14 @@ def preset(folder: Path, **sheets: str) -> Path:
 
 def with_prefixes(folder: Path) -> str:
     """A sheet of ablations with a variant of ours."""
-    rows = ["variant\tlabel", "srpo-vjepa2-tiny\tSRPO", "srpo-vjepa2-tiny-prefix\tmatched prefixes"]
-    (folder / "prefixes.tsv").write_text("\n".join([*rows, "srpo-pixel\tpixels", "grpo\tGRPO\n"]))
+    rows = [
+        ("name", "label", "role", "variant", "set"),
+        ("srpo", "SRPO", "baseline", "srpo", ""),
+        ("srpo-prefix", "matched prefixes", "ablation", "srpo", "reward.references=matched_prefix"),
+        ("srpo-pixel", "pixels", "ablation", "srpo", "world_model=pixel"),
+        ("grpo", "GRPO", "ablation", "grpo", ""),
+    ]
+    (folder / "prefixes.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
     return sheet(folder / "prefixes")
 
 
@@ -47,7 +55,7 @@ def results(root: Path, rates: dict[str, float], ways: tuple[float, float] = (0.
             libero_run(root / "runs", "libero_goal", variant, rate, seed=seed, states=20)
             if variant == "sft":
                 continue
-            model = variant.removeprefix("srpo-").removesuffix("-prefix")
+            model = "vjepa2-tiny" if variant in ("srpo", "srpo-prefix") else variant.removeprefix("srpo-")
             changed = {"references": "matched_prefix"} if variant.endswith("-prefix") else {}
             curve = [0.2, 0.2 + rate / 2, rate]
             metrics = rl_run(root / "runs", "libero_goal", variant, curve, seed=seed, model=model, **changed)
@@ -71,7 +79,7 @@ def results(root: Path, rates: dict[str, float], ways: tuple[float, float] = (0.
     return root
 
 
-GOOD = {"sft": 0.3, "grpo": 0.5, "srpo-vjepa2-tiny": 1.0, "srpo-pixel": 0.6}
+GOOD = {"sft": 0.3, "grpo": 0.5, "srpo": 1.0, "srpo-pixel": 0.6}
 
 
 def read(root: Path) -> evidence.Evidence:
@@ -90,7 +98,7 @@ def test_claims_that_hold_and_that_do_not(tmp_path: Path) -> None:
 
 
 def test_what_did_not_hold_is_said_first(tmp_path: Path) -> None:
-    rates = {**GOOD, "sft": 0.6, "grpo": 1.0, "srpo-vjepa2-tiny": 0.6}
+    rates = {**GOOD, "sft": 0.6, "grpo": 1.0, "srpo": 0.6}
     found = read(results(tmp_path, rates, ways=(0.4, 0.2)))
     heading, text = evidence.verdict(found).split("\n\n")[:2]
     assert heading == "**Did not hold:**"
@@ -108,7 +116,7 @@ def test_what_failures_add_by_hand(tmp_path: Path) -> None:
 
 def test_the_mean_over_tasks_weighs_tasks_alike(tmp_path: Path) -> None:
     found = read(results(tmp_path, GOOD))
-    own = found.of("srpo-vjepa2-tiny")
+    own = found.of("srpo")
     assert evidence.rate(own).value == 1
     before = found.of("sft")
     solved = (before["status"] == "success").groupby(before["task_id"]).mean()
@@ -141,12 +149,12 @@ def test_the_page_is_written_between_its_lines(tmp_path: Path) -> None:
 
 
 def test_what_is_ours_is_claimed_to_be_above_srpo(tmp_path: Path) -> None:
-    other = {"srpo-vjepa2-tiny": 0.6, "srpo-vjepa2-tiny-prefix": 1.0, "srpo-efficientnet": 0.6}
+    other = {"srpo": 0.6, "srpo-prefix": 1.0, "srpo-efficientnet": 0.6}
     root = results(tmp_path, {**GOOD, **other})
     plans = plan(*load_preset(str(preset(root, f2="mini/f2", ablations=with_prefixes(root)))))
     found = evidence.read(root, plans)
-    assert (found.grpo, found.srpo) == ("grpo", "srpo-vjepa2-tiny")
-    assert found.ours == ["srpo-vjepa2-tiny-prefix"]
+    assert (found.grpo, found.srpo) == ("grpo", "srpo")
+    assert found.ours == ["srpo-prefix"]
     claims = {claim.text: claim.holds for claim in evidence.claims(found)}
     assert claims["SRPO, matched prefixes ends higher than SRPO"] is True
     assert claims["SRPO ends higher than SRPO, pixels"] is None

@@ -23,7 +23,8 @@ from srpo.cluster.plan import (
 )
 from srpo.cluster.speeds import Speeds, measured, nearest, of_peak, read_rates, read_table, shipped
 from srpo.config import ConfigError, Protocol, TrainStage
-from srpo.config.resolve import load_preset, plan
+from srpo.config.plan import plan
+from srpo.config.resolve import load_preset
 from srpo.policies.__main__ import POLICIES, read_policy
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -24,7 +24,8 @@ from synthetic_results import (
 
 from srpo.analysis import compare, export, f1, paper_map, redraw, validate
 from srpo.cluster import status
-from srpo.config.resolve import load_preset, plan
+from srpo.config.plan import plan
+from srpo.config.resolve import load_preset
 from srpo.results.rows import EPISODES, REWARDS, STYLES, ResultError, read_rows, write_rows
 
 REPOSITORY = Path(__file__).parents[2]
@@ -147,9 +148,9 @@ def test_the_rate_of_nothing_is_not_known(tmp_path: Path) -> None:
 
 def drawable(root: Path) -> Path:
     """Rows of the smoke preset, but for LIBERO-Plus."""
-    for variant in ("sft", "grpo", "srpo-vjepa2-tiny", "srpo-pixel"):
+    for variant in ("sft", "grpo", "srpo", "srpo-pixel"):
         path = libero_run(root / "runs", "libero_goal", variant, 0.5)
-        if variant in ("sft", "srpo-vjepa2-tiny"):
+        if variant in ("sft", "srpo"):
             paths_of(path, 0.1)
         if variant != "sft":
             metrics = rl_run(root / "runs", "libero_goal", variant, [0.2, 0.5])
@@ -174,7 +175,7 @@ def test_redraw_draws_all_that_has_rows(tmp_path: Path, capsys: pytest.CaptureFi
 
 def plus(root: Path, tasks: Path) -> None:
     rates = dict.fromkeys(("camera", "noise", *STYLES), 0.5)
-    for variant in ("sft", "grpo", "srpo-vjepa2-tiny"):
+    for variant in ("sft", "grpo", "srpo"):
         plus_run(root / "runs", "libero_goal", variant, rates, tasks, per_dimension=5)
 
 

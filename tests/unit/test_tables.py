@@ -646,7 +646,7 @@ def test_t3_truth_reads_rewards_of_runs_that_shaped_them(tmp_path: Path) -> None
     scores = reward_benchmark(tmp_path, "libero_goal", {"pixel": 0.35, "vjepa2-tiny": 0.8})
     curves, _ = curves_of(scores)
     rewards = []
-    for variant in ("grpo", "srpo-vjepa2-tiny"):
+    for variant in ("grpo", "srpo"):
         for seed in (0, 1):
             metrics = rl_run(tmp_path, "libero_goal", variant, [0.2, 0.5], seed=seed, model="vjepa2-tiny")
             rewards.append(metrics.with_name("rewards.parquet"))

@@ -58,7 +58,8 @@ def job_counts(output: str) -> dict[str, int]:
 
 def sheet(name: str) -> list[str]:
     with (ROOT / "configs/experiments" / f"{name}.tsv").open(newline="") as handle:
-        return [row["variant"] for row in csv.DictReader(handle, delimiter="\t")]
+        rows = csv.DictReader((line for line in handle if not line.startswith("#")), delimiter="\t")
+        return [row["name"] for row in rows]
 
 
 def expected_counts(preset: dict[str, Any]) -> dict[str, int]:
@@ -248,11 +249,11 @@ def test_stages_get_what_they_need(finished: Path) -> None:
     """The command lines, of which the logs of the stand-in tell."""
     logs = finished / "results/example/logs"
     run = "results/example/runs/libero_goal"
-    assert (logs / "train/libero_goal/srpo-vjepa2-tiny/seed0.log").read_text() == (
-        f"train --config {run}/srpo-vjepa2-tiny/seed0/config.yaml --policy {run}/sft/seed0/policy"
+    assert (logs / "train/libero_goal/srpo/seed0.log").read_text() == (
+        f"train --config {run}/srpo/seed0/config.yaml --policy {run}/sft/seed0/policy"
         " --world-model results/example/world_models/vjepa2-tiny/checkpoint"
-        f" --out {run}/srpo-vjepa2-tiny/seed0"
-        " --scratch scratch/example/runs/libero_goal/srpo-vjepa2-tiny/seed0/policy"
+        f" --out {run}/srpo/seed0"
+        " --scratch scratch/example/runs/libero_goal/srpo/seed0/policy"
         " --workers 2"
     )
     assert "--world-model" not in (logs / "train/libero_goal/grpo/seed0.log").read_text()
