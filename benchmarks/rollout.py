@@ -255,7 +255,7 @@ def tiny_policy(suite: str) -> Any:
 
     from srpo.config.resolve import CONFIGS
     from srpo.envs.libero import load_task
-    from srpo.policies.openvla_oft import create_policy
+    from srpo.policies.checkpoints import create_policy
     from srpo.policies.processing import make_tokenizer
 
     settings = Policy.model_validate(
@@ -335,7 +335,7 @@ def official_episodes(suite: str, workers: int, episodes: int) -> dict[str, floa
                 break
             # The batch is answered whole, finished episodes too, and waits for its slowest member.
             images, proprio = np.stack([view[0] for view in views]), np.stack([view[1] for view in views])
-            inputs = policy.prepare(suite, images, [words] * workers, proprio)
+            inputs = policy.prepare_inputs(suite, images, [words] * workers, proprio)
             tokens, _ = policy.act(inputs, 1.0, generators)
             for pipe, actions, view in zip(pipes, policy.actions(suite, tokens), views, strict=True):
                 pipe.send([] if view[2] else actions)
@@ -352,11 +352,11 @@ def official_episodes(suite: str, workers: int, episodes: int) -> dict[str, floa
 def memory_growth(suite: str, episodes: int) -> dict[str, float]:
     """A process's memory after a tenth of the episodes and after all of them, over two tasks."""
     from srpo.envs.libero import LiberoEnv
-    from srpo.rollouts.pool import Answer, pictures_shape, run_episode
+    from srpo.rollouts.worker import Answer, images_shape, run_episode
 
     settings = protocol("fast", max_steps=24)
     envs = [LiberoEnv(suite, task, settings) for task in (0, 1)]
-    pictures = np.zeros(pictures_shape(settings, 8), np.uint8)
+    pictures = np.zeros(images_shape(settings, 8), np.uint8)
     actions = rummage(0)
 
     def ask(query: int, proprio: NDArray[np.float32]) -> Answer:

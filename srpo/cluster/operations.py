@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from srpo.config import Encoder, Policy, WorldModel
-from srpo.episode import PROPRIO_DIM, TOKENS
+from srpo.episode import PROMPT_TOKENS, PROPRIO_DIM, TOKENS
 
-PROMPT = 30
-"""Prompt tokens of a query; LIBERO's instructions have about 20 to 40."""
 ACTION_ROWS = 256
 """Rows of the output matrix that are used: one an action token."""
 
@@ -89,7 +87,7 @@ def vit_shapes(width: int, hidden: int) -> Shapes:
 # Policies.
 
 
-def policy_forward(policy: Policy, prompt: int = PROMPT) -> Forward:
+def policy_forward(policy: Policy, prompt: int = PROMPT_TOKENS) -> Forward:
     """FLOP of a policy query: one observation, one forward pass, one chunk of eight actions."""
     rank, llm = policy.lora.rank if policy.lora else 0, policy.llm
     patches = (policy.image_size // policy.encoders[0].patch_size) ** 2
@@ -115,7 +113,7 @@ def _encoder(encoder: Encoder, image_size: int, rank: int) -> Forward:
     return linear(patches, [(3 * encoder.patch_size**2, width)]) + blocks(depth, tokens, width, shapes, rank)
 
 
-def learning(policy: Policy, prompt: int = PROMPT) -> int:
+def learning(policy: Policy, prompt: int = PROMPT_TOKENS) -> int:
     """FLOP to learn from a query: forward, recomputed with gradient checkpointing, and backward.
 
     The backward pass takes a product for the gradient of each layer's input, and one for that of its weights

@@ -26,7 +26,7 @@ from srpo.cluster.speeds import MEASUREMENTS, Speeds
 from srpo.config import ConfigError, Policy, SftStage, read_yaml
 from srpo.config.plan import Plan, plan
 from srpo.config.resolve import load_preset
-from srpo.episode import CHUNK
+from srpo.episode import CHUNK, PROMPT_TOKENS
 from srpo.policies.__main__ import POLICIES, read_policy
 
 THROUGHPUT = MEASUREMENTS / "rollout.csv"
@@ -183,7 +183,7 @@ def counting(gpus: int) -> list[str]:
         "other job uses one"
     )
     return [
-        f"counted are matrix products, with prompts of {operations.PROMPT} tokens. Learning takes 3 "
+        f"counted are matrix products, with prompts of {PROMPT_TOKENS} tokens. Learning takes 3 "
         "forward passes for adapters on frozen weights and 4 for all weights, with gradient checkpointing "
         "(less each block's last layer, which PyTorch does not recompute); without it one less",
         *([shared] if gpus > 1 else []),

@@ -7,8 +7,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from fine_tuning import stage as sft_stage
 from policies import small_settings
-from test_sft import stage as sft_stage
 
 from srpo import sft
 from srpo.config import Demos, DemosStage, Protocol
@@ -27,7 +27,7 @@ from srpo.demos import (
 )
 from srpo.envs.expert.arm import NOISE_CORRELATION, NOISE_SCALE, CorrelatedNoise
 from srpo.envs.libero import load_task
-from srpo.policies.openvla_oft import load_policy
+from srpo.policies.checkpoints import load_policy
 
 STATES = 30
 

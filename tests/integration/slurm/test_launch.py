@@ -11,11 +11,10 @@ import pandas as pd
 import pytest
 from cluster import Cluster, wait_until
 from safetensors.torch import load_file
-from sweeping import sweeping_policy, write_config
-from test_training import TRAINING, without_times
+from sweeping import TRAINING, sweeping_policy, without_times, write_config
 
 from srpo.cluster.launch import Command, make_executor, state
-from srpo.policies.openvla_oft import save_policy
+from srpo.policies.checkpoints import save_policy
 from srpo.results.rows import RL_METRICS, read_rows
 
 pytestmark = pytest.mark.integration
