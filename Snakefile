@@ -1,4 +1,4 @@
-# Targets only: the stages are in workflow/rules/, one file each, and call `python -m srpo...`.
+# Targets only: the stages are in workflow/rules/, one file each, and run `srpo` commands.
 # The preset is Snakemake's configuration: `snakemake --cores all --configfile configs/presets/mini.yaml`.
 from snakemake.utils import min_version
 

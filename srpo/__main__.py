@@ -1,6 +1,6 @@
-"""The command `srpo`: one sub-command for everything that can be started.
+"""The command `srpo`: a sub-command for everything that can be started.
 
-srpo COMMAND [ARGUMENTS]; srpo COMMAND --help
+srpo COMMAND [ARGUMENTS]; srpo COMMAND --help; srpo --version
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from srpo import __version__
 from srpo.config import did_you_mean
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # Before anything is started
     "doctor": ("srpo.cluster.doctor", "check this machine: rendering, GPUs, simulator, Slurm"),
-    "plan": ("srpo.cluster.estimate", "what a preset takes: jobs, episodes, hours, disk"),
+    "plan": ("srpo.cluster.plan", "what a preset takes: jobs, episodes, hours, disk"),
     "resolve": ("srpo.config.resolve", "print the resolved configuration of one stage"),
     "download": ("srpo.runtime.hub", "a checkpoint from the Hugging Face hub, checked"),
     "policy": ("srpo.policies", "inspect or convert a policy checkpoint"),
@@ -45,7 +46,7 @@ def usage() -> str:
     """The list of commands."""
     width = max(map(len, COMMANDS))
     lines = (f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items())
-    return "usage: srpo COMMAND [ARGUMENTS]\n\n" + "\n".join(lines) + "\n\nsrpo COMMAND --help tells more."
+    return "usage: srpo COMMAND [ARGUMENTS]\n\n" + "\n".join(lines) + "\n\nOf one: srpo COMMAND --help"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -53,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
+        return
+    if arguments[0] == "--version":
+        print(f"srpo {__version__}")
         return
     name, *rest = arguments
     if name not in COMMANDS:

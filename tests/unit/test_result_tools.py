@@ -141,7 +141,7 @@ def test_durations_in_words() -> None:
 
 
 def test_the_rate_of_nothing_is_not_known(tmp_path: Path) -> None:
-    now = status._evaluation([tmp_path / "rows.jsonl"], 10, 0)
+    now = status._evaluation([tmp_path], 10, 0)
     assert now == status.Progress("waiting", "episodes", 0, 10)
     assert np.isnan(status.wilson(0, 0).value)
 

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from srpo.config import STAGES, STYLES, ConfigError, Preset, validate
+from srpo.cluster import resources
+from srpo.cluster.resources import GROUPS, scratch_path, sweep_size
+from srpo.config import STAGES, ConfigError, Preset, validate
 from srpo.config.layers import split_overrides
 from srpo.config.plan import plan
 from srpo.config.resolve import to_yaml
 from srpo.config.sheets import SFT, baseline, ours
-from srpo.libero_plus.tasks import count, shards
+from srpo.libero_plus.tasks import shards
 
 ROOT = Path(os.path.relpath(workflow.basedir))
 PRESET_FILES = ", ".join(os.path.relpath(file) for file in workflow.configfiles)
@@ -35,6 +37,7 @@ mimetypes.add_type(
 )  # for the report, which would complain that it does not know
 PLAN = make_plan()
 PRESET = PLAN.preset
+SIMULATORS_PER_CORE = resources.simulators(1, PRESET.gpus)
 GAINS = f"results/{PRESET.name}/tables/gains.txt"
 # The report's first lines; its template sees nothing but the configuration.
 config["gains"] = Path(GAINS).read_text().splitlines() if Path(GAINS).is_file() else []
@@ -113,8 +116,8 @@ def stage_of(folder):
 
 
 def scratch(wildcards, output):
-    """Where a job keeps what it resumes from: outside its outputs, which Snakemake deletes when the job fails."""
-    return Path("scratch", *Path(output[0]).parts[1:]).with_suffix("").as_posix()
+    """The folder of a job's resumable state."""
+    return scratch_path(output[0])
 
 
 def stem(wildcards, output):
@@ -122,20 +125,16 @@ def stem(wildcards, output):
     return Path(output.png).with_suffix("").as_posix()
 
 
+def cores(rule):
+    return resources.cores(rule, PRESET.gpus)
+
+
 def memory(wildcards, threads, attempt):
-    """MB of a job that simulates: 2 GB a simulator (on a GPU two a core), the policy's share, and up to twice as much
-    after failures."""
-    first = 4000 + (4000 * threads + 64000 if PRESET.gpus else 2000 * threads)
-    return min(2 * first, first * (attempt + 1) // 2)
+    return resources.memory_mb(threads, PRESET.gpus, attempt)
 
 
-def minutes(first):
-    """A job's time limit: more after each failure, up to two days, which many clusters allow."""
-
-    def runtime(wildcards, attempt):
-        return min(first * attempt, max(first, 2880))
-
-    return runtime
+def minutes(rule):
+    return lambda wildcards, attempt: resources.minutes(rule, attempt)
 
 
 def demos_of(wildcards):
@@ -221,11 +220,7 @@ def plus_shards(wildcards):
     """The parts of a LIBERO-Plus sweep; how many is known without the task list."""
     folder = f"runs/{wildcards.suite}/{wildcards.any_variant}/seed{wildcards.seed}/plus"
     stage = PLAN.stages[folder]
-    total = count(
-        stage.suite, stage.tasks, stage.plus.dimensions, stage.plus.per_dimension
-    )
-    total += len(STYLES) * stage.plus.styles
-    number = shards(total, stage.plus.shard_size)
+    number = shards(sweep_size(stage), stage.plus.shard_size)
     return [f"<results>/{folder}/shard-{shard}.parquet" for shard in range(number)]
 
 

@@ -10,10 +10,10 @@ rule demos:
         "<benchmarks>/demos/{suite}.tsv"
     conda:
         "../../environment.yml"
-    threads: 8
+    threads: cores("demos")
     resources:
         mem_mb=memory,
-        runtime=minutes(240),
+        runtime=minutes("demos"),
     params:
         scratch=scratch,
     shell:

@@ -11,16 +11,16 @@ rule trajectories:
         "<benchmarks>/trajectories/{suite}.tsv"
     conda:
         "../../environment.yml"
-    threads: 8
+    threads: cores("trajectories")
     resources:
         mem_mb=memory,
-        runtime=minutes(480),
+        runtime=minutes("trajectories"),
         gpu=PRESET.gpus,
     params:
         scratch=scratch,
     shell:
         "logged {log:q} srpo reward-benchmark collect --config {input.config:q}"
-        " --policy {input.policy:q} --out {output:q} --scratch {params.scratch:q} --workers $(simulators {threads} {resources.gpu})"
+        " --policy {input.policy:q} --out {output:q} --scratch {params.scratch:q} --workers $(({threads} * {SIMULATORS_PER_CORE}))"
 
 
 rule score:
@@ -37,10 +37,10 @@ rule score:
         "<benchmarks>/score/{suite}/{world_model}.tsv"
     conda:
         "../../environment.yml"
-    threads: 8
+    threads: cores("score")
     resources:
         mem_mb=memory,
-        runtime=minutes(480),
+        runtime=minutes("score"),
         gpu=PRESET.gpus,
     params:
         scratch=scratch,

@@ -28,13 +28,13 @@ rule plus_shard:
         "<benchmarks>/plus/{suite}/{any_variant}/seed{seed}/shard-{shard}.tsv"
     # Shards of one sweep need the same files; the profile sets how many share a job.
     group:
-        "plus_{suite}_{any_variant}_{seed}"
+        GROUPS["plus_shard"]
     conda:
         "../../environment.yml"
-    threads: 8
+    threads: cores("plus_shard")
     resources:
         mem_mb=memory,
-        runtime=minutes(120),
+        runtime=minutes("plus_shard"),
         gpu=PRESET.gpus,
     params:
         scratch=scratch,
@@ -42,7 +42,7 @@ rule plus_shard:
     shell:
         "logged {log:q} srpo evaluate --config {input.config:q} --policy {input.policy:q}"
         " --plus {input.tasks:q} --plus-data {input.data:q} --shard {wildcards.shard}/{params.number}"
-        " --out {output:q} --scratch {params.scratch:q} --workers $(simulators {threads} {resources.gpu})"
+        " --out {output:q} --scratch {params.scratch:q} --workers $(({threads} * {SIMULATORS_PER_CORE}))"
 
 
 rule plus:

@@ -97,7 +97,7 @@ def test_processes_of_two_nodes_find_one_another(
     )
     log, go = tmp_path / "log", tmp_path / "go"
     command = ["bash", "-c", RANK.format(log=log, go=go)]
-    job = make_executor(wanted, tmp_path / "launch").submit(Command(command, 4, 3))
+    job = make_executor(wanted, tmp_path / "launch").submit(Command(command, 4))
     wait_until(lambda: log.exists() and log.read_text().count("\n") == 4, "four processes")
     ranks = [f"{rank}/4 {rank % 2} node1 0,1 2" for rank in range(4)]
     assert sorted(log.read_text().splitlines()) == ranks
