@@ -39,6 +39,23 @@ class PairedDifference:
     """`mcnemar` (exact) or `sign flip`."""
 
 
+NO_PAIRS = PairedDifference(0, Estimate(NAN, NAN, NAN), NAN, "")
+"""Nothing to compare."""
+
+
+def direction(difference: Estimate) -> bool | None:
+    """Whether a difference is above 0 beyond its interval (True), below it (False), or neither (None)."""
+    if difference.low > 0:
+        return True
+    return False if difference.high < 0 else None
+
+
+def cautious_difference(before: Estimate, after: Estimate) -> Estimate:
+    """How much higher a value is, at least and at most, by two intervals: cautious, and above 0 (or below)
+    only where the two do not overlap."""
+    return Estimate(after.value - before.value, after.low - before.high, after.high - before.low)
+
+
 def wilson(successes: int, episodes: int) -> Estimate:
     """Success rate with Wilson's score interval (Wilson, JASA 1927)."""
     if not 0 <= successes <= episodes:
@@ -84,7 +101,7 @@ def paired_difference(
         raise ValueError(f"{len(baseline)} baseline outcomes for {len(method)} of the method")
     pairs = len(baseline)
     if pairs == 0:
-        return PairedDifference(0, Estimate(NAN, NAN, NAN), NAN, "")
+        return NO_PAIRS
     if np.isin(np.concatenate([baseline, method]), (0, 1)).all():
         both, gained = int((baseline * method).sum()), int((method > baseline).sum())
         lost = int((method < baseline).sum())
@@ -214,14 +231,6 @@ def interquartile_mean(scores: NDArray[np.floating]) -> float:
     """Mean of the middle half of all scores (Agarwal et al., "Deep RL at the Edge of the Statistical
     Precipice", arXiv 2108.13264): a quarter of them, rounded down, is cut off at either end."""
     return float(trim_mean(scores, 0.25, axis=None))
-
-
-def performance_profile(
-    scores: NDArray[np.floating], thresholds: NDArray[np.floating]
-) -> NDArray[np.float64]:
-    """Share of the scores above each threshold, float64 (K,) (the same paper, equation 3)."""
-    ordered = np.sort(scores, axis=None)
-    return 1 - np.searchsorted(ordered, thresholds, side="right") / len(ordered)
 
 
 def probability_of_improvement(method: NDArray[np.floating], baseline: NDArray[np.floating]) -> float:

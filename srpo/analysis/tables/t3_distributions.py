@@ -1,7 +1,4 @@
-"""What is behind table T3: each trajectory's numbers, successes against failures, under each representation.
-
-Of the same files as T3: every file of scores has its run's resolved `config.yaml` beside it.
-"""
+"""Behind table T3: each trajectory's numbers, successes against failures, under each representation."""
 
 from __future__ import annotations
 
@@ -14,9 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from srpo.analysis import style, tables
-from srpo.analysis.t3 import read_scores
-from srpo.results.rows import run
+from srpo.analysis import style, text
+from srpo.analysis.drawn import Drawn
+from srpo.analysis.tables.t3 import read_scores
 from srpo.rewards.metrics import JS_BINS
 
 PANELS = {
@@ -26,6 +23,13 @@ PANELS = {
     "monotonicity": ("Mono", 0.0),
 }
 """Column of the scores → heading, and the lower end of its bins (the upper end is 1)."""
+
+
+def make(scores: Sequence[Path], allow_incomplete: bool) -> Drawn:
+    """The distributions of the reward benchmark's files of scores."""
+    rows, missing = read_scores(scores, allow_incomplete)
+    table = estimate(rows)
+    return Drawn(table, lambda: draw(table), missing=text.lacking([], "sets of scores", missing))
 
 
 def estimate(scores: pd.DataFrame) -> pd.DataFrame:
@@ -86,17 +90,3 @@ def draw(table: pd.DataFrame) -> Figure:
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=7)
     figure.supylabel("share (%)", fontsize=7)
     return figure
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = tables.parser("t3_distributions", __doc__, table=False)
-    parser.add_argument(
-        "--scores", type=Path, nargs="+", required=True, help="scores of every representation"
-    )
-    arguments = parser.parse_args(argv)
-    scores, missing = read_scores(arguments.scores, arguments.allow_incomplete)
-    tables.write(arguments, estimate(scores), draw, tables.lacking([], "sets of scores", missing))
-
-
-if __name__ == "__main__":
-    run(main)
