@@ -44,7 +44,7 @@ figures: .venv/installed # draw all tables and figures from the rows in results/
 redraw: .venv/installed # draw all tables and figures of a finished preset again
 	$(SNAKEMAKE) --cores all --forcerun gains t1 t2 t2_curves t3 t3_distributions t3_truth ablations f1 f2 f3 f4 f5 videos
 
-generated: .venv/installed-dev # after a change of srpo/config/__init__.py or configs/base.yaml
+generated: .venv/installed-dev # after a change of srpo/config/, configs/base.yaml or the schemas in srpo/results/
 	$(SNAKEMAKE) --cores 1 --force generated
 
 .venv/installed: pyproject.toml

@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from srpo.config import SUITES, ConfigError, DemosStage, load_stage
+from srpo.config import CONTROL_HZ, SUITES, ConfigError, DemosStage, load_stage
 from srpo.envs.gl import MissingGLError, require_gl
 from srpo.runtime.files import atomic_directory, atomic_file, write_text
 from srpo.runtime.locks import lock_held
@@ -283,7 +283,7 @@ def _attributes(task: Task, config: DemosStage) -> dict[str, Any]:
     settings = {
         "robots": ["Panda"],
         "controller": "OSC_POSE",
-        "control_freq": 20,
+        "control_freq": CONTROL_HZ,
         "bddl_file_name": bddl,
         "camera_names": ["agentview"],
         "camera_heights": config.protocol.image_size,

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from srpo.config import EvaluateStage, PlusStage, load_stage
+from srpo.config import CONTROL_HZ, EvaluateStage, PlusStage, load_stage
 from srpo.envs.libero import asset_folder, load_task
 from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.libero_plus.data import PlusData, PlusSources, unavailable
@@ -36,8 +36,6 @@ from srpo.runtime.videos import write_video
 
 FILMED = 64
 """Frames of the video of a task's first test state: the same state for every policy, to compare them."""
-CONTROL_HZ = 20
-"""LIBERO's control steps a second."""
 
 
 def libero_specs(config: EvaluateStage) -> list[EpisodeSpec]:

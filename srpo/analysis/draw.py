@@ -17,7 +17,8 @@ from pathlib import Path
 
 from srpo.analysis import f1, f2, f3, f4, f5, t1, t2, t2_curves, t3, t3_distributions, t3_truth
 from srpo.config import ConfigError
-from srpo.config.resolve import CONFIGS, Plan, load_preset, plan
+from srpo.config.plan import Plan, plan
+from srpo.config.resolve import CONFIGS, load_preset
 from srpo.results.rows import ResultError
 
 PUBLISHED = CONFIGS / "reference" / "published.csv"

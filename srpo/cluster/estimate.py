@@ -37,7 +37,8 @@ from srpo.config import (
     WorldModel,
     WorldModelStage,
 )
-from srpo.config.resolve import Plan, load_preset, plan
+from srpo.config.plan import Plan, plan
+from srpo.config.resolve import load_preset
 from srpo.episode import CHUNK
 from srpo.libero_plus.tasks import count, shards
 from srpo.policies.__main__ import POLICIES, read_policy

@@ -30,7 +30,8 @@ from srpo.config import (
     TrainStage,
     WorldModelStage,
 )
-from srpo.config.resolve import load_preset, plan
+from srpo.config.plan import plan
+from srpo.config.resolve import load_preset
 from srpo.libero_plus.tasks import count
 
 

@@ -2,50 +2,37 @@
 
     base.yaml → suites/<suite>.yaml → policies/<policy>.yaml → world_models/<world model>.yaml
               → the preset's `settings` → its `suite_settings` → variants/<variant>.yaml
-              → `key=value` from the command line
+              → the sheet's row (`set`) → `key=value` from the command line
 
-Each layer says only how it differs from those before it, and is checked by itself, so that an error names the
-file it stands in. A file's name is the name: a preset chooses its `policy`, a variant its `world_model`.
+A file's name is the name: a preset names its policy and its world model, a sheet's row its variant.
 
-The workflow calls `plan`, which resolves and so validates every stage of every run of a preset at once.
 To see one stage: `srpo resolve train --preset smoke --suite libero_goal --variant grpo --seed 0`.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from srpo.config import (
-    STAGES,
-    ConfigError,
-    Preset,
-    Settings,
-    SftStage,
-    Stage,
-    Suite,
-    TrainStage,
-    WorldModelStage,
-    did_you_mean,
-    problems,
-    read_yaml,
-    section_of,
-    validate,
-)
+from srpo.config.fields import Suite
+from srpo.config.layers import COMMAND_LINE, Layer, merge, parse_overrides
+from srpo.config.loading import ConfigError, did_you_mean, problems, read_yaml, validate
+from srpo.config.preset import Preset
+from srpo.config.reward import needs_world_model
+from srpo.config.sheets import SFT, SheetRow, read_sheet
+from srpo.config.stages import STAGES, RunStage, Stage, WorldModelStage
 
 CONFIGS: Path = Path(__file__).resolve().parents[2] / "configs"
-SFT = "sft"
-"""The variant that is not trained by reinforcement: what every other variant starts from."""
 SUITES_ON_HUB = {
     "libero_spatial": "libero-spatial",
     "libero_object": "libero-object",
@@ -53,99 +40,6 @@ SUITES_ON_HUB = {
     "libero_10": "libero10",
 }
 """What `{suite}` in a policy's checkpoint becomes: the names of the checkpoints SimpleVLA-RL released."""
-
-
-# Layers.
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Settings and where they stand: the file, and the key of that file under which they do."""
-
-    source: str
-    values: Mapping[str, Any]
-    prefix: str = ""
-
-
-@cache
-def _adapter(section: type[BaseModel], name: str) -> TypeAdapter[Any]:
-    info = section.model_fields[name]
-    annotation: Any = Annotated[info.annotation, Field(), *info.metadata]
-    return TypeAdapter(annotation, config=ConfigDict(strict=True))
-
-
-def _check(layer: Layer, values: Mapping[str, Any], section: type[BaseModel], prefix: str) -> Iterator[str]:
-    """Yield a line for each key of a layer that does not exist or has a wrong value."""
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        if name not in section.model_fields:
-            yield f"{layer.source}: {key}: unknown key{did_you_mean(name, section.model_fields)}"
-            continue
-        annotation = section.model_fields[name].annotation
-        inner = section_of(annotation)
-        if inner and isinstance(value, Mapping):
-            yield from _check(layer, value, inner, f"{key}.")
-            continue
-        if inner is annotation:
-            yield f"{layer.source}: {key}: holds settings, not {value!r}"
-            continue
-        try:
-            _adapter(section, name).validate_python(value)
-        except ValidationError as error:
-            for inside, what in problems(error, inner or section):
-                # pydantic's places within unions (`tuple[...]`, `constrained-int`) are no keys of ours.
-                inside = ".".join(part for part in inside.split(".") if part.isidentifier() or part.isdigit())
-                yield f"{layer.source}: {key}{'.' if inside else ''}{inside}: {what}"
-
-
-def _merge(
-    into: dict[str, Any], values: Mapping[str, Any], source: str, origins: dict[str, str], prefix: str = ""
-) -> None:
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            if not isinstance(into.get(name), dict):
-                into[name] = {}
-            _merge(into[name], value, source, origins, f"{key}.")
-        else:
-            into[name] = value
-            origins[key] = source
-
-
-def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Later layers over earlier ones: the settings, and for each dotted key the source that set it last.
-
-    Lists are replaced as a whole. Raises ConfigError for unknown keys and wrong values, naming the layer.
-    """
-    settings: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    wrong: list[str] = []
-    for layer in layers:
-        wrong += _check(layer, layer.values, Settings, layer.prefix)
-        _merge(settings, layer.values, layer.source, origins)
-    if wrong:
-        raise ConfigError("\n".join(dict.fromkeys(wrong)))
-    return settings, origins
-
-
-def override(assignments: Iterable[str]) -> Layer:
-    """`["train.steps=5", ...]`, as given on the command line, as the topmost layer."""
-    values: dict[str, Any] = {}
-    for assignment in assignments:
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            raise ConfigError(f"command line: `{assignment}` is not of the form key=value")
-        *sections, name = key.strip().split(".")
-        inner = values
-        for section in sections:
-            inner = inner.setdefault(section, {})
-            if not isinstance(inner, dict):
-                raise ConfigError(f"command line: {key} is given twice")
-        inner[name] = yaml.safe_load(value)
-    return Layer("command line", values)
-
-
-# Resolving.
 
 
 @dataclass(frozen=True)
@@ -168,57 +62,94 @@ class Resolver:
             self._files[path] = read_yaml(self.configs / path)
         return self._files[path]
 
-    def require(self, folder: str, name: str, source: str, key: str) -> str:
-        """The path of a named file, or a ConfigError that says who asked for it and what there is."""
-        path = f"{folder}/{name}.yaml"
-        if not (self.configs / path).is_file():
-            names = [file.stem for file in (self.configs / folder).glob("*.yaml")]
-            raise ConfigError(f"{source}: {key}: there is no {self.shown(path)}{did_you_mean(name, names)}")
-        return path
+    def require(self, path: str, name: str, source: str, key: str) -> str:
+        """A path below `configs`, or a ConfigError that says who asked for `name` and what there is.
 
-    def _named(self, folder: str, section: str, name: str, source: str, key: str) -> Layer:
-        """A policy or world model; its file's name is its name."""
-        path = self.require(folder, name, source, key)
+        Args:
+            path: with `{}` for the name, e.g. `policies/{}.yaml`.
+        """
+        if not (self.configs / path.format(name)).is_file():
+            hint = did_you_mean(name, self.names(path))
+            raise ConfigError(f"{source}: {key}: there is no {self.shown(path.format(name))}{hint}")
+        return path.format(name)
+
+    def names(self, path: str) -> list[str]:
+        """The names for which there is a file, e.g. of `policies/{}.yaml`."""
+        folder, _, ending = path.partition("/{}")
+        files = (self.configs / folder).rglob(f"*{ending}")
+        return [file.relative_to(self.configs / folder).as_posix().removesuffix(ending) for file in files]
+
+    @cached_property
+    def sheets(self) -> dict[str, tuple[SheetRow, ...]]:
+        """Table or figure → the rows of its sheet."""
+        sheets = {}
+        for table, spec in self.preset.tables.items():
+            path = self.require("experiments/{}.tsv", spec.sheet, self.source, f"tables.{table}.sheet")
+            sheets[table] = read_sheet(self.configs / path, self.shown(path))
+        return sheets
+
+    @cached_property
+    def rows(self) -> dict[str, SheetRow]:
+        """The rows of all sheets by name: sheets may share a row, and so its runs."""
+        rows: dict[str, SheetRow] = {}
+        for row in chain.from_iterable(self.sheets.values()):
+            self.require("variants/{}.yaml", row.variant, row.source, "variant")
+            other = rows.setdefault(row.name, row)
+            if (row.variant, row.overrides) != (other.variant, other.overrides):
+                raise ConfigError(
+                    f"{row.source}: name: `{row.name}` has another variant or `set` in {other.source}: give "
+                    "both rows the same, or one of them another name"
+                )
+        return rows
+
+    def row(self, name: str) -> SheetRow:
+        """A row of the preset's sheets, or a variant as it is. Raises ConfigError when there is neither."""
+        if name in self.rows:
+            return self.rows[name]
+        variants = self.names("variants/{}.yaml")
+        if name not in variants:
+            hint = did_you_mean(name, {*self.rows, *variants})
+            raise ConfigError(
+                f"{COMMAND_LINE}: variant: no sheet of {self.source} has a row {name!r}, and there is no "
+                f"{self.shown(f'variants/{name}.yaml')}{hint}"
+            )
+        return SheetRow(name, name, "ablation", name)
+
+    def _named(self, path: str, name: str, source: str, key: str) -> Layer:
+        """The file of a policy or world model; its file's name is its name."""
+        path = self.require(path, name, source, key)
+        section = "policy" if path.startswith("policies") else "world_model"
         values = self.read(path)
         inner = values.get(section)
         if not isinstance(inner, dict):
             raise ConfigError(f"{self.shown(path)}: {section}: is missing")
         return Layer(self.shown(path), {**values, section: {"name": name, **inner}})
 
-    def world_model_of(self, variant: str) -> str | None:
-        """The world model that a variant names."""
-        path = self.require("variants", variant, "command line", "variant")
-        name = self.read(path).get("world_model")
-        if name is not None and not isinstance(name, str):
-            raise ConfigError(f"{self.shown(path)}: world_model: {name!r} is not the name of a world model")
-        if name is not None:
-            self.require("world_models", name, self.shown(path), "world_model")
-        return name
-
     def settings(
-        self, suite: str | None = None, variant: str | None = None, world_model: str | None = None
+        self, suite: str | None = None, row: SheetRow | None = None, world_model: str | None = None
     ) -> tuple[dict[str, Any], dict[str, str]]:
-        """All layers merged: settings and origins. `world_model` None: the variant's, if it has one."""
+        """All layers merged: settings and origins. `world_model` None: the row's, or else the preset's."""
+        above = [Layer(self.source, self.preset.settings, "settings.", self.preset.world_model)]
+        if suite in self.preset.suite_settings:
+            values = self.preset.suite_settings[suite]
+            above.append(Layer(self.source, values, f"suite_settings.{suite}."))
+        if row is not None:
+            path = f"variants/{row.variant}.yaml"
+            above.append(Layer(self.shown(path), self.read(path)))
+            above.append(parse_overrides(row.overrides, f"{row.source}: set"))
+        above.append(parse_overrides(self.overrides))
+
         layers = [Layer(self.shown("base.yaml"), self.read("base.yaml"))]
         if suite is not None:
-            path = self.require("suites", suite, self.source, "suites")
+            path = self.require("suites/{}.yaml", suite, self.source, "suites")
             layers.append(Layer(self.shown(path), self.read(path)))
-        layers.append(self._named("policies", "policy", self.preset.policy, self.source, "policy"))
-        source, key = self.source, "world_models"
-        if world_model is None and variant is not None and (world_model := self.world_model_of(variant)):
-            source, key = self.shown(f"variants/{variant}.yaml"), "world_model"
-        if world_model is not None:
-            layers.append(self._named("world_models", "world_model", world_model, source, key))
-        layers.append(Layer(self.source, self.preset.settings, "settings."))
-        if suite in self.preset.suite_settings:
-            own = self.preset.suite_settings[suite]
-            layers.append(Layer(self.source, own, f"suite_settings.{suite}."))
-        if variant is not None:
-            path = f"variants/{variant}.yaml"
-            own = {name: value for name, value in self.read(path).items() if name != "world_model"}
-            layers.append(Layer(self.shown(path), own))
-        layers.append(override(self.overrides))
-        return merge(layers)
+        layers.append(self._named("policies/{}.yaml", self.preset.policy, self.source, "policy"))
+        name, source, key = world_model, self.source, "world_models"
+        if name is None:
+            chosen = next(layer for layer in reversed(above) if layer.world_model is not None)
+            name, source, key = chosen.world_model, chosen.source, "world_model"
+        layers.append(self._named("world_models/{}.yaml", name, source, key))
+        return merge([*layers, *above])
 
     def stage(
         self,
@@ -228,20 +159,26 @@ class Resolver:
         seed: int | None = None,
         world_model: str | None = None,
     ) -> Stage | WorldModelStage:
-        """Resolve one stage, e.g. `stage("train", "libero_goal", "grpo", 0)`. Raises ConfigError."""
+        """Resolve one stage, e.g. `stage("train", "libero_goal", "grpo", 0)`. Raises ConfigError.
+
+        Args:
+            variant: the name of a row of the preset's sheets, or of a variant.
+            world_model: for the stage `world_model`.
+        """
         model = STAGES[kind]
-        settings, origins = self.settings(suite, variant, world_model)
+        row = None if variant is None else self.row(variant)
+        settings, origins = self.settings(suite, row, world_model)
         values = {name: settings[name] for name in model.model_fields if name in settings}
         values["preset"] = self.preset.name
         if suite is not None:
             values |= {"suite": suite, "tasks": self.preset.task_ids(suite)}
             origins |= {"suites": self.source, "tasks": self.source}
-        if "variant" in model.model_fields:
+        if issubclass(model, RunStage):
             values |= {"variant": variant, "seed": seed}
         if "policy" in values and values["policy"].get("checkpoint") and suite is not None:
             checkpoint = values["policy"]["checkpoint"].replace("{suite}", SUITES_ON_HUB[suite])
             values["policy"] = {**values["policy"], "checkpoint": checkpoint}
-        if kind == "train" and variant is not None and self.world_model_of(variant) is None:
+        if kind == "train" and not self._needs_world_model(settings.get("reward", {}), row):
             values["world_model"] = None
         if kind == "reward_benchmark":
             values["world_models"] = []
@@ -253,6 +190,18 @@ class Resolver:
                         origins[key.replace("world_model.", f"world_models.{i}.", 1)] = origin
         what = "/".join(str(part) for part in (kind, suite, variant, world_model) if part is not None)
         return self._validated(model, values, origins, what)
+
+    def _needs_world_model(self, reward: Mapping[str, Any], row: SheetRow | None) -> bool:
+        """Whether a run has a world model. Raises ConfigError if its row names one that it does not use."""
+        needed = needs_world_model(reward.get("shaping"), reward.get("references"))
+        if row and not needed:
+            layer = parse_overrides(row.overrides, f"{row.source}: set")
+            if layer.world_model is not None:
+                raise ConfigError(
+                    f"{layer.source}: world_model: {layer.world_model} is not used: reward.shaping `none` "
+                    "and reward.references `simulator` go without a world model"
+                )
+        return needed
 
     def _validated(
         self,
@@ -289,7 +238,7 @@ def load_preset(preset: str, configs: Path = CONFIGS) -> tuple[Preset, str]:
         path = configs / "presets" / f"{preset}.yaml"
         if not path.is_file():
             names = [file.stem for file in (configs / "presets").glob("*.yaml")]
-            raise ConfigError(f"command line: preset: there is no {preset!r}{did_you_mean(preset, names)}")
+            raise ConfigError(f"{COMMAND_LINE}: preset: there is no {preset!r}{did_you_mean(preset, names)}")
     return validate(Preset, read_yaml(path), _short(path)), _short(path)
 
 
@@ -298,135 +247,17 @@ def _short(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-# The plan.
-
-
-class RunId(NamedTuple):
-    """One policy: trained, or (variant `sft`) only fine-tuned."""
-
-    suite: Suite
-    variant: str
-    seed: int
-
-    @property
-    def folder(self) -> str:
-        """Where it stands below `results/<preset>/`."""
-        return f"runs/{self.suite}/{self.variant}/seed{self.seed}"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything a preset computes.
-
-    stages  folder below `results/<preset>/` → what its `config.yaml` holds
-    tables  table or figure → the runs it shows, in the order of its sheet
-    sheets  table or figure → its sheet, a path below `configs/`
-    """
-
-    preset: Preset
-    stages: dict[str, Stage | WorldModelStage]
-    tables: dict[str, tuple[RunId, ...]]
-    sheets: dict[str, str]
-
-    def runs(self, *tables: str) -> list[RunId]:
-        """The runs of some tables, each once."""
-        return list(dict.fromkeys(run for table in tables for run in self.tables.get(table, ())))
-
-    def sft_of(self, suite: Suite) -> RunId:
-        """The SFT run that a suite's other runs start from."""
-        return RunId(suite, SFT, self.preset.seeds[0])
-
-
-def read_sheet(path: Path, shown: str) -> list[str]:
-    """The variants of a sheet: tab-separated columns `variant` and `label`."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{shown}: {error.strerror}") from None
-    rows = csv.reader(text.splitlines(), delimiter="\t")
-    if next(rows, None) != ["variant", "label"]:
-        raise ConfigError(f"{shown}: the first line must be `variant`, a tab, `label`")
-    variants = []
-    for number, row in enumerate(rows, start=2):
-        if len(row) != 2 or not all(row):
-            raise ConfigError(f"{shown}: line {number}: {row} is not a variant, a tab and a label")
-        if row[0] in variants:
-            raise ConfigError(f"{shown}: line {number}: `{row[0]}` is there twice")
-        variants.append(row[0])
-    if not variants:
-        raise ConfigError(f"{shown}: has no rows")
-    return variants
-
-
-def plan(preset: Preset, source: str, configs: Path = CONFIGS, overrides: Sequence[str] = ()) -> Plan:
-    """Resolve every stage of every run of a preset. Raises ConfigError for the first file that is wrong."""
-    resolver = Resolver(preset, source, configs, overrides)
-    resolver.require("policies", preset.policy, source, "policy")
-    for name in preset.world_models:
-        resolver.require("world_models", name, source, "world_models")
-
-    tables: dict[str, tuple[RunId, ...]] = {}
-    sheets: dict[str, str] = {}
-    for table, spec in preset.tables.items():
-        sheet = f"experiments/{spec.sheet}.tsv"
-        if not (configs / sheet).is_file():
-            names = [
-                str(file.relative_to(configs / "experiments").with_suffix(""))
-                for file in (configs / "experiments").rglob("*.tsv")
-            ]
-            raise ConfigError(
-                f"{source}: tables.{table}.sheet: there is no {resolver.shown(sheet)}"
-                f"{did_you_mean(spec.sheet, names)}"
-            )
-        variants = read_sheet(configs / sheet, resolver.shown(sheet))
-        for variant in variants:
-            resolver.require("variants", variant, resolver.shown(sheet), "variant")
-        if table == "f2" and SFT in variants:
-            raise ConfigError(f"{resolver.shown(sheet)}: variant: `{SFT}` has no training to show")
-        sheets[table] = sheet
-        tables[table] = tuple(
-            RunId(suite, variant, seed)
-            for suite in spec.suites or preset.suites
-            for variant in variants
-            for seed in (preset.seeds[:1] if variant == SFT else preset.seeds)
-        )
-
-    found = Plan(preset, {}, tables, sheets)
-    stages = found.stages
-    pretrained = [*preset.world_models]
-    for suite in preset.suites:
-        sft = found.sft_of(suite)
-        stages[sft.folder] = tuned = resolver.stage("sft", *sft)
-        if isinstance(tuned, SftStage) and tuned.sft.updates:
-            stages[f"demos/{suite}"] = resolver.stage("demos", suite)
-        if preset.world_models:
-            stages[f"reward_benchmark/{suite}"] = resolver.stage("reward_benchmark", suite)
-    for run in found.runs(*tables):
-        if run.variant != SFT:
-            stages[run.folder] = trained = resolver.stage("train", *run)
-            if isinstance(trained, TrainStage) and trained.reward.references == "fixed_expert":
-                stages.setdefault(f"demos/{run.suite}", resolver.stage("demos", run.suite))
-            pretrained += filter(None, [resolver.world_model_of(run.variant)])
-    for run in found.runs("t1", "ablations"):
-        stages[f"{run.folder}/evaluation"] = resolver.stage("evaluate", *run)
-    for run in found.runs("t2"):
-        stages[f"{run.folder}/plus"] = resolver.stage("plus", *run)
-    for name in dict.fromkeys(pretrained):
-        stage = resolver.stage("world_model", world_model=name)
-        if isinstance(stage, WorldModelStage) and stage.world_model.pretraining is not None:
-            stages[f"world_models/{name}"] = stage
-    return found
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the resolved `config.yaml` of one stage."""
     parser = argparse.ArgumentParser(prog="srpo resolve", description=main.__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--preset", default="smoke", help="name or path of a preset")
     parser.add_argument("--suite", help="default: the preset's first")
-    parser.add_argument("--variant", default=SFT)
+    parser.add_argument(
+        "--variant", default=SFT, metavar="NAME", help="a row of the preset's sheets, or a variant"
+    )
     parser.add_argument("--seed", type=int, help="default: the preset's first")
-    parser.add_argument("--world-model", help="for the stage world_model")
+    parser.add_argument("--world-model", metavar="NAME", help="for the stage world_model")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     arguments = parser.parse_args(argv)
     try:
@@ -434,13 +265,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         resolver = Resolver(preset, source, overrides=arguments.overrides)
         if arguments.suite not in (None, *preset.suites):
             hint = did_you_mean(arguments.suite, preset.suites)
-            raise ConfigError(f"command line: suite: {source} has no {arguments.suite!r}{hint}")
+            raise ConfigError(f"{COMMAND_LINE}: suite: {source} has no {arguments.suite!r}{hint}")
         if arguments.stage == "world_model":
-            if arguments.world_model is None:
-                raise ConfigError("command line: the stage world_model needs --world-model")
-            stage = resolver.stage("world_model", world_model=arguments.world_model)
+            name = arguments.world_model or preset.world_model
+            stage = resolver.stage("world_model", world_model=name)
         else:
-            variant = arguments.variant if "variant" in STAGES[arguments.stage].model_fields else None
+            variant = arguments.variant if issubclass(STAGES[arguments.stage], RunStage) else None
             seed = preset.seeds[0] if arguments.seed is None else arguments.seed
             stage = resolver.stage(arguments.stage, arguments.suite or preset.suites[0], variant, seed)
     except ConfigError as error:

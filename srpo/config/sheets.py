@@ -1,37 +1,43 @@
 """The sheets of `configs/experiments/`: which runs a table or figure shows, and what each of them is in it.
 
-A sheet has tab-separated columns and a line for each row of its table; `#` starts a comment line:
+A sheet has a header and a line for each row of its table, of tab-separated `COLUMNS`:
 
-    name  label   role      variant  set
-    grpo  GRPO    baseline  grpo
-    srpo  SRPO    ours      srpo
-    srpo-alpha-0.3  α = 0.3  ablation  srpo  reward.alpha=0.3
-
-name     names the row's runs: their folder, `runs/<suite>/<name>/seed<N>`, and `variant` in their result rows
-label    names the row in tables and figures
-role     one of `ROLES`
-variant  `configs/variants/<variant>.yaml`
-set      settings of this row that differ from the variant's: `key=value`, separated as on a shell's command
-         line; may be left out
+    name            label    role      variant  set
+    grpo            GRPO     baseline  grpo
+    srpo            SRPO     ours      srpo
+    # ours: the paper has no such value
+    srpo-alpha-0.4  α = 0.4  ablation  srpo     reward.alpha=0.4
 """
 
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, cast
 
-from srpo.config import ConfigError, did_you_mean
+from srpo.config.layers import split_overrides
+from srpo.config.loading import ConfigError, did_you_mean
 
 Role = Literal["baseline", "ours", "ablation", "upper_bound"]
-ROLES: tuple[Role, ...] = get_args(Role)
-"""`baseline`: what the other rows are compared with, exactly one a sheet.
-`ours`: the method that the sheet is about, at most one; none where that is the baseline, as in ablations.
-`ablation`: another method, or ours with a setting changed. `upper_bound`: uses what no method may know."""
-COLUMNS = ("name", "label", "role", "variant", "set")
+ROLES: dict[Role, str] = {
+    "baseline": "what the other rows are compared with: exactly one row",
+    "ours": "the method that the sheet is about: at most one row, none if that is the baseline (ablations)",
+    "ablation": "another method, or ours with a setting changed",
+    "upper_bound": "uses what no method may know",
+}
+"""What a row is in its sheet."""
+COLUMNS = {
+    "name": "names the row's runs: their folder, `runs/<suite>/<name>/seed<N>`, and `variant` in their "
+    "result rows; sheets of a preset that have a name in common share its runs",
+    "label": "the row's name in tables and figures",
+    "role": "; ".join(f"`{role}`: {meaning}" for role, meaning in ROLES.items()),
+    "variant": "`configs/variants/<variant>.yaml`",
+    "set": "settings that differ from the variant's: `key=value`, separated as on a shell's command line; "
+    "may be left out",
+}
+"""The columns and what they hold."""
 SFT = "sft"
 """The variant that is not trained by reinforcement: what every other variant starts from."""
 
@@ -67,7 +73,7 @@ def read_sheet(path: Path, shown: str | None = None) -> tuple[SheetRow, ...]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{shown}: not text in UTF-8: {error}") from None
     content = ((number, line) for number, line in lines if not line.startswith("#"))
-    if tuple(next(content, (0, ""))[1].split("\t")) != COLUMNS:
+    if next(content, (0, ""))[1].split("\t") != list(COLUMNS):
         raise ConfigError(f"{shown}: the first line must be {', '.join(COLUMNS)}, separated by tabs")
     rows: list[SheetRow] = []
     for number, line in content:
@@ -86,18 +92,15 @@ def _parse(line: str, source: str) -> SheetRow:
     if len(cells) not in (len(COLUMNS) - 1, len(COLUMNS)):
         raise ConfigError(f"{source}: {len(cells)} values; must be {', '.join(COLUMNS)}, separated by tabs")
     values = dict(zip(COLUMNS, cells, strict=False))
-    for column in COLUMNS[:-1]:
-        if not values[column].strip():
+    for column in COLUMNS:
+        if column != "set" and not values[column].strip():
             raise ConfigError(f"{source}: {column}: is empty")
     name, role, variant = values["name"], values["role"], values["variant"]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ConfigError(f"{source}: name: {name!r} names a folder: only letters, digits, `.`, `_` and `-`")
     if role not in ROLES:
         raise ConfigError(f"{source}: role: {role!r} is not valid{did_you_mean(role, ROLES)}")
-    try:
-        overrides = tuple(shlex.split(values.get("set", "")))
-    except ValueError as error:
-        raise ConfigError(f"{source}: set: {error}") from None
+    overrides = split_overrides(values.get("set", ""), f"{source}: set")
     if (name == SFT) != (variant == SFT) or (variant == SFT and overrides):
         raise ConfigError(
             f"{source}: name: the row of the variant `{SFT}`, and no other, must be named `{SFT}`, with an "

@@ -32,7 +32,7 @@ with warnings.catch_warnings():
 
 from numpy.typing import NDArray
 
-from srpo.config import Protocol
+from srpo.config import CONTROL_HZ, Protocol
 from srpo.envs.goal import Goal
 from srpo.envs.models import physics_model
 from srpo.envs.osc import ControllerState, Observation, OscStepper
@@ -145,7 +145,7 @@ def _build(bddl_file: Path, scene_xml: str | None = None) -> Any:
             use_camera_obs=False,
             has_renderer=False,
             has_offscreen_renderer=False,
-            control_freq=20,
+            control_freq=CONTROL_HZ,
             horizon=1000,
             hard_reset=True,
             **({} if scene_xml is None else {"scene_xml": scene_xml}),

@@ -15,11 +15,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from srpo.config import DIMENSIONS, STYLES
 from srpo.runtime.files import atomic_file
 
-DIMENSIONS = ("camera", "robot", "language", "noise", "layout", "background", "light")
-STYLES = ("style_light", "style_background", "style_distractors")
-"""Our own perturbations in LIBERO-Plus's manner, on LIBERO's own assets: no part of LIBERO-Plus."""
 INIT_STATE = 0
 """The initial state of the base task from which camera, robot, language and noise episodes start."""
 COLUMNS = ("suite", "name", "base_task", "task_id", "dimension", "parameters")
@@ -28,49 +26,49 @@ COLUMNS = ("suite", "name", "base_task", "task_id", "dimension", "parameters")
 # `srpo libero-plus fetch` checks every number against the official list.
 _TABLE = """\
 libero_spatial
- 6 32 46 32 44 29 42 pick_up_the_black_bowl_between_the_plate_and_the_ramekin_and_place_it_on_the_plate
-37 38 32 34 37 10 10 pick_up_the_black_bowl_next_to_the_ramekin_and_place_it_on_the_plate
-35 35 28 35 38 46 50 pick_up_the_black_bowl_from_table_center_and_place_it_on_the_plate
-49 24 42 31 45 31 24 pick_up_the_black_bowl_on_the_cookie_box_and_place_it_on_the_plate
-48 40 37 40 45 26 44 pick_up_the_black_bowl_in_the_top_drawer_of_the_wooden_cabinet_and_place_it_on_the_plate
-46 32 32 37 40 35 34 pick_up_the_black_bowl_on_the_ramekin_and_place_it_on_the_plate
-42 27 46 34 32 20 31 pick_up_the_black_bowl_next_to_the_cookie_box_and_place_it_on_the_plate
-43 43 35 41 34 41 32 pick_up_the_black_bowl_on_the_stove_and_place_it_on_the_plate
-33 37 45 28 27  6  4 pick_up_the_black_bowl_next_to_the_plate_and_place_it_on_the_plate
-37 42 47 39 43 14 21 pick_up_the_black_bowl_on_the_wooden_cabinet_and_place_it_on_the_plate
+ 6 32 46 42 29 32 44 pick_up_the_black_bowl_between_the_plate_and_the_ramekin_and_place_it_on_the_plate
+37 38 32 10 10 34 37 pick_up_the_black_bowl_next_to_the_ramekin_and_place_it_on_the_plate
+35 35 28 50 46 35 38 pick_up_the_black_bowl_from_table_center_and_place_it_on_the_plate
+49 24 42 24 31 31 45 pick_up_the_black_bowl_on_the_cookie_box_and_place_it_on_the_plate
+48 40 37 44 26 40 45 pick_up_the_black_bowl_in_the_top_drawer_of_the_wooden_cabinet_and_place_it_on_the_plate
+46 32 32 34 35 37 40 pick_up_the_black_bowl_on_the_ramekin_and_place_it_on_the_plate
+42 27 46 31 20 34 32 pick_up_the_black_bowl_next_to_the_cookie_box_and_place_it_on_the_plate
+43 43 35 32 41 41 34 pick_up_the_black_bowl_on_the_stove_and_place_it_on_the_plate
+33 37 45  4  6 28 27 pick_up_the_black_bowl_next_to_the_plate_and_place_it_on_the_plate
+37 42 47 21 14 39 43 pick_up_the_black_bowl_on_the_wooden_cabinet_and_place_it_on_the_plate
 libero_object
-21 42 23 42 41 32 41 pick_up_the_alphabet_soup_and_place_it_in_the_basket
-20 39 34 44 27  5  4 pick_up_the_cream_cheese_and_place_it_in_the_basket
-47 40 36 42 42 25 32 pick_up_the_salad_dressing_and_place_it_in_the_basket
-47 38 26 41 44 47 49 pick_up_the_bbq_sauce_and_place_it_in_the_basket
-47 38 37 43 25 11 13 pick_up_the_ketchup_and_place_it_in_the_basket
-50 38 36 44 48 13 22 pick_up_the_tomato_sauce_and_place_it_in_the_basket
-49 42 28 44 44 21 45 pick_up_the_butter_and_place_it_in_the_basket
-48 40 42 39 45 32 26 pick_up_the_milk_and_place_it_in_the_basket
-41 34 49 42 38 22 31 pick_up_the_chocolate_pudding_and_place_it_in_the_basket
-26 47 43 41 49 40 34 pick_up_the_orange_juice_and_place_it_in_the_basket
+21 42 23 41 32 42 41 pick_up_the_alphabet_soup_and_place_it_in_the_basket
+20 39 34  4  5 44 27 pick_up_the_cream_cheese_and_place_it_in_the_basket
+47 40 36 32 25 42 42 pick_up_the_salad_dressing_and_place_it_in_the_basket
+47 38 26 49 47 41 44 pick_up_the_bbq_sauce_and_place_it_in_the_basket
+47 38 37 13 11 43 25 pick_up_the_ketchup_and_place_it_in_the_basket
+50 38 36 22 13 44 48 pick_up_the_tomato_sauce_and_place_it_in_the_basket
+49 42 28 45 21 44 44 pick_up_the_butter_and_place_it_in_the_basket
+48 40 42 26 32 39 45 pick_up_the_milk_and_place_it_in_the_basket
+41 34 49 31 22 42 38 pick_up_the_chocolate_pudding_and_place_it_in_the_basket
+26 47 43 34 40 41 49 pick_up_the_orange_juice_and_place_it_in_the_basket
 libero_goal
-21 43 46 42 44 30 42 open_the_middle_drawer_of_the_cabinet
-32 38 19 29 28  6  4 put_the_bowl_on_the_stove
-40 40 39 38 44 41 28 put_the_wine_bottle_on_top_of_the_cabinet
-48 45 50 41 45 45 50 open_the_top_drawer_and_put_the_bowl_inside
-50 43 44 46 34 13 13 put_the_bowl_on_top_of_the_cabinet
-49 40 39 33 46 27 36 push_the_plate_to_the_front_of_the_stove
-49 47 48 47 43 32 25 put_the_cream_cheese_in_the_bowl
-46 37 40 29 48 11 21 turn_on_the_stove
-31 37 35 32 44 30 26 put_the_bowl_on_the_plate
-42 39 50 42 49 46 34 put_the_wine_bottle_on_the_rack
+21 43 46 42 30 42 44 open_the_middle_drawer_of_the_cabinet
+32 38 19  4  6 29 28 put_the_bowl_on_the_stove
+40 40 39 28 41 38 44 put_the_wine_bottle_on_top_of_the_cabinet
+48 45 50 50 45 41 45 open_the_top_drawer_and_put_the_bowl_inside
+50 43 44 13 13 46 34 put_the_bowl_on_top_of_the_cabinet
+49 40 39 36 27 33 46 push_the_plate_to_the_front_of_the_stove
+49 47 48 25 32 47 43 put_the_cream_cheese_in_the_bowl
+46 37 40 21 11 29 48 turn_on_the_stove
+31 37 35 26 30 32 44 put_the_bowl_on_the_plate
+42 39 50 34 46 42 49 put_the_wine_bottle_on_the_rack
 libero_10
-20 41 45 46 34 13 13 LIVING_ROOM_SCENE2_put_both_the_alphabet_soup_and_the_tomato_sauce_in_the_basket
-32 35 21 35 34 35 18 LIVING_ROOM_SCENE2_put_both_the_cream_cheese_box_and_the_butter_in_the_basket
-47 44 41 48 26 33 42 KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it
-48 44 47 48 23 45 49 KITCHEN_SCENE4_put_the_black_bowl_in_the_bottom_drawer_of_the_cabinet_and_close_it
-47 38 42 48 35 44 33 LIVING_ROOM_SCENE5_put_the_white_mug_on_the_left_plate_and_put_the_yellow_and_white_mug_on_the_right_plate
-46 34 28 46 48 13 22 STUDY_SCENE1_pick_up_the_book_and_place_it_in_the_back_compartment_of_the_caddy
-46 42 46 44 35 39 31 LIVING_ROOM_SCENE6_put_the_white_mug_on_the_plate_and_put_the_chocolate_pudding_to_the_right_of_the_plate
-50 39 41 39 13  8  4 LIVING_ROOM_SCENE1_put_both_the_alphabet_soup_and_the_cream_cheese_box_in_the_basket
-43 34 30 46 25 31 24 KITCHEN_SCENE8_put_both_moka_pots_on_the_stove
-40 42 42 49 39 28 38 KITCHEN_SCENE6_put_the_yellow_and_white_mug_in_the_microwave_and_close_it
+20 41 45 13 13 46 34 LIVING_ROOM_SCENE2_put_both_the_alphabet_soup_and_the_tomato_sauce_in_the_basket
+32 35 21 18 35 35 34 LIVING_ROOM_SCENE2_put_both_the_cream_cheese_box_and_the_butter_in_the_basket
+47 44 41 42 33 48 26 KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it
+48 44 47 49 45 48 23 KITCHEN_SCENE4_put_the_black_bowl_in_the_bottom_drawer_of_the_cabinet_and_close_it
+47 38 42 33 44 48 35 LIVING_ROOM_SCENE5_put_the_white_mug_on_the_left_plate_and_put_the_yellow_and_white_mug_on_the_right_plate
+46 34 28 22 13 46 48 STUDY_SCENE1_pick_up_the_book_and_place_it_in_the_back_compartment_of_the_caddy
+46 42 46 31 39 44 35 LIVING_ROOM_SCENE6_put_the_white_mug_on_the_plate_and_put_the_chocolate_pudding_to_the_right_of_the_plate
+50 39 41  4  8 39 13 LIVING_ROOM_SCENE1_put_both_the_alphabet_soup_and_the_cream_cheese_box_in_the_basket
+43 34 30 24 31 46 25 KITCHEN_SCENE8_put_both_moka_pots_on_the_stove
+40 42 42 38 28 49 39 KITCHEN_SCENE6_put_the_yellow_and_white_mug_in_the_microwave_and_close_it
 """  # noqa: E501
 
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from srpo.config import (
+    DIMENSIONS,
     PROFILES,
     STAGES,
     ConfigError,
@@ -20,6 +21,7 @@ from srpo.config import (
     SftStage,
     TrainStage,
     load_stage,
+    read_yaml,
     validate,
 )
 from srpo.config.docs import documentation, schemas
@@ -29,10 +31,11 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "tests/example.yaml"
 
 
-def resolved(kind: str, variant: str = "srpo-pixel") -> dict[str, Any]:
+def resolved(kind: str) -> dict[str, Any]:
     """The example preset's settings of a stage, as plain data to spoil."""
     preset, source = load_preset(str(EXAMPLE))
-    stage = Resolver(preset, source).stage(kind, preset.suites[0], variant, 0)
+    resolver = Resolver(preset, source, overrides=["world_model=pixel"])
+    stage = resolver.stage(kind, preset.suites[0], "srpo", 0)
     values: dict[str, Any] = yaml.safe_load(to_yaml(stage))
     return values
 
@@ -157,6 +160,7 @@ def test_missing_file(tmp_path: Path) -> None:
         ({"tables": {"t1": {"sheet": "x", "suites": ["libero_10"]}}}, "which suites does not have"),
         ({"name": "../x"}, "name"),
         ({"seedz": {}}, "did you mean `seeds`?"),
+        ({"world_model": {"frames": 4}}, "world_model: Input should be a valid string"),
     ],
 )
 def test_wrong_presets(change: dict[str, Any], message: str) -> None:
@@ -165,6 +169,10 @@ def test_wrong_presets(change: dict[str, Any], message: str) -> None:
         validate(Preset, values | change, "here.yaml")
     assert "here.yaml" in str(error.value)
     assert message in str(error.value)
+
+
+def test_the_paper_runs_all_dimensions() -> None:
+    assert set(read_yaml(ROOT / "configs/base.yaml")["plus"]["dimensions"]) == set(DIMENSIONS)
 
 
 def test_documentation_is_up_to_date() -> None:
@@ -186,7 +194,7 @@ def test_every_setting_has_a_meaning() -> None:
 
 def test_no_heavy_imports() -> None:
     """The workflow is parsed in every job of a cluster; what it imports of srpo must be light."""
-    code = "import sys, srpo.config, srpo.config.resolve, srpo.libero_plus.tasks; print(*sys.modules)"
+    code = "import sys, srpo.config, srpo.config.plan, srpo.libero_plus.tasks; print(*sys.modules)"
     modules = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -9,7 +9,8 @@ import yaml
 from synthetic_results import curves_of, libero_run, reward_benchmark, rl_run
 
 from srpo.analysis import evidence
-from srpo.config.resolve import CONFIGS, load_preset, plan
+from srpo.config.plan import plan
+from srpo.config.resolve import CONFIGS, load_preset
 from srpo.results.rows import REWARDS, ResultError, write_rows
 
 PAGE = "".join(f"Before {name}.\n<!-- {name} -->\noutdated\n<!-- end -->\n" for name in evidence.PARTS)

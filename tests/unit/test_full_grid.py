@@ -42,7 +42,7 @@ DIMENSIONS = ("camera", "noise")
 
 
 def labels(name: str) -> list[str]:
-    return list(pd.read_csv(SHEETS / f"{name}.tsv", sep="\t")["variant"])
+    return list(pd.read_csv(SHEETS / f"{name}.tsv", sep="\t", comment="#")["name"])
 
 
 def learning(rate: float, steps: int) -> list[float]:

@@ -28,7 +28,8 @@ from srpo.cluster.estimate import (
 from srpo.cluster.operations import policy_forward
 from srpo.cluster.speeds import Speeds, measured, nearest, of_peak, read_rates, read_table, shipped
 from srpo.config import ConfigError, Protocol
-from srpo.config.resolve import load_preset, plan
+from srpo.config.plan import plan
+from srpo.config.resolve import load_preset
 from srpo.policies.__main__ import POLICIES, read_policy
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,7 +22,10 @@ from srpo.config import (
     TrainStage,
     WorldModelStage,
 )
-from srpo.config.resolve import CONFIGS, Layer, Plan, Resolver, load_preset, merge, override, plan, to_yaml
+from srpo.config.layers import Layer, merge, parse_overrides, split_overrides
+from srpo.config.plan import Plan, plan
+from srpo.config.resolve import CONFIGS, Resolver, load_preset, to_yaml
+from srpo.config.sheets import baseline, labels, ours, read_sheet
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "tests/example.yaml"
@@ -85,7 +88,7 @@ def test_errors_name_the_layer() -> None:
 
 
 def test_command_line_values_are_yaml() -> None:
-    layer = override(
+    layer = parse_overrides(
         ["train.steps=5", "reward.eps_relative=true", "plus.per_dimension=null", "reward.eps=5e-6"]
     )
     assert layer.values == {
@@ -93,10 +96,24 @@ def test_command_line_values_are_yaml() -> None:
         "reward": {"eps_relative": True, "eps": "5e-6"},
         "plus": {"per_dimension": None},
     }
-    with pytest.raises(ConfigError, match="not of the form key=value"):
-        override(["train.steps"])
+    with pytest.raises(ConfigError, match=r"command line: `train\.steps` is not of the form key=value"):
+        parse_overrides(["train.steps"])
     with pytest.raises(ConfigError, match="given twice"):
-        override(["train=5", "train.steps=5"])
+        parse_overrides(["train=5", "train.steps=5"])
+
+
+def test_a_world_model_is_named_and_its_settings_are_changed() -> None:
+    layer = parse_overrides(["world_model=pixel", "world_model.frames=4", "world_model=clip"])
+    assert layer.world_model == "clip"
+    assert layer.values == {"world_model": {"frames": 4}}
+    assert parse_overrides([]).world_model is None
+
+
+def test_overrides_are_split_as_by_a_shell() -> None:
+    text = "train.steps=5  train.trackers='[wandb, trackio]'"
+    assert split_overrides(text) == ("train.steps=5", "train.trackers=[wandb, trackio]")
+    with pytest.raises(ConfigError, match=r"command line: `train='5`: No closing quotation"):
+        split_overrides("train='5")
 
 
 # Resolving.
@@ -142,16 +159,30 @@ def test_layer_order(configs: Path) -> None:
     assert (one.protocol.max_steps, one.train.steps) == (99, 5), "a suite's stand over all suites'"
     assert one.protocol.profile == "held_out", "and say only how they differ"
     assert changed.settings()[0]["protocol"]["max_steps"] == 136, "other stages have their own"
-    changed = train("smoke", "srpo-pixel", "world_model.frames=4", "train.steps=7")
+    changed = train("mini", "srpo-pixel", "world_model.frames=4", "train.steps=7")
     assert changed.world_model is not None and changed.world_model.frames == 4 and changed.train.steps == 7
 
 
 def test_names_come_from_files() -> None:
     stage = resolver("smoke").stage("sft", "libero_goal", "sft", 0)
     assert isinstance(stage, SftStage) and stage.policy.name == "tiny"
-    tiny = train("smoke", "srpo")
-    assert tiny.world_model is not None and tiny.world_model.name == "vjepa2-tiny"
+    for preset, name in (("smoke", "vjepa2-tiny"), ("paper", "vjepa2-vitg")):
+        stage = train(preset, "srpo")
+        assert stage.world_model is not None and stage.world_model.name == name
+
+
+def test_a_run_has_a_world_model_if_its_reward_needs_one() -> None:
     assert train("smoke", "grpo").world_model is None
+    assert train("mini", "srpo-simulator").world_model is None
+    assert train("smoke", "srpo", "reward.shaping=none").world_model is None
+    assert train("smoke", "grpo", "reward.shaping=siirl").world_model == train("smoke", "srpo").world_model
+    assert train("smoke", "grpo", "world_model=pixel").world_model is None, "meant for the runs that have one"
+    pixel = train("smoke", "srpo", "world_model=pixel").world_model
+    assert pixel is not None and pixel.name == "pixel" and pixel.frames == 16, "the preset's settings stay"
+    assert train("mini", "srpo-pixel").world_model == pixel, "as by a row's `set`"
+    assert train("mini", "srpo-pixel", "world_model=vjepa2-tiny").world_model != pixel, (
+        "the command line wins"
+    )
 
 
 def test_world_model_does_not_depend_on_the_suite() -> None:
@@ -166,6 +197,12 @@ def test_world_model_does_not_depend_on_the_suite() -> None:
 def test_every_variant_resolves(variant: str) -> None:
     kind = "sft" if variant == "sft" else "train"
     resolver("paper").stage(kind, "libero_10", variant, 0)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "world_models").glob("*.yaml")))
+def test_every_world_model_rewards(name: str) -> None:
+    world_model = train("paper", "srpo", f"world_model={name}").world_model
+    assert world_model is not None and world_model.name == name
 
 
 @pytest.mark.parametrize(
@@ -192,6 +229,107 @@ def test_an_unknown_key_names_its_file(configs: Path, path: str) -> None:
     with pytest.raises(ConfigError) as error:
         by_name.get(folder, lambda r: r.stage("demos", "libero_goal"))(resolver("paper", configs=configs))
     assert f"configs/{path}: evaluat: unknown key (did you mean `evaluate`?)" in str(error.value)
+
+
+# Sheets.
+
+HEADER = "name\tlabel\trole\tvariant\tset\n"
+SRPO = "srpo\tSRPO\tbaseline\tsrpo\n"
+
+
+def test_rows_override_their_variant(configs: Path) -> None:
+    row = "fast\tfaster\tablation\tsrpo\ttrain.learning_rate=4e-5 train.trackers='[wandb, trackio]'\n"
+    with (configs / "experiments/tiny/ablations.tsv").open("a") as file:
+        file.write(f"# a comment\n{row}")
+    rows = read_sheet(configs / "experiments/tiny/ablations.tsv")
+    assert rows[-1].overrides == ("train.learning_rate=4e-5", "train.trackers=[wandb, trackio]")
+    stages = plan_of(configs, "smoke").stages
+    stage, plain = (stages[f"runs/libero_goal/{name}/seed0"] for name in ("fast", "srpo"))
+    assert isinstance(stage, TrainStage) and isinstance(plain, TrainStage)
+    assert stage.variant == "fast" and stages["runs/libero_goal/fast/seed0/evaluation"]
+    expected = plain.train.model_copy(update={"learning_rate": 4e-5, "trackers": ("wandb", "trackio")})
+    assert stage == plain.model_copy(update={"variant": "fast", "train": expected})
+    changed = resolver("smoke", "train.learning_rate=1e-6", configs=configs)
+    above = changed.stage("train", "libero_goal", "fast", 0)
+    assert isinstance(above, TrainStage) and above.train.learning_rate == 1e-6, (
+        "the command line stands above"
+    )
+
+
+def test_roles_and_labels() -> None:
+    rows = read_sheet(CONFIGS / "experiments/paper/t1.tsv")
+    assert (baseline(rows).name, ours(rows).name) == ("sft", "srpo")
+    assert labels(rows)["srpo"] == "SRPO, online"
+    ablations = read_sheet(CONFIGS / "experiments/paper/ablations.tsv")
+    assert baseline(ablations) == ours(ablations) and ours(ablations).name == "srpo"
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "experiments").rglob("*.tsv")), ids=lambda p: p.stem)
+def test_the_projects_sheets_are_sound(path: Path) -> None:
+    assert ours(read_sheet(path)).name == "srpo"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("", "has no rows"),
+        ("srpo\tSRPO\tbaseline\n", "line 2: 3 values"),
+        (f"\n{SRPO}", "line 2: 1 values"),
+        ("srpo\t\tbaseline\tsrpo\n", "line 2: label: is empty"),
+        ("../srpo\tSRPO\tbaseline\tsrpo\n", "line 2: name: '../srpo' names a folder"),
+        ("srpo\tSRPO\tbaselin\tsrpo\n", "line 2: role: 'baselin' is not valid (did you mean `baseline`?)"),
+        (SRPO + SRPO, "line 3: name: `srpo` is there twice"),
+        ("srpo\tSRPO\tours\tsrpo\n", "role: must be `baseline` in exactly one row, not in 0"),
+        (f"{SRPO}a\tA\tours\tsrpo\nb\tB\tours\tsrpo\n", "role: must be `ours` in at most one row, not in 2"),
+        ("srpo\tSRPO\tbaseline\tsrpo\ttrain='5\n", "line 2: set: `train='5`: No closing quotation"),
+        ("start\tSFT\tbaseline\tsft\n", "line 2: name: the row of the variant `sft`"),
+        ("sft\tSFT\tbaseline\tsft\tsft.updates=9\n", "line 2: name: the row of the variant `sft`"),
+    ],
+)
+def test_wrong_sheets(tmp_path: Path, lines: str, message: str) -> None:
+    path = tmp_path / "sheet.tsv"
+    path.write_text(HEADER + lines)
+    with pytest.raises(ConfigError) as error:
+        read_sheet(path, "here.tsv")
+    assert str(error.value).startswith("here.tsv: ") and message in str(error.value)
+
+
+def test_files_that_are_no_sheets(tmp_path: Path) -> None:
+    path = tmp_path / "sheet.tsv"
+    with pytest.raises(ConfigError, match=r"sheet\.tsv: No such file"):
+        read_sheet(path)
+    for content in (b"", b"variant\tlabel\nsrpo\tSRPO\n", b"\xff\xfe"):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"sheet\.tsv: .*(the first line must be name, label|UTF-8)"):
+            read_sheet(path)
+
+
+def test_the_documented_rows_are_ready(configs: Path) -> None:
+    sheet = configs / "experiments/paper/ablations.tsv"
+    before = len(read_sheet(sheet))
+    with sheet.open("a") as file:
+        file.writelines(re.findall(r"```tsv\n(.*?)```", (ROOT / "docs/extending.md").read_text(), re.DOTALL))
+    rows = read_sheet(sheet)[before:]
+    stages = plan_of(configs, "paper").stages
+    assert len(rows) == 11
+    assert all(f"runs/libero_10/{row.name}/seed2" in stages for row in rows)
+
+
+def test_a_name_means_one_run_in_all_sheets(configs: Path) -> None:
+    spoil(configs / "experiments/tiny/t1.tsv", "srpo\n", "srpo\treward.alpha=0.5\n")
+    with pytest.raises(ConfigError) as error:
+        plan_of(configs, "example")
+    assert "configs/experiments/tiny/t2.tsv: line 4: name: `srpo` has another variant or `set`" in str(
+        error.value
+    )
+    assert "in configs/experiments/tiny/t1.tsv: line 4" in str(error.value)
+
+
+def test_pretrained_world_models_are_the_same_for_all_runs(configs: Path) -> None:
+    spoil(configs / "experiments/mini/ablations.tsv", "matched_prefix", "matched_prefix world_model.frames=8")
+    spoil(configs / "experiments/mini/f2.tsv", "matched_prefix", "matched_prefix world_model.frames=8")
+    with pytest.raises(ConfigError, match="vjepa2-tiny is pretrained once for all runs"):
+        plan_of(configs, "mini")
 
 
 # The plan.
@@ -229,9 +367,7 @@ def test_comments_change_nothing(configs: Path) -> None:
 
 def test_a_changed_variant_changes_its_own_runs_only(configs: Path) -> None:
     before = plan_of(configs, "smoke").stages
-    (configs / "variants/grpo.yaml").write_text(
-        "world_model: null\nreward: {shaping: none}\ntrain: {steps: 2}\n"
-    )
+    (configs / "variants/grpo.yaml").write_text("reward: {shaping: none}\ntrain: {steps: 2}\n")
     after = plan_of(configs, "smoke").stages
     changed = {folder for folder in before if before[folder] != after[folder]}
     assert changed == {"runs/libero_goal/grpo/seed0"}
@@ -262,14 +398,52 @@ WRONG = [
     ),
     ("presets/example.yaml", "7, 8", "7, 12", r"tasks.*tasks 0–9, not \[12\]"),
     ("presets/example.yaml", "prompts: 8", "prompts: 800", r"train\.prompts.*2 tasks × 40 states"),
-    ("experiments/tiny/t1.tsv", "grpo", "gropo", r"variant: .*did you mean `grpo`"),
+    (
+        "presets/example.yaml",
+        "model: vjepa2-tiny",
+        "model: vjepa2-tny",
+        r"world_model:.*did you mean `vjepa2",
+    ),
+    ("experiments/tiny/t1.tsv", "\tgrpo", "\tgropo", r"line 3: variant: .*did you mean `grpo`"),
     ("experiments/tiny/t1.tsv", "grpo\tGRPO", "grpo GRPO", r"line 3"),
-    ("experiments/tiny/t1.tsv", "grpo\tGRPO", "sft\tGRPO", r"line 3: `sft` is there twice"),
-    ("experiments/tiny/t1.tsv", "variant\tlabel", "label\tvariant", r"the first line"),
-    ("experiments/tiny/f2.tsv", "grpo\tGRPO", "sft\tSFT", r"variant: `sft` has no training"),
-    ("variants/grpo.yaml", "world_model: null", "world_model: pixel", r"reward\.shaping"),
-    ("variants/srpo.yaml", ": vjepa2-tiny", ": vjepa2-tny", r"world_model: .*`vjepa2-tiny`"),
-    ("variants/srpo.yaml", ": vjepa2-tiny", ": 3", r"world_model: 3 is not the name"),
+    ("experiments/tiny/t1.tsv", "grpo\tGRPO", "sft\tGRPO", r"line 3: name: the row of the variant `sft`"),
+    ("experiments/tiny/t1.tsv", "name\tlabel", "label\tname", r"the first line"),
+    (
+        "experiments/tiny/t1.tsv",
+        "\tsrpo\n",
+        "\tsrpo\ttrain.stepz=1\n",
+        r"line 4: set: train\.stepz: .*`steps`",
+    ),
+    (
+        "experiments/tiny/t1.tsv",
+        "\tsrpo\n",
+        "\tsrpo\ttrain.steps\n",
+        r"line 4: set: .*not of the form key=value",
+    ),
+    (
+        "experiments/tiny/t1.tsv",
+        "\tsrpo\n",
+        "\tsrpo\tworld_model=3\n",
+        r"line 4: set: world_model: there is no",
+    ),
+    (
+        "experiments/tiny/f2.tsv",
+        "\tgrpo\n",
+        "\tgrpo\tworld_model=pixel\n",
+        r"set: world_model: pixel is not used: reward\.shaping",
+    ),
+    (
+        "experiments/tiny/f2.tsv",
+        "grpo\tGRPO\tbaseline\tgrpo",
+        "sft\tSFT\tbaseline\tsft",
+        r"`sft` has no training",
+    ),
+    (
+        "variants/grpo.yaml",
+        "reward:",
+        "world_model: pixel\nreward:",
+        r"world_model: holds settings, not 'pixel'",
+    ),
     ("world_models/vjepa2-tiny.yaml", "patch_size: .*", "patch_size: 997", r"multiple of patch_size 997"),
     ("world_models/vjepa2-tiny.yaml", " heads: .*", " heads: 997", r"multiple of heads 997"),
     ("world_models/vjepa2-tiny.yaml", "frames: .*", "frames: 15", r"world_model.*frames.*even"),

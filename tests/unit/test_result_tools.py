@@ -24,7 +24,8 @@ from synthetic_results import (
 
 from srpo.analysis import compare, export, f1, paper_map, redraw, validate
 from srpo.cluster import status
-from srpo.config.resolve import load_preset, plan
+from srpo.config.plan import plan
+from srpo.config.resolve import load_preset
 from srpo.results.rows import EPISODES, REWARDS, STYLES, ResultError, read_rows, write_rows
 
 REPOSITORY = Path(__file__).parents[2]

@@ -6,9 +6,12 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from srpo.config import STAGES, ConfigError, Preset, validate
-from srpo.libero_plus.tasks import STYLES, count, shards
-from srpo.config.resolve import SFT, plan, to_yaml
+from srpo.config import STAGES, STYLES, ConfigError, Preset, validate
+from srpo.config.layers import split_overrides
+from srpo.config.plan import plan
+from srpo.config.resolve import to_yaml
+from srpo.config.sheets import SFT, baseline, ours
+from srpo.libero_plus.tasks import count, shards
 
 ROOT = Path(os.path.relpath(workflow.basedir))
 PRESET_FILES = ", ".join(os.path.relpath(file) for file in workflow.configfiles)
@@ -17,10 +20,10 @@ PRESET_FILES = ", ".join(os.path.relpath(file) for file in workflow.configfiles)
 def make_plan():
     """Resolve every stage of every run of the preset, so that a mistake shows before any job starts."""
     settings = dict(config)
-    overrides = settings.pop("set", [])
-    if isinstance(overrides, str):
-        overrides = shlex.split(overrides)
+    overrides = settings.pop("set", "")
     try:
+        if isinstance(overrides, str):
+            overrides = split_overrides(overrides)
         preset = validate(Preset, settings, PRESET_FILES)
         return plan(preset, PRESET_FILES, ROOT / "configs", overrides)
     except ConfigError as error:
@@ -196,7 +199,7 @@ def runs(table, file):
 
 
 def sheet(table):
-    """The sheet of a table: its variants and their labels."""
+    """The sheet of a table: its rows and their labels."""
     return (
         (ROOT / "configs" / PLAN.sheets[table]).as_posix()
         if table in PLAN.sheets
@@ -244,13 +247,17 @@ def scores(kind=""):
 
 
 def pair(file, suite=None):
-    """A file of the evaluations of T1's first and last variant in a suite (default: the first), one seed each."""
-    own = [
-        run
-        for run in PLAN.tables.get("t1", ())
-        if run.suite == (suite or PRESET.suites[0]) and run.seed == PRESET.seeds[0]
+    """A file of the evaluations of T1's baseline and of ours in a suite (default: the first), one seed each."""
+    if "t1" not in PLAN.tables:
+        return []
+    rows = PLAN.rows["t1"]
+    return [
+        f"<results>/{run.folder}/evaluation/{file}"
+        for row in dict.fromkeys([baseline(rows), ours(rows)])
+        for run in PLAN.tables["t1"]
+        if (run.suite, run.variant, run.seed)
+        == (suite or PRESET.suites[0], row.name, PRESET.seeds[0])
     ]
-    return [f"<results>/{run.folder}/evaluation/{file}" for run in own[:1] + own[-1:]]
 
 
 def evaluated_suites():

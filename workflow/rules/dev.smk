@@ -1,10 +1,15 @@
-# For developers: what is generated from srpo/config/__init__.py and configs/base.yaml. A test notices when it is out of date.
+# For developers: the pages and schemas that are generated from the code. A test notices when they are out of date.
 rule generated:
     input:
-        code=source("srpo/config/__init__.py"),
+        code=sorted(
+            path.as_posix()
+            for folder in ("config", "results")
+            for path in (ROOT / "srpo" / folder).glob("*.py")
+        ),
         base=source("configs/base.yaml"),
     output:
-        docs=source("docs/configuration.md"),
+        configuration=source("docs/configuration.md"),
+        results=source("docs/results_schema.md"),
         schemas=[
             source(f"workflow/schemas/{name}.schema.json")
             for name in ("preset", "settings", *STAGES)
@@ -19,5 +24,6 @@ rule generated:
     params:
         schemas=lambda wildcards, output: Path(output.schemas[0]).parent.as_posix(),
     shell:
-        "srpo document docs > {output.docs:q} 2> {log:q}"
-        " && srpo document schemas {params.schemas:q} 2>> {log:q}"
+        "(srpo document configuration --out {output.configuration:q}"
+        " && srpo document schemas --out {params.schemas:q}"
+        " && srpo document results --out {output.results:q}) 2> {log:q}"

@@ -33,7 +33,9 @@ from srpo.analysis.stats import (
 )
 from srpo.analysis.tables import SUITE_LABELS, p_text, percent
 from srpo.config import ConfigError, EvaluateStage
-from srpo.config.resolve import CONFIGS, SFT, Plan, load_preset, plan
+from srpo.config.plan import Plan, plan
+from srpo.config.resolve import CONFIGS, load_preset
+from srpo.config.sheets import SFT
 from srpo.results.rows import ResultError, read_config, run
 from srpo.runtime.files import write_text
 

@@ -14,7 +14,8 @@ import pandas as pd
 from srpo.analysis.redraw import PUBLISHED
 from srpo.analysis.tables import percent, read_published
 from srpo.config import EvaluateStage, PlusStage, TrainStage
-from srpo.config.resolve import Plan, load_preset, plan
+from srpo.config.plan import Plan, plan
+from srpo.config.resolve import load_preset
 from srpo.libero_plus.tasks import count
 from srpo.runtime.files import write_text
 

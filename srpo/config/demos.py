@@ -1,0 +1,18 @@
+"""Demonstrations."""
+
+from __future__ import annotations
+
+from srpo.config.fields import NonNegative, NonNegativeInt, PositiveInt, Section
+
+
+class Demos(Section):
+    """Demonstrations for supervised fine-tuning, one robomimic/LIBERO HDF5 file a task."""
+
+    source: str
+    """`expert`: record them with the scripted expert. Otherwise a folder with LIBERO's own HDF5 files."""
+    per_task: PositiveInt
+    """Demonstrations a task."""
+    noise: NonNegative
+    """Standard deviation of the noise on executed (not on labelled) actions; full action is 1."""
+    seed: NonNegativeInt
+    """Seed of the noise and of what else the expert draws."""

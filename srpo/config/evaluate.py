@@ -1,0 +1,64 @@
+"""Evaluation on LIBERO and LIBERO-Plus, and the benchmark of progress rewards."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
+
+from srpo.config.fields import NonNegativeInt, Positive, PositiveInt, Section
+
+Dimension = Literal["camera", "robot", "language", "light", "background", "noise", "layout"]
+DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
+"""The seven perturbation dimensions of LIBERO-Plus, in the order of its leaderboard."""
+STYLES = ("style_light", "style_background", "style_distractors")
+"""Our own perturbations in LIBERO-Plus's manner, on LIBERO's own assets: no part of LIBERO-Plus."""
+
+
+class Evaluate(Section):
+    """Greedy evaluation on LIBERO's test states."""
+
+    states: PositiveInt
+    """Test states a task, taken in order."""
+
+
+class Plus(Section):
+    """LIBERO-Plus robustness sweep."""
+
+    dimensions: Annotated[tuple[Dimension, ...], Field(strict=False, min_length=1)]
+    """Perturbations to run. Tasks that cannot run here become rows with status `unavailable` and a reason."""
+    per_dimension: PositiveInt | None
+    """A seeded sample of this many tasks a dimension, spread over the base tasks; none: all of them."""
+    robot_start: Literal["official", "true_start"]
+    """Robot tasks: `official`: as upstream runs them, the initial state puts the arm back and only the
+    controller keeps the start posture, so the arm drifts; `true_start`: the arm begins in the posture."""
+    leaked_prompt: bool
+    """true: outside Language, prompt with the words of the task's file name, which give the perturbation
+    away, as upstream's `task.language` does; false: with the base task's instruction."""
+    assets: str | None
+    """Folder of LIBERO-Plus's asset pack (`srpo libero-plus fetch-assets`); none: LIBERO's own assets, on
+    which light, most backgrounds and added distractors are unavailable."""
+    styles: NonNegativeInt
+    """Tasks of each of our styles (`plus_style`): light, background and distractors in our own declared
+    ranges, on LIBERO's own assets. They have columns of their own and are in no total of LIBERO-Plus."""
+    shard_size: PositiveInt
+    """Tasks of one job."""
+    seed: NonNegativeInt
+    """Seed of that sample, and of perturbations that draw."""
+
+
+class RewardBenchmark(Section):
+    """Progress-reward benchmark: labelled trajectories, scored under several representations."""
+
+    successes: PositiveInt
+    """Successful trajectories to collect, a suite."""
+    failures: PositiveInt
+    """Failed trajectories to collect, a suite."""
+    max_episodes: PositiveInt
+    """Stop collecting after this many rollouts, with however many successes and failures there are."""
+    temperature: Positive
+    """Sampling temperature of the rollouts."""
+    prefixes: Annotated[int, Field(ge=3)]
+    """Points along a trajectory at which progress is measured."""
+    seed: NonNegativeInt
+    """Seed of the rollouts."""

@@ -1,0 +1,122 @@
+"""The policy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from srpo.config.fields import NonNegativeInt, Number, Positive, PositiveInt, Section, UnitFraction
+
+
+class Encoder(Section):
+    """One vision transformer of the policy (a fused policy has two)."""
+
+    patch_size: PositiveInt
+    """Side of a patch in pixels."""
+    hidden_size: PositiveInt
+    """Width; a multiple of `heads`."""
+    depth: PositiveInt
+    """Blocks."""
+    heads: PositiveInt
+    """Attention heads."""
+    mlp_ratio: Positive
+    """Width of a block's MLP over `hidden_size`."""
+    registers: NonNegativeInt
+    """Register tokens (DINOv2 has 4, SigLIP none)."""
+    cls_token: bool
+    """A class token before the patches (DINOv2 has one, SigLIP none)."""
+    layer_scale: bool
+    """A learned factor a channel on each residual branch, as DINOv2 has."""
+    read_block: int
+    """The block whose output is used: -1 the last, -2 the second to last."""
+    mean: Annotated[tuple[Number, Number, Number], Field(strict=False)]
+    """Mean of the input's channels, subtracted from pictures in [0, 1]."""
+    std: Annotated[tuple[Number, Number, Number], Field(strict=False)]
+    """Standard deviation of the input's channels, divided by."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Encoder:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+        return self
+
+
+class LanguageModel(Section):
+    """The Llama of the policy."""
+
+    hidden_size: PositiveInt
+    """Width; an even multiple of `heads`."""
+    intermediate_size: PositiveInt
+    """Width of the MLP."""
+    layers: PositiveInt
+    """Blocks."""
+    heads: PositiveInt
+    """Attention heads."""
+    vocab_size: PositiveInt
+    """Token ids before padding; the last 256 are the actions."""
+    padding: NonNegativeInt
+    """Rows that pad the embedding (64 in OpenVLA)."""
+    rope_theta: Positive
+    """Base of the rotary embeddings' wavelengths."""
+    rms_norm_eps: Positive
+    """Added to the mean square in RMSNorm."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> LanguageModel:
+        if self.hidden_size % (2 * self.heads):  # rotary embeddings turn pairs of a head's numbers
+            raise ValueError(f"hidden_size {self.hidden_size} is not an even multiple of heads {self.heads}")
+        if self.vocab_size <= 256:
+            raise ValueError(f"vocab_size {self.vocab_size} leaves no room beside the 256 action tokens")
+        return self
+
+
+class Lora(Section):
+    """Low-rank adapters on every linear layer but the output, trained in place of the weights."""
+
+    rank: PositiveInt
+    """Rank of an adapter."""
+    alpha: Positive
+    """An adapter's product is scaled by this over `rank`."""
+
+
+class Policy(Section):
+    """An OpenVLA-OFT policy with discrete action tokens."""
+
+    name: str
+    """The file's name; recorded with every episode."""
+    checkpoint: str | None
+    """Start from these weights (a folder or a hub id); none: random weights. `{suite}` becomes
+    libero-spatial, libero-object, libero-goal or libero10."""
+    revision: str | None
+    """Revision on the hub; none: the newest."""
+    image_size: PositiveInt
+    """Side of the policy's input picture, after the crop."""
+    crop_area: UnitFraction
+    """Share of the picture's area kept by the centre crop."""
+    jpeg: bool = False
+    """Send the picture through a JPEG round trip first, as OpenVLA-OFT's evaluation does."""
+    proprio: bool
+    """Feed end-effector pose and gripper (8 numbers) as one token, as OpenVLA-OFT's proprio variant does."""
+    learned_placeholders: bool
+    """Give each action position an input embedding of its own instead of zeros. With zeros the positions
+    differ only through rotary embeddings, which costs a shallow model its first two layers."""
+    encoders: Annotated[tuple[Encoder, ...], Field(strict=False, min_length=1, max_length=2)]
+    """One vision transformer, or two whose features are concatenated (OpenVLA: DINOv2 and SigLIP)."""
+    llm: LanguageModel
+    """The language model."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the weights in memory. With bfloat16 only adapters (`lora`) can be trained."""
+    gradient_checkpointing: bool = False
+    """Compute each block again in the backward pass instead of keeping its activations."""
+    lora: Lora | None = None
+    """Train adapters only; saved policies have them beside the weights."""
+
+    @model_validator(mode="after")
+    def _patches_divide(self) -> Policy:
+        for encoder in self.encoders:
+            if self.image_size % encoder.patch_size:
+                raise ValueError(
+                    f"image_size {self.image_size} is not a multiple of patch_size {encoder.patch_size}"
+                )
+        return self

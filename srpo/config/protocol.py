@@ -1,0 +1,50 @@
+"""How episodes are run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from srpo.config.fields import NonNegativeInt, PositiveInt, Section
+
+Profile = Literal["official", "held_out", "held_out_20"]
+PROFILES: dict[Profile, tuple[range, range]] = {
+    "official": (range(50), range(50)),
+    "held_out": (range(40), range(40, 50)),
+    "held_out_20": (range(30), range(30, 50)),
+}
+"""Which of a task's 50 initial states training may use, and which evaluation uses."""
+
+
+CONTROL_HZ = 20
+"""Control steps of a simulated second."""
+
+
+class Protocol(Section):
+    """How episodes are run. Recorded with every result; a table never mixes two protocols."""
+
+    profile: Profile
+    """`official`: train and test on all 50 initial states (as the published stacks do).
+    `held_out`: train on states 0–39, test on states 40–49.
+    `held_out_20`: train on states 0–29, test on states 30–49: narrower intervals where tasks are few."""
+    max_steps: PositiveInt
+    """Control steps after which an episode has failed; settling steps are not counted."""
+    settle_steps: NonNegativeInt
+    """Steps of `[0, 0, 0, 0, 0, 0, -1]` after the initial state is set."""
+    env_seed: NonNegativeInt
+    """Seed of the simulator's own reset: it places fixtures and objects that initial states leave open."""
+    image_size: PositiveInt
+    """Side in pixels of the rendered agent-view picture."""
+    render: Literal["exact", "near", "fast"]
+    """`exact`: the stock picture, pixel for pixel. `near`: meshes decimated to what a pixel shows, a slightly
+    different picture. `fast`: coarser meshes, no multisampling, no reflections."""
+    batch: PositiveInt | None = None
+    """Most observations that the policy answers at once. The last bits of its logits depend on how many it
+    sees together; 1 pins them. null: 1 on a CPU, where batches gain little, 64 on a GPU."""
+
+    def train_states(self) -> range:
+        """Initial states that training may use."""
+        return PROFILES[self.profile][0]
+
+    def test_states(self) -> range:
+        """Initial states that evaluation uses."""
+        return PROFILES[self.profile][1]

@@ -1,0 +1,30 @@
+"""Supervised fine-tuning."""
+
+from __future__ import annotations
+
+from srpo.config.fields import Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, Section
+
+
+class Sft(Section):
+    """Supervised fine-tuning on demonstrations."""
+
+    updates: NonNegativeInt
+    """Optimiser steps; 0 takes the policy's checkpoint as it is."""
+    batch_size: PositiveInt
+    """Samples of one update."""
+    learning_rate: Positive
+    """Its highest value."""
+    weight_decay: NonNegative
+    """AdamW's."""
+    warmup: Fraction
+    """Share of the updates over which the learning rate rises; then it falls along a cosine."""
+    label_smoothing: NonNegative
+    """Width, in bins, of the Gaussian over neighbouring bins that replaces a one-hot target; 0 is one-hot."""
+    auxiliary: NonNegative
+    """Weight of a regression of the robot's proprioception from the picture alone, during SFT only."""
+    stride: PositiveInt
+    """Use every n-th step of a demonstration as a sample."""
+    grad_clip: Positive
+    """Largest norm of the gradient."""
+    checkpoint_every: PositiveInt
+    """Updates between resumable checkpoints."""
