@@ -430,7 +430,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     """Steps a second of each loop and suite."""
     from matplotlib.figure import Figure
 
-    from srpo.analysis.tables import SUITE_LABELS
+    from srpo.analysis.text import SUITE_LABELS
 
     steps = table[table["measure"] == "steps_per_second"].pivot(index="suite", columns="loop", values="value")
     ratios = table[table["measure"] == "steps_per_second"].pivot(

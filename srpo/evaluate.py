@@ -26,7 +26,8 @@ from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.libero_plus.data import PlusData, PlusSources, unavailable
 from srpo.libero_plus.tasks import INIT_STATE, PlusTask, parse, read_tasks, sample, shard, style_tasks
 from srpo.policies.openvla_oft import load_policy
-from srpo.results.rows import EPISODES, PATHS, protocol_json, write_rows
+from srpo.results.rows import protocol_json, write_rows
+from srpo.results.schemas import EPISODES, PATHS
 from srpo.rollouts.policy_runner import PolicyRunner
 from srpo.runtime.checkpoint import fingerprint
 from srpo.runtime.files import atomic_directory, write_json, write_text, write_with

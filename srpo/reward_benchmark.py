@@ -28,7 +28,9 @@ from tqdm import tqdm
 
 from srpo.config import ConfigError, RewardBenchmarkStage, did_you_mean, load_stage
 from srpo.episode import Episode, EpisodeSpec, FailedRun
-from srpo.results.rows import BENCHMARK, CURVES, ResultError, write_rows
+from srpo.results import ResultError
+from srpo.results.rows import write_rows
+from srpo.results.schemas import BENCHMARK, CURVES
 from srpo.rewards.metrics import monotonicity, progress_curve, spearman_correlation
 from srpo.rewards.progress import nearest_distances
 from srpo.rewards.references import usable

@@ -32,7 +32,8 @@ from srpo.policies.openvla_oft import (
     save_policy,
 )
 from srpo.policies.processing import make_tokenizer
-from srpo.results.rows import SFT_METRICS, write_rows
+from srpo.results.rows import write_rows
+from srpo.results.schemas import SFT_METRICS
 from srpo.runtime.checkpoint import Checkpoints, fingerprint
 from srpo.runtime.distributed import is_sharded, make_accelerator, require_whole_weights
 from srpo.runtime.hub import verify

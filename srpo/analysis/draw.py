@@ -1,145 +1,198 @@
-"""Draw every table and figure of a preset again from its rows, without Snakemake and without simulating.
+"""Draw a table or figure from its files, or all that a folder of results has the rows for.
 
-python -m srpo.analysis.redraw results/reference/smoke --out figures
+    srpo draw t1 --sheet SHEET.tsv --published PUBLISHED.csv --episodes FILE ... --out results/smoke
+    srpo draw all results/reference/smoke --out figures
+    srpo draw list
 
-The folder is laid out like `results/<preset>/`, but needs only the rows and each run's config.yaml (and, for
-T2, `libero_plus/tasks.csv` in it or beside it): what `srpo.analysis.export` copies. What has no rows there is
-left out, and said so.
+Written are `tables/` and `figures/` in the folder `--out`. Drawing simulates nothing and needs no Snakemake.
+The folder for `all` is laid out like `results/<preset>/`, but needs only the rows and each run's config.yaml
+(and, for T2, `libero_plus/tasks.csv` in it or beside it): what `srpo export` copies. What has no rows there
+is left out with a message.
+
+A drawing is an entry of `srpo.analysis.drawings`. Its module has a function
+
+    make(OPTION=paths, ..., allow_incomplete: bool) -> Drawn
+
+with an argument for each of the entry's inputs: a list of paths, one path, or the rows of a sheet.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from srpo.analysis import f1, f2, f3, f4, f5, t1, t2, t2_curves, t3, t3_distributions, t3_truth
-from srpo.config import ConfigError
+import matplotlib as mpl
+
+from srpo.analysis import style
+from srpo.analysis.drawings import DRAWINGS, Drawing, Input, Root
+from srpo.analysis.drawn import Drawn
+from srpo.analysis.typeset import to_html, to_latex
 from srpo.config.plan import Plan, plan
 from srpo.config.resolve import CONFIGS, load_preset
-from srpo.results.rows import ResultError
+from srpo.config.sheets import read_sheet
+from srpo.results import ResultError
+from srpo.runtime.files import atomic_directory, write_text, write_with
 
-PUBLISHED = CONFIGS / "reference" / "published.csv"
+
+def draw(
+    drawing: Drawing, files: Mapping[str, Sequence[Path]], out: Path, allow_incomplete: bool = False
+) -> None:
+    """Draw one table or figure and write all its forms below `out`.
+
+    Raises:
+        ResultError, ConfigError: its files cannot be used.
+    """
+    given = {
+        item.option.replace("-", "_"): _value(item, files[item.option])
+        for item in drawing.inputs
+        if files.get(item.option)
+    }
+    make = import_module(f"srpo.analysis.{drawing.module}").make
+    write(make(**given, allow_incomplete=allow_incomplete), drawing.outputs, out)
+
+
+def _value(item: Input, paths: Sequence[Path]) -> Any:
+    """What `make` gets for an option."""
+    if item.kind == "files":
+        return list(paths)
+    (path,) = paths
+    return read_sheet(path) if item.kind == "sheet" else path
+
+
+def write(drawn: Drawn, outputs: Mapping[str, str], out: Path) -> None:
+    """Write a drawing: first the pictures, last the numbers, so that a refusal leaves no file."""
+    if drawn.figure is not None:
+        with mpl.rc_context(style.RC):
+            figure = drawn.figure()
+            if drawn.missing:
+                figure.suptitle(f"incomplete: without {drawn.missing}", fontsize=7)
+            style.save(figure, (out / outputs["png"]).with_suffix(""))
+    for suite, write_files in drawn.folders.items():
+        with atomic_directory(out / outputs["folder"].format(suite=suite)) as folder:
+            write_files(folder)
+    if drawn.typeset is not None:
+        write_text(out / outputs["tex"], to_latex(drawn.typeset))
+        write_text(out / outputs["html"], to_html(drawn.typeset))
+    if drawn.text is not None:
+        write_text(out / outputs["text"], drawn.text)
+    for form, table in (("efficiency", drawn.efficiency), ("csv", drawn.table)):
+        if table is not None:
+            write_with(out / outputs[form], partial(table.to_csv, index=False))
+
+
+# All drawings of a folder.
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A table or figure: its module's main, the rows it is drawn from, and what it writes beside the CSV."""
+class Source:
+    """A drawing and its files in a folder of results."""
 
-    main: Callable[[Sequence[str]], None]
-    inputs: dict[str, list[Path]]
-    """Option → files; all of them must be there."""
-    sheet: Path | None = None
-    published: bool = False
-    typeset: bool = False
-    efficiency: bool = False
-
-    def files(self) -> list[Path]:
-        return [path for paths in self.inputs.values() for path in paths]
+    drawing: Drawing
+    files: Mapping[str, list[Path]]
 
     def missing(self) -> list[Path]:
-        return [path for path in self.files() if not path.is_file()]
+        """Files that are not there."""
+        return [path for paths in self.files.values() for path in paths if not path.exists()]
 
 
-def drawings(found: Plan, folder: Path) -> dict[str, Drawing]:
-    """Everything that a preset shows, by name, in the order of its tables."""
+def find(drawing: Drawing, planned: Plan, folder: Path) -> Source:
+    """A drawing's files in a folder laid out like `results/<preset>/`, whether they are there or not."""
 
-    def files(table: str, name: str) -> list[Path]:
-        return [folder / run.folder / name for run in found.tables.get(table, ())]
+    def place(root: Root, path: str) -> str:
+        if root == "configs":
+            return str(CONFIGS / path)
+        shared = root == "results" and not (folder / path).exists()
+        return str((folder.parent if shared else folder) / path)
 
-    def sheet(table: str) -> Path:
-        return CONFIGS / found.sheets[table]
-
-    preset = found.preset
-    own, shared = (where / "libero_plus" / "tasks.csv" for where in (folder, folder.parent))
-    tasks = own if own.is_file() else shared
-    benchmark = [folder / "reward_benchmark" / suite for suite in preset.suites]
-    scored = [(where, name) for where in benchmark for name in preset.world_models]
-    shown: dict[str, Drawing] = {}
-    for table in ("t1", "ablations"):
-        if table in found.tables:
-            rows = {"--episodes": files(table, "evaluation/episodes.parquet")}
-            shown[table] = Drawing(t1.main, rows, sheet(table), published=True, typeset=True)
-    if "t2" in found.tables:
-        rows = {
-            "--episodes": files("t2", "plus/episodes.parquet"),
-            "--tasks": [tasks],
-        }
-        shown["t2"] = Drawing(t2.main, rows, sheet("t2"), published=True, typeset=True)
-        shown["t2_curves"] = Drawing(t2_curves.main, rows, sheet("t2"))
-    if scored:
-        rows = {"--scores": [where / f"{name}.parquet" for where, name in scored]}
-        shown["t3"] = Drawing(t3.main, rows, published=True, typeset=True)
-        shown["t3_distributions"] = Drawing(t3_distributions.main, rows)
-        rows = {
-            "--curves": [where / f"{name}-curves.parquet" for where, name in scored],
-            "--trajectories": [where / "trajectories" / "trajectories.h5" for where in benchmark],
-        }
-        shown["f1"] = Drawing(f1.main, rows)
-        rows = {"--curves": rows["--curves"], "--rewards": files("ablations", "rewards.parquet")}
-        shown["t3_truth"] = Drawing(t3_truth.main, rows, typeset=True)
-    if "f2" in found.tables:
-        rows = {"--metrics": files("f2", "metrics.csv")}
-        shown["f2"] = Drawing(f2.main, rows, sheet("f2"), typeset=True, efficiency=True)
-    if "t1" in found.tables:
-        first = [run for run in found.tables["t1"] if run[::2] == (preset.suites[0], preset.seeds[0])]
-        pair = [folder / run.folder / "evaluation" / "paths.parquet" for run in (first[0], first[-1])]
-        shown["f4"] = Drawing(f4.main, {"--paths": pair}, sheet("t1"))
-    if "ablations" in found.tables:
-        rows = {"--metrics": files("ablations", "metrics.csv")}
-        shown["f3"] = Drawing(f3.main, rows, sheet("ablations"), typeset=True, efficiency=True)
-        rows = {"--episodes": files("ablations", "evaluation/episodes.parquet")}
-        shown["f5"] = Drawing(f5.main, rows, sheet("ablations"))
-    return shown
+    files = {
+        option: [Path(path) for path in paths] for option, paths in drawing.files(planned, place).items()
+    }
+    for item in drawing.inputs:
+        if item.need == "if present":
+            files[item.option] = [path for path in files[item.option] if path.is_file()]
+    return Source(drawing, files)
 
 
-def available(folder: Path, preset: str | None) -> Iterator[tuple[str, Drawing]]:
-    """What a folder has all rows for, by name; what is left out is said. `preset` None: the folder's name."""
-    try:
-        found = plan(*load_preset(preset or folder.name))
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
-    for name, drawing in drawings(found, folder).items():
-        if missing := drawing.missing():
-            print(f"{name}: left out: {missing[0]} and {len(missing) - 1} more files are not there")
+def available(folder: Path, preset: str | None) -> Iterator[Source]:
+    """What a folder has all files for; a message tells what is left out.
+
+    Args:
+        preset: name or path; None: the folder's name.
+    """
+    planned = plan(*load_preset(preset or folder.name))
+    for drawing in DRAWINGS:
+        if drawing.filmed or not drawing.shown(planned):
+            continue
+        source = find(drawing, planned, folder)
+        if missing := source.missing():
+            print(f"{drawing.name}: left out: {missing[0]} and {len(missing) - 1} more files are not there")
         else:
-            yield name, drawing
+            yield source
 
 
-def arguments_of(name: str, drawing: Drawing, out: Path) -> list[str]:
-    """The command line of a drawing, without the module's name."""
-    given = ["--csv", f"{out}/tables/{name}.csv", "--figure", f"{out}/figures/{name}"]
-    if drawing.sheet:
-        given += ["--sheet", str(drawing.sheet)]
-    if drawing.published:
-        given += ["--published", str(PUBLISHED)]
-    if drawing.typeset:
-        given += ["--tex", f"{out}/tables/{name}.tex", "--html", f"{out}/tables/{name}.html"]
-    if drawing.efficiency:
-        given += ["--efficiency", f"{out}/tables/{name}-efficiency.csv"]
-    return given + [text for option, paths in drawing.inputs.items() for text in (option, *map(str, paths))]
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m srpo.analysis.redraw", description=__doc__)
-    parser.add_argument("folder", type=Path, help="rows of a preset, e.g. results/reference/smoke")
-    parser.add_argument("--preset", help="name or path of the preset; default: the folder's name")
-    parser.add_argument("--out", type=Path, required=True, help="folder for tables/ and figures/")
-    arguments = parser.parse_args(argv)
-    drawn, failed = 0, 0
-    for name, drawing in available(arguments.folder, arguments.preset):
+def draw_all(folder: Path, preset: str | None, out: Path) -> None:
+    """Draw what a folder has the rows for; SystemExit if a drawing is refused, or none is drawn."""
+    drawn, refused = 0, 0
+    for source in available(folder, preset):
+        name = source.drawing.name
         try:
-            drawing.main(arguments_of(name, drawing, arguments.out))
+            draw(source.drawing, source.files, out)
         except ResultError as error:
-            failed += 1
+            refused += 1
             print(f"{name}: {error}")
         else:
             drawn += 1
-            print(f"{name}: {arguments.out}/figures/{name}.pdf")
-    if failed or not drawn:
-        sys.exit(f"error: {arguments.folder}: {drawn} drawn, {failed} refused")
+            print(f"{name}: {out / list(source.drawing.outputs.values())[-1]}")
+    if refused or not drawn:
+        sys.exit(f"error: {folder}: {drawn} drawn, {refused} refused")
+
+
+# Command line.
+
+
+def parser() -> argparse.ArgumentParser:
+    """`all`, `list`, and a command for each drawing with an option for each of its inputs."""
+    result = argparse.ArgumentParser(
+        prog="srpo draw", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = result.add_subparsers(dest="name", required=True)
+    everything = commands.add_parser("all", help="all that a folder of results has the rows for")
+    everything.add_argument("folder", type=Path, help="rows of a preset, e.g. results/reference/smoke")
+    everything.add_argument("--preset", help="name or path of the preset; default: the folder's name")
+    everything.add_argument("--out", type=Path, required=True, help="folder for tables/ and figures/")
+    commands.add_parser("list", help="the names of all tables and figures")
+    for drawing in DRAWINGS:
+        command = commands.add_parser(drawing.name, help=drawing.title)
+        for item in drawing.inputs:
+            required = item.need == "always"
+            nargs = 1 if item.kind != "files" else "+" if required else "*"
+            command.add_argument(
+                f"--{item.option}", type=Path, nargs=nargs, required=required, default=[], help=item.file
+            )
+        command.add_argument("--out", type=Path, required=True, help="folder for tables/ and figures/")
+        command.add_argument(
+            "--allow-incomplete", action="store_true", help="go without missing rows, and say so"
+        )
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parser().parse_args(argv)
+    if arguments.name == "list":
+        print("\n".join(drawing.name for drawing in DRAWINGS))
+    elif arguments.name == "all":
+        draw_all(arguments.folder, arguments.preset, arguments.out)
+    else:
+        drawing = next(drawing for drawing in DRAWINGS if drawing.name == arguments.name)
+        given = vars(arguments)
+        files = {item.option: given[item.option.replace("-", "_")] for item in drawing.inputs}
+        draw(drawing, files, arguments.out, arguments.allow_incomplete)
 
 
 if __name__ == "__main__":

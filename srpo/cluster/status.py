@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from srpo.analysis.stats import wilson
-from srpo.analysis.tables import percent
+from srpo.analysis.text import percent
 from srpo.config import (
     ConfigError,
     DemosStage,

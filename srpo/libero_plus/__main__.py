@@ -23,7 +23,10 @@ from numpy.typing import NDArray
 from srpo.libero_plus.assets import fetch_assets
 from srpo.libero_plus.data import PlusData, PlusSources, Scene, bddl_language, plus_data, write_data
 from srpo.libero_plus.tasks import COUNTS, INIT_STATE, STYLES, PlusTask, parse, read_tasks, write_tasks
-from srpo.results.rows import EPISODES, ResultError, missing_rows, read_episodes, write_rows
+from srpo.results import ResultError
+from srpo.results.coverage import missing_rows
+from srpo.results.rows import read_episodes, write_rows
+from srpo.results.schemas import EPISODES
 from srpo.runtime.files import atomic_file
 
 # The package is used as an archive and never installed or imported: importing it writes into the home folder

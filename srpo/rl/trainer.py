@@ -29,7 +29,8 @@ from srpo.config import TrainStage, load_stage
 from srpo.demos import file_name
 from srpo.envs.libero import load_task
 from srpo.policies.openvla_oft import OpenVLAOFT, load_policy, save_policy
-from srpo.results.rows import REWARDS, RL_METRICS, TASK_METRICS, write_rows
+from srpo.results.rows import write_rows
+from srpo.results.schemas import REWARDS, RL_METRICS, TASK_METRICS
 from srpo.rl.collect import Batch, Collector, collect, evaluation_specs
 from srpo.rl.metrics import metrics_row, report, reward_rows, run_warnings, settings_warnings, task_rows
 from srpo.rl.score import Experts, Scores, distances_to_goal, embed, embed_experts, score

@@ -21,7 +21,8 @@ from srpo.config import Evaluate, EvaluateStage, Offline, Reward, Train, TrainSt
 from srpo.episode import EpisodeSpec
 from srpo.evaluate import evaluate, libero_specs
 from srpo.policies.openvla_oft import save_policy
-from srpo.results.rows import EPISODES, REWARDS, RL_METRICS, TASK_METRICS, read_rows
+from srpo.results.rows import read_rows
+from srpo.results.schemas import EPISODES, REWARDS, RL_METRICS, TASK_METRICS
 from srpo.runtime.checkpoint import PREEMPTED
 
 pytestmark = pytest.mark.integration

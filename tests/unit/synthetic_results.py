@@ -23,16 +23,8 @@ from srpo.config import (
     WorldModel,
 )
 from srpo.libero_plus import tasks as plus_tasks
-from srpo.results.rows import (
-    BENCHMARK,
-    CURVES,
-    EPISODES,
-    PATHS,
-    RL_METRICS,
-    protocol_json,
-    read_rows,
-    write_rows,
-)
+from srpo.results.rows import protocol_json, read_rows, write_rows
+from srpo.results.schemas import BENCHMARK, CURVES, EPISODES, PATHS, RL_METRICS
 
 MAX_STEPS: dict[str, int] = {
     "libero_spatial": 220,

@@ -17,22 +17,11 @@ from synthetic_results import MUJOCO, episode_row, libero_run, protocol, reward_
 
 from srpo.config import EvaluateStage
 from srpo.libero_plus import tasks as plus_tasks
+from srpo.results import ResultError
 from srpo.results import rows as io
-from srpo.results.rows import (
-    BENCHMARK,
-    EPISODES,
-    REWARDS,
-    RL_METRICS,
-    SFT_METRICS,
-    ResultError,
-    Schema,
-    check_episodes,
-    missing_rows,
-    protocol_json,
-    read_episodes,
-    read_rows,
-    write_rows,
-)
+from srpo.results.coverage import missing_rows
+from srpo.results.rows import check_episodes, protocol_json, read_episodes, read_rows, write_rows
+from srpo.results.schemas import BENCHMARK, EPISODES, REWARDS, RL_METRICS, SFT_METRICS, Schema
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -26,17 +26,9 @@ from test_figures import texts
 from test_tables import run, write_sheet
 
 from srpo.analysis import f1, f2, f3, f4, f5, style, t1, t2, t2_curves, t3, t3_distributions, t3_truth
-from srpo.results.rows import (
-    BENCHMARK,
-    CURVES,
-    EPISODES,
-    PATHS,
-    RL_METRICS,
-    ResultError,
-    Schema,
-    read_rows,
-    write_rows,
-)
+from srpo.results import ResultError
+from srpo.results.rows import read_rows, write_rows
+from srpo.results.schemas import BENCHMARK, CURVES, EPISODES, PATHS, RL_METRICS, Schema
 
 SUITE = "libero_goal"
 VARIANTS = ("srpo", "srpo-pixel", "srpo-alpha-0")

@@ -11,7 +11,9 @@ from synthetic_results import curves_of, libero_run, reward_benchmark, rl_run
 from srpo.analysis import evidence
 from srpo.config.plan import plan
 from srpo.config.resolve import CONFIGS, load_preset
-from srpo.results.rows import REWARDS, ResultError, write_rows
+from srpo.results import ResultError
+from srpo.results.rows import write_rows
+from srpo.results.schemas import REWARDS
 
 PAGE = "".join(f"Before {name}.\n<!-- {name} -->\noutdated\n<!-- end -->\n" for name in evidence.PARTS)
 

@@ -31,7 +31,9 @@ from test_tables import (
 
 from srpo.analysis import exploration, f1, f2, f3, f4, f5, style, t1, t2, t3, t3_distributions, tables
 from srpo.analysis.videos import FPS, HEADER, SIDE, beside
-from srpo.results.rows import BENCHMARK, EPISODES, PATHS, RL_METRICS, ResultError, read_rows, write_rows
+from srpo.results import ResultError
+from srpo.results.rows import read_rows, write_rows
+from srpo.results.schemas import BENCHMARK, EPISODES, PATHS, RL_METRICS
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,9 @@ from test_figures import check_readable, texts
 from test_tables import write_sheet
 
 from srpo.analysis import headline, style
-from srpo.results.rows import EPISODES, ResultError, write_rows
+from srpo.results import ResultError
+from srpo.results.rows import write_rows
+from srpo.results.schemas import EPISODES
 from srpo.runtime.videos import write_video
 
 PAIR = {"sft": "SFT", "grpo": "GRPO", "srpo": "SRPO"}

@@ -17,7 +17,8 @@ from test_trainer import batch, scored, stage
 from srpo.config import Offline, TrainStage
 from srpo.episode import EpisodeSpec
 from srpo.policies.openvla_oft import save_policy
-from srpo.results.rows import REWARDS, RL_METRICS, read_rows
+from srpo.results.rows import read_rows
+from srpo.results.schemas import REWARDS, RL_METRICS
 from srpo.rl import offline, score, trainer, update
 
 SETTINGS = Offline(beta=1.0, max_weight=20.0)

@@ -24,9 +24,12 @@ from synthetic_results import (
 
 from srpo.analysis import compare, export, f1, paper_map, redraw, validate
 from srpo.cluster import status
+from srpo.config import STYLES
 from srpo.config.plan import plan
 from srpo.config.resolve import load_preset
-from srpo.results.rows import EPISODES, REWARDS, STYLES, ResultError, read_rows, write_rows
+from srpo.results import ResultError
+from srpo.results.rows import read_rows, write_rows
+from srpo.results.schemas import EPISODES, REWARDS
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -28,10 +28,12 @@ from synthetic_results import (
 
 from srpo.analysis import f2, f3, t1, t2, t2_curves, t3, t3_distributions, t3_truth, tables, typeset
 from srpo.analysis.stats import newcombe, wilson
-from srpo.config import SUITES
+from srpo.config import DIMENSIONS, SUITES
 from srpo.libero_plus import __main__ as plus
 from srpo.libero_plus import tasks as plus_tasks
-from srpo.results.rows import DIMENSIONS, EPISODES, ResultError, read_episodes, read_rows, write_rows
+from srpo.results import ResultError
+from srpo.results.rows import read_episodes, read_rows, write_rows
+from srpo.results.schemas import EPISODES
 from srpo.rewards.metrics import standardised_mean_difference
 
 REPOSITORY = Path(__file__).parents[2]

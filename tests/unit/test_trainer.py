@@ -19,7 +19,8 @@ from recorded_training import RecordedRollouts, episode
 from srpo.config import Protocol, Reward, Train, TrainStage, WorldModel
 from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.policies.openvla_oft import OpenVLAOFT, save_policy
-from srpo.results.rows import RL_METRICS, read_rows
+from srpo.results.rows import read_rows
+from srpo.results.schemas import RL_METRICS
 from srpo.rl import collect, metrics, score, trainer, update
 from srpo.rl.tracking import scalars
 from srpo.runtime.checkpoint import EpisodeStore

@@ -1,4 +1,4 @@
-"""Tell two result folders apart: their rows, their settings, their versions, and what is beyond noise.
+"""Compare two result folders: their rows, their settings, their versions, and what is beyond noise.
 
 srpo compare results/smoke /elsewhere/results/smoke
 """
@@ -16,10 +16,12 @@ import pandas as pd
 import yaml
 from statsmodels.stats.multitest import multipletests
 
+from srpo.analysis.report.validate import result_files
 from srpo.analysis.stats import ALPHA, paired_difference
-from srpo.analysis.tables import p_text, percent
-from srpo.analysis.validate import result_files
-from srpo.results.rows import EPISODES, IDENTITY, ResultError, check_episodes, read_rows, run
+from srpo.analysis.text import p_text, percent
+from srpo.results import ResultError
+from srpo.results.rows import check_episodes, read_rows
+from srpo.results.schemas import EPISODES, IDENTITY
 
 MACHINE = ("git_revision", "packages", "python", "gpus", "gl_backend", "processor")
 """What a manifest says of the code and the machine."""
@@ -139,4 +141,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    main()

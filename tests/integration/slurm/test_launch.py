@@ -16,7 +16,8 @@ from test_training import TRAINING, without_times
 
 from srpo.cluster.launch import Command, make_executor, state
 from srpo.policies.openvla_oft import save_policy
-from srpo.results.rows import RL_METRICS, read_rows
+from srpo.results.rows import read_rows
+from srpo.results.schemas import RL_METRICS
 
 pytestmark = pytest.mark.integration
 
