@@ -46,7 +46,7 @@ class Episode:
     valid     bool (C, 56)            False for tokens of control steps after the episode's end
     frames    uint8 (F, H, W, 3)      evenly spaced over the whole episode, F = spec.frames
     path      float32 (steps + 1, 3)  end-effector position, metres
-    distance_to_goal  float32 (steps + 1,)    way that was left to the goal, metres (`srpo.envs.goal`)
+    distance_to_goal  float32 (steps + 1,)    metres (`srpo.envs.goal`)
     """
 
     spec: EpisodeSpec

@@ -23,8 +23,9 @@ from tqdm import tqdm
 from srpo.config import CONTROL_HZ, EvaluateStage, PlusStage, load_stage
 from srpo.envs.libero import asset_folder, load_task
 from srpo.episode import Episode, EpisodeSpec, FailedRun
-from srpo.libero_plus.data import PlusData, PlusSources, unavailable
-from srpo.libero_plus.tasks import INIT_STATE, PlusTask, parse, read_tasks, sample, shard, style_tasks
+from srpo.libero_plus.data import PlusData, PlusSources, unavailable_reason
+from srpo.libero_plus.sweep import sweep_tasks
+from srpo.libero_plus.tasks import INIT_STATE, PlusTask, parse, read_tasks, shard
 from srpo.policies.openvla_oft import load_policy
 from srpo.results.rows import protocol_json, write_rows
 from srpo.results.schemas import EPISODES, PATHS
@@ -52,8 +53,7 @@ def libero_specs(config: EvaluateStage) -> list[EpisodeSpec]:
 def plus_specs(config: PlusStage, tasks: Sequence[PlusTask], index: int, number: int) -> list[EpisodeSpec]:
     """One part of the (sampled) LIBERO-Plus tasks; the seed draws a perturbation's randomness."""
     plus = config.plus
-    chosen = sample(tasks, config.suite, config.tasks, plus.dimensions, plus.per_dimension, plus.seed)
-    chosen += style_tasks(config.suite, config.tasks, plus.styles)
+    chosen = sweep_tasks(config, tasks)
     part = shard(chosen, index, plus.shard_size)
     if not part:
         raise SystemExit(f"--shard {index}/{number}: there are only {len(chosen)} tasks")
@@ -264,7 +264,9 @@ def evaluate(
 
 def unavailable_specs(specs: Sequence[EpisodeSpec], plus: PlusSources) -> dict[EpisodeSpec, str]:
     """The LIBERO-Plus episodes that cannot run with these sources, and why."""
-    reasons = {spec: unavailable(parse(spec.variant), plus, asset_folder()) for spec in specs if spec.variant}
+    reasons = {
+        spec: unavailable_reason(parse(spec.variant), plus, asset_folder()) for spec in specs if spec.variant
+    }
     return {spec: reason for spec, reason in reasons.items() if reason}
 
 

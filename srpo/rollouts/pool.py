@@ -92,7 +92,7 @@ def run_episode(
     proprio: list[NDArray[np.float32]] = []
     answers: list[Answer] = []
     with perturbation.apply(env) if perturbation is not None else nullcontext():
-        env.reset(spec.init_state) if perturbation is None else perturbation.begin(env)
+        env.reset(spec.init_state) if perturbation is None else perturbation.reset(env)
         observations = [env.observation]
         distance_to_goal = [env.distance_to_goal()]
         # A task may begin solved by settling; it still takes one step to say so, as in the stock loop.

@@ -1,8 +1,8 @@
-"""A very small random policy that now and then turns on the stove.
+"""A very small random policy that turns on the stove in some episodes.
 
-Untrained, its action tokens are near uniform, so its actions are spread over the range of its action
+Untrained, its action tokens are nearly uniform, so its actions are spread over the range of its action
 statistics. That range is set around a steady sweep towards the knob of libero_goal's stove: some episodes of
-task 7 succeed within 30 steps and others do not, which is what there is to learn from.
+task 7 succeed within 30 steps and others do not, as reinforcement learning needs.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ def sweeping_policy() -> OpenVLAOFT:
             "proprio": {"q01": [-1.0] * 8, "q99": [1.0] * 8},
         }
     }
-    words = [load_task(SUITE, task).language for task in (STOVE, BOWL)]
+    instructions = [load_task(SUITE, task).language for task in (STOVE, BOWL)]
     torch.manual_seed(0)
-    return create_policy(SETTINGS, make_tokenizer(words, 384), statistics).eval()
+    return create_policy(SETTINGS, make_tokenizer(instructions, 384), statistics).eval()
 
 
 def write_config(path: Path, stage: BaseModel) -> Path:
-    """A resolved stage as the command line reads it."""
+    """Write a resolved stage as command lines read it."""
     path.write_text(yaml.safe_dump(json.loads(stage.model_dump_json())))
     return path

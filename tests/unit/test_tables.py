@@ -29,7 +29,7 @@ from synthetic_results import (
 from srpo.analysis import f2, f3, t1, t2, t2_curves, t3, t3_distributions, t3_truth, tables, typeset
 from srpo.analysis.stats import newcombe, wilson
 from srpo.config import DIMENSIONS, SUITES
-from srpo.libero_plus import __main__ as plus
+from srpo.libero_plus import sweep
 from srpo.libero_plus import tasks as plus_tasks
 from srpo.results import ResultError
 from srpo.results.rows import read_episodes, read_rows, write_rows
@@ -455,14 +455,14 @@ def test_merging_a_sweep_asks_for_every_task(tmp_path: Path, capsys: pytest.Capt
     write_rows(first, rows[:10], EPISODES)
     write_rows(second, rows[10:], EPISODES)
     config = path.parent / "config.yaml"
-    plus.merge(config, tasks, [first, second], tmp_path / "whole.parquet")
+    sweep.merge_shards(config, tasks, [first, second], tmp_path / "whole.parquet")
     assert len(read_rows(tmp_path / "whole.parquet", EPISODES)) == 24
     assert capsys.readouterr().out == "camera: 12 success\nlight: 12 unavailable\n"
     with pytest.raises(ResultError, match="14 of 24 rows are missing"):
-        plus.merge(config, tasks, [first], tmp_path / "part.parquet")
+        sweep.merge_shards(config, tasks, [first], tmp_path / "part.parquet")
     assert not (tmp_path / "part.parquet").exists()
     with pytest.raises(ResultError, match="10 episodes stand twice"):
-        plus.merge(config, tasks, [first, first, second], tmp_path / "part.parquet")
+        sweep.merge_shards(config, tasks, [first, first, second], tmp_path / "part.parquet")
 
 
 def test_t2_sizes_are_the_benchmarks() -> None:

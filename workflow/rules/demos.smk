@@ -1,4 +1,4 @@
-# Demonstrations: the scripted expert's, or a folder of LIBERO's own files, checked.
+# Demonstrations: recorded by the scripted expert, or imported from a folder of LIBERO's own files.
 rule demos:
     input:
         config="<results>/demos/{suite}/config.yaml",

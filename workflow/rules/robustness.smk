@@ -1,4 +1,4 @@
-# LIBERO-Plus: the official task list, then each run's sweep in parts of many tasks (never a job a task).
+# LIBERO-Plus: the official task list, then each run's sweep in shards of many tasks.
 rule plus_tasks:
     output:
         tasks="results/libero_plus/tasks.csv",
@@ -26,7 +26,7 @@ rule plus_shard:
         "<logs>/plus/{suite}/{any_variant}/seed{seed}/shard-{shard}.log",
     benchmark:
         "<benchmarks>/plus/{suite}/{any_variant}/seed{seed}/shard-{shard}.tsv"
-    # Parts of one sweep need the same files; how many share a job is up to the profile.
+    # Shards of one sweep need the same files; the profile sets how many share a job.
     group:
         "plus_{suite}_{any_variant}_{seed}"
     conda:

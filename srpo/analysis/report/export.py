@@ -23,8 +23,8 @@ import pandas as pd
 from srpo.analysis.draw import available
 from srpo.analysis.figures import f1
 from srpo.analysis.report.compare import MACHINE
-from srpo.analysis.tables import t2
 from srpo.config import PlusStage
+from srpo.libero_plus.sweep import expected_episodes
 from srpo.libero_plus.tasks import read_tasks, write_tasks
 from srpo.results import ResultError
 from srpo.results.coverage import load_benchmark, read_config
@@ -63,7 +63,7 @@ def copy_manifest(path: Path, beside: Path) -> None:
 def copy_tasks(episodes: Sequence[Path], tasks: Path, target: Path) -> None:
     """Of LIBERO-Plus's list, the tasks that these runs ask for: `sample` takes all of them again."""
     listed = read_tasks(tasks)
-    expected = t2.expected_episodes([read_config(path, PlusStage) for path in episodes], listed)
+    expected = expected_episodes([read_config(path, PlusStage) for path in episodes], listed)
     asked = set(expected["perturbation_task"])
     write_tasks(target, [task for task in listed if task.name in asked])
 

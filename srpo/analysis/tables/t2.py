@@ -19,6 +19,7 @@ from srpo.analysis.stats import NO_PAIRS, Estimate, combine, wilson
 from srpo.config import DIMENSIONS, STYLES, PlusStage
 from srpo.config.sheets import SheetRow, baseline, labels
 from srpo.libero_plus import tasks as plus_tasks
+from srpo.libero_plus.sweep import expected_episodes
 from srpo.results import ResultError
 from srpo.results.coverage import load_episodes, read_config
 
@@ -72,28 +73,6 @@ def load_sweeps(
         raise ResultError(str(error)) from None
     expected = expected_episodes([read_config(path, PlusStage) for path in paths], listed)
     return load_episodes(paths, "libero_plus", variants, expected, allow_incomplete)
-
-
-def expected_episodes(configs: Sequence[PlusStage], tasks: Sequence[plus_tasks.PlusTask]) -> pd.DataFrame:
-    """The episodes asked for: suite, variant, seed, task_id, perturbation, perturbation_task."""
-    return pd.DataFrame(
-        [
-            (config.suite, config.variant, config.seed, task.task_id, task.dimension, task.name)
-            for config in configs
-            for task in [
-                *plus_tasks.sample(
-                    tasks,
-                    config.suite,
-                    config.tasks,
-                    config.plus.dimensions,
-                    config.plus.per_dimension,
-                    config.plus.seed,
-                ),
-                *plus_tasks.style_tasks(config.suite, config.tasks, config.plus.styles),
-            ]
-        ],
-        columns=["suite", "variant", "seed", "task_id", "perturbation", "perturbation_task"],
-    )
 
 
 def benchmark_sizes(suites: Sequence[str]) -> dict[str, int]:
