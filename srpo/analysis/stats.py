@@ -247,31 +247,6 @@ def probability_of_improvement(method: NDArray[np.floating], baseline: NDArray[n
     return float(np.mean(u) / (len(method) * len(baseline)))
 
 
-def stratified(
-    statistic: Callable[..., float],
-    scores: Sequence[NDArray[np.floating]],
-    rng: np.random.Generator,
-    resamples: int = RESAMPLES,
-) -> Estimate:
-    """A statistic of methods' scores (R, T), with a percentile interval over runs drawn anew for each task.
-
-    The stratified bootstrap of the same paper: tasks are strata, so R runs of a task are drawn with
-    replacement from its R runs, independently of the other tasks'. With one run there is nothing to draw:
-    the interval is NaN.
-
-    Args:
-        statistic: called with one array a method, each of the shape given.
-    """
-    value = float(statistic(*scores))
-    if min(len(own) for own in scores) < 2:
-        return Estimate(value, NAN, NAN)
-    draws = [
-        statistic(*(np.take_along_axis(own, rng.integers(0, len(own), own.shape), axis=0) for own in scores))
-        for _ in range(resamples)
-    ]
-    return Estimate(value, *_percentiles(np.array(draws)))
-
-
 def area_under_curve(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
     """Mean height of a training curve: its area by the trapezoid rule over the width of x; y of one point."""
     if len(x) != len(y) or len(x) == 0 or (np.diff(x) <= 0).any():

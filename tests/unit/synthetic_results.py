@@ -364,7 +364,7 @@ def reward_benchmark(
 
 
 def curves_of(scores: list[Path], points: int = 16, size: int = 48) -> tuple[list[Path], Path]:
-    """The curves behind scores of `reward_benchmark`, and the trajectories; gives their files.
+    """The curves behind scores of `reward_benchmark`, and the trajectories; gives their files and folder.
 
     The pictures are grey, lighter as time goes on, with the trajectory's number in the lower left pixel.
     """
@@ -395,4 +395,4 @@ def curves_of(scores: list[Path], points: int = 16, size: int = 48) -> tuple[lis
     with h5py.File(path, "w") as file:
         file.attrs["suite"] = frame["suite"][0]
         file["frames"] = frames
-    return files, path
+    return files, path.parent

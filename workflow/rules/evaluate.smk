@@ -16,8 +16,6 @@ rule evaluate:
     # The seeds of one variant; how many share a job is up to the profile.
     group:
         "evaluate_{suite}_{any_variant}"
-    conda:
-        "../../environment.yml"
     threads: 8
     resources:
         mem_mb=memory,

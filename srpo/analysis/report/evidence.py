@@ -147,7 +147,7 @@ def failure_rewards(evidence: Evidence) -> str:
             groups = own.groupby(["seed", "step", "group"])["success"]
             succeeded, lost = groups.mean(), groups.transform("max") == 0
             advantage = own["advantage"].to_numpy(dtype=float)
-            by_outcome = _advantages_by_outcome(own)
+            by_outcome = advantages_by_outcome(own)
             alike = np.corrcoef(advantage, by_outcome)[0, 1]
             rows.append(
                 [
@@ -167,7 +167,7 @@ def failure_rewards(evidence: Evidence) -> str:
     return to_markdown(["", "", *columns], rows)
 
 
-def _advantages_by_outcome(rewards: pd.DataFrame) -> NDArray[np.float64]:
+def advantages_by_outcome(rewards: pd.DataFrame) -> NDArray[np.float64]:
     """The advantages (N,) that GRPO would have given to the rollouts of some runs.
 
     `srpo.rl.advantages.group_advantages` of their outcomes; the analysis does without torch.
