@@ -376,6 +376,6 @@ def _sources(module: str) -> Iterator[str]:
     while to_read:
         name = to_read.pop()
         yield _file(name).relative_to(PACKAGE.parent).as_posix()
-        found = _imports(name) | {name.rpartition(".")[0]} - {""}  # importing a module runs its packages
-        to_read += found - seen
-        seen |= found
+        needed = _imports(name) | {name.rpartition(".")[0]} - {""}  # importing a module runs its packages
+        to_read += needed - seen
+        seen |= needed

@@ -39,13 +39,11 @@ def read_config(beside: Path, stage: type[S]) -> S:
 
 def read_mujoco(manifests: Iterable[Path]) -> str:
     """MuJoCo's version by the manifests of some runs; `of unknown version` where none of them is there."""
-    found = set()
-    for path in manifests:
-        if path.is_file():
-            found.add(json.loads(path.read_text(encoding="utf-8"))["packages"]["mujoco"])
-    if len(found) > 1:
-        raise ResultError(f"the runs' manifests name several versions of MuJoCo: {sorted(found)}")
-    return found.pop() if found else "of unknown version"
+    present = [json.loads(path.read_text(encoding="utf-8")) for path in manifests if path.is_file()]
+    versions = {manifest["packages"]["mujoco"] for manifest in present}
+    if len(versions) > 1:
+        raise ResultError(f"the runs' manifests name several versions of MuJoCo: {sorted(versions)}")
+    return versions.pop() if versions else "of unknown version"
 
 
 def missing_rows(rows: pd.DataFrame, expected: pd.DataFrame, allow_incomplete: bool) -> pd.DataFrame:

@@ -50,14 +50,14 @@ def choose(curves: pd.DataFrame) -> pd.DataFrame:
     whole = curves[curves.set_index(["suite", "trajectory"]).index.isin(everywhere)]
     chosen = []
     for suite in [suite for suite in SUITES if suite in set(whole["suite"])]:
-        own = whole[whole["suite"] == suite]
-        lengths = own.groupby(["task_id", "success", "trajectory"])["step"].max().reset_index()
+        rows = whole[whole["suite"] == suite]
+        lengths = rows.groupby(["task_id", "success", "trajectory"])["step"].max().reset_index()
         kinds = lengths.groupby("task_id")["success"].nunique()
         task = kinds.idxmax()  # the first of those with the most kinds
         here = lengths[lengths["task_id"] == task]
         won, lost = here[here["success"]].sort_values(["step", "trajectory"]), here[~here["success"]]
         numbers = [*won["trajectory"].iloc[(len(won) - 1) // 2 :][:1], *lost["trajectory"][:1]]
-        chosen += [own[own["trajectory"] == number] for number in numbers]
+        chosen += [rows[rows["trajectory"] == number] for number in numbers]
     if not chosen:
         raise ResultError("no trajectory was scored under every representation")
     return pd.concat(chosen, ignore_index=True).sort_values(
@@ -110,9 +110,9 @@ def draw(table: pd.DataFrame, strips: Strips) -> Figure:
     return figure
 
 
-def _trajectory(part: SubFigure, own: pd.DataFrame, frames: NDArray[np.uint8]) -> None:
-    first = own.iloc[0]
-    last = int(own["step"].max())
+def _trajectory(part: SubFigure, rows: pd.DataFrame, frames: NDArray[np.uint8]) -> None:
+    first = rows.iloc[0]
+    last = int(rows["step"].max())
     strip, axes = part.subplots(2, 1, height_ratios=(1, 1.35))
     # The strip spans the time axis: frame k stands where its moment is, between its neighbours' middles.
     strip.imshow(
@@ -129,7 +129,7 @@ def _trajectory(part: SubFigure, own: pd.DataFrame, frames: NDArray[np.uint8]) -
         f"{text.SUITE_LABELS[first['suite']]}, task {first['task_id']}: {outcome}, {last} steps",
         color=style.GREEN if first["success"] else style.VERMILLION,
     )
-    for name, curve in own.groupby("representation", observed=True):
+    for name, curve in rows.groupby("representation", observed=True):
         colour, marker = style.look(str(name))
         every = max(1, len(curve) // 8)
         axes.plot(

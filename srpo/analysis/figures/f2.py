@@ -84,8 +84,8 @@ def estimate(metrics: pd.DataFrame, variants: Mapping[str, str]) -> pd.DataFrame
     rows: list[dict[str, Any]] = []
     for suite in [suite for suite in SUITES if suite in set(metrics["suite"])]:
         for variant, label in variants.items():
-            own = metrics[(metrics["suite"] == suite) & (metrics["variant"] == variant)]
-            for step, here in own.groupby("step"):
+            group = metrics[(metrics["suite"] == suite) & (metrics["variant"] == variant)]
+            for step, here in group.groupby("step"):
                 rate = wilson(int(here["successes"].sum()), int(here["episodes"].sum()))
                 seeds = here["seed"].nunique()
                 low, high = rate.low, rate.high
@@ -124,13 +124,13 @@ def efficiency(metrics: pd.DataFrame, variants: Mapping[str, str]) -> pd.DataFra
     areas: dict[tuple[str, str, str], list[float]] = {}
     for suite in [suite for suite in SUITES if suite in set(metrics["suite"])]:
         for variant, label in variants.items():
-            own = metrics[(metrics["suite"] == suite) & (metrics["variant"] == variant)]
-            runs = [run.dropna(subset=["success_rate"]) for _, run in own.groupby("seed")]
+            group = metrics[(metrics["suite"] == suite) & (metrics["variant"] == variant)]
+            runs = [run.dropna(subset=["success_rate"]) for _, run in group.groupby("seed")]
             runs = [run for run in runs if len(run)]
             if not runs:
                 continue
             shared = {"suite": suite, "variant": variant, "label": label, "seeds": len(runs)}
-            shared["episodes"] = int(own["episodes"].sum())
+            shared["episodes"] = int(group["episodes"].sum())
             for column, unit in UNITS.items():
                 curves = [(run[column].to_numpy(), run["success_rate"].to_numpy()) for run in runs]
                 areas[suite, unit, variant] = [area_under_curve(*curve) for curve in curves]
@@ -174,17 +174,19 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
     groups = []
     for suite, here in table.groupby("suite", sort=False):
         rows = []
-        for _, own in here.groupby("variant", sort=False):
-            seeds = int(own["seeds"].iloc[0])
-            area = own[(own["quantity"] == "area") & (own["unit"] == UNITS["step"])].iloc[0]
+        for _, group in here.groupby("variant", sort=False):
+            seeds = int(group["seeds"].iloc[0])
+            area = group[(group["quantity"] == "area") & (group["unit"] == UNITS["step"])].iloc[0]
             cells = [[text.percent(area["value"])]]
             if seeds > 1:
                 cells[0].append(f"{text.percent(area['low'])} to {text.percent(area['high'])}")
             for level in LEVELS:
-                reach = comparisons.cells(own[(own["quantity"] == "reach") & (own["level"] == level)], "unit")
+                reach = comparisons.cells(
+                    group[(group["quantity"] == "reach") & (group["level"] == level)], "unit"
+                )
                 cells.append([_reached(reach[unit,]) + suffix for unit, suffix in _SHORT.items()])
             runs = f"{seeds} seeds" if seeds > 1 else "1 seed"
-            label = [own["label"].iloc[0], f"{runs}, {own['episodes'].iloc[0]:,} rollouts"]
+            label = [group["label"].iloc[0], f"{runs}, {group['episodes'].iloc[0]:,} rollouts"]
             rows.append(typeset.Row(label, cells, frozenset({0} if area["best"] else ())))
         groups.append(typeset.Group(text.SUITE_LABELS[str(suite)], rows))
     notes = [
@@ -232,8 +234,8 @@ def panel(axes: Axes, table: pd.DataFrame, suite: str, column: str, name: str) -
     widest = float(table[column].max())
     variants = dict(zip(table["variant"], table["label"], strict=True))
     for place, (variant, label) in enumerate(variants.items()):
-        own = table[(table["suite"] == suite) & (table["variant"] == variant)]
-        _curve(axes, own, column, label, style.look(variant), style.DASHES[place % 4])
+        rows = table[(table["suite"] == suite) & (table["variant"] == variant)]
+        _curve(axes, rows, column, label, style.look(variant), style.DASHES[place % 4])
     margin = 0.03 * widest if column == "episodes_so_far" else 0.3
     left = 0.0 if column == "episodes_so_far" else 1.0
     axes.set(xlim=(left - margin, widest + margin), ylim=(-3, 103), xlabel=name)
@@ -242,14 +244,14 @@ def panel(axes: Axes, table: pd.DataFrame, suite: str, column: str, name: str) -
 
 
 def _curve(
-    axes: Axes, own: pd.DataFrame, x: str, label: str, look: tuple[str, str], dashes: style.Dashes
+    axes: Axes, rows: pd.DataFrame, x: str, label: str, look: tuple[str, str], dashes: style.Dashes
 ) -> None:
     colour, marker = look
-    points = own[x].to_numpy(float)
+    points = rows[x].to_numpy(float)
     # On a line of many steps only some points are marked, to tell it from others without its colour.
     axes.plot(
         points,
-        100 * own["rate"],
+        100 * rows["rate"],
         color=colour,
         linestyle=dashes,
         marker=marker,
@@ -258,7 +260,7 @@ def _curve(
         label=label,
         zorder=3,
     )
-    low, high = 100 * own["low"], 100 * own["high"]
+    low, high = 100 * rows["low"], 100 * rows["high"]
     axes.fill_between(points, low, high, color=colour, alpha=0.18, linewidth=0)
     if len(points) == 1:  # a band of no width shows nothing
         axes.vlines(points, low, high, color=colour)

@@ -85,17 +85,17 @@ def measure(positions: pd.DataFrame, labels: Mapping[str, str], seed: int = 0) -
     p_value = swap_test(of[variants[0]], of[variants[1]], np.random.default_rng(seed))
     rows = []
     for name in variants:
-        own = positions[positions["variant"] == name]
-        per_episode = own.groupby(["task_id", "init_state"])["success"].first()
+        group = positions[positions["variant"] == name]
+        per_episode = group.groupby(["task_id", "init_state"])["success"].first()
         rows.append(
             {
-                "suite": own["suite"].iloc[0],
+                "suite": group["suite"].iloc[0],
                 "variant": name,
                 "label": labels[name],
-                "seed": own["seed"].iloc[0],
+                "seed": group["seed"].iloc[0],
                 "episodes": len(of[name]),
                 "successes": int(per_episode.sum()),
-                "positions": len(own),
+                "positions": len(group),
                 "occupied_voxels": exploration.occupied_voxels(of[name]),
                 "equal_positions": fewest,
                 "voxels_at_equal_positions": exploration.expected_voxels(of[name], fewest),
@@ -108,8 +108,8 @@ def measure(positions: pd.DataFrame, labels: Mapping[str, str], seed: int = 0) -
     return pd.DataFrame(rows)
 
 
-def _episodes(own: pd.DataFrame) -> list[NDArray[np.float64]]:
-    groups = own.groupby(["task_id", "init_state"], sort=True)
+def _episodes(rows: pd.DataFrame) -> list[NDArray[np.float64]]:
+    groups = rows.groupby(["task_id", "init_state"], sort=True)
     return [path[["x", "y", "z"]].to_numpy() for _, path in groups]
 
 
@@ -132,7 +132,7 @@ def swap_test(
     def difference(turned: NDArray[np.bool_]) -> float:
         move = turned @ moved
         counts = (ones + move).astype(np.int64), (others - move).astype(np.int64)
-        positions = int(min(own.sum() for own in counts))
+        positions = int(min(count.sum() for count in counts))
         return exploration.rarefied(counts[1], positions) - exploration.rarefied(counts[0], positions)
 
     observed = abs(difference(np.zeros(len(first), dtype=bool)))
@@ -191,15 +191,15 @@ def draw(table: pd.DataFrame, positions: pd.DataFrame) -> Figure:
 
 
 def _density(
-    own: pd.DataFrame, plane: tuple[str, str], limits: dict[str, tuple[float, float]]
+    rows: pd.DataFrame, plane: tuple[str, str], limits: dict[str, tuple[float, float]]
 ) -> NDArray[np.float64]:
     sides = [np.arange(*limits[axis], CELL) for axis in plane]
     edges = [np.append(side, side[-1] + CELL) for side in sides]
-    return np.histogram2d(own[plane[0]], own[plane[1]], edges)[0]
+    return np.histogram2d(rows[plane[0]], rows[plane[1]], edges)[0]
 
 
-def _space(axes: Any, own: pd.DataFrame, limits: dict[str, tuple[float, float]], colour: str) -> None:
-    paths = _episodes(own)
+def _space(axes: Any, rows: pd.DataFrame, limits: dict[str, tuple[float, float]], colour: str) -> None:
+    paths = _episodes(rows)
     for path in paths[:: -(-len(paths) // LINES)]:
         axes.plot(*path.T, color=colour, linewidth=0.4, alpha=0.6)
     axes.set(xlim=limits["x"], ylim=limits["y"], zlim=limits["z"])

@@ -83,9 +83,9 @@ def estimate(episodes: pd.DataFrame, runs: Sequence[TrainStage], sheet: Sequence
             for variant, label in labels(sheet).items():
                 if variant not in shown:
                     continue
-                own = episodes[(episodes["suite"] == suite) & (episodes["variant"] == variant)]
-                count = comparisons.counts(own)
-                ran = own[own["status"] != "infra_error"]
+                group = episodes[(episodes["suite"] == suite) & (episodes["variant"] == variant)]
+                count = comparisons.counts(group)
+                ran = group[group["status"] != "infra_error"]
                 seeds = (ran["status"] == "success").groupby(ran["seed"]).mean()
                 several = len(seeds) > 1
                 rows.append(
@@ -119,9 +119,9 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _against_alpha(axes: Axes, own: pd.DataFrame) -> None:
-    axes.plot(own["alpha"], 100 * own["rate"], color=style.BLUE, linewidth=0.8, zorder=1)
-    for row in own.to_dict("records"):
+def _against_alpha(axes: Axes, rows: pd.DataFrame) -> None:
+    axes.plot(rows["alpha"], 100 * rows["rate"], color=style.BLUE, linewidth=0.8, zorder=1)
+    for row in rows.to_dict("records"):
         colour, marker = style.look(row["variant"])
         alpha, rate, low, high = row["alpha"], 100 * row["rate"], 100 * row["low"], 100 * row["high"]
         axes.plot([alpha, alpha], [low, high], color=colour, linewidth=1.3)
@@ -135,12 +135,12 @@ def _against_alpha(axes: Axes, own: pd.DataFrame) -> None:
     axes.set(xlim=(-0.08, 1.08), ylim=(-12, 104), xticks=[0, 0.3, 0.5, 0.8, 1], yticks=[0, 50, 100])
 
 
-def _by_references(axes: Axes, own: pd.DataFrame) -> None:
-    for y, row in enumerate(own.to_dict("records")):
+def _by_references(axes: Axes, rows: pd.DataFrame) -> None:
+    for y, row in enumerate(rows.to_dict("records")):
         estimate = (100 * row["rate"], 100 * row["low"], 100 * row["high"])
         style.dot(axes, -y, estimate, style.look(row["variant"]))
         axes.text(106, -y, f"{row['successes']}/{row['episodes']}", va="center", fontsize=5.5)
-    axes.set(xlim=(-4, 104), xticks=[0, 50, 100], ylim=(-len(own) + 0.4, 0.6))
-    axes.set_yticks([-y for y in range(len(own))], list(own["references"]))
+    axes.set(xlim=(-4, 104), xticks=[0, 50, 100], ylim=(-len(rows) + 0.4, 0.6))
+    axes.set_yticks([-y for y in range(len(rows))], list(rows["references"]))
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)

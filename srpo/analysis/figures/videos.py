@@ -36,21 +36,21 @@ def make(episodes: Sequence[Path], sheet: Sequence[SheetRow], allow_incomplete: 
     """
     runs: dict[str, list[pd.DataFrame]] = {}
     for path in episodes:
-        own = filmed(path)
-        require_known(own["variant"], labels(sheet))
-        runs.setdefault(read_config(path, EvaluateStage).suite, []).append(own)
-    return Drawn(folders={suite: partial(write_pairs, own, labels(sheet)) for suite, own in runs.items()})
+        rows = filmed(path)
+        require_known(rows["variant"], labels(sheet))
+        runs.setdefault(read_config(path, EvaluateStage).suite, []).append(rows)
+    return Drawn(folders={suite: partial(write_pairs, rows, labels(sheet)) for suite, rows in runs.items()})
 
 
 def write_pairs(runs: Sequence[pd.DataFrame], labels: Mapping[str, str], folder: Path) -> None:
     """Write a video for each task and state that all `runs` have filmed, and `all.html`."""
     keys = ["suite", "task_id", "init_state"]
-    of_run = [cells(own, *keys) for own in runs]
+    of_run = [cells(group, *keys) for group in runs]
     shared = sorted(set.intersection(*map(set, of_run)))
     if not shared:
         raise ResultError("no task and state was filmed in all of the runs")
     for suite, task, state in shared:
-        rows = [own[suite, task, state] for own in of_run]
+        rows = [group[suite, task, state] for group in of_run]
         missing = [str(row["file"]) for row in rows if not row["file"].is_file()]
         if missing:
             raise ResultError(f"{missing[0]}: no such file, though its episodes name it")

@@ -87,8 +87,8 @@ class Evidence:
 
 def part_of(rows: pd.DataFrame, variant: str, suite: str | None) -> pd.DataFrame:
     """The rows of a variant, in one suite or in all."""
-    own = rows[rows["variant"] == variant]
-    return own if suite is None else own[own["suite"] == suite]
+    group = rows[rows["variant"] == variant]
+    return group if suite is None else group[group["suite"] == suite]
 
 
 def read(folder: Path, planned: Plan) -> Evidence:
@@ -128,10 +128,10 @@ def _trained(t1: Sequence[SheetRow], f2: Sequence[SheetRow], ablations: Sequence
     return {name: named[name] for name in [*labels(f2), *named] if name in named}
 
 
-def rate(own: pd.DataFrame) -> Estimate:
+def rate(rows: pd.DataFrame) -> Estimate:
     """Success as the mean over tasks. Several seeds: seeds and episodes drawn anew (`stats.hierarchical`);
     one: Wilson's interval of each task, put together (`stats.combine`)."""
-    successes, episodes = comparisons.by_run(own)
+    successes, episodes = comparisons.by_run(rows)
     if len(successes) > 1:
         return hierarchical(successes, episodes, np.random.default_rng(0))
     return combine([wilson(int(s), int(n)) for s, n in zip(successes[0], episodes[0], strict=True)])
@@ -140,7 +140,7 @@ def rate(own: pd.DataFrame) -> Estimate:
 def mean_over_tasks(evidence: Evidence, variant: str) -> Estimate:
     """The same over all tasks of all suites. A suite's runs are independent of another's."""
     parts = [evidence.of(variant, suite) for suite in evidence.suites]
-    return combine([rate(own) for own in parts], [own["task_id"].nunique() for own in parts])
+    return combine([rate(rows) for rows in parts], [rows["task_id"].nunique() for rows in parts])
 
 
 def areas(evidence: Evidence, variant: str, suite: str | None = None) -> list[float]:
@@ -151,7 +151,7 @@ def areas(evidence: Evidence, variant: str, suite: str | None = None) -> list[fl
 
 @dataclass(frozen=True)
 class Claim:
-    """What somebody might expect, whether it holds (None: these runs cannot tell), and by how much."""
+    """What somebody might expect, whether it holds (None: these runs do not decide it), and by how much."""
 
     text: str
     holds: bool | None
@@ -172,7 +172,7 @@ def claims(evidence: Evidence) -> list[Claim]:
         ),
         Claim(
             f"the relative gain is at least {percent(GAIN)}%",
-            gain >= GAIN,
+            bool(gain >= GAIN),
             f"{percent(gain, sign=True)}%",
         ),
     ]

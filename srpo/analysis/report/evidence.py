@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from srpo.analysis import comparisons
 from srpo.analysis.figures import f2
 from srpo.analysis.report.claims import (
-    Claim,
     Evidence,
     areas,
     claims,
@@ -48,14 +47,11 @@ LEVELS = (0.5, 0.8)
 
 def verdict(evidence: Evidence) -> str:
     """What did not hold, what these runs cannot tell, what held."""
-    groups: dict[str, list[Claim]] = {"Did not hold": [], "Not decided by these runs": [], "Held": []}
-    for claim in claims(evidence):
-        place = {False: "Did not hold", None: "Not decided by these runs", True: "Held"}[claim.holds]
-        groups[place].append(claim)
+    judged = claims(evidence)
     parts = []
-    for heading, own in groups.items():
-        lines = [f"- {claim.text}: {claim.numbers}" for claim in own] or ["- nothing"]
-        parts.append("\n".join([f"**{heading}:**", "", *lines]))
+    for holds, heading in ((False, "Did not hold"), (None, "Not decided by these runs"), (True, "Held")):
+        lines = [f"- {claim.text}: {claim.numbers}" for claim in judged if claim.holds is holds]
+        parts.append("\n".join([f"**{heading}:**", "", *(lines or ["- nothing"])]))
     return "\n\n".join(parts)
 
 
@@ -63,9 +59,9 @@ def held_out(evidence: Evidence) -> str:
     """Greedy success on held-out states: a row a task, a suite, and all; a column a variant."""
     rows = []
     for suite in evidence.suites:
-        for task, own in evidence.episodes[evidence.episodes["suite"] == suite].groupby("task_id"):
-            name = str(own["task"].iloc[0]).lower().replace("_", " ")
-            counts = [comparisons.counts(own[own["variant"] == variant]) for variant in evidence.variants]
+        for task, group in evidence.episodes[evidence.episodes["suite"] == suite].groupby("task_id"):
+            name = str(group["task"].iloc[0]).lower().replace("_", " ")
+            counts = [comparisons.counts(group[group["variant"] == variant]) for variant in evidence.variants]
             cells = [f"{count['successes']}/{count['episodes']}" for count in counts]
             rows.append([f"{SUITE_LABELS[suite]} {task}: {name}", *cells])
         rates = [rate(evidence.of(variant, suite)) for variant in evidence.variants]
@@ -96,8 +92,8 @@ def efficiency(evidence: Evidence) -> str:
     rows = []
     for suite in evidence.suites:
         for variant, label in trained.items():
-            own = areas(evidence, variant, suite)
-            against = mean_paired_difference(areas(evidence, evidence.grpo, suite), own)
+            group = areas(evidence, variant, suite)
+            against = mean_paired_difference(areas(evidence, evidence.grpo, suite), group)
             here = speed[(speed["suite"] == suite) & (speed["variant"] == variant)]
             cells = []
             for level in LEVELS:
@@ -105,12 +101,12 @@ def efficiency(evidence: Evidence) -> str:
                 sign = ">" if row["censored"] else ""
                 cells.append(f"{sign}{row['value']:,.0f} ({row['arrived']} of {row['seeds']} seeds)")
             difference = "–" if variant == evidence.grpo else points_text(against)
-            rows.append([SUITE_LABELS[suite], label, _seeds(own), difference, *cells])
+            rows.append([SUITE_LABELS[suite], label, _seeds(group), difference, *cells])
     for variant, label in trained.items():
-        own = areas(evidence, variant)
-        against = mean_paired_difference(areas(evidence, evidence.grpo), own)
+        group = areas(evidence, variant)
+        against = mean_paired_difference(areas(evidence, evidence.grpo), group)
         difference = "–" if variant == evidence.grpo else points_text(against)
-        rows.append(["**mean**", label, percent(float(np.mean(own))), difference, *[""] * len(LEVELS)])
+        rows.append(["**mean**", label, percent(float(np.mean(group))), difference, *[""] * len(LEVELS)])
     levels = [f"episodes to {100 * level:.0f}%" for level in LEVELS]
     return to_markdown(["", "", "area (each seed, %)", f"− {trained[evidence.grpo]}", *levels], rows)
 
@@ -124,10 +120,10 @@ def signal(evidence: Evidence) -> str:
     rows = []
     for suite in evidence.suites:
         for variant in evidence.trained:
-            own = evidence.training(variant, suite)
-            early = own[own["step"] <= max(1, own["step"].max() / 4)]
+            group = evidence.training(variant, suite)
+            early = group[group["step"] <= max(1, group["step"].max() / 4)]
             cells = []
-            for part in (early, own):
+            for part in (early, group):
                 total = int(part["groups"].sum())
                 for column in ("groups_without_signal_outcome", "groups_without_signal"):
                     cells.append(f"{percent(part[column].sum() / total)}% of {total}")
@@ -143,17 +139,17 @@ def failure_rewards(evidence: Evidence) -> str:
     rows = []
     for suite in evidence.suites:
         for variant in evidence.others:
-            own = part_of(evidence.rewards, variant, suite)
-            groups = own.groupby(["seed", "step", "group"])["success"]
+            group = part_of(evidence.rewards, variant, suite)
+            groups = group.groupby(["seed", "step", "group"])["success"]
             succeeded, lost = groups.mean(), groups.transform("max") == 0
-            advantage = own["advantage"].to_numpy(dtype=float)
-            by_outcome = advantages_by_outcome(own)
+            advantage = group["advantage"].to_numpy(dtype=float)
+            by_outcome = advantages_by_outcome(group)
             alike = np.corrcoef(advantage, by_outcome)[0, 1]
             rows.append(
                 [
                     SUITE_LABELS[suite],
                     evidence.variants[variant],
-                    *(percent(share) for share in (1 - own["success"].mean(), (succeeded == 0).mean())),
+                    *(percent(share) for share in (1 - group["success"].mean(), (succeeded == 0).mean())),
                     percent(np.sum(advantage[lost] ** 2) / np.sum(advantage**2)),
                     f"{alike:.2f}",
                 ]
@@ -193,9 +189,9 @@ def seeds(evidence: Evidence) -> str:
     for suite in evidence.suites:
         for variant in evidence.trained:
             greedy, runs = evidence.of(variant, suite), evidence.training(variant, suite).groupby("seed")
-            for (seed, own), area in zip(runs, areas(evidence, variant, suite), strict=True):
+            for (seed, group), area in zip(runs, areas(evidence, variant, suite), strict=True):
                 count = comparisons.counts(greedy[greedy["seed"] == seed])
-                ends = [part["successes"].sum() / part["episodes"].sum() for part in (own[:3], own[-3:])]
+                ends = [part["successes"].sum() / part["episodes"].sum() for part in (group[:3], group[-3:])]
                 rows.append(
                     [
                         SUITE_LABELS[suite],
@@ -203,7 +199,7 @@ def seeds(evidence: Evidence) -> str:
                         str(seed),
                         *(percent(end) for end in ends),
                         percent(area),
-                        f"{own['episodes'].sum():,}",
+                        f"{group['episodes'].sum():,}",
                         f"{count['successes']}/{count['episodes']}",
                     ]
                 )

@@ -96,14 +96,14 @@ def _totals(table: pd.DataFrame, column: str) -> str:
 
 
 def _spearman(table: pd.DataFrame) -> str:
-    own = table[(table["source"] == "ours") & (table["metric"] == "SC")].to_dict("records")
-    texts = (f"{r['representation']}: {r['value']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for r in own)
+    rows = table[(table["source"] == "ours") & (table["metric"] == "SC")].to_dict("records")
+    texts = (f"{r['representation']}: {r['value']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for r in rows)
     return "SC " + "; ".join(texts)
 
 
 def _areas(efficiency: pd.DataFrame) -> str:
-    own = efficiency[(efficiency["quantity"] == "area") & (efficiency["unit"] == "RL steps")]
-    texts = (f"{r['suite']}, {r['label']}: area {percent(r['value'])}%" for r in own.to_dict("records"))
+    rows = efficiency[(efficiency["quantity"] == "area") & (efficiency["unit"] == "RL steps")]
+    texts = (f"{r['suite']}, {r['label']}: area {percent(r['value'])}%" for r in rows.to_dict("records"))
     return "; ".join(texts)
 
 

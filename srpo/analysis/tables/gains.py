@@ -57,10 +57,10 @@ def estimate(
     """
     rows: list[dict[str, Any]] = []
     for suite, variant in metrics[["suite", "variant"]].drop_duplicates().to_numpy():
-        own = metrics[(metrics["suite"] == suite) & (metrics["variant"] == variant)]
-        steps = own["step"].max()
+        group = metrics[(metrics["suite"] == suite) & (metrics["variant"] == variant)]
+        steps = group["step"].max()
         third = max(1, steps // 3)
-        parts = own[own["step"] <= third], own[own["step"] > steps - third]
+        parts = group[group["step"] <= third], group[group["step"] > steps - third]
         before, after = ((int(part["successes"].sum()), int(part["episodes"].sum())) for part in parts)
         identity = {"suite": suite, "variant": variant, "label": curves[variant], "what": TRAINING}
         rows.append(identity | _before_and_after(before, after))

@@ -80,15 +80,15 @@ def estimate(
     return table.assign(best=table.index.isin(best)).astype(dict.fromkeys(INTEGERS, "Int64"))
 
 
-def _measured(first: pd.DataFrame, own: pd.DataFrame, is_baseline: bool) -> dict[str, Any]:
+def _measured(first: pd.DataFrame, rows: pd.DataFrame, is_baseline: bool) -> dict[str, Any]:
     """What the episodes of a variant in a suite say, beside those of the baseline (`first`)."""
-    ran = own[own["status"] != "infra_error"]
+    ran = rows[rows["status"] != "infra_error"]
     return {
-        **comparisons.rate_columns(comparisons.counts(own)),
-        "tasks": own["task_id"].nunique(),
+        **comparisons.rate_columns(comparisons.counts(rows)),
+        "tasks": rows["task_id"].nunique(),
         "mean_over_tasks": (ran["status"] == "success").groupby(ran["task_id"]).mean().mean(),
-        **comparisons.over_runs(first, own),
-        **comparisons.comparison_columns(NO_PAIRS if is_baseline else comparisons.compare(first, own)),
+        **comparisons.over_runs(first, rows),
+        **comparisons.comparison_columns(NO_PAIRS if is_baseline else comparisons.compare(first, rows)),
     }
 
 
@@ -149,12 +149,12 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
     cells = comparisons.cells(table, "source", "variant", "suite")
     rows: dict[str, list[typeset.Row]] = {"ours": [], "published": []}
     for source, variant in dict.fromkeys((source, variant) for source, variant, _ in cells):
-        own = [cells[source, variant, suite] for suite in columns]
-        label = [own[0]["label"]]
-        if source == "ours" and max(cell["seeds"] for cell in own) > 1:
-            label.append(f"{max(cell['seeds'] for cell in own)} seeds")
-        best = frozenset(place for place, cell in enumerate(own) if cell["best"])
-        rows[source].append(typeset.Row(label, [_cell(cell) for cell in own], best))
+        row = [cells[source, variant, suite] for suite in columns]
+        label = [row[0]["label"]]
+        if source == "ours" and (seeds := max(cell["seeds"] for cell in row)) > 1:
+            label.append(f"{seeds} seeds")
+        best = frozenset(place for place, cell in enumerate(row) if cell["best"])
+        rows[source].append(typeset.Row(label, [_cell(cell) for cell in row], best))
     ours = table[(table["source"] == "ours") & (table["suite"] == AVERAGE)]
     notes = [
         "Beneath the rate, its 95% interval (Wilson; averages combined by MOVER) and successes/episodes. "

@@ -105,10 +105,10 @@ def estimate(
             column: frame.loc[frame["variant"] == name, "perturbation"]
             for column, frame in (("missing", missing), ("unavailable", unavailable))
         }
-        own = _variant_rows(episodes, baseline(sheet).name, name, sizes, lacking)
-        rows += [{"source": "ours", "variant": name, "label": label, **row} for row in own]
+        group = _variant_rows(episodes, baseline(sheet).name, name, sizes, lacking)
+        rows += [{"source": "ours", "variant": name, "label": label, **row} for row in group]
     table = pd.DataFrame([*rows, *_published_rows(published, ran)], columns=COLUMNS)
-    of = {key: own for key, own in episodes.groupby(["perturbation", "variant"])}
+    of = {key: group for key, group in episodes.groupby(["perturbation", "variant"])}
 
     def difference(dimension: str, second: str, first: str) -> Estimate:
         within = ran if dimension in TOTALS else [dimension]
@@ -137,11 +137,11 @@ def _variant_rows(
 
     def measured(dimensions: Collection[str]) -> tuple[dict[str, Any], Estimate]:
         here = episodes[episodes["perturbation"].isin(list(dimensions))]
-        own = here[here["variant"] == name]
-        pairs = NO_PAIRS if name == first else comparisons.compare(here[here["variant"] == first], own)
+        rows = here[here["variant"] == name]
+        pairs = NO_PAIRS if name == first else comparisons.compare(here[here["variant"] == first], rows)
         row = {
-            **comparisons.rate_columns(comparisons.counts(own)),
-            "tasks": own["perturbation_task"].nunique(),
+            **comparisons.rate_columns(comparisons.counts(rows)),
+            "tasks": rows["perturbation_task"].nunique(),
             **comparisons.comparison_columns(pairs),
         }
         return row, pairs.estimate
@@ -260,25 +260,25 @@ def _difference(row: Mapping[str, Any]) -> list[str]:
 
 
 def layout(table: pd.DataFrame, protocol: str, first: str) -> typeset.Table:
-    """Per variant its success, then its paired difference to the baseline `first`; published rows below a
+    """Per variant its success, then its paired difference to the baseline `first`; published row below a
     rule."""
     cells = comparisons.cells(table, "source", "variant", "dimension")
     models = list(dict.fromkeys((source, variant) for source, variant, _ in cells))
     columns = _columns(table)
     ours, published = [], []
     for model in models:
-        own = [cells.get((*model, dimension), _EMPTY) for dimension in columns]
+        row = [cells.get((*model, dimension), _EMPTY) for dimension in columns]
         if model[0] == "published":
-            label = own[0]["label"].replace(" (", "\n(").split("\n")  # what it was trained on goes below
-            published.append(typeset.Row(label, [_text(cell) for cell in own]))
+            label = row[0]["label"].replace(" (", "\n(").split("\n")  # what it was trained on goes below
+            published.append(typeset.Row(label, [_text(cell) for cell in row]))
             continue
         seeds = cells[*model, "micro"]["seeds"]
-        name = [own[0]["label"], *([f"{seeds} seeds"] if seeds > 1 else [])]
-        best = frozenset(place for place, cell in enumerate(own) if cell["best"])
-        ours.append(typeset.Row(name, [_text(cell) for cell in own], best))
+        name = [row[0]["label"], *([f"{seeds} seeds"] if seeds > 1 else [])]
+        best = frozenset(place for place, cell in enumerate(row) if cell["best"])
+        ours.append(typeset.Row(name, [_text(cell) for cell in row], best))
         if model != ("ours", first):
             subtracted = f"− {cells['ours', first, 'macro']['label']}"
-            ours.append(typeset.Row([subtracted], [_difference(cell) for cell in own]))
+            ours.append(typeset.Row([subtracted], [_difference(cell) for cell in row]))
     totals = table[(table["source"] == "ours") & (table["dimension"] == "micro")]
     without = int(totals["unavailable"].max())
     notes = [
@@ -287,7 +287,7 @@ def layout(table: pd.DataFrame, protocol: str, first: str) -> typeset.Table:
         "two-sided p (exact McNemar; sign-flip test over several seeds). Totals: (macro), the mean of the "
         "dimensions; (micro), weighted by LIBERO-Plus' number of tasks. "
         f"Our totals are {totals['note'].iloc[0]}. {text.BOLD} "
-        "Published rows: other code and protocols, so not a like-for-like comparison.",
+        "Published row: other code and protocols, so not a like-for-like comparison.",
         *([STYLE_NOTE] if set(columns) & set(STYLES) else []),
         *(
             [f"{without} tasks are unavailable without LIBERO-Plus' asset pack; no rate has them."]

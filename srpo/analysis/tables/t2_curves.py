@@ -113,8 +113,8 @@ def estimate(
     rows: list[dict[str, Any]] = []
     frame = pd.DataFrame(points, columns=["variant", "curve", "value", "success"])
     for variant, label in variants.items():
-        own = frame[frame["variant"] == variant]
-        for (curve, value), group in own.groupby(["curve", "value"], sort=True):
+        chosen = frame[frame["variant"] == variant]
+        for (curve, value), group in chosen.groupby(["curve", "value"], sort=True):
             successes = int(group["success"].sum())
             rows.append(
                 {
@@ -142,11 +142,11 @@ def draw(table: pd.DataFrame) -> Figure:
         values = table.loc[table["curve"] == curve, "value"]
         apart = 0.025 * (values.max() - values.min() or 1)  # so that equal ones do not hide one another
         for place, variant in enumerate(labels):
-            own = table[(table["variant"] == variant) & (table["curve"] == curve)].sort_values("value")
+            rows = table[(table["variant"] == variant) & (table["curve"] == curve)].sort_values("value")
             colour, marker = style.look(variant)
-            rate, low, high = (100 * own[name].to_numpy(float) for name in ("rate", "low", "high"))
+            rate, low, high = (100 * rows[name].to_numpy(float) for name in ("rate", "low", "high"))
             axes.errorbar(
-                own["value"] + apart * (place - (len(labels) - 1) / 2),
+                rows["value"] + apart * (place - (len(labels) - 1) / 2),
                 rate,
                 yerr=np.clip([rate - low, high - rate], 0, None),
                 color=colour,

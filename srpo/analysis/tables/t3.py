@@ -70,8 +70,8 @@ def read_scores(paths: Sequence[Path], allow_incomplete: bool) -> tuple[pd.DataF
         raise ResultError("a trajectory stands twice under the same representation")
     if (scores.groupby(keys)["success"].nunique() > 1).any():
         raise ResultError("column success: representations disagree on a trajectory's outcome")
-    for suite, own in scores.groupby("suite"):
-        by_name = own.groupby("representation", observed=True)
+    for suite, group in scores.groupby("suite"):
+        by_name = group.groupby("representation", observed=True)
         sets = {frozenset(zip(rows["task_id"], rows["trajectory"], strict=True)) for _, rows in by_name}
         if len(sets) > 1:
             raise ResultError(f"{suite}: representations scored different trajectories")
@@ -91,12 +91,12 @@ def estimate(scores: pd.DataFrame, published: pd.DataFrame, seed: int = 0) -> pd
     """
     rows: list[dict[str, Any]] = []
     of = {
-        str(name): own[own["final_progress"].notna()]
-        for name, own in scores.groupby("representation", observed=True, sort=True)
+        str(name): group[group["final_progress"].notna()]
+        for name, group in scores.groupby("representation", observed=True, sort=True)
     }
-    for name, own in of.items():
+    for name, group in of.items():
         for metric in (*METRICS, *MATCHED):
-            rows.append(_row("ours", name, metric, own, seed))
+            rows.append(_row("ours", name, metric, group, seed))
     trajectories = scores.drop_duplicates(["suite", "task_id", "trajectory"])
     limits = trajectories.groupby("suite")["steps"].transform("max")
     length = trajectories.assign(final_progress=1 - trajectories["steps"] / limits)
@@ -123,31 +123,31 @@ def estimate(scores: pd.DataFrame, published: pd.DataFrame, seed: int = 0) -> pd
     return table.assign(best=table.index.isin(best))
 
 
-def _row(source: str, name: str, metric: str, own: pd.DataFrame, seed: int) -> dict[str, Any]:
-    value = _metric(metric, own, seed)
+def _row(source: str, name: str, metric: str, rows: pd.DataFrame, seed: int) -> dict[str, Any]:
+    value = _metric(metric, rows, seed)
     return {
         "source": source,
         "representation": name,
         "metric": metric,
         **comparisons.columns_of(value, "value"),
-        "successes": int(own["success"].sum()),
-        "failures": int((~own["success"]).sum()),
-        "suites": ", ".join(sorted(set(own["suite"]))),
+        "successes": int(rows["success"].sum()),
+        "failures": int((~rows["success"]).sum()),
+        "suites": ", ".join(sorted(set(rows["suite"]))),
         "note": "",
     }
 
 
-def _samples(metric: str, own: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _samples(metric: str, rows: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """What a metric is computed from: a number of each success, and of each failure (SC, Mono: none)."""
-    successes, failures = own[own["success"]], own[~own["success"]]
+    successes, failures = rows[rows["success"]], rows[~rows["success"]]
     if metric in MEANS:
         return successes[MEANS[metric]].dropna().to_numpy(float), np.empty(0)
     column = "matched_progress" if metric in MATCHED else "final_progress"
     return successes[column].to_numpy(float), failures[column].to_numpy(float)
 
 
-def _metric(metric: str, own: pd.DataFrame, seed: int) -> Estimate:
-    first, second = _samples(metric, own)
+def _metric(metric: str, rows: pd.DataFrame, seed: int) -> Estimate:
+    first, second = _samples(metric, rows)
     value = _value(metric, first, second)
     if not np.isfinite(value):
         return Estimate(np.nan, np.nan, np.nan)
@@ -168,7 +168,7 @@ def _difference(metric: str, baseline: pd.DataFrame, method: pd.DataFrame, seed:
     """
     keys = ["suite", "task_id", "trajectory"]
     both = baseline.merge(method, on=[*keys, "success"], suffixes=("_baseline", ""))[keys]
-    pair = [_samples(metric, own.merge(both, on=keys)) for own in (baseline, method)]
+    pair = [_samples(metric, rows.merge(both, on=keys)) for rows in (baseline, method)]
     before, after = (_value(metric, *samples) for samples in pair)
     if np.isnan(after - before):
         return Estimate(np.nan, np.nan, np.nan)
@@ -230,14 +230,14 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
     cells = comparisons.cells(table, "source", "representation", "metric")
     rows: dict[str, list[typeset.Row]] = {"ours": [], "matched": [], "control": [], "published": []}
     for source, name in dict.fromkeys((source, name) for source, name, _ in cells):
-        own = [cells.get((source, name, metric)) for metric in METRICS]
+        row = [cells.get((source, name, metric)) for metric in METRICS]
         label = [name]
         if source == "ours":
             counts = cells[source, name, "SC"]
             label.append(f"{counts['successes']} successes, {counts['failures']} failures")
             matched = [None] * len(MEANS) + [cells[source, name, metric] for metric in MATCHED]
             rows["matched"].append(_typeset([name], matched))
-        rows[source].append(_typeset(label, own))
+        rows[source].append(_typeset(label, row))
     suites = table.loc[table["source"] == "ours", "suites"].iloc[0]
     notes = [
         "Beneath the value, its 95% interval (percentile bootstrap over trajectories). SC and Mono: means "

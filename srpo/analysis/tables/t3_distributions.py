@@ -39,11 +39,11 @@ def estimate(scores: pd.DataFrame) -> pd.DataFrame:
     of a failure, all of one whose embedding is broken) is in no bin.
     """
     rows: list[dict[str, Any]] = []
-    for name, own in scores.groupby("representation", observed=True, sort=True):
+    for name, group in scores.groupby("representation", observed=True, sort=True):
         for quantity, (_, lowest) in PANELS.items():
             edges = np.linspace(lowest, 1, JS_BINS + 1)
             for success in (True, False):
-                values = own.loc[own["success"] == success, quantity].dropna()
+                values = group.loc[group["success"] == success, quantity].dropna()
                 counts, _ = np.histogram(values, edges)
                 for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
                     rows.append(
@@ -69,10 +69,10 @@ def draw(table: pd.DataFrame) -> Figure:
         for axes, (quantity, (heading, lowest)) in zip(row, PANELS.items(), strict=True):
             here = table[(table["representation"] == name) & (table["quantity"] == quantity)]
             for outcome, looks in (("success", style.filled(colour)), ("failure", style.OUTLINE)):
-                own = here[here["outcome"] == outcome]
-                if total := own["trajectories"].sum():
-                    edges = [*own["low"], own["high"].iloc[-1]]
-                    axes.stairs(100 * own["trajectories"] / total, edges, **looks)
+                rows = here[here["outcome"] == outcome]
+                if total := rows["trajectories"].sum():
+                    edges = [*rows["low"], rows["high"].iloc[-1]]
+                    axes.stairs(100 * rows["trajectories"] / total, edges, **looks)
             axes.set(xlim=(lowest - 0.03, 1.03), xticks=[lowest, 1], ylim=(0, 105), yticks=[0, 100])
             axes.tick_params(labelsize=6)
             if name == names[0]:

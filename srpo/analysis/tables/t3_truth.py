@@ -107,8 +107,8 @@ def along(curves: pd.DataFrame) -> list[NDArray[np.float64]]:
     tasks = []
     for _, task in curves.groupby(["suite", "task_id"]):
         each = [
-            rank_correlation(own["progress"].to_numpy(), own["distance_to_goal"].to_numpy())
-            for _, own in task.groupby("trajectory")
+            rank_correlation(rows["progress"].to_numpy(), rows["distance_to_goal"].to_numpy())
+            for _, rows in task.groupby("trajectory")
         ]
         tasks.append(np.array([value for value in each if np.isfinite(value)]))
     return [values for values in tasks if len(values)]
@@ -130,13 +130,13 @@ def mean_between(failures: pd.DataFrame, rng: np.random.Generator) -> Estimate:
         failures: a row each, with suite, task_id, distance (to the successes' mean) and distance_to_goal.
     """
     values, draws, weights = [], [], []
-    for _, own in failures.groupby(["suite", "task_id"]):
-        progress, distance_to_goal = -own["distance"].to_numpy(), own["distance_to_goal"].to_numpy()
-        if len(own) >= FEWEST and np.ptp(distance_to_goal) > 0:
-            drawn = _resamples(len(own), rng)
+    for _, rows in failures.groupby(["suite", "task_id"]):
+        progress, distance_to_goal = -rows["distance"].to_numpy(), rows["distance_to_goal"].to_numpy()
+        if len(rows) >= FEWEST and np.ptp(distance_to_goal) > 0:
+            drawn = _resamples(len(rows), rng)
             values.append(rank_correlation(progress, distance_to_goal))
             draws.append(rank_correlation(progress[drawn], distance_to_goal[drawn]))
-            weights.append(len(own))
+            weights.append(len(rows))
     if not values:
         return Estimate(NAN, NAN, NAN)
     interval = percentile_interval(np.average(draws, axis=0, weights=weights))
@@ -152,8 +152,8 @@ def of_trajectories(curves: pd.DataFrame, seed: int = 0) -> list[dict[str, Any]]
     rows = []
     curves = shared(curves).sort_values("step")
     for name in curves["representation"].cat.categories:
-        own = curves[curves["representation"] == name]
-        won, lost = own[own["success"]], own[~own["success"]]
+        group = curves[curves["representation"] == name]
+        won, lost = group[group["success"]], group[~group["success"]]
         final = lost.groupby(["suite", "task_id", "trajectory"]).tail(1)
         for measure, value, trajectories in (
             ("along successes", mean_along(along(won), np.random.default_rng(seed)), won),
@@ -183,14 +183,14 @@ def of_run(rewards: pd.DataFrame) -> dict[str, tuple[float, float, int]]:
     """
     shaped = rewards[~rewards["success"] & rewards["distance"].notna()]
     total, weight = 0.0, 0
-    for _, own in shaped.groupby(["step", "task_id"]):
-        if len(own) >= FEWEST:
-            value = float(rank_correlation(own["reward"].to_numpy(), own["distance_to_goal"].to_numpy()))
+    for _, rows in shaped.groupby(["step", "task_id"]):
+        if len(rows) >= FEWEST:
+            value = float(rank_correlation(rows["reward"].to_numpy(), rows["distance_to_goal"].to_numpy()))
             if np.isfinite(value):
-                total, weight = total + len(own) * value, weight + len(own)
+                total, weight = total + len(rows) * value, weight + len(rows)
     right, pairs = 0.0, 0
-    for _, own in shaped.groupby(["step", "group"]):
-        in_order, number = concordance(own["reward"].to_numpy(), own["distance_to_goal"].to_numpy())
+    for _, rows in shaped.groupby(["step", "group"]):
+        in_order, number = concordance(rows["reward"].to_numpy(), rows["distance_to_goal"].to_numpy())
         right, pairs = right + in_order, pairs + number
     return {"in training": (total, weight, len(shaped)), "in groups": (right, pairs, len(shaped))}
 
@@ -201,7 +201,7 @@ def of_training(runs: Mapping[str, Sequence[pd.DataFrame]], seed: int = 0) -> li
     for name, each in runs.items():
         measured = [of_run(rewards) for rewards in each]
         for measure in ("in training", "in groups"):
-            sums, weights, failures = np.array([found[measure] for found in measured]).T
+            sums, weights, failures = np.array([run[measure] for run in measured]).T
             value = float(sums.sum() / weights.sum()) if weights.sum() else NAN
             drawn = _resamples(len(each), np.random.default_rng(seed))
             with np.errstate(invalid="ignore"):
@@ -246,8 +246,8 @@ def _representation(config: TrainStage) -> str | None:
 def shaped_runs(rewards: pd.DataFrame) -> dict[str, list[pd.DataFrame]]:
     """Representation → the rewards of each run that it shaped, from what `read_rewards` gave."""
     runs: dict[str, list[pd.DataFrame]] = {}
-    for (name, *_), own in rewards.groupby(["representation", "suite", "variant", "seed"], sort=False):
-        runs.setdefault(str(name), []).append(own)
+    for (name, *_), rows in rewards.groupby(["representation", "suite", "variant", "seed"], sort=False):
+        runs.setdefault(str(name), []).append(rows)
     return runs
 
 
