@@ -66,12 +66,12 @@ def strip(axes: Sequence[Axes], path: Path, caption: str) -> None:
     """A row of pictures of an episode, each under its time."""
     frames, fps = read_video(path)
     chosen = np.linspace(0, len(frames) - 1, len(axes)).round().astype(int)
-    for panel, index in zip(axes, chosen, strict=True):
-        panel.imshow(frames[index])
-        panel.set(xticks=[], yticks=[])
-        panel.set_title(f"{index / fps:.1f} s", fontsize=6, pad=2)
-        panel.grid(False)
-        for spine in panel.spines.values():
+    for picture, index in zip(axes, chosen, strict=True):
+        picture.imshow(frames[index])
+        picture.set(xticks=[], yticks=[])
+        picture.set_title(f"{index / fps:.1f} s", fontsize=6, pad=2)
+        picture.grid(False)
+        for spine in picture.spines.values():
             spine.set_visible(False)
     axes[0].set_ylabel(caption, fontsize=7)
 
