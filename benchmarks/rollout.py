@@ -450,7 +450,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw steps per second of each loop and suite."""
     from matplotlib.figure import Figure
 
-    from srpo.analysis.tables import SUITE_LABELS
+    from srpo.analysis.text import SUITE_LABELS
 
     steps = table[table["measure"] == "steps_per_second"].pivot(index="suite", columns="loop", values="value")
     ratios = table[table["measure"] == "steps_per_second"].pivot(

@@ -30,7 +30,8 @@ from srpo.libero_plus.sweep import sweep_tasks
 from srpo.libero_plus.tasks import INIT_STATE, PlusTask, parse, read_tasks, shard
 from srpo.policies.checkpoints import load_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
-from srpo.results.rows import EPISODES, PATHS, protocol_json, write_rows
+from srpo.results.rows import protocol_json, write_rows
+from srpo.results.schemas import EPISODES, PATHS
 from srpo.rollouts.policy_runner import PolicyRunner
 from srpo.runtime.files import atomic_directory, write_json, write_text, write_with
 from srpo.runtime.locks import lock_held

@@ -27,7 +27,9 @@ from tqdm import tqdm
 
 from srpo.config import ConfigError, RewardBenchmarkStage, did_you_mean, load_stage
 from srpo.episode import Episode, EpisodeSpec, FailedRun
-from srpo.results.rows import BENCHMARK, CURVES, ResultError, write_rows
+from srpo.results import ResultError
+from srpo.results.rows import write_rows
+from srpo.results.schemas import BENCHMARK, CURVES
 from srpo.rewards.benchmark import SCORES, has_reference, score_trajectories
 from srpo.rewards.references import usable
 from srpo.rollouts.trajectories import (

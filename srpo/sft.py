@@ -27,7 +27,8 @@ from srpo.policies.checkpoints import create_policy, load_policy, save_policy
 from srpo.policies.openvla_oft import Inputs, OpenVLAOFT
 from srpo.policies.processing import make_tokenizer
 from srpo.policies.weights import CheckpointError
-from srpo.results.rows import SFT_METRICS, write_rows
+from srpo.results.rows import write_rows
+from srpo.results.schemas import SFT_METRICS
 from srpo.runtime.checkpoint import Checkpoints
 from srpo.runtime.distributed import is_sharded, make_accelerator, require_full_training
 from srpo.runtime.hub import verify

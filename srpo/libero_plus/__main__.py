@@ -8,7 +8,7 @@ from pathlib import Path
 
 from srpo.libero_plus.data import PlusData, PlusSources
 from srpo.libero_plus.tasks import read_tasks
-from srpo.results.rows import ResultError
+from srpo.results import ResultError
 
 # Each command imports what it needs: fetching takes no simulator, merging no torch.
 

@@ -10,7 +10,9 @@ import pandas as pd
 
 from srpo.config import PlusStage, load_stage
 from srpo.libero_plus.tasks import PlusTask, read_tasks, sample, style_tasks
-from srpo.results.rows import EPISODES, missing_rows, read_episodes, write_rows
+from srpo.results.coverage import missing_rows
+from srpo.results.rows import read_episodes, write_rows
+from srpo.results.schemas import EPISODES
 
 
 def sweep_tasks(config: PlusStage, tasks: Iterable[PlusTask]) -> list[PlusTask]:

@@ -32,7 +32,8 @@ from srpo.demos import file_name
 from srpo.envs.libero import load_task
 from srpo.policies.checkpoints import load_policy, save_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
-from srpo.results.rows import REWARDS, RL_METRICS, TASK_METRICS, write_rows
+from srpo.results.rows import write_rows
+from srpo.results.schemas import REWARDS, RL_METRICS, TASK_METRICS
 from srpo.rl.collect import Batch, Collector, collect_batch, evaluation_specs
 from srpo.rl.metrics import (
     PhaseTimer,

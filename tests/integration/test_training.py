@@ -21,7 +21,8 @@ from srpo.config import Evaluate, EvaluateStage, Offline
 from srpo.episode import EpisodeSpec
 from srpo.evaluate import Outputs, evaluate, libero_specs
 from srpo.policies.checkpoints import save_policy
-from srpo.results.rows import EPISODES, REWARDS, RL_METRICS, TASK_METRICS, read_rows
+from srpo.results.rows import read_rows
+from srpo.results.schemas import EPISODES, REWARDS, RL_METRICS, TASK_METRICS
 from srpo.runtime.preemption import PREEMPTED
 
 pytestmark = pytest.mark.integration

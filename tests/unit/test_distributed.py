@@ -27,7 +27,8 @@ from training import stage
 
 from srpo.config import Lora, Policy
 from srpo.policies.checkpoints import save_policy
-from srpo.results.rows import REWARDS, RL_METRICS, TASK_METRICS, read_rows
+from srpo.results.rows import read_rows
+from srpo.results.schemas import REWARDS, RL_METRICS, TASK_METRICS
 from srpo.runtime import distributed
 
 HERE = Path(__file__).parent

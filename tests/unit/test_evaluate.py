@@ -13,7 +13,8 @@ from srpo import evaluate as evaluation
 from srpo.config import Evaluate, EvaluateStage, Protocol
 from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.evaluate import VIDEO_FRAMES, Journal, Outputs, _shard, episode_row, libero_specs
-from srpo.results.rows import EPISODES, PATHS, read_rows, write_rows
+from srpo.results.rows import read_rows, write_rows
+from srpo.results.schemas import EPISODES, PATHS
 from srpo.runtime.videos import read_video
 
 CONFIG = EvaluateStage(

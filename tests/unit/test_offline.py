@@ -16,7 +16,8 @@ from training import batch, learn, scored, stage
 from srpo.config import Offline, TrainStage
 from srpo.episode import EpisodeSpec
 from srpo.policies.checkpoints import save_policy
-from srpo.results.rows import REWARDS, RL_METRICS, read_rows
+from srpo.results.rows import read_rows
+from srpo.results.schemas import REWARDS, RL_METRICS
 from srpo.rl import score, trainer, update
 
 SETTINGS = Offline(beta=1.0, max_weight=20.0)

@@ -16,7 +16,8 @@ from scipy.stats import spearmanr
 from srpo import reward_benchmark
 from srpo.config import RewardBenchmarkStage
 from srpo.episode import Episode, EpisodeSpec, FailedRun
-from srpo.results.rows import BENCHMARK, CURVES, read_rows
+from srpo.results.rows import read_rows
+from srpo.results.schemas import BENCHMARK, CURVES
 from srpo.reward_benchmark import (
     episode_spec,
     gather_collections,

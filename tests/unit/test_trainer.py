@@ -18,7 +18,8 @@ from training import TASKS, ScriptedRunner, batch, collector, learn, scored, spe
 from srpo import optim
 from srpo.config import TrainStage
 from srpo.policies.checkpoints import save_policy
-from srpo.results.rows import RL_METRICS, read_rows
+from srpo.results.rows import read_rows
+from srpo.results.schemas import RL_METRICS
 from srpo.rl import collect, metrics, score, trainer, update
 from srpo.rl.tracking import scalars
 from srpo.world_models import load_world_model

@@ -292,6 +292,28 @@ def test_a_changed_variant_reruns_its_own_runs(finished: Path) -> None:
     }
 
 
+def test_an_edit_of_code_redraws_what_imports_it(finished: Path) -> None:
+    """A drawing depends on its module and on what that imports, however far away."""
+
+    def redrawn(module: str) -> set[str]:
+        file = finished / "srpo/analysis" / module
+        text, times = file.read_text(), file.stat()
+        file.write_text(f"{text}\n# edited\n")
+        counts = job_counts(dry_run(finished, "--quiet", "rules"))
+        file.write_text(text)
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+        return set(counts) - {"all", "total"}
+
+    shown = {"t1", "t2", "t2_curves", "t3", "t3_distributions", "t3_truth", "gains"}
+    shown |= {"f1", "f2", "f4", "headline", "videos"}
+    assert redrawn("tables/t1.py") == {"t1"}
+    assert redrawn("tables/t3.py") == {"t3", "t3_distributions"}
+    assert redrawn("figures/f2.py") == {"f2", "headline"}
+    assert redrawn("stats.py") >= {"t1", "t2", "t2_curves", "t3", "t3_truth", "gains", "f2", "headline"}
+    assert redrawn("style.py") == shown - {"gains", "videos"}
+    assert redrawn("report/evidence.py") == set()
+
+
 def test_an_override_reruns_what_it_changes(finished: Path) -> None:
     counts = job_counts(
         dry_run(finished, "--quiet", "rules", "--config", "set=evaluate.states=5 plus.seed=1")

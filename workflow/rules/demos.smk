@@ -8,8 +8,6 @@ rule demos:
         "<logs>/demos/{suite}.log",
     benchmark:
         "<benchmarks>/demos/{suite}.tsv"
-    conda:
-        "../../environment.yml"
     threads: cores("demos")
     resources:
         mem_mb=memory,

@@ -16,8 +16,6 @@ rule evaluate:
     # The seeds of one variant; how many share a job is up to the profile.
     group:
         GROUPS["evaluate"]
-    conda:
-        "../../environment.yml"
     threads: cores("evaluate")
     resources:
         mem_mb=memory,

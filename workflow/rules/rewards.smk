@@ -9,8 +9,6 @@ rule trajectories:
         "<logs>/trajectories/{suite}.log",
     benchmark:
         "<benchmarks>/trajectories/{suite}.tsv"
-    conda:
-        "../../environment.yml"
     threads: cores("trajectories")
     resources:
         mem_mb=memory,
@@ -35,8 +33,6 @@ rule score:
         "<logs>/score/{suite}/{world_model}.log",
     benchmark:
         "<benchmarks>/score/{suite}/{world_model}.tsv"
-    conda:
-        "../../environment.yml"
     threads: cores("score")
     resources:
         mem_mb=memory,

@@ -12,8 +12,6 @@ rule sft:
         f"<logs>/sft/{{suite}}/{SFT}/seed{{seed}}.log",
     benchmark:
         f"<benchmarks>/sft/{{suite}}/{SFT}/seed{{seed}}.tsv"
-    conda:
-        "../../environment.yml"
     threads: cores("sft")
     resources:
         mem_mb=memory,

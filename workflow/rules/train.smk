@@ -16,8 +16,6 @@ rule train:
         "<logs>/train/{suite}/{variant}/seed{seed}.log",
     benchmark:
         "<benchmarks>/train/{suite}/{variant}/seed{seed}.tsv"
-    conda:
-        "../../environment.yml"
     threads: cores("train")
     resources:
         mem_mb=memory,

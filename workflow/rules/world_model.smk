@@ -8,8 +8,6 @@ rule world_model:
         "<logs>/world_model/{world_model}.log",
     benchmark:
         "<benchmarks>/world_model/{world_model}.tsv"
-    conda:
-        "../../environment.yml"
     threads: cores("world_model")
     resources:
         mem_mb=memory,

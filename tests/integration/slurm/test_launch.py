@@ -15,7 +15,8 @@ from sweeping import TRAINING, sweeping_policy, without_times, write_config
 
 from srpo.cluster.launch import Command, make_executor, state
 from srpo.policies.checkpoints import save_policy
-from srpo.results.rows import RL_METRICS, read_rows
+from srpo.results.rows import read_rows
+from srpo.results.schemas import RL_METRICS
 
 pytestmark = pytest.mark.integration
 

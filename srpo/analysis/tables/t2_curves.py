@@ -1,6 +1,6 @@
 """LIBERO-Plus success against how much is perturbed: camera angle, noise severity, start displacement, level.
 
-With LIBERO-Plus's own classification file (`--classification`), also against its difficulty levels 1–5.
+With LIBERO-Plus's own classification file, also against its difficulty levels 1–5.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from srpo.analysis import style, tables
+from srpo.analysis import comparisons, style, text
+from srpo.analysis.drawn import Drawn
 from srpo.analysis.stats import wilson
-from srpo.analysis.t2 import load
+from srpo.analysis.tables.t2 import load_sweeps
+from srpo.config import DIMENSIONS
+from srpo.config.sheets import SheetRow, labels
 from srpo.libero_plus import tasks as plus_tasks
-from srpo.results.rows import DIMENSIONS, ResultError, run
+from srpo.results import ResultError
 
 ANGLES = (0, 15, 30, 45, 60, 75)
 """Bins of camera angles, degrees: (lower, upper]; a camera that does not turn about the scene is in bin 0."""
@@ -30,6 +33,21 @@ MAGNITUDES = {
     "layout": "layout level",
     "difficulty": "LIBERO-Plus difficulty",
 }
+
+
+def make(
+    episodes: Sequence[Path],
+    tasks: Path,
+    sheet: Sequence[SheetRow],
+    allow_incomplete: bool,
+    classification: Sequence[Path] = (),
+) -> Drawn:
+    """The curves of the sweeps in these files of episodes, with LIBERO-Plus's list of tasks."""
+    rows, missing = load_sweeps(episodes, tasks, labels(sheet), allow_incomplete)
+    difficulty = {name: level for path in classification for name, level in read_classification(path).items()}
+    table = estimate(rows, labels(sheet), difficulty)
+    lacking = text.lacking_episodes(rows, missing, labels(sheet))
+    return Drawn(table, lambda: draw(table), missing=lacking)
 
 
 def camera_angle(horizontal: int, vertical: int) -> float:
@@ -71,12 +89,16 @@ def read_classification(path: Path) -> dict[str, int]:
 
 
 def estimate(
-    episodes: pd.DataFrame, sheet: Mapping[str, str], difficulty: Mapping[str, int] | None = None
+    episodes: pd.DataFrame, variants: Mapping[str, str], difficulty: Mapping[str, int]
 ) -> pd.DataFrame:
     """The tidy table: a row for each variant, curve and magnitude. Rates are fractions.
 
     `curve` is a dimension, against its magnitude, or `difficulty: <dimension>`. Suites and seeds are pooled;
     episodes that did not run are in no count.
+
+    Args:
+        variants: name → label.
+        difficulty: name of a task → level; empty if not known.
     """
     ran = episodes[episodes["status"].isin(["success", "failure"])]
     points: list[tuple[str, str, float, bool]] = []
@@ -84,20 +106,20 @@ def estimate(
         task, success = plus_tasks.parse(name), status == "success"
         if task.dimension not in DIMENSIONS:
             continue
-        if (much := magnitude(task)) is not None:
-            points.append((variant, task.dimension, much, success))
-        if difficulty is not None and name in difficulty:
+        if (amount := magnitude(task)) is not None:
+            points.append((variant, task.dimension, amount, success))
+        if name in difficulty:
             points.append((variant, f"difficulty: {task.dimension}", float(difficulty[name]), success))
     rows: list[dict[str, Any]] = []
     frame = pd.DataFrame(points, columns=["variant", "curve", "value", "success"])
-    for variant, label in sheet.items():
-        own = frame[frame["variant"] == variant]
-        for (curve, value), group in own.groupby(["curve", "value"], sort=True):
+    for variant, label in variants.items():
+        chosen = frame[frame["variant"] == variant]
+        for (curve, value), group in chosen.groupby(["curve", "value"], sort=True):
             successes = int(group["success"].sum())
             rows.append(
                 {
                     **{"variant": variant, "label": label, "curve": curve, "value": value},
-                    **tables.columns_of(wilson(successes, len(group))),
+                    **comparisons.columns_of(wilson(successes, len(group))),
                     **{"successes": successes, "episodes": len(group)},
                 }
             )
@@ -120,11 +142,11 @@ def draw(table: pd.DataFrame) -> Figure:
         values = table.loc[table["curve"] == curve, "value"]
         apart = 0.025 * (values.max() - values.min() or 1)  # so that equal ones do not hide one another
         for place, variant in enumerate(labels):
-            own = table[(table["variant"] == variant) & (table["curve"] == curve)].sort_values("value")
+            rows = table[(table["variant"] == variant) & (table["curve"] == curve)].sort_values("value")
             colour, marker = style.look(variant)
-            rate, low, high = (100 * own[name].to_numpy(float) for name in ("rate", "low", "high"))
+            rate, low, high = (100 * rows[name].to_numpy(float) for name in ("rate", "low", "high"))
             axes.errorbar(
-                own["value"] + apart * (place - (len(labels) - 1) / 2),
+                rows["value"] + apart * (place - (len(labels) - 1) / 2),
                 rate,
                 yerr=np.clip([rate - low, high - rate], 0, None),
                 color=colour,
@@ -145,22 +167,3 @@ def draw(table: pd.DataFrame) -> Figure:
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=6.5)
     return figure
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = tables.parser("t2_curves", __doc__, table=False)
-    parser.add_argument("--sheet", type=Path, required=True, help="variants and labels (TSV)")
-    parser.add_argument("--tasks", type=Path, required=True, help="LIBERO-Plus task list (CSV)")
-    parser.add_argument(
-        "--episodes", type=Path, nargs="+", required=True, help="episodes.parquet of every run"
-    )
-    parser.add_argument("--classification", type=Path, help="LIBERO-Plus's task_classification.json")
-    arguments = parser.parse_args(argv)
-    sheet, episodes, missing = load(arguments)
-    difficulty = read_classification(arguments.classification) if arguments.classification else None
-    lacking = tables.lacking_episodes(episodes, missing, sheet)
-    tables.write(arguments, estimate(episodes, sheet, difficulty), draw, lacking)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,14 +1,13 @@
-"""Figure F4: where the hand went: end-effector positions of two variants, in space and in three projections.
+"""Figure F4: exploration: end-effector positions of two variants, in space and in three projections.
 
 Both variants are shown on the same tasks and initial states, an episode each. How much they visit is compared
 by the voxels that as many positions of either would occupy (`srpo.analysis.exploration`), and tested by
-swapping the two variants' episodes of a state at random. Every file of paths has its evaluation's resolved
-`config.yaml` beside it.
+swapping the two variants' episodes of a state at random.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 from numpy.typing import NDArray
 
-from srpo.analysis import exploration, style, tables
+from srpo.analysis import exploration, style, text
+from srpo.analysis.drawn import Drawn
 from srpo.config import EvaluateStage
-from srpo.results.rows import PATHS, ResultError, read_config, read_rows, run
+from srpo.config.sheets import SheetRow, labels
+from srpo.results import ResultError
+from srpo.results.coverage import read_config, require_alike, require_known
+from srpo.results.rows import read_rows
+from srpo.results.schemas import PATHS
 
 PLANES = (("y", "x"), ("x", "z"), ("y", "z"))
 NAMES = {"x": "x, depth (m)", "y": "y, across (m)", "z": "z, height (m)"}
@@ -32,18 +36,31 @@ LINES = 60
 SWAPS = 1_000
 
 
-def read_paths(paths: Sequence[Path], sheet: dict[str, str]) -> tuple[pd.DataFrame, int]:
+def make(paths: Sequence[Path], sheet: Sequence[SheetRow], allow_incomplete: bool) -> Drawn:
+    """The figure from the paths.parquet of two runs of one suite."""
+    positions, alone = read_paths(paths, labels(sheet))
+    if alone and not allow_incomplete:
+        raise ResultError(f"incomplete: {alone} episodes were run by one of the two variants only")
+    table = measure(positions, labels(sheet))
+    return Drawn(
+        table,
+        lambda: draw(table, positions),
+        missing=text.lacking([], "episodes that one variant lacks", alone),
+    )
+
+
+def read_paths(paths: Sequence[Path], variants: Mapping[str, str]) -> tuple[pd.DataFrame, int]:
     """Positions of two variants on the (task, state) that both ran; also how many only one of them ran.
 
     Raises:
         ResultError: not two variants of one suite, several seeds of one, or nothing in common.
     """
-    tables.require_alike([read_config(path, EvaluateStage) for path in paths])
+    require_alike([read_config(path, EvaluateStage) for path in paths])
     positions = pd.concat([read_rows(path, PATHS) for path in paths], ignore_index=True)
-    tables.require_known(positions["variant"], sheet)
-    found = [variant for variant in sheet if variant in set(positions["variant"])]
-    if len(found) != 2 or positions["suite"].nunique() != 1:
-        raise ResultError(f"needs paths of two variants in one suite, not of {found}")
+    require_known(positions["variant"], variants)
+    ran = [variant for variant in variants if variant in set(positions["variant"])]
+    if len(ran) != 2 or positions["suite"].nunique() != 1:
+        raise ResultError(f"needs paths of two variants in one suite, not of {ran}")
     if (positions.groupby("variant")["seed"].nunique() > 1).any():
         raise ResultError("needs one seed a variant: episodes are compared one to one")
     episodes = positions.groupby(["task_id", "init_state"])["variant"].nunique()
@@ -51,12 +68,12 @@ def read_paths(paths: Sequence[Path], sheet: dict[str, str]) -> tuple[pd.DataFra
     if both.empty:
         raise ResultError("the two variants have no task and state in common")
     shared = positions[positions.set_index(["task_id", "init_state"]).index.isin(both)]
-    order = pd.Categorical(shared["variant"], found, ordered=True)
+    order = pd.Categorical(shared["variant"], ran, ordered=True)
     shared = shared.assign(variant=order).sort_values(["variant", "task_id", "init_state", "step"])
     return shared.reset_index(drop=True), len(episodes) - len(both)
 
 
-def measure(positions: pd.DataFrame, sheet: dict[str, str], seed: int = 0) -> pd.DataFrame:
+def measure(positions: pd.DataFrame, labels: Mapping[str, str], seed: int = 0) -> pd.DataFrame:
     """The tidy table, a row a variant: what `srpo.analysis.exploration` measures.
 
     `voxels_at_equal_positions` takes as many positions of both as the shorter one has; `p_value` (two-sided)
@@ -68,17 +85,17 @@ def measure(positions: pd.DataFrame, sheet: dict[str, str], seed: int = 0) -> pd
     p_value = swap_test(of[variants[0]], of[variants[1]], np.random.default_rng(seed))
     rows = []
     for name in variants:
-        own = positions[positions["variant"] == name]
-        per_episode = own.groupby(["task_id", "init_state"])["success"].first()
+        group = positions[positions["variant"] == name]
+        per_episode = group.groupby(["task_id", "init_state"])["success"].first()
         rows.append(
             {
-                "suite": own["suite"].iloc[0],
+                "suite": group["suite"].iloc[0],
                 "variant": name,
-                "label": sheet[name],
-                "seed": own["seed"].iloc[0],
+                "label": labels[name],
+                "seed": group["seed"].iloc[0],
                 "episodes": len(of[name]),
                 "successes": int(per_episode.sum()),
-                "positions": len(own),
+                "positions": len(group),
                 "occupied_voxels": exploration.occupied_voxels(of[name]),
                 "equal_positions": fewest,
                 "voxels_at_equal_positions": exploration.expected_voxels(of[name], fewest),
@@ -91,8 +108,8 @@ def measure(positions: pd.DataFrame, sheet: dict[str, str], seed: int = 0) -> pd
     return pd.DataFrame(rows)
 
 
-def _episodes(own: pd.DataFrame) -> list[NDArray[np.float64]]:
-    groups = own.groupby(["task_id", "init_state"], sort=True)
+def _episodes(rows: pd.DataFrame) -> list[NDArray[np.float64]]:
+    groups = rows.groupby(["task_id", "init_state"], sort=True)
     return [path[["x", "y", "z"]].to_numpy() for _, path in groups]
 
 
@@ -106,10 +123,8 @@ def swap_test(
 
     If the variant made no difference, each pair could as well have come the other way round.
     """
-
-    table = exploration.voxel_table([*first, *second]).astype(
-        np.float64
-    )  # floats multiply faster; exact here
+    # Floats multiply faster; the counts are exact in them.
+    table = exploration.voxel_table([*first, *second]).astype(np.float64)
     one, other = table[: len(first)], table[len(first) :]
     ones, others = one.sum(axis=0), other.sum(axis=0)
     moved = other - one  # what a swap moves from the second variant to the first
@@ -117,7 +132,7 @@ def swap_test(
     def difference(turned: NDArray[np.bool_]) -> float:
         move = turned @ moved
         counts = (ones + move).astype(np.int64), (others - move).astype(np.int64)
-        positions = int(min(own.sum() for own in counts))
+        positions = int(min(count.sum() for count in counts))
         return exploration.rarefied(counts[1], positions) - exploration.rarefied(counts[0], positions)
 
     observed = abs(difference(np.zeros(len(first), dtype=bool)))
@@ -176,15 +191,15 @@ def draw(table: pd.DataFrame, positions: pd.DataFrame) -> Figure:
 
 
 def _density(
-    own: pd.DataFrame, plane: tuple[str, str], limits: dict[str, tuple[float, float]]
+    rows: pd.DataFrame, plane: tuple[str, str], limits: dict[str, tuple[float, float]]
 ) -> NDArray[np.float64]:
     sides = [np.arange(*limits[axis], CELL) for axis in plane]
     edges = [np.append(side, side[-1] + CELL) for side in sides]
-    return np.histogram2d(own[plane[0]], own[plane[1]], edges)[0]
+    return np.histogram2d(rows[plane[0]], rows[plane[1]], edges)[0]
 
 
-def _space(axes: Any, own: pd.DataFrame, limits: dict[str, tuple[float, float]], colour: str) -> None:
-    paths = _episodes(own)
+def _space(axes: Any, rows: pd.DataFrame, limits: dict[str, tuple[float, float]], colour: str) -> None:
+    paths = _episodes(rows)
     for path in paths[:: -(-len(paths) // LINES)]:
         axes.plot(*path.T, color=colour, linewidth=0.4, alpha=0.6)
     axes.set(xlim=limits["x"], ylim=limits["y"], zlim=limits["z"])
@@ -194,27 +209,3 @@ def _space(axes: Any, own: pd.DataFrame, limits: dict[str, tuple[float, float]],
         axis.set_major_locator(MultipleLocator(0.2))
         axis.set_label_text(letter, fontsize=6)
         axis.labelpad = -14 if letter == "z" else -12  # its label would lie on the next panel's
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = tables.parser("f4", __doc__, table=False)
-    parser.add_argument("--sheet", type=Path, required=True, help="variants and labels (TSV)")
-    parser.add_argument(
-        "--paths", type=Path, nargs="+", required=True, help="paths.parquet of two runs of one suite"
-    )
-    arguments = parser.parse_args(argv)
-    sheet = tables.read_sheet(arguments.sheet)
-    positions, alone = read_paths(arguments.paths, sheet)
-    if alone and not arguments.allow_incomplete:
-        raise ResultError(f"incomplete: {alone} episodes were run by one of the two variants only")
-    table = measure(positions, sheet)
-    tables.write(
-        arguments,
-        table,
-        lambda table: draw(table, positions),
-        tables.lacking([], "episodes that one variant lacks", alone),
-    )
-
-
-if __name__ == "__main__":
-    run(main)

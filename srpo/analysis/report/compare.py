@@ -1,4 +1,4 @@
-"""Tell two result folders apart: their rows, their settings, their versions, and what is beyond noise.
+"""Compare two result folders: their rows, their settings, their versions, and what is beyond noise.
 
 srpo compare results/smoke /elsewhere/results/smoke
 """
@@ -16,10 +16,12 @@ import pandas as pd
 import yaml
 from statsmodels.stats.multitest import multipletests
 
+from srpo.analysis.report.validate import result_files
 from srpo.analysis.stats import ALPHA, paired_difference
-from srpo.analysis.tables import p_text, percent
-from srpo.analysis.validate import result_files
-from srpo.results.rows import EPISODES, IDENTITY, ResultError, check_episodes, read_rows, run
+from srpo.analysis.text import p_text, percent
+from srpo.results import ResultError
+from srpo.results.rows import check_episodes, read_rows
+from srpo.results.schemas import EPISODES, IDENTITY
 
 MACHINE = ("git_revision", "packages", "python", "gpus", "gl_backend", "processor")
 """What a manifest says of the code and the machine."""
@@ -47,13 +49,13 @@ def settings(folder: Path) -> dict[str, Any]:
 
 
 def versions(folder: Path) -> dict[str, str]:
-    """What the manifests below a folder say of code and machine: dotted key → the values found, sorted."""
-    found: dict[str, set[str]] = {}
+    """What the manifests below a folder say of code and machine: dotted key → its values, sorted."""
+    values: dict[str, set[str]] = {}
     for path in sorted(folder.rglob("*manifest.json")):
         manifest = json.loads(path.read_text(encoding="utf-8"))
         for key, value in flat({name: manifest.get(name) for name in MACHINE}).items():
-            found.setdefault(key, set()).add(str(value))
-    return {key: ", ".join(sorted(values)) for key, values in found.items()}
+            values.setdefault(key, set()).add(str(value))
+    return {key: ", ".join(sorted(texts)) for key, texts in values.items()}
 
 
 def episodes(folder: Path) -> pd.DataFrame:
@@ -62,8 +64,8 @@ def episodes(folder: Path) -> pd.DataFrame:
     if not files:
         return pd.DataFrame(columns=list(EPISODES.columns))
     rows = pd.concat([read_rows(path, EPISODES) for path in files], ignore_index=True)
-    for _, own in rows.groupby("benchmark"):
-        check_episodes(own)
+    for _, group in rows.groupby("benchmark"):
+        check_episodes(group)
     return rows
 
 
@@ -76,15 +78,15 @@ def differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     both = first[[*keys, "status"]].merge(second[[*keys, "status"]], on=keys, suffixes=("_first", "_second"))
     both = both[(both["status_first"] != "infra_error") & (both["status_second"] != "infra_error")]
     rows: list[dict[str, Any]] = []
-    for (benchmark, suite, variant), own in both.groupby(["benchmark", "suite", "variant"]):
-        episode = [own["task_id"], own["init_state"], own["perturbation_task"].fillna("")]
+    for (benchmark, suite, variant), group in both.groupby(["benchmark", "suite", "variant"]):
+        episode = [group["task_id"], group["init_state"], group["perturbation_task"].fillna("")]
         outcomes = [
-            np.asarray((own[f"status_{side}"] == "success").groupby(episode).mean(), dtype=np.float64)
+            np.asarray((group[f"status_{side}"] == "success").groupby(episode).mean(), dtype=np.float64)
             for side in ("first", "second")
         ]
         result = paired_difference(outcomes[0], outcomes[1])
-        rows.append({"benchmark": benchmark, "suite": suite, "variant": variant, "episodes": len(own)})
-        rows[-1] |= {"changed": int((own["status_first"] != own["status_second"]).sum())}
+        rows.append({"benchmark": benchmark, "suite": suite, "variant": variant, "episodes": len(group)})
+        rows[-1] |= {"changed": int((group["status_first"] != group["status_second"]).sum())}
         rows[-1] |= {"first": float(outcomes[0].mean()), "second": float(outcomes[1].mean())}
         rows[-1] |= {"low": result.estimate.low, "high": result.estimate.high, "p_value": result.p_value}
     table = pd.DataFrame(rows)
@@ -109,21 +111,21 @@ def report(first: Path, second: Path) -> list[str]:
             f"[{percent(row['low'], True)}, {percent(row['high'], True)}], {p_text(row['p_value'])}, "
             f"{verdict}"
         )
-    mine, theirs = settings(first), settings(second)
-    both = [name for name in mine if name in theirs]
+    before, after = settings(first), settings(second)
+    both = [name for name in before if name in after]
     for title, pair in {
-        "settings": ({name: mine[name] for name in both}, {name: theirs[name] for name in both}),
+        "settings": ({name: before[name] for name in both}, {name: after[name] for name in both}),
         "versions": (versions(first), versions(second)),
     }.items():
         # One line for a difference that many files share.
-        found: dict[str, list[str]] = {}
+        files: dict[str, list[str]] = {}
         for key, (old, new) in changes(*pair).items():
             file, _, setting = key.rpartition("config.yaml.") if title == "settings" else ("", "", key)
-            found.setdefault(f"{setting}: {old} → {new}", []).append(file)
-        lines.append(f"{title}: {len(found)} differences")
-        lines += [f"  {what}" + (f" (in {len(n)} files)" if len(n) > 1 else "") for what, n in found.items()]
-    for folder, own in ((first, mine), (second, theirs)):
-        lines += [f"settings in {folder} alone: {name}" for name in own if name not in both]
+            files.setdefault(f"{setting}: {old} → {new}", []).append(file)
+        lines.append(f"{title}: {len(files)} differences")
+        lines += [f"  {what}" + (f" (in {len(n)} files)" if len(n) > 1 else "") for what, n in files.items()]
+    for folder, names in ((first, before), (second, after)):
+        lines += [f"settings in {folder} alone: {name}" for name in names if name not in both]
     return lines
 
 
@@ -139,4 +141,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    main()

@@ -1,7 +1,4 @@
-"""Table T3: how well the progress reward of each representation tells successes from failures.
-
-Every file of scores has its run's resolved `config.yaml` beside it, naming the representations to expect.
-"""
+"""Table T3: how well the progress reward of each representation tells successes from failures."""
 
 from __future__ import annotations
 
@@ -14,10 +11,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from srpo.analysis import style, tables, typeset
+from srpo.analysis import comparisons, style, text, typeset
+from srpo.analysis.drawn import Drawn
+from srpo.analysis.published import read_published
 from srpo.analysis.stats import Estimate, percentile_interval
-from srpo.config import RewardBenchmarkStage
-from srpo.results.rows import BENCHMARK, ResultError, read_config, read_rows, run
+from srpo.results import ResultError
+from srpo.results.coverage import load_benchmark
+from srpo.results.schemas import BENCHMARK
 from srpo.rewards.metrics import (
     bandwidth,
     jensen_shannon_divergence,
@@ -47,35 +47,35 @@ LENGTH = "episode length"
 """The control: one minus an episode's steps over those of its suite's longest. It looks at no picture."""
 
 
+def make(scores: Sequence[Path], published: Path, allow_incomplete: bool) -> Drawn:
+    """The table of the reward benchmark's files of scores."""
+    rows, missing = read_scores(scores, allow_incomplete)
+    table = estimate(rows, read_published(published, "T3"))
+    return Drawn(
+        table,
+        lambda: draw(table),
+        layout(table, text.benchmark_protocol(scores)),
+        missing=text.lacking([], "sets of scores", missing),
+    )
+
+
 def read_scores(paths: Sequence[Path], allow_incomplete: bool) -> tuple[pd.DataFrame, int]:
     """Scores of all suites and representations, refused unless all scored the same trajectories.
 
     Also gives the number of (suite, representation) that are missing.
     """
-    scores = pd.concat([read_rows(path, BENCHMARK) for path in paths], ignore_index=True)
-    configs = {path.parent: read_config(path, RewardBenchmarkStage) for path in paths}
-    tables.require_alike(list(configs.values()))
-    if scores.empty:
-        raise ResultError("no trajectory was scored: a task needs successes to compare others with")
+    scores, missing = load_benchmark(paths, BENCHMARK, "scores", allow_incomplete)
     keys = ["suite", "task_id", "trajectory"]
     if scores.duplicated([*keys, "representation"]).any():
         raise ResultError("a trajectory stands twice under the same representation")
     if (scores.groupby(keys)["success"].nunique() > 1).any():
         raise ResultError("column success: representations disagree on a trajectory's outcome")
-    expected = {(config.suite, model.name) for config in configs.values() for model in config.world_models}
-    found = set(zip(scores["suite"], scores["representation"], strict=True))
-    if found - expected:
-        raise ResultError(f"scores that no config asks for: {sorted(found - expected)}")
-    if expected - found and not allow_incomplete:
-        raise ResultError(f"incomplete: no scores of {sorted(expected - found)}")
-    for suite, own in scores.groupby("suite"):
-        by_name = own.groupby("representation")
+    for suite, group in scores.groupby("suite"):
+        by_name = group.groupby("representation", observed=True)
         sets = {frozenset(zip(rows["task_id"], rows["trajectory"], strict=True)) for _, rows in by_name}
         if len(sets) > 1:
             raise ResultError(f"{suite}: representations scored different trajectories")
-    order = list(dict.fromkeys(model.name for config in configs.values() for model in config.world_models))
-    scores["representation"] = pd.Categorical(scores["representation"], order, ordered=True)
-    return scores.sort_values(["representation", *keys], ignore_index=True), len(expected - found)
+    return scores.sort_values(["representation", *keys], ignore_index=True), missing
 
 
 def estimate(scores: pd.DataFrame, published: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -91,12 +91,12 @@ def estimate(scores: pd.DataFrame, published: pd.DataFrame, seed: int = 0) -> pd
     """
     rows: list[dict[str, Any]] = []
     of = {
-        str(name): own[own["final_progress"].notna()]
-        for name, own in scores.groupby("representation", observed=True, sort=True)
+        str(name): group[group["final_progress"].notna()]
+        for name, group in scores.groupby("representation", observed=True, sort=True)
     }
-    for name, own in of.items():
+    for name, group in of.items():
         for metric in (*METRICS, *MATCHED):
-            rows.append(_row("ours", name, metric, own, seed))
+            rows.append(_row("ours", name, metric, group, seed))
     trajectories = scores.drop_duplicates(["suite", "task_id", "trajectory"])
     limits = trajectories.groupby("suite")["steps"].transform("max")
     length = trajectories.assign(final_progress=1 - trajectories["steps"] / limits)
@@ -119,35 +119,35 @@ def estimate(scores: pd.DataFrame, published: pd.DataFrame, seed: int = 0) -> pd
         return _difference(metric, of[second], of[first], seed)
 
     ours = table[table["source"] == "ours"]
-    best = tables.clearly_best(ours, ["metric"], "representation", "value", difference)
+    best = comparisons.clearly_best(ours, ["metric"], "representation", "value", difference)
     return table.assign(best=table.index.isin(best))
 
 
-def _row(source: str, name: str, metric: str, own: pd.DataFrame, seed: int) -> dict[str, Any]:
-    value = _metric(metric, own, seed)
+def _row(source: str, name: str, metric: str, rows: pd.DataFrame, seed: int) -> dict[str, Any]:
+    value = _metric(metric, rows, seed)
     return {
         "source": source,
         "representation": name,
         "metric": metric,
-        **tables.columns_of(value, "value"),
-        "successes": int(own["success"].sum()),
-        "failures": int((~own["success"]).sum()),
-        "suites": ", ".join(sorted(set(own["suite"]))),
+        **comparisons.columns_of(value, "value"),
+        "successes": int(rows["success"].sum()),
+        "failures": int((~rows["success"]).sum()),
+        "suites": ", ".join(sorted(set(rows["suite"]))),
         "note": "",
     }
 
 
-def _samples(metric: str, own: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _samples(metric: str, rows: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """What a metric is computed from: a number of each success, and of each failure (SC, Mono: none)."""
-    successes, failures = own[own["success"]], own[~own["success"]]
+    successes, failures = rows[rows["success"]], rows[~rows["success"]]
     if metric in MEANS:
         return successes[MEANS[metric]].dropna().to_numpy(float), np.empty(0)
     column = "matched_progress" if metric in MATCHED else "final_progress"
     return successes[column].to_numpy(float), failures[column].to_numpy(float)
 
 
-def _metric(metric: str, own: pd.DataFrame, seed: int) -> Estimate:
-    first, second = _samples(metric, own)
+def _metric(metric: str, rows: pd.DataFrame, seed: int) -> Estimate:
+    first, second = _samples(metric, rows)
     value = _value(metric, first, second)
     if not np.isfinite(value):
         return Estimate(np.nan, np.nan, np.nan)
@@ -168,7 +168,7 @@ def _difference(metric: str, baseline: pd.DataFrame, method: pd.DataFrame, seed:
     """
     keys = ["suite", "task_id", "trajectory"]
     both = baseline.merge(method, on=[*keys, "success"], suffixes=("_baseline", ""))[keys]
-    pair = [_samples(metric, own.merge(both, on=keys)) for own in (baseline, method)]
+    pair = [_samples(metric, rows.merge(both, on=keys)) for rows in (baseline, method)]
     before, after = (_value(metric, *samples) for samples in pair)
     if np.isnan(after - before):
         return Estimate(np.nan, np.nan, np.nan)
@@ -227,17 +227,17 @@ def _text(row: Mapping[str, Any]) -> list[str]:
 
 def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
     """Ours first, with intervals and counts, then what length has to do with it, then published rows."""
-    cells = tables.cells(table, "source", "representation", "metric")
+    cells = comparisons.cells(table, "source", "representation", "metric")
     rows: dict[str, list[typeset.Row]] = {"ours": [], "matched": [], "control": [], "published": []}
     for source, name in dict.fromkeys((source, name) for source, name, _ in cells):
-        own = [cells.get((source, name, metric)) for metric in METRICS]
+        row = [cells.get((source, name, metric)) for metric in METRICS]
         label = [name]
         if source == "ours":
             counts = cells[source, name, "SC"]
             label.append(f"{counts['successes']} successes, {counts['failures']} failures")
             matched = [None] * len(MEANS) + [cells[source, name, metric] for metric in MATCHED]
             rows["matched"].append(_typeset([name], matched))
-        rows[source].append(_typeset(label, own))
+        rows[source].append(_typeset(label, row))
     suites = table.loc[table["source"] == "ours", "suites"].iloc[0]
     notes = [
         "Beneath the value, its 95% interval (percentile bootstrap over trajectories). SC and Mono: means "
@@ -269,7 +269,7 @@ def _typeset(label: Sequence[str], cells: Sequence[Mapping[str, Any] | None]) ->
 def draw(table: pd.DataFrame) -> Figure:
     """One panel a metric, one row a representation; published ones hollow below the line."""
     table = table[table["metric"].isin(METRICS) & (table["source"] != "control")]
-    cells = tables.cells(table, "source", "representation", "metric")
+    cells = comparisons.cells(table, "source", "representation", "metric")
     names = list(dict.fromkeys((source, name) for source, name, _ in cells))
     ours = sum(source == "ours" for source, _ in names)
     heights = [-float(i) - (0.3 if i >= ours else 0) for i in range(len(names))]
@@ -306,24 +306,7 @@ def draw(table: pd.DataFrame) -> Figure:
         row = cells[source, name, METRICS[0]]
         labels.append(f"{name} ({row['successes']} + {row['failures']})" if source == "ours" else name)
     panels[0].set_yticks(heights, labels)
-    for text, (source, _) in zip(panels[0].get_yticklabels(), names, strict=True):
-        text.set_color(style.PUBLISHED if source == "published" else "black")
+    for label, (source, _) in zip(panels[0].get_yticklabels(), names, strict=True):
+        label.set_color(style.PUBLISHED if source == "published" else "black")
     figure.supxlabel("ours: (successes + failures); hollow: published", fontsize=7)
     return figure
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = tables.parser("t3", __doc__)
-    parser.add_argument(
-        "--scores", type=Path, nargs="+", required=True, help="scores of every representation"
-    )
-    arguments = parser.parse_args(argv)
-    scores, missing = read_scores(arguments.scores, arguments.allow_incomplete)
-    table = estimate(scores, tables.read_published(arguments.published, "T3"))
-    protocol = tables.benchmark_protocol(arguments.scores)
-    lacking = tables.lacking([], "sets of scores", missing)
-    tables.write(arguments, table, draw, lacking, layout(table, protocol))
-
-
-if __name__ == "__main__":
-    run(main)

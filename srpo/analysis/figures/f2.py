@@ -1,13 +1,11 @@
 """Figure F2: success rate of the training rollouts, against RL steps and against episodes.
 
 How fast each variant learns is also in numbers: the area under its curve, and the RL steps, episodes and
-simulated seconds that it took to reach some levels. Every metrics.csv has its run's resolved `config.yaml`
-beside it, which says how many steps to expect.
+simulated seconds that it took to reach some levels.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +15,21 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
 
-from srpo.analysis import style, tables, typeset
+from srpo.analysis import comparisons, style, text, typeset
+from srpo.analysis.drawn import Drawn
 from srpo.analysis.stats import (
     Estimate,
-    Reached,
     area_under_curve,
     first_reached,
     mean_difference,
     median_reached,
     wilson,
 )
-from srpo.config import CONTROL_HZ, SUITES, TrainStage
-from srpo.results.rows import RL_METRICS, ResultError, missing_rows, read_config, read_rows, run
-from srpo.runtime.files import write_with
+from srpo.config import SUITES, TrainStage
+from srpo.config.sheets import SheetRow, labels
+from srpo.results.coverage import load_metrics, read_config, require_runs
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 """Success rates whose reaching is timed."""
@@ -40,34 +39,43 @@ UNITS = {"step": "RL steps", "episodes_so_far": "episodes", "seconds_so_far": "s
 """What a run's progress is measured in: column → name."""
 
 
-def read_metrics(
-    paths: Sequence[Path], sheet: Mapping[str, str], allow_incomplete: bool
-) -> tuple[pd.DataFrame, int]:
-    """Metrics of all runs with columns suite, variant, seed; and the number of RL steps that are missing."""
-    frames, expected = [], []
-    configs = [read_config(path, TrainStage) for path in paths]
-    tables.require_alike(configs)
-    for path, config in zip(paths, configs, strict=True):
-        run = (config.suite, config.variant, config.seed)
-        frames.append(read_rows(path, RL_METRICS).assign(suite=run[0], variant=run[1], seed=run[2]))
-        expected += [(*run, step) for step in range(1, config.train.steps + 1)]
-    metrics = pd.concat(frames, ignore_index=True)
-    tables.require_known(metrics["variant"], sheet)
-    keys = ["suite", "variant", "seed", "step"]
-    if metrics.duplicated(keys).any():
-        raise ResultError(
-            f"an RL step stands twice: {metrics[metrics.duplicated(keys)][keys].iloc[0].to_dict()}"
-        )
-    tables.require_runs([(config.variant, config.suite) for config in configs], sheet, allow_incomplete)
-    lacking = missing_rows(metrics, pd.DataFrame(expected, columns=keys), allow_incomplete)
-    metrics = metrics.sort_values(keys, ignore_index=True)
-    runs_of = metrics.groupby(["suite", "variant", "seed"])
-    metrics["episodes_so_far"] = runs_of["episodes"].cumsum()
-    metrics["seconds_so_far"] = runs_of["environment_steps"].cumsum() / CONTROL_HZ
-    return metrics, len(lacking)
+Curve = tuple[NDArray[np.floating], NDArray[np.floating]]
+"""A run's progress and its success rates there, float (N,) each."""
 
 
-def estimate(metrics: pd.DataFrame, sheet: Mapping[str, str]) -> pd.DataFrame:
+def make(metrics: Sequence[Path], sheet: Sequence[SheetRow], allow_incomplete: bool) -> Drawn:
+    """The curves of the runs with these metrics."""
+    runs = {path: read_config(path, TrainStage) for path in metrics}
+    ran = [(config.variant, config.suite) for config in runs.values()]
+    absent = require_runs(ran, labels(sheet), allow_incomplete)
+    return make_curves(runs, labels(sheet), absent, allow_incomplete)
+
+
+def make_curves(
+    runs: Mapping[Path, TrainStage],
+    variants: Mapping[str, str],
+    absent: Sequence[str],
+    allow_incomplete: bool,
+) -> Drawn:
+    """The curves of some runs (metrics.csv → configuration) of some variants (name → label).
+
+    Args:
+        absent: runs that are not there, as the figure shall say.
+    """
+    metrics, missing = load_metrics(list(runs), variants, allow_incomplete)
+    speed = efficiency(metrics, variants)
+    table = estimate(metrics, variants)
+    manifests = [path.with_name("manifest.json") for path in runs]
+    return Drawn(
+        table,
+        lambda: draw(table),
+        layout(speed, text.configured_protocol(list(runs.values()), manifests)),
+        efficiency=speed,
+        missing=text.lacking(absent, "RL steps", missing),
+    )
+
+
+def estimate(metrics: pd.DataFrame, variants: Mapping[str, str]) -> pd.DataFrame:
     """The tidy table, one row a (suite, variant, step): pooled success rate, and a band.
 
     The band is Wilson's 95% interval for one seed, and the lowest and highest seed for several. Episodes so
@@ -75,9 +83,9 @@ def estimate(metrics: pd.DataFrame, sheet: Mapping[str, str]) -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     for suite in [suite for suite in SUITES if suite in set(metrics["suite"])]:
-        for variant, label in sheet.items():
-            own = metrics[(metrics["suite"] == suite) & (metrics["variant"] == variant)]
-            for step, here in own.groupby("step"):
+        for variant, label in variants.items():
+            group = metrics[(metrics["suite"] == suite) & (metrics["variant"] == variant)]
+            for step, here in group.groupby("step"):
                 rate = wilson(int(here["successes"].sum()), int(here["episodes"].sum()))
                 seeds = here["seed"].nunique()
                 low, high = rate.low, rate.high
@@ -103,7 +111,7 @@ def estimate(metrics: pd.DataFrame, sheet: Mapping[str, str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def efficiency(metrics: pd.DataFrame, sheet: Mapping[str, str]) -> pd.DataFrame:
+def efficiency(metrics: pd.DataFrame, variants: Mapping[str, str]) -> pd.DataFrame:
     """How fast each variant learns: a row a (suite, variant, quantity, unit).
 
     `area` is the mean success rate over training (area under the curve over its width); a `reach` at some
@@ -115,39 +123,45 @@ def efficiency(metrics: pd.DataFrame, sheet: Mapping[str, str]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     areas: dict[tuple[str, str, str], list[float]] = {}
     for suite in [suite for suite in SUITES if suite in set(metrics["suite"])]:
-        for variant, label in sheet.items():
-            own = metrics[(metrics["suite"] == suite) & (metrics["variant"] == variant)]
-            runs = [run.dropna(subset=["success_rate"]) for _, run in own.groupby("seed")]
+        for variant, label in variants.items():
+            group = metrics[(metrics["suite"] == suite) & (metrics["variant"] == variant)]
+            runs = [run.dropna(subset=["success_rate"]) for _, run in group.groupby("seed")]
             runs = [run for run in runs if len(run)]
             if not runs:
                 continue
             shared = {"suite": suite, "variant": variant, "label": label, "seeds": len(runs)}
-            shared["episodes"] = int(own["episodes"].sum())
-            for unit, name in UNITS.items():
-                own_areas = [
-                    area_under_curve(run[unit].to_numpy(), run["success_rate"].to_numpy()) for run in runs
-                ]
-                areas[suite, name, variant] = own_areas
-                rows.append({**shared, "quantity": "area", "level": np.nan, "unit": name})
-                rows[-1] |= {"value": float(np.mean(own_areas)), **_range(own_areas), "censored": False}
-                rows[-1]["arrived"] = pd.NA
-                for level in LEVELS:
-                    times = [
-                        first_reached(run[unit].to_numpy(), run["success_rate"].to_numpy(), level, WINDOW)
-                        for run in runs
-                    ]
-                    middle: Reached = median_reached(times)
-                    rows.append({**shared, "quantity": "reach", "level": level, "unit": name})
-                    rows[-1] |= {"value": middle.at, **_range([time.at for time in times])}
-                    rows[-1] |= {"censored": middle.censored, "arrived": sum(not t.censored for t in times)}
+            shared["episodes"] = int(group["episodes"].sum())
+            for column, unit in UNITS.items():
+                curves = [(run[column].to_numpy(), run["success_rate"].to_numpy()) for run in runs]
+                areas[suite, unit, variant] = [area_under_curve(*curve) for curve in curves]
+                rows.append({**shared, **_area(areas[suite, unit, variant], unit)})
+                rows += [{**shared, **_reach(curves, level, unit)} for level in LEVELS]
     table = pd.DataFrame(rows).astype({"arrived": "Int64"})
 
     def difference(suite: str, unit: str, second: str, first: str) -> Estimate:
         return mean_difference(areas[suite, unit, second], areas[suite, unit, first])
 
     compared = table[table["quantity"] == "area"]
-    best = tables.clearly_best(compared, ["suite", "unit"], "variant", "value", difference)
+    best = comparisons.clearly_best(compared, ["suite", "unit"], "variant", "value", difference)
     return table.assign(best=table.index.isin(best))
+
+
+def _area(areas: Sequence[float], unit: str) -> dict[str, Any]:
+    return {
+        **{"quantity": "area", "level": np.nan, "unit": unit, "value": float(np.mean(areas))},
+        **_range(areas),
+        **{"censored": False, "arrived": pd.NA},
+    }
+
+
+def _reach(curves: Sequence[Curve], level: float, unit: str) -> dict[str, Any]:
+    times = [first_reached(*curve, level, WINDOW) for curve in curves]
+    middle = median_reached(times)
+    return {
+        **{"quantity": "reach", "level": level, "unit": unit, "value": middle.at},
+        **_range([time.at for time in times]),
+        **{"censored": middle.censored, "arrived": sum(not time.censored for time in times)},
+    }
 
 
 def _range(values: Sequence[float]) -> dict[str, float]:
@@ -160,19 +174,21 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
     groups = []
     for suite, here in table.groupby("suite", sort=False):
         rows = []
-        for _, own in here.groupby("variant", sort=False):
-            seeds = int(own["seeds"].iloc[0])
-            area = own[(own["quantity"] == "area") & (own["unit"] == UNITS["step"])].iloc[0]
-            cells = [[tables.percent(area["value"])]]
+        for _, group in here.groupby("variant", sort=False):
+            seeds = int(group["seeds"].iloc[0])
+            area = group[(group["quantity"] == "area") & (group["unit"] == UNITS["step"])].iloc[0]
+            cells = [[text.percent(area["value"])]]
             if seeds > 1:
-                cells[0].append(f"{tables.percent(area['low'])} to {tables.percent(area['high'])}")
+                cells[0].append(f"{text.percent(area['low'])} to {text.percent(area['high'])}")
             for level in LEVELS:
-                reach = tables.cells(own[(own["quantity"] == "reach") & (own["level"] == level)], "unit")
-                cells.append([_reach(reach[unit,]) + word for unit, word in _SHORT.items()])
+                reach = comparisons.cells(
+                    group[(group["quantity"] == "reach") & (group["level"] == level)], "unit"
+                )
+                cells.append([_reached(reach[unit,]) + suffix for unit, suffix in _SHORT.items()])
             runs = f"{seeds} seeds" if seeds > 1 else "1 seed"
-            label = [own["label"].iloc[0], f"{runs}, {own['episodes'].iloc[0]:,} rollouts"]
+            label = [group["label"].iloc[0], f"{runs}, {group['episodes'].iloc[0]:,} rollouts"]
             rows.append(typeset.Row(label, cells, frozenset({0} if area["best"] else ())))
-        groups.append(typeset.Group(tables.SUITE_LABELS[str(suite)], rows))
+        groups.append(typeset.Group(text.SUITE_LABELS[str(suite)], rows))
     notes = [
         "Area: mean success over all RL steps; beneath it the lowest and highest seed. Then the RL step, "
         f"episodes (ep) and simulated hours (h) at which the mean of the last {WINDOW} steps first reached "
@@ -188,7 +204,7 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
 _SHORT = {"RL steps": "", "episodes": " ep", "simulated seconds": " h"}
 
 
-def _reach(row: Mapping[str, Any]) -> str:
+def _reached(row: Mapping[str, Any]) -> str:
     hours = row["unit"] == UNITS["seconds_so_far"]
     number = f"{row['value'] / 3600:.1f}" if hours else f"{row['value']:,.0f}"
     return (">" if row["censored"] else "") + number
@@ -207,7 +223,7 @@ def draw(table: pd.DataFrame) -> Figure:
             panel(axes, table, suite, column, name)
         panels[0].set_ylabel("success of rollouts (%)")
     for axes, suite in zip(grid[0], suites, strict=True):
-        axes.set_title(tables.SUITE_LABELS[suite])
+        axes.set_title(text.SUITE_LABELS[suite])
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
     return figure
@@ -218,8 +234,8 @@ def panel(axes: Axes, table: pd.DataFrame, suite: str, column: str, name: str) -
     widest = float(table[column].max())
     variants = dict(zip(table["variant"], table["label"], strict=True))
     for place, (variant, label) in enumerate(variants.items()):
-        own = table[(table["suite"] == suite) & (table["variant"] == variant)]
-        _curve(axes, own, column, label, style.look(variant), style.DASHES[place % 4])
+        rows = table[(table["suite"] == suite) & (table["variant"] == variant)]
+        _curve(axes, rows, column, label, style.look(variant), style.DASHES[place % 4])
     margin = 0.03 * widest if column == "episodes_so_far" else 0.3
     left = 0.0 if column == "episodes_so_far" else 1.0
     axes.set(xlim=(left - margin, widest + margin), ylim=(-3, 103), xlabel=name)
@@ -228,14 +244,14 @@ def panel(axes: Axes, table: pd.DataFrame, suite: str, column: str, name: str) -
 
 
 def _curve(
-    axes: Axes, own: pd.DataFrame, x: str, label: str, look: tuple[str, str], dashes: style.Dashes
+    axes: Axes, rows: pd.DataFrame, x: str, label: str, look: tuple[str, str], dashes: style.Dashes
 ) -> None:
     colour, marker = look
-    points = own[x].to_numpy(float)
-    # On a line of many steps only some are marked, so that it is told from others without its colour too.
+    points = rows[x].to_numpy(float)
+    # On a line of many steps only some points are marked, to tell it from others without its colour.
     axes.plot(
         points,
-        100 * own["rate"],
+        100 * rows["rate"],
         color=colour,
         linestyle=dashes,
         marker=marker,
@@ -244,46 +260,7 @@ def _curve(
         label=label,
         zorder=3,
     )
-    low, high = 100 * own["low"], 100 * own["high"]
+    low, high = 100 * rows["low"], 100 * rows["high"]
     axes.fill_between(points, low, high, color=colour, alpha=0.18, linewidth=0)
     if len(points) == 1:  # a band of no width shows nothing
         axes.vlines(points, low, high, color=colour)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = tables.parser("f2", __doc__, table=False)
-    parser.add_argument("--sheet", type=Path, required=True, help="variants and labels (TSV)")
-    parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="metrics.csv of every run")
-    add_efficiency(parser)
-    arguments = parser.parse_args(argv)
-    sheet = tables.read_sheet(arguments.sheet)
-    configs = {path: read_config(path, TrainStage) for path in arguments.metrics}
-    ran = [(config.variant, config.suite) for config in configs.values()]
-    absent = tables.require_runs(ran, sheet, arguments.allow_incomplete)
-    show(arguments, configs, sheet, absent)
-
-
-def add_efficiency(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--efficiency", type=Path, required=True, help="numbers of how fast they learn (CSV)")
-    tables.add_typeset(parser)
-
-
-def show(
-    arguments: argparse.Namespace,
-    runs: Mapping[Path, TrainStage],
-    sheet: Mapping[str, str],
-    absent: Sequence[str],
-) -> None:
-    """Write the tables and the figure of these runs (metrics.csv → configuration); say which are `absent`."""
-    metrics, missing = read_metrics(list(runs), sheet, arguments.allow_incomplete)
-    speed = efficiency(metrics, sheet)
-    write_with(arguments.efficiency, lambda temporary: speed.to_csv(temporary, index=False))
-    table = estimate(metrics, sheet)
-    manifests = [path.with_name("manifest.json") for path in runs]
-    protocol = tables.configured_protocol(list(runs.values()), manifests)
-    lacking = tables.lacking(absent, "RL steps", missing)
-    tables.write(arguments, table, draw, lacking, layout(speed, protocol))
-
-
-if __name__ == "__main__":
-    run(main)

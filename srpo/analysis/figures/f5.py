@@ -1,14 +1,14 @@
 """Figure F5: what the largest reward of a failure (α) and the references do to success on LIBERO.
 
-Of the runs of a sheet it shows those that differ from the sheet's first variant in `reward.alpha` alone, and
-those that differ in what failures are compared with alone. Runs without a progress reward (GRPO) stand at
-α = 0: a failure earns nothing there, whatever it is compared with. Every file of episodes has its
-evaluation's resolved `config.yaml` beside it, and that of the training in the folder above.
+Of the runs of a sheet it shows those that differ from the sheet's baseline in `reward.alpha` alone, and those
+that differ in what failures are compared with alone. Runs without a progress reward (GRPO) stand at α = 0: a
+failure earns nothing there, whatever it is compared with. Every file of episodes has its evaluation's
+resolved `config.yaml` beside it, and that of the training in the folder above.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,36 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from srpo.analysis import f3, style, tables
-from srpo.analysis.stats import wilson
-from srpo.analysis.t1 import expected_episodes
+from srpo.analysis import comparisons, style, text
+from srpo.analysis.drawn import Drawn
+from srpo.analysis.figures.f3 import alike
 from srpo.config import SUITES, EvaluateStage, Reward, TrainStage
-from srpo.results.rows import ResultError, read_config, run
+from srpo.config.sheets import SheetRow, baseline, labels
+from srpo.results import ResultError
+from srpo.results.coverage import load_evaluations, read_config
 
 REFERENCES = {"reward.references", "reward.eps", "reward.eps_relative", "reward.min_samples"}
+
+
+def make(episodes: Sequence[Path], sheet: Sequence[SheetRow], allow_incomplete: bool) -> Drawn:
+    """The figure from the evaluations' episodes."""
+    runs = []
+    for path in episodes:
+        # The training's config.yaml stands a folder above the evaluation's.
+        trained, evaluated = read_config(path.parent, TrainStage), read_config(path, EvaluateStage)
+        if (trained.suite, trained.variant, trained.seed) != (
+            evaluated.suite,
+            evaluated.variant,
+            evaluated.seed,
+        ):
+            raise ResultError(
+                f"the evaluation of {evaluated.variant} stands in the folder of {trained.variant}"
+            )
+        runs.append(trained)
+    rows, missing = load_evaluations(episodes, labels(sheet), allow_incomplete)
+    table = estimate(rows, runs, sheet)
+    lacking = text.lacking_episodes(rows, missing, labels(sheet))
+    return Drawn(table, lambda: draw(table), missing=lacking)
 
 
 def describe(reward: Reward) -> str:
@@ -41,26 +64,28 @@ def describe(reward: Reward) -> str:
     return f"DBSCAN, eps {reward.eps:g}" + (" × distance" if reward.eps_relative else "")
 
 
-def estimate(episodes: pd.DataFrame, runs: Sequence[TrainStage], sheet: Mapping[str, str]) -> pd.DataFrame:
+def estimate(episodes: pd.DataFrame, runs: Sequence[TrainStage], sheet: Sequence[SheetRow]) -> pd.DataFrame:
     """The tidy table, a row a (panel, suite, variant): pooled success rate with Wilson's interval.
 
     With several seeds `lowest_seed` and `highest_seed` say how far they lie apart.
     """
     of = {config.variant: config for config in runs}
-    first = next(iter(sheet))
+    first = baseline(sheet).name
     unshaped = {config.variant for config in runs if config.reward.shaping == "none"}
     panels = {
-        "alpha": f3.alike(runs, first, {"reward.alpha"})
-        | unshaped & f3.alike(runs, first, {"reward", "world_model"}),
-        "references": f3.alike(runs, first, REFERENCES),
+        "alpha": alike(runs, first, {"reward.alpha"})
+        | unshaped & alike(runs, first, {"reward", "world_model"}),
+        "references": alike(runs, first, REFERENCES),
     }
     rows: list[dict[str, Any]] = []
     for panel, shown in panels.items():
         for suite in [suite for suite in SUITES if suite in set(episodes["suite"])]:
-            for variant in [variant for variant in sheet if variant in shown]:
-                own = episodes[(episodes["suite"] == suite) & (episodes["variant"] == variant)]
-                count = tables.counts(own)
-                ran = own[own["status"] != "infra_error"]
+            for variant, label in labels(sheet).items():
+                if variant not in shown:
+                    continue
+                group = episodes[(episodes["suite"] == suite) & (episodes["variant"] == variant)]
+                count = comparisons.counts(group)
+                ran = group[group["status"] != "infra_error"]
                 seeds = (ran["status"] == "success").groupby(ran["seed"]).mean()
                 several = len(seeds) > 1
                 rows.append(
@@ -68,11 +93,10 @@ def estimate(episodes: pd.DataFrame, runs: Sequence[TrainStage], sheet: Mapping[
                         "panel": panel,
                         "suite": suite,
                         "variant": variant,
-                        "label": sheet[variant],
+                        "label": label,
                         "alpha": 0.0 if variant in unshaped else of[variant].reward.alpha,
                         "references": describe(of[variant].reward),
-                        **tables.columns_of(wilson(count["successes"], count["episodes"])),
-                        **count,
+                        **comparisons.rate_columns(count),
                         "lowest_seed": seeds.min() if several else np.nan,
                         "highest_seed": seeds.max() if several else np.nan,
                     }
@@ -89,15 +113,15 @@ def draw(table: pd.DataFrame) -> Figure:
         here = table[table["suite"] == suite]
         _against_alpha(left, here[here["panel"] == "alpha"].sort_values("alpha"))
         _by_references(right, here[here["panel"] == "references"])
-        left.set_ylabel(f"{tables.SUITE_LABELS[suite]}\nsuccess (%)")
+        left.set_ylabel(f"{text.SUITE_LABELS[suite]}\nsuccess (%)")
     grid[-1][0].set_xlabel("α, the largest reward of a failure")
     grid[-1][1].set_xlabel("success (%)")
     return figure
 
 
-def _against_alpha(axes: Axes, own: pd.DataFrame) -> None:
-    axes.plot(own["alpha"], 100 * own["rate"], color=style.BLUE, linewidth=0.8, zorder=1)
-    for row in own.to_dict("records"):
+def _against_alpha(axes: Axes, rows: pd.DataFrame) -> None:
+    axes.plot(rows["alpha"], 100 * rows["rate"], color=style.BLUE, linewidth=0.8, zorder=1)
+    for row in rows.to_dict("records"):
         colour, marker = style.look(row["variant"])
         alpha, rate, low, high = row["alpha"], 100 * row["rate"], 100 * row["low"], 100 * row["high"]
         axes.plot([alpha, alpha], [low, high], color=colour, linewidth=1.3)
@@ -111,37 +135,12 @@ def _against_alpha(axes: Axes, own: pd.DataFrame) -> None:
     axes.set(xlim=(-0.08, 1.08), ylim=(-12, 104), xticks=[0, 0.3, 0.5, 0.8, 1], yticks=[0, 50, 100])
 
 
-def _by_references(axes: Axes, own: pd.DataFrame) -> None:
-    for y, row in enumerate(own.to_dict("records")):
+def _by_references(axes: Axes, rows: pd.DataFrame) -> None:
+    for y, row in enumerate(rows.to_dict("records")):
         estimate = (100 * row["rate"], 100 * row["low"], 100 * row["high"])
         style.dot(axes, -y, estimate, style.look(row["variant"]))
         axes.text(106, -y, f"{row['successes']}/{row['episodes']}", va="center", fontsize=5.5)
-    axes.set(xlim=(-4, 104), xticks=[0, 50, 100], ylim=(-len(own) + 0.4, 0.6))
-    axes.set_yticks([-y for y in range(len(own))], list(own["references"]))
+    axes.set(xlim=(-4, 104), xticks=[0, 50, 100], ylim=(-len(rows) + 0.4, 0.6))
+    axes.set_yticks([-y for y in range(len(rows))], list(rows["references"]))
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = tables.parser("f5", __doc__, table=False)
-    parser.add_argument("--sheet", type=Path, required=True, help="variants and labels (TSV)")
-    parser.add_argument(
-        "--episodes", type=Path, nargs="+", required=True, help="episodes.parquet of every run"
-    )
-    arguments = parser.parse_args(argv)
-    sheet = tables.read_sheet(arguments.sheet)
-    # The training's config.yaml stands a folder above the evaluation's.
-    runs = [read_config(path.parent, TrainStage) for path in arguments.episodes]
-    evaluations = [read_config(path, EvaluateStage) for path in arguments.episodes]
-    for one, other in zip(runs, evaluations, strict=True):
-        if (one.suite, one.variant, one.seed) != (other.suite, other.variant, other.seed):
-            raise ResultError(f"the evaluation of {other.variant} stands in the folder of {one.variant}")
-    expected = expected_episodes(evaluations)
-    incomplete = arguments.allow_incomplete
-    episodes, missing = tables.load_episodes(arguments.episodes, "libero", sheet, expected, incomplete)
-    lacking = tables.lacking_episodes(episodes, missing, sheet)
-    tables.write(arguments, estimate(episodes, runs, sheet), draw, lacking)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -2,7 +2,7 @@
 
 srpo export results/smoke --out results/reference/smoke
 
-The copy is laid out like the preset's folder, and `srpo.analysis.redraw` draws everything from it. It holds
+The copy is laid out like the preset's folder, and `srpo draw all` draws everything from it. It holds
 the rows and each run's config.yaml; of LIBERO-Plus's list, the tasks asked for; of the trajectories, the
 frames that F1 shows; of a manifest, what it says of code and versions. Videos are not in it, nor why an
 episode could not be run but for the kind of error: such texts name folders. A table or figure that lacks rows
@@ -20,12 +20,16 @@ from pathlib import Path
 import h5py
 import pandas as pd
 
-from srpo.analysis import f1, t2
-from srpo.analysis.compare import MACHINE
-from srpo.analysis.redraw import available
+from srpo.analysis.draw import available
+from srpo.analysis.figures import f1
+from srpo.analysis.report.compare import MACHINE
 from srpo.config import PlusStage
+from srpo.libero_plus.sweep import expected_episodes
 from srpo.libero_plus.tasks import read_tasks, write_tasks
-from srpo.results.rows import EPISODES, ResultError, read_config, read_rows, run, write_rows
+from srpo.results import ResultError
+from srpo.results.coverage import load_benchmark, read_config
+from srpo.results.rows import read_rows, write_rows
+from srpo.results.schemas import CURVES, EPISODES
 from srpo.runtime.files import atomic_directory, write_json
 
 KEPT = (*MACHINE, "cores", "written")
@@ -59,18 +63,19 @@ def copy_manifest(path: Path, beside: Path) -> None:
 def copy_tasks(episodes: Sequence[Path], tasks: Path, target: Path) -> None:
     """Of LIBERO-Plus's list, the tasks that these runs ask for: `sample` takes all of them again."""
     listed = read_tasks(tasks)
-    expected = t2.expected_episodes([read_config(path, PlusStage) for path in episodes], listed)
+    expected = expected_episodes([read_config(path, PlusStage) for path in episodes], listed)
     asked = set(expected["perturbation_task"])
     write_tasks(target, [task for task in listed if task.name in asked])
 
 
-def copy_frames(path: Path, chosen: pd.DataFrame, target: Path) -> None:
-    """Of a suite's trajectories.h5, the frames that F1 shows of its chosen trajectories (`kept`)."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    copy_manifest(path.with_name("manifest.json"), target)
-    with h5py.File(path, "r") as source, h5py.File(target, "w") as small:
+def copy_frames(folder: Path, chosen: pd.DataFrame, target: Path) -> None:
+    """Of a suite's folder of trajectories, the frames that F1 shows of its chosen ones (`kept`)."""
+    target.mkdir(parents=True, exist_ok=True)
+    copy_manifest(folder / "manifest.json", target / "manifest.json")
+    path = folder / "trajectories.h5"
+    with h5py.File(path, "r") as source, h5py.File(target / path.name, "w") as small:
         suite, frames = str(source.attrs["suite"]), source["frames"]
-        strips = f1.read_strips([path], chosen[chosen["suite"] == suite])
+        strips = f1.read_strips([folder], chosen[chosen["suite"] == suite])
         shape = (f1.STRIP, *frames.shape[2:])
         small.attrs["suite"] = suite
         small.attrs["kept"] = sorted(number for _, number in strips)
@@ -82,31 +87,40 @@ def copy_frames(path: Path, chosen: pd.DataFrame, target: Path) -> None:
             part[number] = strip
 
 
+def export(folder: Path, preset: str | None, out: Path) -> None:
+    """Copy what can be drawn from a preset's folder. Raises ResultError where that is nothing."""
+    sources = list(available(folder, preset))
+    if not sources:
+        raise ResultError(f"{folder}: nothing can be drawn from it")
+    rows = {
+        path
+        for source in sources
+        for item in source.drawing.inputs
+        for path in source.files[item.option]
+        if item.root == "preset" and path.is_file()
+    }
+    files = {source.drawing.name: source.files for source in sources}
+    with atomic_directory(out) as copy:
+        for path in sorted(rows):
+            copy_rows(path, copy / path.relative_to(folder))
+        if "t2" in files:
+            copy_tasks(files["t2"]["episodes"], files["t2"]["tasks"][0], copy / "libero_plus" / "tasks.csv")
+        if "f1" in files:
+            curves, _ = load_benchmark(files["f1"]["curves"], CURVES, "curves", allow_incomplete=False)
+            for path in files["f1"]["trajectories"]:
+                copy_frames(path, f1.choose(curves), copy / path.relative_to(folder))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="srpo export", description=__doc__)
     parser.add_argument("folder", type=Path, help="a finished preset, e.g. results/smoke")
     parser.add_argument("--preset", help="name or path of the preset; default: the folder's name")
     parser.add_argument("--out", type=Path, required=True, help="folder to make, or to make anew")
     arguments = parser.parse_args(argv)
-    shown = dict(available(arguments.folder, arguments.preset))
-    if not shown:
-        raise ResultError(f"{arguments.folder}: nothing can be drawn from it")
-    paths = {path for drawing in shown.values() for path in drawing.files()}
-    with atomic_directory(arguments.out) as out:
-        for path in sorted(paths):
-            if path.suffix in (".parquet", ".csv") and path.parent.name != "libero_plus":
-                copy_rows(path, out / path.relative_to(arguments.folder))
-        if "t2" in shown:
-            given = shown["t2"].inputs
-            copy_tasks(given["--episodes"], given["--tasks"][0], out / "libero_plus" / "tasks.csv")
-        if "f1" in shown:
-            given = shown["f1"].inputs
-            curves, _ = f1.read_curves(given["--curves"], allow_incomplete=False)
-            for path in given["--trajectories"]:
-                copy_frames(path, f1.choose(curves), out / path.relative_to(arguments.folder))
+    export(arguments.folder, arguments.preset, arguments.out)
     size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
     print(f"{arguments.out}: {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    run(main)
+    main()

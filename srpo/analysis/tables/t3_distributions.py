@@ -1,7 +1,4 @@
-"""What is behind table T3: each trajectory's numbers, successes against failures, under each representation.
-
-Of the same files as T3: every file of scores has its run's resolved `config.yaml` beside it.
-"""
+"""Behind table T3: each trajectory's numbers, successes against failures, under each representation."""
 
 from __future__ import annotations
 
@@ -14,9 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from srpo.analysis import style, tables
-from srpo.analysis.t3 import read_scores
-from srpo.results.rows import run
+from srpo.analysis import style, text
+from srpo.analysis.drawn import Drawn
+from srpo.analysis.tables.t3 import read_scores
 from srpo.rewards.metrics import JS_BINS
 
 PANELS = {
@@ -28,6 +25,13 @@ PANELS = {
 """Column of the scores → heading, and the lower end of its bins (the upper end is 1)."""
 
 
+def make(scores: Sequence[Path], allow_incomplete: bool) -> Drawn:
+    """The distributions of the reward benchmark's files of scores."""
+    rows, missing = read_scores(scores, allow_incomplete)
+    table = estimate(rows)
+    return Drawn(table, lambda: draw(table), missing=text.lacking([], "sets of scores", missing))
+
+
 def estimate(scores: pd.DataFrame) -> pd.DataFrame:
     """The tidy table: trajectories by representation, quantity, outcome and bin.
 
@@ -35,11 +39,11 @@ def estimate(scores: pd.DataFrame) -> pd.DataFrame:
     of a failure, all of one whose embedding is broken) is in no bin.
     """
     rows: list[dict[str, Any]] = []
-    for name, own in scores.groupby("representation", observed=True, sort=True):
+    for name, group in scores.groupby("representation", observed=True, sort=True):
         for quantity, (_, lowest) in PANELS.items():
             edges = np.linspace(lowest, 1, JS_BINS + 1)
             for success in (True, False):
-                values = own.loc[own["success"] == success, quantity].dropna()
+                values = group.loc[group["success"] == success, quantity].dropna()
                 counts, _ = np.histogram(values, edges)
                 for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
                     rows.append(
@@ -65,10 +69,10 @@ def draw(table: pd.DataFrame) -> Figure:
         for axes, (quantity, (heading, lowest)) in zip(row, PANELS.items(), strict=True):
             here = table[(table["representation"] == name) & (table["quantity"] == quantity)]
             for outcome, looks in (("success", style.filled(colour)), ("failure", style.OUTLINE)):
-                own = here[here["outcome"] == outcome]
-                if total := own["trajectories"].sum():
-                    edges = [*own["low"], own["high"].iloc[-1]]
-                    axes.stairs(100 * own["trajectories"] / total, edges, **looks)
+                rows = here[here["outcome"] == outcome]
+                if total := rows["trajectories"].sum():
+                    edges = [*rows["low"], rows["high"].iloc[-1]]
+                    axes.stairs(100 * rows["trajectories"] / total, edges, **looks)
             axes.set(xlim=(lowest - 0.03, 1.03), xticks=[lowest, 1], ylim=(0, 105), yticks=[0, 100])
             axes.tick_params(labelsize=6)
             if name == names[0]:
@@ -86,17 +90,3 @@ def draw(table: pd.DataFrame) -> Figure:
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=7)
     figure.supylabel("share (%)", fontsize=7)
     return figure
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = tables.parser("t3_distributions", __doc__, table=False)
-    parser.add_argument(
-        "--scores", type=Path, nargs="+", required=True, help="scores of every representation"
-    )
-    arguments = parser.parse_args(argv)
-    scores, missing = read_scores(arguments.scores, arguments.allow_incomplete)
-    tables.write(arguments, estimate(scores), draw, tables.lacking([], "sets of scores", missing))
-
-
-if __name__ == "__main__":
-    run(main)

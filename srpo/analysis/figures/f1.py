@@ -1,7 +1,6 @@
 """Figure F1: progress along a success and a failure under each representation, over frames of the trajectory.
 
-The frames come from the reward benchmark's file of trajectories, the curves from its scores. Every file of
-curves has its run's resolved `config.yaml` beside it, naming the representations to expect.
+The frames come from the reward benchmark's file of trajectories, the curves from its scores.
 """
 
 from __future__ import annotations
@@ -15,9 +14,12 @@ import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
-from srpo.analysis import style, tables
-from srpo.config import SUITES, RewardBenchmarkStage
-from srpo.results.rows import CURVES, ResultError, read_config, read_rows, run
+from srpo.analysis import style, text
+from srpo.analysis.drawn import Drawn
+from srpo.config import SUITES
+from srpo.results import ResultError
+from srpo.results.coverage import load_benchmark
+from srpo.results.schemas import CURVES
 
 STRIP = 6
 """Frames of a film strip."""
@@ -26,22 +28,12 @@ Strips = Mapping[tuple[str, int], NDArray[np.uint8]]
 """(suite, number of the trajectory) → frames uint8 (STRIP, H, W, 3), evenly spaced from start to end."""
 
 
-def read_curves(paths: Sequence[Path], allow_incomplete: bool) -> tuple[pd.DataFrame, int]:
-    """Curves of all suites and representations; also the number of (suite, representation) missing."""
-    curves = pd.concat([read_rows(path, CURVES) for path in paths], ignore_index=True)
-    configs = [read_config(path, RewardBenchmarkStage) for path in paths]
-    tables.require_alike(configs)
-    if curves.empty:
-        raise ResultError("no trajectory was scored: a task needs successes to compare others with")
-    expected = {(config.suite, model.name) for config in configs for model in config.world_models}
-    found = set(zip(curves["suite"], curves["representation"], strict=True))
-    if found - expected:
-        raise ResultError(f"curves that no config asks for: {sorted(found - expected)}")
-    if expected - found and not allow_incomplete:
-        raise ResultError(f"incomplete: no curves of {sorted(expected - found)}")
-    order = list(dict.fromkeys(model.name for config in configs for model in config.world_models))
-    curves["representation"] = pd.Categorical(curves["representation"], order, ordered=True)
-    return curves, len(expected - found)
+def make(curves: Sequence[Path], trajectories: Sequence[Path], allow_incomplete: bool) -> Drawn:
+    """The figure from the reward benchmark's curves and its folders of trajectories."""
+    rows, missing = load_benchmark(curves, CURVES, "curves", allow_incomplete)
+    table = choose(rows)
+    strips = read_strips(trajectories, table)
+    return Drawn(table, lambda: draw(table, strips), missing=text.lacking([], "sets of curves", missing))
 
 
 def choose(curves: pd.DataFrame) -> pd.DataFrame:
@@ -58,14 +50,14 @@ def choose(curves: pd.DataFrame) -> pd.DataFrame:
     whole = curves[curves.set_index(["suite", "trajectory"]).index.isin(everywhere)]
     chosen = []
     for suite in [suite for suite in SUITES if suite in set(whole["suite"])]:
-        own = whole[whole["suite"] == suite]
-        lengths = own.groupby(["task_id", "success", "trajectory"])["step"].max().reset_index()
+        rows = whole[whole["suite"] == suite]
+        lengths = rows.groupby(["task_id", "success", "trajectory"])["step"].max().reset_index()
         kinds = lengths.groupby("task_id")["success"].nunique()
         task = kinds.idxmax()  # the first of those with the most kinds
         here = lengths[lengths["task_id"] == task]
         won, lost = here[here["success"]].sort_values(["step", "trajectory"]), here[~here["success"]]
         numbers = [*won["trajectory"].iloc[(len(won) - 1) // 2 :][:1], *lost["trajectory"][:1]]
-        chosen += [own[own["trajectory"] == number] for number in numbers]
+        chosen += [rows[rows["trajectory"] == number] for number in numbers]
     if not chosen:
         raise ResultError("no trajectory was scored under every representation")
     return pd.concat(chosen, ignore_index=True).sort_values(
@@ -76,10 +68,11 @@ def choose(curves: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def read_strips(files: Sequence[Path], chosen: pd.DataFrame) -> dict[tuple[str, int], NDArray[np.uint8]]:
-    """Frames of the chosen trajectories from the benchmark's `trajectories.h5` of every suite."""
+def read_strips(folders: Sequence[Path], chosen: pd.DataFrame) -> dict[tuple[str, int], NDArray[np.uint8]]:
+    """Frames of the chosen trajectories from every suite's folder with the benchmark's `trajectories.h5`."""
     strips: dict[tuple[str, int], NDArray[np.uint8]] = {}
-    for path in files:
+    for folder in folders:
+        path = folder / "trajectories.h5"
         try:
             file = h5py.File(path, "r")
         except OSError as error:
@@ -117,9 +110,9 @@ def draw(table: pd.DataFrame, strips: Strips) -> Figure:
     return figure
 
 
-def _trajectory(part: SubFigure, own: pd.DataFrame, frames: NDArray[np.uint8]) -> None:
-    first = own.iloc[0]
-    last = int(own["step"].max())
+def _trajectory(part: SubFigure, rows: pd.DataFrame, frames: NDArray[np.uint8]) -> None:
+    first = rows.iloc[0]
+    last = int(rows["step"].max())
     strip, axes = part.subplots(2, 1, height_ratios=(1, 1.35))
     # The strip spans the time axis: frame k stands where its moment is, between its neighbours' middles.
     strip.imshow(
@@ -133,10 +126,10 @@ def _trajectory(part: SubFigure, own: pd.DataFrame, frames: NDArray[np.uint8]) -
     strip.axis("off")
     outcome = "success" if first["success"] else "failure"
     strip.set_title(
-        f"{tables.SUITE_LABELS[first['suite']]}, task {first['task_id']}: {outcome}, {last} steps",
+        f"{text.SUITE_LABELS[first['suite']]}, task {first['task_id']}: {outcome}, {last} steps",
         color=style.GREEN if first["success"] else style.VERMILLION,
     )
-    for name, curve in own.groupby("representation", observed=True):
+    for name, curve in rows.groupby("representation", observed=True):
         colour, marker = style.look(str(name))
         every = max(1, len(curve) // 8)
         axes.plot(
@@ -149,24 +142,3 @@ def _trajectory(part: SubFigure, own: pd.DataFrame, frames: NDArray[np.uint8]) -
             clip_on=False,
         )
     axes.set(xlim=(0, last), ylim=(-0.03, 1.03), yticks=[0, 0.5, 1], xlabel="control step", ylabel="progress")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = tables.parser("f1", __doc__, table=False)
-    parser.add_argument(
-        "--curves", type=Path, nargs="+", required=True, help="curves of every representation"
-    )
-    parser.add_argument(
-        "--trajectories", type=Path, nargs="+", required=True, help="trajectories.h5 of every suite"
-    )
-    arguments = parser.parse_args(argv)
-    curves, missing = read_curves(arguments.curves, arguments.allow_incomplete)
-    table = choose(curves)
-    strips = read_strips(arguments.trajectories, table)
-    tables.write(
-        arguments, table, lambda table: draw(table, strips), tables.lacking([], "sets of curves", missing)
-    )
-
-
-if __name__ == "__main__":
-    run(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,24 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 from synthetic_results import MUJOCO, episode_row, libero_run, protocol, reward_benchmark, rl_run
 
-from srpo.config import EvaluateStage
+from srpo.analysis.text import PERTURBATION_LABELS
+from srpo.config import DIMENSIONS, STYLES, EvaluateStage
 from srpo.libero_plus import tasks as plus_tasks
-from srpo.results import rows as io
-from srpo.results.rows import (
-    BENCHMARK,
-    EPISODES,
-    REWARDS,
-    RL_METRICS,
-    SFT_METRICS,
-    ResultError,
-    Schema,
-    check_episodes,
-    missing_rows,
-    protocol_json,
-    read_episodes,
-    read_rows,
-    write_rows,
-)
+from srpo.results import ResultError
+from srpo.results.coverage import missing_rows, read_config
+from srpo.results.document import document
+from srpo.results.rows import check_episodes, protocol_json, read_episodes, read_rows, write_rows
+from srpo.results.schemas import BENCHMARK, EPISODES, REWARDS, RL_METRICS, SFT_METRICS, Schema
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -212,29 +203,24 @@ def test_coverage() -> None:
         missing_rows(rows, expected[:1], allow_incomplete=True)
 
 
-def test_merge(tmp_path: Path) -> None:
+def test_files_that_repeat_an_episode_are_refused(tmp_path: Path) -> None:
     shards = [tmp_path / "shard-0.parquet", tmp_path / "shard-1.parquet"]
     write_rows(shards[0], [episode_row()], EPISODES)
     write_rows(shards[1], [episode_row(init_state=1, status="infra_error", error="boom")], EPISODES)
-
-    out = tmp_path / "all.parquet"
-    io.main(["merge", *map(str, shards), "--out", str(out)])
-    assert list(read_rows(out, EPISODES)["init_state"]) == [0, 1]
-    out.unlink()
+    assert list(read_episodes(shards)["init_state"]) == [0, 1]
     with pytest.raises(ResultError, match="1 episodes stand twice"):
-        io.main(["merge", str(shards[0]), str(shards[0]), "--out", str(out)])
-    assert not out.exists()
+        read_episodes([shards[0], shards[0]])
 
 
 def test_config_beside_the_results(tmp_path: Path) -> None:
     path = libero_run(tmp_path, "libero_goal", "sft", 0.5, states=3)
-    assert io.read_config(path, EvaluateStage).evaluate.states == 3
+    assert read_config(path, EvaluateStage).evaluate.states == 3
     (path.parent / "config.yaml").write_text("suite: libero_gaol", encoding="utf-8")
     with pytest.raises(ResultError, match=r"config\.yaml: no valid EvaluateStage"):
-        io.read_config(path, EvaluateStage)
+        read_config(path, EvaluateStage)
     (path.parent / "config.yaml").unlink()
     with pytest.raises(ResultError, match="needs its run's resolved config beside it"):
-        io.read_config(path, EvaluateStage)
+        read_config(path, EvaluateStage)
 
 
 def test_protocol_column_is_sorted_json() -> None:
@@ -243,28 +229,39 @@ def test_protocol_column_is_sorted_json() -> None:
     assert list(record) == sorted(record)
 
 
-def test_dimensions_are_those_of_the_task_list() -> None:
-    assert set(io.DIMENSIONS) == set(plus_tasks.DIMENSIONS)
-    assert io.STYLES == plus_tasks.STYLES
+def test_every_perturbation_has_a_place_and_a_label() -> None:
+    assert EPISODES.columns["perturbation"].values == tuple(PERTURBATION_LABELS) == DIMENSIONS + STYLES
+    counted = {name for tasks in plus_tasks.COUNTS.values() for counts in tasks.values() for name in counts}
+    assert counted == set(DIMENSIONS)
 
 
 def test_documentation_is_up_to_date() -> None:
     text = (REPOSITORY / "docs" / "results_schema.md").read_text(encoding="utf-8")
-    assert text == io.document(), "run: python -m srpo.results.rows document"
+    assert text == document(), "run: srpo document results"
 
 
 def test_analysis_imports_neither_torch_nor_simulation() -> None:
     code = (
         "import importlib, pkgutil, sys, srpo.analysis as package\n"
-        "for module in pkgutil.iter_modules(package.__path__):\n"
-        "    importlib.import_module(f'srpo.analysis.{module.name}')\n"
+        "for module in pkgutil.walk_packages(package.__path__, 'srpo.analysis.'):\n"
+        "    importlib.import_module(module.name)\n"
         "heavy = ['torch', 'transformers', 'mujoco', 'robosuite', 'libero', 'snakemake']\n"
-        "print([name for name in heavy if name in sys.modules], 'srpo.analysis.t1' in sys.modules)"
+        "print([name for name in heavy if name in sys.modules], 'srpo.analysis.tables.t1' in sys.modules)"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True
     )
     assert result.stdout.strip() == "[] True"
+
+
+def test_analysis_builds_on_configuration_and_results_alone() -> None:
+    """And on writing files and videos, on LIBERO-Plus's list of tasks, and on the benchmark's metrics."""
+    names = ("analysis", "config", "results", "runtime.files", "runtime.videos")
+    names += ("libero_plus.tasks", "libero_plus.sweep", "rewards.metrics")
+    allowed = re.compile(rf"srpo\.({'|'.join(map(re.escape, names))})\b")
+    for file in (REPOSITORY / "srpo/analysis").rglob("*.py"):
+        for line in re.findall(r"^\s*(?:from|import) (srpo.*)", file.read_text(), re.MULTILINE):
+            assert allowed.match(line.replace(" import ", ".")), f"{file}: {line}"
 
 
 def test_older_metrics_are_read_with_what_they_lack(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from srpo.results.rows import (
+from srpo.results import ResultError
+from srpo.results.rows import check_episodes, read_rows
+from srpo.results.schemas import (
     BENCHMARK,
     CURVES,
     EPISODES,
@@ -19,10 +21,7 @@ from srpo.results.rows import (
     RL_METRICS,
     SFT_METRICS,
     TASK_METRICS,
-    ResultError,
     Schema,
-    check_episodes,
-    read_rows,
 )
 
 NAMES = {"episodes.parquet": EPISODES, "paths.parquet": PATHS, "rewards.parquet": REWARDS}

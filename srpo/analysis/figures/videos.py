@@ -1,14 +1,11 @@
-"""Videos of two variants side by side on the same task and initial state, and a page that plays them all.
-
-python -m srpo.analysis.videos --sheet SHEET.tsv --episodes BASELINE.parquet METHOD.parquet --out FOLDER
-"""
+"""Videos of two variants side by side on the same task and initial state, and a page that plays them all."""
 
 from __future__ import annotations
 
-import argparse
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +13,51 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from srpo.analysis import tables
-from srpo.results.rows import EPISODES, ResultError, read_rows, run
-from srpo.runtime.files import atomic_directory, write_text
+from srpo.analysis.comparisons import cells
+from srpo.analysis.drawn import Drawn
+from srpo.config import EvaluateStage
+from srpo.config.sheets import SheetRow, labels
+from srpo.results import ResultError
+from srpo.results.coverage import read_config, require_known
+from srpo.results.rows import read_rows
+from srpo.results.schemas import EPISODES
+from srpo.runtime.files import write_text
 from srpo.runtime.videos import read_video, write_video
 
 SIDE, HEADER = 240, 24
 """Pixels of a picture, and of the line above it."""
 FPS = 10.0
+
+
+def make(episodes: Sequence[Path], sheet: Sequence[SheetRow], allow_incomplete: bool) -> Drawn:
+    """A folder of videos for each suite, from evaluations with their videos.
+
+    Shown are the tasks and states that all runs of a suite have filmed; `allow_incomplete` changes nothing.
+    """
+    runs: dict[str, list[pd.DataFrame]] = {}
+    for path in episodes:
+        rows = filmed(path)
+        require_known(rows["variant"], labels(sheet))
+        runs.setdefault(read_config(path, EvaluateStage).suite, []).append(rows)
+    return Drawn(folders={suite: partial(write_pairs, rows, labels(sheet)) for suite, rows in runs.items()})
+
+
+def write_pairs(runs: Sequence[pd.DataFrame], labels: Mapping[str, str], folder: Path) -> None:
+    """Write a video for each task and state that all `runs` have filmed, and `all.html`."""
+    keys = ["suite", "task_id", "init_state"]
+    of_run = [cells(group, *keys) for group in runs]
+    shared = sorted(set.intersection(*map(set, of_run)))
+    if not shared:
+        raise ResultError("no task and state was filmed in all of the runs")
+    for suite, task, state in shared:
+        rows = [group[suite, task, state] for group in of_run]
+        missing = [str(row["file"]) for row in rows if not row["file"].is_file()]
+        if missing:
+            raise ResultError(f"{missing[0]}: no such file, though its episodes name it")
+        captions = [f"{labels[row['variant']]}: {row['status']}" for row in rows]
+        video = beside([read_video(row["file"]) for row in rows], captions)
+        write_video(folder / f"{suite}-task{task}-state{state}.mp4", video, FPS)
+    write_text(folder / "all.html", page(sorted(folder.glob("*.mp4"))))
 
 
 def beside(videos: Sequence[tuple[NDArray[np.uint8], float]], captions: Sequence[str]) -> NDArray[np.uint8]:
@@ -67,40 +101,3 @@ def page(videos: Sequence[Path]) -> str:
     style = "body { font: 13px sans-serif; } figure { display: inline-block; margin: .7em; }"
     head = f'<meta charset="utf-8">\n<title>Episodes side by side</title>\n<style>{style}</style>'
     return "\n".join(['<!DOCTYPE html>\n<html lang="en">', head, *shown, "</html>\n"])
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m srpo.analysis.videos", description=__doc__)
-    parser.add_argument("--sheet", type=Path, required=True, help="variants and labels (TSV)")
-    parser.add_argument(
-        "--episodes",
-        type=Path,
-        nargs="+",
-        required=True,
-        help="episodes.parquet of the runs to set side by side",
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder to make: a video a task, all.html")
-    arguments = parser.parse_args(argv)
-    sheet = tables.read_sheet(arguments.sheet)
-    runs = [filmed(path) for path in arguments.episodes]
-    for own in runs:
-        tables.require_known(own["variant"], sheet)
-    keys = ["suite", "task_id", "init_state"]
-    sets = [tables.cells(own, *keys) for own in runs]
-    shared = sorted(set.intersection(*map(set, sets)))
-    if not shared:
-        raise ResultError("no task and state was filmed in all of the runs")
-    with atomic_directory(arguments.out) as temporary:
-        for suite, task, state in shared:
-            rows = [own[suite, task, state] for own in sets]
-            missing = [str(row["file"]) for row in rows if not row["file"].is_file()]
-            if missing:
-                raise ResultError(f"{missing[0]}: no such file, though its episodes name it")
-            captions = [f"{sheet[row['variant']]}: {row['status']}" for row in rows]
-            video = beside([read_video(row["file"]) for row in rows], captions)
-            write_video(temporary / f"{suite}-task{task}-state{state}.mp4", video, FPS)
-        write_text(temporary / "all.html", page(sorted(temporary.glob("*.mp4"))))
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,8 +1,8 @@
 """Whether progress rewards are right: their rank correlation with the progress that the simulator knows.
 
-True progress is the way that is left to the goal (`srpo.envs.goal`), with its sign turned. Of the labelled
-trajectories behind T3, under each representation, and of the rollouts of RL training, under that which the
-run was rewarded by. Every file of curves or rewards has its run's resolved `config.yaml` beside it.
+True progress is minus the distance to the goal (`srpo.envs.goal`). It is compared with progress of the
+labelled trajectories behind T3, under each representation, and with rewards of the rollouts of RL training,
+under the representation that the run was rewarded by.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from srpo.analysis import style, tables, typeset
-from srpo.analysis.f1 import read_curves
+from srpo.analysis import comparisons, style, text, typeset
+from srpo.analysis.drawn import Drawn
 from srpo.analysis.stats import NAN, Estimate, percentile_interval
 from srpo.config import TrainStage
-from srpo.results.rows import REWARDS, ResultError, read_config, read_rows, run
+from srpo.results import ResultError
+from srpo.results.coverage import load_benchmark, read_config, require_alike
+from srpo.results.rows import read_rows
+from srpo.results.schemas import CURVES, REWARDS
 
 RESAMPLES = 1_000
 """Bootstrap resamples."""
@@ -40,13 +43,25 @@ CHANCE = {"in groups": 0.5}
 """What a measure is without any knowledge; 0 for the others."""
 
 
+def make(curves: Sequence[Path], allow_incomplete: bool, rewards: Sequence[Path] = ()) -> Drawn:
+    """The table of the reward benchmark's curves and of training runs' rewards."""
+    rows, missing = load_benchmark(curves, CURVES, "curves", allow_incomplete)
+    table = estimate(rows, shaped_runs(read_rewards(rewards)) if rewards else {})
+    return Drawn(
+        table,
+        lambda: draw(table),
+        layout(table, text.benchmark_protocol(curves)),
+        missing=text.lacking([], "sets of curves", missing),
+    )
+
+
 def rank_correlation(
     progress: NDArray[np.floating], distance_to_goal: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """Spearman's correlation of progress (..., N) with minus the way left (..., N), N ≥ 2: float64 (...).
+    """Spearman's correlation of progress (..., N) with minus the distance (..., N), N ≥ 2: float64 (...).
 
-    Ties share ranks. NaN where all ways are equal, and there is nothing to rank. Progress that is all the
-    same where ways differ says nothing of them: 0.
+    Ties share ranks. NaN where all distances are equal, and there is nothing to rank. Progress that is all
+    the same where distances differ says nothing of them: 0.
     """
     first, second = (
         rankdata(values, axis=-1) - (values.shape[-1] + 1) / 2 for values in (progress, -distance_to_goal)
@@ -59,15 +74,15 @@ def rank_correlation(
 
 
 def concordance(reward: NDArray[np.floating], distance_to_goal: NDArray[np.floating]) -> tuple[float, int]:
-    """Pairs of N episodes that a reward puts in the order of their way left, and how many have one.
+    """How many pairs of N episodes a reward puts in the order of their distances, and how many have one.
 
     Equal rewards count half. 0.5 of the pairs is chance.
     """
     first, second = np.triu_indices(len(reward), 1)
     truth = np.sign(distance_to_goal[second] - distance_to_goal[first])
-    said = np.sign(reward[first] - reward[second])
-    told = truth != 0
-    return float(((1 + said * truth) / 2)[told].sum()), int(told.sum())
+    reward_order = np.sign(reward[first] - reward[second])
+    ordered = truth != 0
+    return float(((1 + reward_order * truth) / 2)[ordered].sum()), int(ordered.sum())
 
 
 # Trajectories of the benchmark.
@@ -89,21 +104,21 @@ def shared(curves: pd.DataFrame) -> pd.DataFrame:
 
 def along(curves: pd.DataFrame) -> list[NDArray[np.float64]]:
     """The correlations along the prefixes of each trajectory, an array a task."""
-    found = []
+    tasks = []
     for _, task in curves.groupby(["suite", "task_id"]):
         each = [
-            rank_correlation(own["progress"].to_numpy(), own["distance_to_goal"].to_numpy())
-            for _, own in task.groupby("trajectory")
+            rank_correlation(rows["progress"].to_numpy(), rows["distance_to_goal"].to_numpy())
+            for _, rows in task.groupby("trajectory")
         ]
-        found.append(np.array([value for value in each if np.isfinite(value)]))
-    return [values for values in found if len(values)]
+        tasks.append(np.array([value for value in each if np.isfinite(value)]))
+    return [values for values in tasks if len(values)]
 
 
 def mean_along(tasks: Sequence[NDArray[np.float64]], rng: np.random.Generator) -> Estimate:
     """Their mean, with the percentile interval of trajectories drawn anew within each task."""
     if not tasks:
         return Estimate(NAN, NAN, NAN)
-    draws = [values[_drawn(len(values), rng)].sum(1) for values in tasks]
+    draws = [values[_resamples(len(values), rng)].sum(1) for values in tasks]
     number = sum(map(len, tasks))
     return Estimate(float(np.concatenate(tasks).mean()), *percentile_interval(np.sum(draws, axis=0) / number))
 
@@ -115,20 +130,20 @@ def mean_between(failures: pd.DataFrame, rng: np.random.Generator) -> Estimate:
         failures: a row each, with suite, task_id, distance (to the successes' mean) and distance_to_goal.
     """
     values, draws, weights = [], [], []
-    for _, own in failures.groupby(["suite", "task_id"]):
-        progress, distance_to_goal = -own["distance"].to_numpy(), own["distance_to_goal"].to_numpy()
-        if len(own) >= FEWEST and np.ptp(distance_to_goal) > 0:
-            drawn = _drawn(len(own), rng)
+    for _, rows in failures.groupby(["suite", "task_id"]):
+        progress, distance_to_goal = -rows["distance"].to_numpy(), rows["distance_to_goal"].to_numpy()
+        if len(rows) >= FEWEST and np.ptp(distance_to_goal) > 0:
+            drawn = _resamples(len(rows), rng)
             values.append(rank_correlation(progress, distance_to_goal))
             draws.append(rank_correlation(progress[drawn], distance_to_goal[drawn]))
-            weights.append(len(own))
+            weights.append(len(rows))
     if not values:
         return Estimate(NAN, NAN, NAN)
     interval = percentile_interval(np.average(draws, axis=0, weights=weights))
     return Estimate(float(np.average(values, weights=weights)), *interval)
 
 
-def _drawn(number: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def _resamples(number: int, rng: np.random.Generator) -> NDArray[np.int64]:
     return rng.integers(0, number, (RESAMPLES, number))
 
 
@@ -137,8 +152,8 @@ def of_trajectories(curves: pd.DataFrame, seed: int = 0) -> list[dict[str, Any]]
     rows = []
     curves = shared(curves).sort_values("step")
     for name in curves["representation"].cat.categories:
-        own = curves[curves["representation"] == name]
-        won, lost = own[own["success"]], own[~own["success"]]
+        group = curves[curves["representation"] == name]
+        won, lost = group[group["success"]], group[~group["success"]]
         final = lost.groupby(["suite", "task_id", "trajectory"]).tail(1)
         for measure, value, trajectories in (
             ("along successes", mean_along(along(won), np.random.default_rng(seed)), won),
@@ -149,7 +164,7 @@ def of_trajectories(curves: pd.DataFrame, seed: int = 0) -> list[dict[str, Any]]
                 {
                     "representation": name,
                     "measure": measure,
-                    **tables.columns_of(value, "value"),
+                    **comparisons.columns_of(value, "value"),
                     "trajectories": len(trajectories[["suite", "trajectory"]].drop_duplicates()),
                     "runs": pd.NA,
                 }
@@ -157,7 +172,7 @@ def of_trajectories(curves: pd.DataFrame, seed: int = 0) -> list[dict[str, Any]]
     return rows
 
 
-# PolicyRunner of training.
+# Rollouts of training.
 
 
 def of_run(rewards: pd.DataFrame) -> dict[str, tuple[float, float, int]]:
@@ -168,15 +183,15 @@ def of_run(rewards: pd.DataFrame) -> dict[str, tuple[float, float, int]]:
     """
     shaped = rewards[~rewards["success"] & rewards["distance"].notna()]
     total, weight = 0.0, 0
-    for _, own in shaped.groupby(["step", "task_id"]):
-        if len(own) >= FEWEST:
-            value = float(rank_correlation(own["reward"].to_numpy(), own["distance_to_goal"].to_numpy()))
+    for _, rows in shaped.groupby(["step", "task_id"]):
+        if len(rows) >= FEWEST:
+            value = float(rank_correlation(rows["reward"].to_numpy(), rows["distance_to_goal"].to_numpy()))
             if np.isfinite(value):
-                total, weight = total + len(own) * value, weight + len(own)
+                total, weight = total + len(rows) * value, weight + len(rows)
     right, pairs = 0.0, 0
-    for _, own in shaped.groupby(["step", "group"]):
-        ordered, told = concordance(own["reward"].to_numpy(), own["distance_to_goal"].to_numpy())
-        right, pairs = right + ordered, pairs + told
+    for _, rows in shaped.groupby(["step", "group"]):
+        in_order, number = concordance(rows["reward"].to_numpy(), rows["distance_to_goal"].to_numpy())
+        right, pairs = right + in_order, pairs + number
     return {"in training": (total, weight, len(shaped)), "in groups": (right, pairs, len(shaped))}
 
 
@@ -186,9 +201,9 @@ def of_training(runs: Mapping[str, Sequence[pd.DataFrame]], seed: int = 0) -> li
     for name, each in runs.items():
         measured = [of_run(rewards) for rewards in each]
         for measure in ("in training", "in groups"):
-            sums, weights, failures = np.array([found[measure] for found in measured]).T
+            sums, weights, failures = np.array([run[measure] for run in measured]).T
             value = float(sums.sum() / weights.sum()) if weights.sum() else NAN
-            drawn = _drawn(len(each), np.random.default_rng(seed))
+            drawn = _resamples(len(each), np.random.default_rng(seed))
             with np.errstate(invalid="ignore"):
                 draws = sums[drawn].sum(axis=1) / weights[drawn].sum(axis=1)
             interval = percentile_interval(draws) if len(each) > 1 else (NAN, NAN)
@@ -196,7 +211,7 @@ def of_training(runs: Mapping[str, Sequence[pd.DataFrame]], seed: int = 0) -> li
                 {
                     "representation": name,
                     "measure": measure,
-                    **tables.columns_of(Estimate(value, *interval), "value"),
+                    **comparisons.columns_of(Estimate(value, *interval), "value"),
                     "trajectories": int(failures.sum()),
                     "runs": len(each),
                 }
@@ -205,10 +220,10 @@ def of_training(runs: Mapping[str, Sequence[pd.DataFrame]], seed: int = 0) -> li
 
 
 def read_rewards(paths: Sequence[Path]) -> pd.DataFrame:
-    """Every training rollout, with its run's variant and seed, and by what it was rewarded (`representation`:
-    the world model's name, and that only prefixes were compared; None without a world model)."""
+    """Every training rollout, with its run's variant and seed, and the `representation` that it was rewarded
+    by: the world model's name, with `, prefix` for matched prefixes; None without a world model."""
     configs = {path: read_config(path, TrainStage) for path in paths}
-    tables.require_alike(list(configs.values()))
+    require_alike(list(configs.values()))
     return pd.concat(
         [
             read_rows(path, REWARDS).assign(
@@ -230,14 +245,19 @@ def _representation(config: TrainStage) -> str | None:
 
 def shaped_runs(rewards: pd.DataFrame) -> dict[str, list[pd.DataFrame]]:
     """Representation → the rewards of each run that it shaped, from what `read_rewards` gave."""
-    found: dict[str, list[pd.DataFrame]] = {}
-    for (name, *_), own in rewards.groupby(["representation", "suite", "variant", "seed"], sort=False):
-        found.setdefault(str(name), []).append(own)
-    return found
+    runs: dict[str, list[pd.DataFrame]] = {}
+    for (name, *_), rows in rewards.groupby(["representation", "suite", "variant", "seed"], sort=False):
+        runs.setdefault(str(name), []).append(rows)
+    return runs
 
 
 def estimate(curves: pd.DataFrame, training: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
-    """The tidy table, a row a (representation, measure), from what `read_curves` and `shaped_runs` gave."""
+    """The tidy table, a row a (representation, measure).
+
+    Args:
+        curves: the reward benchmark's, as `load_benchmark` gives them.
+        training: of `shaped_runs`.
+    """
     return pd.DataFrame(of_trajectories(curves) + of_training(training)).astype({"runs": "Int64"})
 
 
@@ -257,7 +277,7 @@ def _text(row: Mapping[str, Any] | None) -> list[str]:
 
 def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
     """A row a representation, a column a measure."""
-    cells = tables.cells(table, "representation", "measure")
+    cells = comparisons.cells(table, "representation", "measure")
     rows = [
         typeset.Row([name], [_text(cells.get((name, measure))) for measure in MEASURES])
         for name in dict.fromkeys(table["representation"])
@@ -278,7 +298,7 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
 
 def draw(table: pd.DataFrame) -> Figure:
     """One panel a measure, one row a representation."""
-    cells = tables.cells(table, "representation", "measure")
+    cells = comparisons.cells(table, "representation", "measure")
     names = list(dict.fromkeys(table["representation"]))
     figure = Figure(figsize=(style.FULL_WIDTH, 0.95 + 0.26 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(MEASURES), sharey=True)
@@ -297,23 +317,3 @@ def draw(table: pd.DataFrame) -> Figure:
     panels[0].set_yticks([-place for place in range(len(names))], names)
     figure.supxlabel("rank correlation with true progress; last panel: share of pairs", fontsize=7)
     return figure
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = tables.parser("t3_truth", __doc__, table=False)
-    parser.add_argument(
-        "--curves", type=Path, nargs="+", required=True, help="curves of every representation"
-    )
-    parser.add_argument("--rewards", type=Path, nargs="*", default=[], help="rewards.parquet of RL runs")
-    tables.add_typeset(parser)
-    arguments = parser.parse_args(argv)
-    curves, missing = read_curves(arguments.curves, arguments.allow_incomplete)
-    training = shaped_runs(read_rewards(arguments.rewards)) if arguments.rewards else {}
-    table = estimate(curves, training)
-    protocol = tables.benchmark_protocol(arguments.curves)
-    lacking = tables.lacking([], "sets of curves", missing)
-    tables.write(arguments, table, draw, lacking, layout(table, protocol))
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,14 +1,10 @@
-"""Table T2: success on LIBERO-Plus for each perturbation dimension, every variant against the sheet's first.
-
-Every episode file has its run's resolved `config.yaml` beside it; coverage is checked against it.
-"""
+"""Table T2: success on LIBERO-Plus for each perturbation dimension, every variant against the baseline."""
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +12,67 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from srpo.analysis import style, tables, typeset
-from srpo.analysis.stats import Estimate, PairedDifference, combine, wilson
-from srpo.config import PlusStage
+from srpo.analysis import comparisons, style, text, typeset
+from srpo.analysis.drawn import Drawn
+from srpo.analysis.published import read_published
+from srpo.analysis.stats import NO_PAIRS, Estimate, combine, wilson
+from srpo.config import DIMENSIONS, STYLES, PlusStage
+from srpo.config.sheets import SheetRow, baseline, labels
 from srpo.libero_plus import tasks as plus_tasks
 from srpo.libero_plus.sweep import expected_episodes
-from srpo.results.rows import DIMENSIONS, STYLES, ResultError, read_config, run
+from srpo.results import ResultError
+from srpo.results.coverage import load_episodes, read_config
 
 TOTALS = ("macro", "micro")
 UNAVAILABLE = "unavailable"
 """Note of a dimension whose every task asked for cannot run here."""
 LABELS = {
-    **{dimension: dimension.capitalize() for dimension in DIMENSIONS},
+    **{dimension: text.PERTURBATION_LABELS[dimension] for dimension in DIMENSIONS},
     "macro": "Total (macro)",
     "micro": "Total (micro)",
-    **{style: f"{style.removeprefix('style_').capitalize()} (style)" for style in STYLES},
+    **{style: text.PERTURBATION_LABELS[style] for style in STYLES},
 }
 """Columns: LIBERO-Plus's dimensions, its totals, and our own styles, which are in no total."""
+COLUMNS = [
+    *("source", "variant", "label", "dimension", "rate", "low", "high"),
+    *("successes", "episodes", "infra_errors", "seeds", "tasks", "benchmark_tasks"),
+    *("missing", "unavailable"),
+    *("difference", "difference_low", "difference_high", "pairs", "p_value", "test", "note"),
+]
+INTEGERS = [
+    *("successes", "episodes", "infra_errors", "seeds", "tasks", "benchmark_tasks"),
+    *("missing", "unavailable", "pairs"),
+]
+
+
+def make(
+    episodes: Sequence[Path],
+    tasks: Path,
+    sheet: Sequence[SheetRow],
+    published: Path,
+    allow_incomplete: bool,
+) -> Drawn:
+    """The table of the sweeps in these files of episodes, with LIBERO-Plus's list of tasks."""
+    rows, missing = load_sweeps(episodes, tasks, labels(sheet), allow_incomplete)
+    table = estimate(rows, missing, sheet, read_published(published, "T2"))
+    return Drawn(
+        table,
+        lambda: draw(table),
+        layout(table, text.protocol_note(rows), baseline(sheet).name),
+        missing=text.lacking_episodes(rows, missing, labels(sheet)),
+    )
+
+
+def load_sweeps(
+    paths: Sequence[Path], tasks: Path, variants: Collection[str], allow_incomplete: bool
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Episodes on LIBERO-Plus, and the expected ones that are missing."""
+    try:
+        listed = plus_tasks.read_tasks(tasks)
+    except (OSError, ValueError) as error:
+        raise ResultError(str(error)) from None
+    expected = expected_episodes([read_config(path, PlusStage) for path in paths], listed)
+    return load_episodes(paths, "libero_plus", variants, expected, allow_incomplete)
 
 
 def benchmark_sizes(suites: Sequence[str]) -> dict[str, int]:
@@ -44,7 +84,7 @@ def benchmark_sizes(suites: Sequence[str]) -> dict[str, int]:
 
 
 def estimate(
-    episodes: pd.DataFrame, missing: pd.DataFrame, sheet: Mapping[str, str], published: pd.DataFrame
+    episodes: pd.DataFrame, missing: pd.DataFrame, sheet: Sequence[SheetRow], published: pd.DataFrame
 ) -> pd.DataFrame:
     """The tidy table: a row for each variant or published model, and dimension or total. Rates are fractions.
 
@@ -55,99 +95,91 @@ def estimate(
     that did not run has no rate. Our styles have rows of their own and are in no total. `best` marks our
     highest rate of a dimension or total where its paired difference to the second leaves no doubt.
     """
-    cannot = episodes[episodes["status"] == "unavailable"]
+    sizes = benchmark_sizes(sorted(set(episodes["suite"])))
+    unavailable = episodes[episodes["status"] == "unavailable"]
     episodes = episodes[episodes["status"] != "unavailable"]
     ran = [dimension for dimension in DIMENSIONS if dimension in set(episodes["perturbation"])]
-    sizes = benchmark_sizes(sorted(set(episodes["suite"]) | set(cannot["suite"])))
-    baseline = next(iter(sheet))
     rows: list[dict[str, Any]] = []
-    for variant, label in sheet.items():
-        own = episodes[episodes["variant"] == variant]
-        first = episodes[episodes["variant"] == baseline]
-        identity: dict[str, Any] = {"source": "ours", "variant": variant, "label": label}
-        rates: list[Estimate] = []
-        differences: list[Estimate] = []
-        lacks = cannot[cannot["variant"] == variant]
-        for dimension in DIMENSIONS + STYLES:
-            here = own[own["perturbation"] == dimension]
-            without = int((lacks["perturbation"] == dimension).sum())
-            if dimension not in set(episodes["perturbation"]):
-                note = UNAVAILABLE if without else tables.NOT_RUN
-                rows.append({**identity, "dimension": dimension, "unavailable": without, "note": note})
-                continue
-            count = tables.counts(here)
-            rate = wilson(count["successes"], count["episodes"])
-            comparison = _compare(first[first["perturbation"] == dimension], here, variant == baseline)
-            if dimension in ran:
-                rates.append(rate)
-                differences.append(comparison.estimate)
-            rows.append(
-                {
-                    **identity,
-                    "dimension": dimension,
-                    **tables.columns_of(rate),
-                    **count,
-                    "tasks": here["perturbation_task"].nunique(),
-                    "benchmark_tasks": sizes.get(dimension),
-                    "missing": _missing(missing, variant, dimension),
-                    "unavailable": without,
-                    **tables.comparison_columns(comparison),
-                    "note": f"without {without} unavailable tasks" if without else "",
-                }
-            )
-        first = first[first["perturbation"].isin(DIMENSIONS)]
-        own = own[own["perturbation"].isin(DIMENSIONS)]
-        overall = _compare(first, own, variant == baseline)
-        for total in TOTALS:
-            weights = [float(sizes[dimension]) for dimension in ran] if total == "micro" else None
-            rows.append(
-                {
-                    **identity,
-                    "dimension": total,
-                    **tables.columns_of(combine(rates, weights)),
-                    **tables.counts(own),
-                    "tasks": own["perturbation_task"].nunique(),
-                    "benchmark_tasks": sum(sizes[dimension] for dimension in ran),
-                    "missing": _missing(missing, variant),
-                    "unavailable": int(lacks["perturbation"].isin(DIMENSIONS).sum()),
-                    **tables.comparison_columns(overall),
-                    **tables.columns_of(combine(differences, weights), "difference", "difference_"),
-                    "note": f"over {len(ran)} of {len(DIMENSIONS)} dimensions",
-                }
-            )
-    rows += _published_rows(published, ran)
-    integers = [
-        "successes",
-        "episodes",
-        "infra_errors",
-        "seeds",
-        "tasks",
-        "benchmark_tasks",
-        "missing",
-        "unavailable",
-        "pairs",
-    ]
-    table = pd.DataFrame(rows).astype(dict.fromkeys(integers, "Int64"))
-    of = {key: own for key, own in episodes.groupby(["perturbation", "variant"])}
+    for name, label in labels(sheet).items():
+        lacking = {
+            column: frame.loc[frame["variant"] == name, "perturbation"]
+            for column, frame in (("missing", missing), ("unavailable", unavailable))
+        }
+        group = _variant_rows(episodes, baseline(sheet).name, name, sizes, lacking)
+        rows += [{"source": "ours", "variant": name, "label": label, **row} for row in group]
+    table = pd.DataFrame([*rows, *_published_rows(published, ran)], columns=COLUMNS)
+    of = {key: group for key, group in episodes.groupby(["perturbation", "variant"])}
 
     def difference(dimension: str, second: str, first: str) -> Estimate:
         within = ran if dimension in TOTALS else [dimension]
-        weights = [float(sizes[dimension]) for dimension in ran] if dimension == "micro" else None
-        found = [tables.compare(of[d, second], of[d, first]).estimate for d in within]
-        return combine(found, weights)
+        each = [comparisons.compare(of[d, second], of[d, first]).estimate for d in within]
+        return combine(each, [float(sizes[d]) for d in ran] if dimension == "micro" else None)
 
     ours = table[table["source"] == "ours"]
-    table["best"] = table.index.isin(tables.clearly_best(ours, ["dimension"], "variant", "rate", difference))
-    return table
+    best = comparisons.clearly_best(ours, ["dimension"], "variant", "rate", difference)
+    return table.astype(dict.fromkeys(INTEGERS, "Int64")).assign(best=table.index.isin(best))
 
 
-def _compare(first: pd.DataFrame, own: pd.DataFrame, is_baseline: bool) -> PairedDifference:
-    return tables.compare(first, own.head(0) if is_baseline else own)
+def _variant_rows(
+    episodes: pd.DataFrame,
+    first: str,
+    name: str,
+    sizes: Mapping[str, int],
+    lacking: Mapping[str, pd.Series],
+) -> Iterator[dict[str, Any]]:
+    """A variant's rows: every dimension, then the totals.
 
+    Args:
+        episodes: those that ran, of all variants.
+        first, name: the baseline and the variant.
+        lacking: `missing` and `unavailable` → the perturbations of such episodes of the variant.
+    """
 
-def _missing(missing: pd.DataFrame, variant: str, dimension: str | None = None) -> int:
-    lacking = missing["variant"] == variant
-    return int((lacking if dimension is None else lacking & (missing["perturbation"] == dimension)).sum())
+    def measured(dimensions: Collection[str]) -> tuple[dict[str, Any], Estimate]:
+        here = episodes[episodes["perturbation"].isin(list(dimensions))]
+        rows = here[here["variant"] == name]
+        pairs = NO_PAIRS if name == first else comparisons.compare(here[here["variant"] == first], rows)
+        row = {
+            **comparisons.rate_columns(comparisons.counts(rows)),
+            "tasks": rows["perturbation_task"].nunique(),
+            **comparisons.comparison_columns(pairs),
+        }
+        return row, pairs.estimate
+
+    tested = set(episodes["perturbation"])
+    rates: list[Estimate] = []
+    differences: list[Estimate] = []
+    for dimension in DIMENSIONS + STYLES:
+        without = int((lacking["unavailable"] == dimension).sum())
+        counted = {"dimension": dimension, "unavailable": without}
+        if dimension not in tested:
+            yield {**counted, "note": UNAVAILABLE if without else text.NOT_RUN}
+            continue
+        row, difference = measured([dimension])
+        if dimension in DIMENSIONS:
+            rates.append(wilson(row["successes"], row["episodes"]))
+            differences.append(difference)
+        yield {
+            **counted,
+            **row,
+            "benchmark_tasks": sizes.get(dimension),
+            "missing": int((lacking["missing"] == dimension).sum()),
+            "note": f"without {without} unavailable tasks" if without else "",
+        }
+    ran = [dimension for dimension in DIMENSIONS if dimension in tested]
+    row, _ = measured(ran)
+    for total in TOTALS:
+        weights = [float(sizes[dimension]) for dimension in ran] if total == "micro" else None
+        yield {
+            "dimension": total,
+            **row,
+            **comparisons.columns_of(combine(rates, weights)),
+            **comparisons.columns_of(combine(differences, weights), "difference", "difference_"),
+            "benchmark_tasks": sum(sizes[dimension] for dimension in ran),
+            "missing": len(lacking["missing"]),
+            "unavailable": int(lacking["unavailable"].isin(DIMENSIONS).sum()),
+            "note": f"over {len(ran)} of {len(DIMENSIONS)} dimensions",
+        }
 
 
 def _published_rows(published: pd.DataFrame, ran: Sequence[str]) -> list[dict[str, Any]]:
@@ -207,14 +239,14 @@ def _columns(table: pd.DataFrame) -> list[str]:
 
 def _text(row: Mapping[str, Any]) -> list[str]:
     if row["source"] == "published":
-        return [tables.percent(row["rate"])]
-    if row["note"] in (tables.NOT_RUN, UNAVAILABLE):
+        return [text.percent(row["rate"])]
+    if row["note"] in (text.NOT_RUN, UNAVAILABLE):
         return [row["note"]]
     if np.isnan(row["rate"]):
         return ["–"]
     return [
-        tables.percent(row["rate"]),
-        f"[{tables.percent(row['low'])},{tables.percent(row['high'])}]",
+        text.percent(row["rate"]),
+        f"[{text.percent(row['low'])},{text.percent(row['high'])}]",
         f"{row['successes']}/{row['episodes']}",
         *([f"({row['unavailable']} unavailable)"] if row["unavailable"] else []),
     ]
@@ -223,29 +255,30 @@ def _text(row: Mapping[str, Any]) -> list[str]:
 def _difference(row: Mapping[str, Any]) -> list[str]:
     if np.isnan(row["difference"]):
         return [""]
-    low, high = (tables.percent(row[f"difference_{side}"]) for side in ("low", "high"))
-    return [tables.percent(row["difference"], sign=True), f"[{low},{high}]", tables.p_text(row["p_value"])]
+    low, high = (text.percent(row[f"difference_{side}"]) for side in ("low", "high"))
+    return [text.percent(row["difference"], sign=True), f"[{low},{high}]", text.p_text(row["p_value"])]
 
 
-def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
-    """Per variant its success, then its paired difference to the first; published rows below a rule."""
-    cells = tables.cells(table, "source", "variant", "dimension")
+def layout(table: pd.DataFrame, protocol: str, first: str) -> typeset.Table:
+    """Per variant its success, then its paired difference to the baseline `first`; published row below a
+    rule."""
+    cells = comparisons.cells(table, "source", "variant", "dimension")
     models = list(dict.fromkeys((source, variant) for source, variant, _ in cells))
-    baseline = cells[*models[0], "macro"]["label"]
     columns = _columns(table)
     ours, published = [], []
     for model in models:
-        own = [cells.get((*model, dimension), _EMPTY) for dimension in columns]
+        row = [cells.get((*model, dimension), _EMPTY) for dimension in columns]
         if model[0] == "published":
-            label = own[0]["label"].replace(" (", "\n(").split("\n")  # what it was trained on goes below
-            published.append(typeset.Row(label, [_text(cell) for cell in own]))
+            label = row[0]["label"].replace(" (", "\n(").split("\n")  # what it was trained on goes below
+            published.append(typeset.Row(label, [_text(cell) for cell in row]))
             continue
         seeds = cells[*model, "micro"]["seeds"]
-        name = [own[0]["label"], *([f"{seeds} seeds"] if seeds > 1 else [])]
-        best = frozenset(place for place, cell in enumerate(own) if cell["best"])
-        ours.append(typeset.Row(name, [_text(cell) for cell in own], best))
-        if model != models[0]:
-            ours.append(typeset.Row([f"− {baseline}"], [_difference(cell) for cell in own]))
+        name = [row[0]["label"], *([f"{seeds} seeds"] if seeds > 1 else [])]
+        best = frozenset(place for place, cell in enumerate(row) if cell["best"])
+        ours.append(typeset.Row(name, [_text(cell) for cell in row], best))
+        if model != ("ours", first):
+            subtracted = f"− {cells['ours', first, 'macro']['label']}"
+            ours.append(typeset.Row([subtracted], [_difference(cell) for cell in row]))
     totals = table[(table["source"] == "ours") & (table["dimension"] == "micro")]
     without = int(totals["unavailable"].max())
     notes = [
@@ -253,15 +286,15 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
         "Differences in percentage points, paired by task, with interval and "
         "two-sided p (exact McNemar; sign-flip test over several seeds). Totals: (macro), the mean of the "
         "dimensions; (micro), weighted by LIBERO-Plus' number of tasks. "
-        f"Our totals are {totals['note'].iloc[0]}. {tables.BOLD} "
-        "Published rows: other code and protocols, so not a like-for-like comparison.",
+        f"Our totals are {totals['note'].iloc[0]}. {text.BOLD} "
+        "Published row: other code and protocols, so not a like-for-like comparison.",
         *([STYLE_NOTE] if set(columns) & set(STYLES) else []),
         *(
             [f"{without} tasks are unavailable without LIBERO-Plus' asset pack; no rate has them."]
             if without
             else []
         ),
-        *tables.coverage_notes(int(totals["infra_errors"].sum()), int(totals["missing"].sum())),
+        *text.coverage_notes(int(totals["infra_errors"].sum()), int(totals["missing"].sum())),
     ]
     groups = [typeset.Group("", ours), typeset.Group("Published, as printed elsewhere", published)]
     heads = [LABELS[dimension].removeprefix("Total ") for dimension in columns]
@@ -271,7 +304,7 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
 
 def draw(table: pd.DataFrame) -> Figure:
     """Grouped dots: one group a dimension, in it one line a variant and one for all published values."""
-    cells = tables.cells(table, "source", "variant", "dimension")
+    cells = comparisons.cells(table, "source", "variant", "dimension")
     models = list(dict.fromkeys((source, variant) for source, variant, _ in cells))
     ours = [variant for source, variant in models if source == "ours"]
     published = [variant for source, variant in models if source == "published"]
@@ -283,19 +316,19 @@ def draw(table: pd.DataFrame) -> Figure:
     ticks = []
     for dimension in columns:
         top = y
-        run = [v for v in ours if not np.isnan(cells["ours", v, dimension]["rate"])]
-        for variant in run:
+        ran = [v for v in ours if not np.isnan(cells["ours", v, dimension]["rate"])]
+        for variant in ran:
             row = cells["ours", variant, dimension]
             style.dot(axes, y, (100 * row["rate"], 100 * row["low"], 100 * row["high"]), style.look(variant))
             axes.text(107, y, f"{row['successes']}/{row['episodes']}", va="center", fontsize=5.5)
             y -= 1
-        if not run:
+        if not ran:
             axes.text(107, y, cells["ours", ours[0], dimension]["note"], va="center", fontsize=5.5)
         rates = {v: cells["published", v, dimension]["rate"] for v in published if dimension not in STYLES}
         shown = {variant: rate for variant, rate in rates.items() if not np.isnan(rate)}
         for variant, rate in shown.items():
             style.published_dot(axes, y, 100 * rate, markers[variant])
-        if shown or not run:
+        if shown or not ran:
             y -= 1
         ticks.append((top + y + 1) / 2)
         last = dimension == columns[-1]
@@ -318,35 +351,3 @@ def draw(table: pd.DataFrame) -> Figure:
     figure.legend(handles=handles, loc="outside lower center", ncols=1, fontsize=6.5)
     figure.set_size_inches(3.6, 0.6 + 0.14 * (len(handles) - y))
     return figure
-
-
-def load(arguments: argparse.Namespace) -> tuple[dict[str, str], pd.DataFrame, pd.DataFrame]:
-    """What the command line names: the sheet, its episodes, and the expected ones that are missing."""
-    sheet = tables.read_sheet(arguments.sheet)
-    try:
-        tasks = plus_tasks.read_tasks(arguments.tasks)
-    except (OSError, ValueError) as error:
-        raise ResultError(str(error)) from None
-    expected = expected_episodes([read_config(path, PlusStage) for path in arguments.episodes], tasks)
-    episodes, missing = tables.load_episodes(
-        arguments.episodes, "libero_plus", sheet, expected, arguments.allow_incomplete
-    )
-    return sheet, episodes, missing
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = tables.parser("t2", __doc__)
-    parser.add_argument("--sheet", type=Path, required=True, help="variants and labels (TSV), baseline first")
-    parser.add_argument("--tasks", type=Path, required=True, help="LIBERO-Plus task list (CSV)")
-    parser.add_argument(
-        "--episodes", type=Path, nargs="+", required=True, help="episodes.parquet of every run"
-    )
-    arguments = parser.parse_args(argv)
-    sheet, episodes, missing = load(arguments)
-    table = estimate(episodes, missing, sheet, tables.read_published(arguments.published, "T2"))
-    lacking = tables.lacking_episodes(episodes, missing, sheet)
-    tables.write(arguments, table, draw, lacking, layout(table, tables.protocol_note(episodes)))
-
-
-if __name__ == "__main__":
-    run(main)
