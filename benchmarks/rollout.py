@@ -452,9 +452,11 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
     from srpo.analysis.text import SUITE_LABELS
 
-    steps = table[table["measure"] == "steps_per_second"].pivot(index="suite", columns="loop", values="value")
-    ratios = table[table["measure"] == "steps_per_second"].pivot(
-        index="suite", columns="loop", values="ratio_to_stock"
+    measured = table[table["measure"] == "steps_per_second"]
+    suites = [suite for suite in SUITES if suite in set(measured["suite"])]
+    steps, ratios = (
+        measured.pivot(index="suite", columns="loop", values=values).reindex(suites)
+        for values in ("value", "ratio_to_stock")
     )
     loops = ("stock", *MODES, "physics", "raw")
     figure = Figure(figsize=(6, 3), layout="constrained")
