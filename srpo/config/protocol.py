@@ -13,8 +13,6 @@ PROFILES: dict[Profile, tuple[range, range]] = {
     "held_out_20": (range(30), range(30, 50)),
 }
 """Which of a task's 50 initial states training may use, and which evaluation uses."""
-
-
 CONTROL_HZ = 20
 """Control steps of a simulated second."""
 
@@ -38,8 +36,8 @@ class Protocol(Section):
     """`exact`: the stock picture, pixel for pixel. `near`: meshes decimated to what a pixel shows, a slightly
     different picture. `fast`: coarser meshes, no multisampling, no reflections."""
     batch: PositiveInt | None = None
-    """Most observations that the policy answers at once. The last bits of its logits depend on how many it
-    sees together; 1 pins them. null: 1 on a CPU, where batches gain little, 64 on a GPU."""
+    """Largest batch of observations in a policy query. The last bits of the logits depend on its size; 1
+    fixes them. null: 1 on a CPU, where batches gain little, 64 on a GPU."""
 
     def train_states(self) -> range:
         """Initial states that training may use."""

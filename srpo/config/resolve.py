@@ -89,8 +89,8 @@ class Resolver:
         return sheets
 
     @cached_property
-    def rows(self) -> dict[str, SheetRow]:
-        """The rows of all sheets by name: sheets may share a row, and so its runs."""
+    def rows_by_name(self) -> dict[str, SheetRow]:
+        """The rows of all sheets. Those that sheets have in common are the same run."""
         rows: dict[str, SheetRow] = {}
         for row in chain.from_iterable(self.sheets.values()):
             self.require("variants/{}.yaml", row.variant, row.source, "variant")
@@ -104,11 +104,11 @@ class Resolver:
 
     def row(self, name: str) -> SheetRow:
         """A row of the preset's sheets, or a variant as it is. Raises ConfigError when there is neither."""
-        if name in self.rows:
-            return self.rows[name]
+        if name in self.rows_by_name:
+            return self.rows_by_name[name]
         variants = self.names("variants/{}.yaml")
         if name not in variants:
-            hint = did_you_mean(name, {*self.rows, *variants})
+            hint = did_you_mean(name, {*self.rows_by_name, *variants})
             raise ConfigError(
                 f"{COMMAND_LINE}: variant: no sheet of {self.source} has a row {name!r}, and there is no "
                 f"{self.shown(f'variants/{name}.yaml')}{hint}"
@@ -144,11 +144,14 @@ class Resolver:
             path = self.require("suites/{}.yaml", suite, self.source, "suites")
             layers.append(Layer(self.shown(path), self.read(path)))
         layers.append(self._named("policies/{}.yaml", self.preset.policy, self.source, "policy"))
-        name, source, key = world_model, self.source, "world_models"
-        if name is None:
-            chosen = next(layer for layer in reversed(above) if layer.world_model is not None)
-            name, source, key = chosen.world_model, chosen.source, "world_model"
-        layers.append(self._named("world_models/{}.yaml", name, source, key))
+        named = [
+            (layer.world_model, layer.source, "world_model")
+            for layer in above
+            if layer.world_model is not None
+        ]
+        if world_model is not None:
+            named.append((world_model, self.source, "world_models"))
+        layers.append(self._named("world_models/{}.yaml", *named[-1]))
         return merge([*layers, *above])
 
     def stage(
@@ -183,9 +186,9 @@ class Resolver:
         if kind == "reward_benchmark":
             values["world_models"] = []
             for i, name in enumerate(self.preset.world_models):
-                own, own_origins = self.settings(suite, world_model=name)
-                values["world_models"].append(own["world_model"])
-                for key, origin in own_origins.items():
+                compared, compared_origins = self.settings(suite, world_model=name)
+                values["world_models"].append(compared["world_model"])
+                for key, origin in compared_origins.items():
                     if key.startswith("world_model."):
                         origins[key.replace("world_model.", f"world_models.{i}.", 1)] = origin
         what = "/".join(str(part) for part in (kind, suite, variant, world_model) if part is not None)
@@ -216,14 +219,18 @@ class Resolver:
             lines = []
             for key, message in problems(error, model):
                 # A message about several settings is traced to the files that set those it names.
-                inside = [o for o in origins if o == key or not key or o.startswith(f"{key}.")]
-                named = [o for o in inside if o == key or re.search(rf"\b{re.escape(o)}\b", message)] or [
-                    o for o in inside if re.search(rf"\b{o.split('.')[-1]}\b", message)
+                below = [name for name in origins if name == key or not key or name.startswith(f"{key}.")]
+                named = [name for name in below if name == key or _mentions(message, name)] or [
+                    name for name in below if _mentions(message, name.split(".")[-1])
                 ]
-                files = list(dict.fromkeys(origins[o] for o in named)) or [self.source]
+                files = list(dict.fromkeys(origins[name] for name in named)) or [self.source]
                 keys = ", ".join(named) or key
                 lines.append(f"{', '.join(files)}: {keys}: {message} (in {what})")
             raise ConfigError("\n".join(lines)) from None
+
+
+def _mentions(message: str, name: str) -> bool:
+    return re.search(rf"\b{re.escape(name)}\b", message) is not None
 
 
 def to_yaml(stage: BaseModel) -> str:

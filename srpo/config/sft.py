@@ -13,9 +13,9 @@ class Sft(Section):
     batch_size: PositiveInt
     """Samples of one update."""
     learning_rate: Positive
-    """Its highest value."""
+    """Peak learning rate of AdamW."""
     weight_decay: NonNegative
-    """AdamW's."""
+    """Weight decay of AdamW."""
     warmup: Fraction
     """Share of the updates over which the learning rate rises; then it falls along a cosine."""
     label_smoothing: NonNegative

@@ -34,13 +34,13 @@ class Train(Section):
     resample: NonNegativeInt
     """Further rounds of rollouts a step at most, each with as many new groups as were left out so far."""
     learning_rate: Positive
-    """AdamW's. With a `schedule`, its highest value."""
+    """Peak learning rate of AdamW."""
     warmup: Fraction
     """Share of the steps over which the learning rate rises."""
     schedule: Literal["constant", "cosine"]
     """The learning rate after the warm-up: constant, or a cosine that ends at zero."""
     weight_decay: NonNegative
-    """AdamW's."""
+    """Weight decay of AdamW."""
     deviation: Literal["group", "batch"]
     """What advantages are divided by: the standard deviation of each group's rewards (GRPO), or that of all
     groups' rewards of the step around their groups' means, so that a group of failures, whose rewards differ

@@ -1,4 +1,4 @@
-"""World models, and how the small one is pretrained."""
+"""World models, and how a small one is pretrained."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Pretraining(Section):
     batch_size: PositiveInt
     """Clips of one update."""
     learning_rate: Positive
-    """AdamW's."""
+    """Learning rate of AdamW."""
     ema: Fraction
     """Decay of the target encoder's moving average."""
     mask_ratio: Annotated[float, Field(gt=0, lt=1), AsNumber]
