@@ -47,7 +47,7 @@ def usage() -> str:
     """The list of commands."""
     width = max(map(len, COMMANDS))
     lines = (f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items())
-    return "usage: srpo COMMAND [ARGUMENTS]\n\n" + "\n".join(lines) + "\n\nOf one: srpo COMMAND --help"
+    return "usage: srpo COMMAND [ARGUMENTS]\n\n" + "\n".join(lines) + "\n\nMore: srpo COMMAND --help"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
