@@ -38,11 +38,11 @@ test: .venv/installed-dev gl
 
 figures: .venv/installed # draw all tables and figures from the rows in results/reference/, without simulating
 	@for folder in $$(find results/reference -mindepth 1 -maxdepth 1 -type d ! -name libero_plus); do \
-	    $(BIN)/python -m srpo.analysis.redraw $$folder --out results/figures/$${folder##*/}; \
+	    $(BIN)/srpo draw all $$folder --out results/figures/$${folder##*/}; \
 	done
 
 redraw: .venv/installed # draw all tables and figures of a finished preset again
-	$(SNAKEMAKE) --cores all --forcerun gains t1 t2 t2_curves t3 t3_distributions t3_truth ablations f1 f2 f3 f4 f5 videos
+	$(SNAKEMAKE) --cores all --forcerun $$($(BIN)/srpo draw list)
 
 generated: .venv/installed-dev # after a change of srpo/config/, configs/base.yaml or the schemas in srpo/results/
 	$(SNAKEMAKE) --cores 1 --force generated

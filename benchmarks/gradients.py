@@ -1,11 +1,11 @@
-"""How well a step's rollouts tell a policy which way to change: the signal in the noise of a policy gradient.
+"""The signal-to-noise ratio of the policy gradient of a step's rollouts.
 
     python benchmarks/gradients.py --config CONFIG --policy FOLDER --scratch FOLDER [--temperatures 1 1.6]
 
-CONFIG is a run's resolved config.yaml of GRPO, FOLDER the SFT policy that it starts from. The same policy
-takes several independent steps' rollouts at each temperature, and the policy gradient of each step is set
-beside the others': their cosine is 1 where a step's rollouts tell everything, and 0 where they tell nothing.
-With m steps together the signal is as strong as the noise from m = (1 − cosine) / cosine on.
+CONFIG is the resolved config.yaml of a GRPO run, FOLDER the SFT policy that it starts from. The policy makes
+the rollouts of several independent steps at each temperature, and the policy gradients of these steps are
+compared: their cosine is 1 without noise, and 0 without signal. The mean gradient of m steps has a
+signal-to-noise ratio of 1 at m = (1 − cosine) / cosine.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ import torch
 from accelerate import Accelerator
 
 from srpo.config import TrainStage, load_stage
-from srpo.policies.openvla_oft import OpenVLAOFT, load_policy
+from srpo.policies.checkpoints import load_policy
+from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.rl import collect, score, update
+from srpo.rollouts.episode_store import EpisodeStore
 from srpo.rollouts.policy_runner import PolicyRunner
-from srpo.runtime.checkpoint import EpisodeStore
 from srpo.runtime.files import write_with
 
 PARTS = {
@@ -33,38 +34,40 @@ PARTS = {
     "language model": ("language_model.", "placeholders"),
     "output matrix": "language_model.lm_head",
 }
-"""Part of the network: how the names of its parameters begin."""
+"""Part of the network → prefixes of its parameters' names."""
 
 
 def gradient(config: TrainStage, policy: OpenVLAOFT, batch: collect.Batch) -> dict[str, torch.Tensor]:
-    """The gradient of a step's objective, on policy: part of the network → (parameters,).
+    """The on-policy gradient of a step's objective: part of the network → (parameters,).
 
-    Zeros where all groups that count succeeded or failed throughout.
+    Zeros if every kept group succeeded or failed throughout.
     """
-    scores = score.score(config, batch, None)
-    own = batch.own(scores.kept & scores.signal)
+    scores = score.score_batch(config, batch, None)
+    episodes = batch.local_episodes(scores.kept & scores.signal)
     policy.zero_grad()
-    if own:
-        queries = update.queries_of(list(own.values()), scores.advantages[list(own)])
-        # The rewards' share alone: on policy the KL penalty has no gradient, and entropy knows no outcome.
+    if episodes:
+        queries = update.episode_queries(episodes.values(), scores.advantages[list(episodes)])
+        # The rewards' gradient alone: the KL penalty has none on policy, entropy's does not depend on them.
         train = config.train.model_copy(update={"kl": 0.0, "entropy": 0.0})
-        alone = config.model_copy(update={"train": train})
-        tokens = float(sum(e.valid.sum() for e in own.values()))
-        update.accumulate(alone, policy, None, Accelerator(cpu=True), queries, tokens)
+        rewards_only = config.model_copy(update={"train": train})
+        tokens = float(sum(e.valid.sum() for e in episodes.values()))
+        optimiser = torch.optim.SGD(policy.parameters(), lr=0.0)  # never steps
+        learner = update.Learner(policy, None, optimiser, Accelerator(cpu=True))
+        update.accumulate_gradients(rewards_only, learner, queries, tokens)
     return {
         part: torch.cat(
             [
                 (torch.zeros_like(p) if p.grad is None else p.grad).flatten()
                 for name, p in policy.named_parameters()
-                if name.startswith(begins)
+                if name.startswith(prefixes)
             ]
         )
-        for part, begins in PARTS.items()
+        for part, prefixes in PARTS.items()
     }
 
 
 def agreement(gradients: Sequence[torch.Tensor]) -> tuple[float, float]:
-    """The mean cosine of pairs of steps, and its standard error, by leaving out one step at a time."""
+    """The mean cosine of pairs of steps, and its jackknife standard error."""
 
     def mean(chosen: Sequence[torch.Tensor]) -> float:
         pairs = combinations(chosen, 2)
@@ -87,20 +90,19 @@ def measure(
     policy.requires_grad_(True)
     for temperature in temperatures:
         train = config.train.model_copy(update={"temperature": temperature})
-        own = config.model_copy(update={"train": train})
-        found: dict[str, list[torch.Tensor]] = {part: [] for part in PARTS}
+        tempered = config.model_copy(update={"train": train})
+        gradients: dict[str, list[torch.Tensor]] = {part: [] for part in PARTS}
         successes = episodes = 0
-        with PolicyRunner(own.suite, own.protocol, policy, workers) as rollouts:
-            runner = collect.Collector(
-                rollouts, EpisodeStore(scratch / f"{temperature}"), Accelerator(cpu=True)
-            )
+        with PolicyRunner(config.suite, config.protocol, policy, workers) as runner:
+            store = EpisodeStore(scratch / f"{temperature}")
+            collector = collect.Collector(runner, store, Accelerator(cpu=True))
             for step in range(1, steps + 1):
-                batch = collect.collect(own, step, runner)
+                batch = collect.collect_batch(tempered, step, collector)
                 successes, episodes = successes + int(batch.success.sum()), episodes + len(batch.success)
-                for part, one in gradient(own, policy, batch).items():
-                    found[part].append(one)
-        for part, gradients in found.items():
-            rows.append([temperature, part, *agreement(gradients), steps, episodes, successes])
+                for part, one in gradient(tempered, policy, batch).items():
+                    gradients[part].append(one)
+        for part, of_steps in gradients.items():
+            rows.append([temperature, part, *agreement(of_steps), steps, episodes, successes])
     columns = ["temperature", "gradient of", "cosine", "standard_error", "steps", "episodes", "successes"]
     return pd.DataFrame(rows, columns=columns)
 

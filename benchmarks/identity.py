@@ -1,11 +1,11 @@
-"""Whether the lean environment is stock LIBERO, bit for bit.
+"""Whether our environment equals stock LIBERO, bit for bit.
 
     python benchmarks/identity.py --out FILE.csv [--quick]
 
-Three tasks a suite, each from an initial state, under random actions that push into the objects (some without
-a rotation, which is a branch of the controller's own) and under an expert's. After every step MuJoCo's whole
-integration state and the success flag are compared with the stock environment's; at every chunk the `exact`
-picture, pixel by pixel. Exits with 1 if anything differs.
+Three tasks per suite, each from one initial state, under random actions that push into the objects (some
+without a rotation, a separate branch of the controller) and under an expert's. After every step MuJoCo's full
+integration state and the success flag are compared with the stock environment's, after every chunk the
+`exact` picture, pixel by pixel. Exits with 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import mujoco
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from rollout import SUITES, protocol, rummage
+from rollout import SUITES, protocol, pushing_actions
 from tqdm import tqdm
 
 from srpo.envs.expert import run_expert
@@ -37,14 +37,14 @@ PIXELS = 128
 
 def random_actions(seed: int, steps: int) -> list[NDArray[np.float64]]:
     """Actions that push and grip, every fifth of them without a rotation."""
-    actions = list(itertools.islice(rummage(seed), steps))
+    actions = list(itertools.islice(pushing_actions(seed), steps))
     for action in actions[::5]:
         action[3:6] = 0
     return actions
 
 
 def expert_actions(env: LiberoEnv, steps: int) -> list[NDArray[np.float64]]:
-    """What an expert does in its first steps."""
+    """An expert's first actions."""
     actions: list[NDArray[np.float64]] = []
     rng = np.random.default_rng(0)
     run_expert(env, INIT_STATE, noise=0.0, rng=rng, max_steps=steps, before_step=actions.append)
@@ -52,7 +52,7 @@ def expert_actions(env: LiberoEnv, steps: int) -> list[NDArray[np.float64]]:
 
 
 def compare(env: LiberoEnv, actions: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
-    """Run the same actions in both environments."""
+    """Run the same actions in both environments, and count the differences."""
     stock = OffScreenRenderEnv(
         bddl_file_name=str(env.task.bddl_file),
         camera_names=["agentview"],
@@ -66,7 +66,7 @@ def compare(env: LiberoEnv, actions: Sequence[NDArray[np.float64]]) -> dict[str,
     sim = stock.env.sim
 
     def stock_step(action: NDArray[np.float64]) -> tuple[NDArray[np.uint8], bool]:
-        # Both draw in this process: the stock environment expects its own context to be current.
+        # Both render in this process: the stock environment expects its own context to be current.
         sim._render_context_offscreen.gl_ctx.make_current()
         observation, _, done, _ = stock.step(action.tolist())
         return observation["agentview_image"][::-1, ::-1], bool(done)
@@ -78,24 +78,24 @@ def compare(env: LiberoEnv, actions: Sequence[NDArray[np.float64]]) -> dict[str,
 
     for _ in range(10):
         stock_step(SETTLE_ACTION)
-    found = {"steps": len(actions), "contacts": 0, "states_differing": 0, "flags_differing": 0}
-    found |= {"pictures": 0, "pixels_differing": 0}
+    counts = {"steps": len(actions), "contacts": 0, "states_differing": 0, "flags_differing": 0}
+    counts |= {"pictures": 0, "pixels_differing": 0}
     for step, action in enumerate(actions, 1):
         picture, done = stock_step(action)
-        found["flags_differing"] += env.step(action) != done
-        found["states_differing"] += not np.array_equal(env.integration_state(), stock_state())
-        found["contacts"] = max(found["contacts"], int(env.data.ncon))
+        counts["flags_differing"] += env.step(action) != done
+        counts["states_differing"] += not np.array_equal(env.integration_state(), stock_state())
+        counts["contacts"] = max(counts["contacts"], int(env.data.ncon))
         if step % CHUNK == 0:
-            found["pictures"] += 1
-            found["pixels_differing"] += int((env.render() != picture).any(axis=-1).sum())
-    # It frees its OpenGL objects by their numbers in whatever context is current: not in ours.
+            counts["pictures"] += 1
+            counts["pixels_differing"] += int((env.render() != picture).any(axis=-1).sum())
+    # It frees its OpenGL objects in the current context, which must not be ours.
     sim._render_context_offscreen.gl_ctx.make_current()
     stock.close()
-    return found
+    return counts
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare the lean environment with stock LIBERO.")
+    parser = argparse.ArgumentParser(description="Compare our environment with stock LIBERO.")
     parser.add_argument("--out", type=Path, required=True, help="CSV to write")
     parser.add_argument("--quick", action="store_true", help="one task, fewer steps")
     arguments = parser.parse_args()

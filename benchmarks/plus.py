@@ -1,13 +1,13 @@
-"""LIBERO-Plus on the lean environment: what runs here, and what a variant costs.
+"""LIBERO-Plus: which tasks run here, and what a task costs.
 
 python benchmarks/plus.py counts --tasks TASKS.csv --data DATA.zip [--assets FOLDER]
     tasks that run and tasks that are unavailable, by dimension and suite
 python benchmarks/plus.py start --tasks TASKS.csv --data DATA.zip [--assets FOLDER] [--per-dimension N]
-    start and 12 steps of a stratified sample of the tasks that run (N a dimension and suite), with a picture
-    at either end: how many fail, and the seconds that a task takes
+    start and 12 steps of a stratified sample of the tasks that run (N per dimension and suite), with pictures
+    at start and end: how many fail, and the seconds per task
 python benchmarks/plus.py speed --tasks TASKS.csv --data DATA.zip [--per-dimension N] [--steps S]
-    episodes a minute and core beside those of an environment built anew for each task, as upstream does: a
-    stock LIBERO environment with two cameras, S steps after the 10 that settle
+    episodes per minute and core, compared with a stock LIBERO environment with two cameras that is built anew
+    for each task, as upstream does; S steps after the 10 that settle
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from srpo.config import Protocol
+from srpo.config import DIMENSIONS, Protocol
 from srpo.envs.libero import SETTLE_ACTION, LiberoEnv, asset_folder, init_states
-from srpo.libero_plus.data import PlusSources, unavailable
+from srpo.libero_plus.data import PlusSources, unavailable_reason
 from srpo.libero_plus.perturbation import Perturbation
-from srpo.libero_plus.tasks import COUNTS, DIMENSIONS, INIT_STATE, PlusTask, read_tasks, sample
+from srpo.libero_plus.tasks import COUNTS, INIT_STATE, PlusTask, read_tasks, sample
 
 STEPS = 12
 PROTOCOL = Protocol(
@@ -32,32 +32,36 @@ PROTOCOL = Protocol(
 )
 
 
+def runs_here(task: PlusTask, sources: PlusSources) -> bool:
+    return unavailable_reason(task, sources, asset_folder()) is None
+
+
 def counts(tasks: list[PlusTask], sources: PlusSources) -> None:
-    runs: Counter[tuple[str, str]] = Counter()
-    cannot: Counter[tuple[str, str]] = Counter()
-    for task in tasks:
-        target = cannot if unavailable(task, sources, asset_folder()) else runs
-        target[task.dimension, task.suite] += 1
+    """Print how many tasks run, by dimension and suite."""
+    total = Counter((task.dimension, task.suite) for task in tasks)
+    runs = Counter((task.dimension, task.suite) for task in tasks if runs_here(task, sources))
     print("dimension   " + "".join(f"{suite:>22}" for suite in COUNTS) + f"{'all':>22}")
     for dimension in DIMENSIONS:
-        pairs = [(runs[dimension, suite], cannot[dimension, suite]) for suite in COUNTS]
-        pairs.append((sum(run for run, _ in pairs), sum(not_ for _, not_ in pairs)))
-        print(f"{dimension:12}" + "".join(f"{f'{run} of {run + not_}':>22}" for run, not_ in pairs))
+        pairs = [(runs[dimension, suite], total[dimension, suite]) for suite in COUNTS]
+        pairs.append((sum(run for run, _ in pairs), sum(number for _, number in pairs)))
+        print(f"{dimension:12}" + "".join(f"{f'{run} of {number}':>22}" for run, number in pairs))
     print(f"{sum(runs.values()):,} of {len(tasks):,} tasks run here")
 
 
-def runnable(tasks: list[PlusTask], sources: PlusSources, suite: str, per_dimension: int) -> list[PlusTask]:
-    can = [task for task in tasks if unavailable(task, sources, asset_folder()) is None]
-    return sample(can, suite, range(10), DIMENSIONS, per_dimension, seed=0)
+def runnable_sample(
+    tasks: list[PlusTask], sources: PlusSources, suite: str, per_dimension: int
+) -> list[PlusTask]:
+    runnable = [task for task in tasks if runs_here(task, sources)]
+    return sample(runnable, suite, range(10), DIMENSIONS, per_dimension, seed=0)
 
 
 def episode(base: LiberoEnv, task: PlusTask, sources: PlusSources, steps: int) -> list[np.ndarray]:
-    """Pictures of a task's start and end under fixed random actions; builds nothing that `base` has."""
+    """Pictures of a task's chunks and end under fixed random actions; uses the base task's environment."""
     rng = np.random.default_rng(0)
     perturbation = Perturbation.from_task(task.name, sources)
     env = perturbation.environment(base)
     with perturbation.apply(env):
-        perturbation.begin(env)
+        perturbation.reset(env)
         pictures = []
         for step in range(steps):
             if step % 8 == 0:
@@ -74,6 +78,7 @@ def by_base_task(tasks: list[PlusTask]) -> list[PlusTask]:
 
 
 def start(tasks: list[PlusTask], sources: PlusSources, protocol: Protocol) -> None:
+    """Start each task, and print how many fail and how long they take."""
     failed: Counter[str] = Counter()
     seconds: dict[str, list[float]] = defaultdict(list)
     base: LiberoEnv | None = None
@@ -92,14 +97,13 @@ def start(tasks: list[PlusTask], sources: PlusSources, protocol: Protocol) -> No
             print(f"{task.name}:\n{traceback.format_exc()}", flush=True)
         seconds[task.dimension].append(time.perf_counter() - started)
     for dimension, times in seconds.items():
-        print(
-            f"{dimension:12} {len(times):4} tasks, {failed[dimension]} failed, {np.mean(times):.2f} s a task"
-        )
+        number, mean = len(times), np.mean(times)
+        print(f"{dimension:12} {number:4} tasks, {failed[dimension]} failed, {mean:.2f} s per task")
     print(f"{sum(map(len, seconds.values()))} tasks, {failed.total()} failed")
 
 
 def stock_episode(task: PlusTask, steps: int) -> None:
-    """What upstream does for a task, in stock LIBERO: build, reset, set the state, settle, step, render."""
+    """Upstream's episode, in stock LIBERO: build, reset, set the state, settle, step, render."""
     import contextlib
     import io
 
@@ -125,6 +129,7 @@ def stock_episode(task: PlusTask, steps: int) -> None:
 
 
 def speed(tasks: list[PlusTask], sources: PlusSources, protocol: Protocol, steps: int) -> None:
+    """Print episodes per minute of our environment and of a stock one that is built anew for each task."""
     chosen = by_base_task(tasks)
     base: LiberoEnv | None = None
     started = time.perf_counter()
@@ -133,14 +138,14 @@ def speed(tasks: list[PlusTask], sources: PlusSources, protocol: Protocol, steps
             base = LiberoEnv(task.suite, task.task_id, protocol)
         episode(base, task, sources, steps)
     ours = 60 * len(chosen) / (time.perf_counter() - started)
-    few = chosen[:: max(1, len(chosen) // 8)]
+    rebuilt = chosen[:: max(1, len(chosen) // 8)]
     started = time.perf_counter()
-    for task in few:
+    for task in rebuilt:
         stock_episode(task, steps)
-    stock = 60 * len(few) / (time.perf_counter() - started)
+    stock = 60 * len(rebuilt) / (time.perf_counter() - started)
     print(
-        f"{tasks[0].suite}: {len(chosen)} episodes of {steps} steps: {ours:.1f} a minute; "
-        f"{len(few)} built anew: {stock:.1f} a minute; {ours / stock:.1f} ×"
+        f"{tasks[0].suite}: {len(chosen)} episodes of {steps} steps: {ours:.1f} per minute; "
+        f"{len(rebuilt)} built anew: {stock:.1f} per minute; {ours / stock:.1f} ×"
     )
 
 
@@ -154,7 +159,7 @@ def main() -> None:
     parser.add_argument("--assets", type=Path)
     parser.add_argument("--suites", nargs="+", default=list(COUNTS), choices=list(COUNTS))
     parser.add_argument("--render", choices=("exact", "near", "fast"), default="exact")
-    parser.add_argument("--per-dimension", type=int, default=9, help="tasks a dimension and suite")
+    parser.add_argument("--per-dimension", type=int, default=9, help="tasks per dimension and suite")
     parser.add_argument("--steps", type=int, default=100)
     arguments = parser.parse_args()
     tasks, sources = read_tasks(arguments.tasks), PlusSources(arguments.data, arguments.assets)
@@ -163,11 +168,11 @@ def main() -> None:
         counts(tasks, sources)
         return
     for suite in arguments.suites:
-        can = runnable(tasks, sources, suite, arguments.per_dimension)
+        chosen = runnable_sample(tasks, sources, suite, arguments.per_dimension)
         if arguments.what == "start":
-            start(can, sources, protocol)
+            start(chosen, sources, protocol)
         else:
-            speed(can, sources, protocol, arguments.steps)
+            speed(chosen, sources, protocol, arguments.steps)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
     python benchmarks/policy.py --out FILE.csv [--policy configs/policies/openvla-7b.yaml] [--quick]
 
-`prepare` is what the CPU does to pictures and prompts, `act` the choice of as many chunks, `update` one
-micro-batch forth and back and a step of AdamW, with what the policy's settings train (adapters, or all).
-`product` is one large matrix product in the policy's precision: the peak of this machine, of which the others
-reach a share. Rows of what, batch, seconds (a median), queries_per_second, ratio_to_one (to one query at a
-time), tflops (as `srpo.cluster.operations` counts), share_of_peak, memory_gib (at the peak, weights included;
-of GPUs only), estimate_gib (by `srpo.policies.memory`). A 7B policy needs a GPU.
+`prepare` is the preprocessing of images and prompts on the CPU, `act` the choice of action chunks, `update`
+the forward and backward pass of one micro-batch and a step of AdamW, for the weights that the policy's
+settings train (adapters, or all). `product` is one large matrix product in the policy's precision: the peak
+of this machine, of which the others reach a share. Rows of what, batch, seconds (a median),
+queries_per_second, ratio_to_one (to one query at a time), tflops (as `srpo.cluster.operations` counts),
+share_of_peak, memory_gib (at the peak, weights included; of GPUs only), estimate_gib (by
+`srpo.policies.memory`). A 7B policy needs a GPU.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import pandas as pd
 import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from srpo import optim
 from srpo.cluster import operations
 from srpo.config import Policy
 from srpo.episode import ACTION_DIM, PROPRIO_DIM, TOKENS
@@ -31,9 +33,8 @@ from srpo.policies import action_tokens, memory
 from srpo.policies.__main__ import POLICIES, read_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.policies.processing import make_tokenizer
-from srpo.rl.losses import policy_loss
+from srpo.rl.losses import LossInputs, policy_loss
 from srpo.runtime.files import write_with
-from srpo.sft import adamw
 
 SUITE, INSTRUCTIONS = "libero_goal", ["turn on the stove", "open the middle drawer of the cabinet"]
 BATCHES = (1, 16, 64)
@@ -41,7 +42,7 @@ MICROBATCH, PIXELS, TEMPERATURE = 8, 256, 1.6
 
 
 def random_policy(settings: Policy, device: torch.device) -> OpenVLAOFT:
-    """Made on its device and in its precision: host memory holds none of it."""
+    """Created on its device and in its precision, without host memory."""
     policy = memory.on_meta(settings).to_empty(device=device)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -50,23 +51,23 @@ def random_policy(settings: Policy, device: torch.device) -> OpenVLAOFT:
     llama = policy.language_model.model
     llama.rotary_emb = LlamaRotaryEmbedding(llama.config).to(device)
     policy.tokenizer = make_tokenizer(INSTRUCTIONS, settings.llm.vocab_size - action_tokens.BINS)
-    done = {"q01": [-1.0] * ACTION_DIM, "q99": [1.0] * ACTION_DIM, "mask": [True] * 6 + [False]}
-    felt = {"q01": [-1.0] * PROPRIO_DIM, "q99": [1.0] * PROPRIO_DIM}
-    policy.config.norm_stats = {SUITE: {"action": done, "proprio": felt}}
+    action = {"q01": [-1.0] * ACTION_DIM, "q99": [1.0] * ACTION_DIM, "mask": [True] * 6 + [False]}
+    proprio = {"q01": [-1.0] * PROPRIO_DIM, "q99": [1.0] * PROPRIO_DIM}
+    policy.config.norm_stats = {SUITE: {"action": action, "proprio": proprio}}
     return policy
 
 
 def observations(count: int) -> tuple[Any, ...]:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, PIXELS, PIXELS, 3), dtype=np.uint8)
-    words = [INSTRUCTIONS[k % len(INSTRUCTIONS)] for k in range(count)]
-    return SUITE, images, words, rng.normal(size=(count, PROPRIO_DIM)).astype(np.float32)
+    instructions = [INSTRUCTIONS[k % len(INSTRUCTIONS)] for k in range(count)]
+    return SUITE, images, instructions, rng.normal(size=(count, PROPRIO_DIM)).astype(np.float32)
 
 
 def measured(work: Callable[[], object], repeats: int, device: torch.device) -> tuple[float, float]:
     """Median seconds of `work`, and GiB of the GPU's memory at the peak."""
     gpu, seconds = device.type == "cuda", []
-    work()  # chooses kernels
+    work()  # warm-up
     if gpu:
         torch.cuda.reset_peak_memory_stats()
     for _ in range(repeats):
@@ -88,18 +89,18 @@ def measure(settings: Policy, repeats: int) -> pd.DataFrame:
     policy = random_policy(settings, device)
     rows: list[tuple[str, int, float, float, float]] = [("product", 1, product, np.nan, np.nan)]
     for batch in BATCHES:
-        seen = observations(batch)
-        inputs = policy.prepare(*seen)
+        observed = observations(batch)
+        inputs = policy.prepare_inputs(*observed)
         generators = [torch.Generator().manual_seed(k) for k in range(batch)]
         estimate = (memory.weights(settings) + memory.acting(settings, batch)) / 2**30
-        seconds, _ = measured(lambda: policy.prepare(*seen), repeats, device)  # noqa: B023
+        seconds, _ = measured(lambda: policy.prepare_inputs(*observed), repeats, device)  # noqa: B023
         rows.append(("prepare", batch, seconds, np.nan, np.nan))
         act = measured(lambda: policy.act(inputs, TEMPERATURE, generators), repeats, device)  # noqa: B023
         rows.append(("act", batch, *act, estimate))
     policy.make_trainable()
     policy.to(device)  # adapters, too
-    optimiser = adamw(policy, 5e-6, 0.0)
-    inputs = policy.prepare(*observations(MICROBATCH)).to(device)
+    optimiser = optim.adamw(policy, 5e-6, 0.0)
+    inputs = policy.prepare_inputs(*observations(MICROBATCH)).to(device)
     tokens = torch.zeros(MICROBATCH, TOKENS, dtype=torch.long, device=device)
     with torch.no_grad():
         old, _ = policy.log_probs(inputs, tokens, TEMPERATURE)
@@ -108,8 +109,8 @@ def measure(settings: Policy, repeats: int) -> pd.DataFrame:
 
     def update() -> None:
         log_probs, _ = policy.log_probs(inputs, tokens, TEMPERATURE)
-        loss = policy_loss(log_probs, old, advantages, valid, tokens.numel(), clip_low=0.2, clip_high=0.28)
-        loss.total.backward()
+        inputs_of_loss = LossInputs(log_probs, old, advantages, valid, tokens.numel())
+        policy_loss(inputs_of_loss, clip_low=0.2, clip_high=0.28).total.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()

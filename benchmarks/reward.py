@@ -2,10 +2,10 @@
 
     python benchmarks/reward.py [--out FILE.csv]
 
-Random embeddings, as many and as long as a step of the paper's setting has (512 rollouts, V-JEPA 2 ViT-g's
-1408 numbers), shared out over tasks, half of them successes. Encoding the videos is not part of it. Prints a
-row a (references, tasks) and, with --out, writes them as CSV: median and longest of the repetitions, in
-milliseconds. Exits with 1 if a median is above --limit.
+Random embeddings of the paper's number and dimension (512 rollouts, V-JEPA 2 ViT-g's 1408), divided among
+tasks, half of them successes. Encoding the videos is not included. Prints a row for each (references, tasks)
+and, with --out, writes them as CSV: median and longest of the repetitions, in milliseconds. Exits with 1 if a
+median is above --limit.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ BASE = {
 }
 GROUP = 8
 EXPERTS = 50
-"""Demonstrations a task, as LIBERO has."""
+"""Demonstrations per task, as in LIBERO."""
 
 
 def measure(settings: dict[str, Any], batch: int, dimension: int, tasks: int, repeats: int) -> list[float]:
@@ -56,7 +56,7 @@ def measure(settings: dict[str, Any], batch: int, dimension: int, tasks: int, re
     reward = Reward.model_validate(BASE | settings)
     group = np.arange(batch) // GROUP
     task = group % tasks
-    # Every task's episodes lie around a point of their own, near enough for relative clusters to form.
+    # Every task's episodes are near a centre, close enough for relative clusters to form.
     centres = rng.normal(size=(tasks, dimension))
     embeddings = (centres[task] + 0.3 * rng.normal(size=(batch, dimension))).astype(np.float32)
     success = rng.random(batch) < 0.5

@@ -1,21 +1,21 @@
-"""How fast LIBERO is rolled out here, beside stock LIBERO and the official stacks' loop, in one run.
+"""Speed of rollouts in LIBERO, compared with stock LIBERO and the official stacks' loop on the same machine.
 
     python benchmarks/rollout.py --out FILE.csv [--quick] [--previous REVISION]
 
 Loops, all in chunks of 8 control steps:
   stock       LIBERO's OffScreenRenderEnv: two cameras rendered at every step
   exact, near, fast
-              srpo.envs.libero: one picture a chunk, in each of its render modes
-  physics     the same without pictures: the ceiling
+              srpo.envs.libero: one picture per chunk, in each of its render modes
+  physics     the same without pictures: the upper bound
   raw         25 times `mj_step` on the stock model without any controller, from the same states
-  previous …  the same loops with another revision's package, in a process of its own
-  official    episodes as OpenVLA-OFT's, SimpleVLA-RL's and siiRL's loops run them: the environment built
-              anew for each, two cameras of 256 pixels at every step, every chunk waits for the slowest one
-  ours        episodes as srpo.rollouts.policy_runner runs them
+  previous …  the same loops with another revision's package, in another process
+  official    episodes as in the loops of OpenVLA-OFT, SimpleVLA-RL and siiRL: a new environment for each,
+              two cameras of 256 pixels at every step, every chunk waits for the slowest one
+  ours        episodes as in srpo.rollouts.policy_runner
 
-Steps a second are medians over chunks, on one core, of loops that take turns. Writes rows of suite, loop,
-measure, value, ratio_to_stock (of the same suite; `previous …` to their own process's; of `official` for
-episodes), and a figure beside them.
+Steps per second are medians over chunks, on one core, of loops that take turns. Writes rows of suite, loop,
+measure, value, ratio_to_stock (of the same suite and process; of `official` for episodes), and a figure
+beside them.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 MODES = ("exact", "near", "fast")
 PIXELS, OFFICIAL_PIXELS = 128, 256
 EPISODE_STEPS = 136
-"""Cap of the whole episodes that are compared."""
+"""Step limit of the whole episodes that are compared."""
 SUBSTEPS = 25
-"""Physics steps of a control step."""
+"""Physics steps per control step."""
 PREVIOUS = "previous "
 
 
@@ -62,8 +62,8 @@ def protocol(render: str, image_size: int = PIXELS, max_steps: int = EPISODE_STE
     return Protocol.model_validate(values | {"image_size": image_size, "render": render})
 
 
-def rummage(seed: int) -> Iterator[NDArray[np.float64]]:
-    """Endless smooth random actions that keep pushing down into the objects: physics with contacts."""
+def pushing_actions(seed: int) -> Iterator[NDArray[np.float64]]:
+    """Endless smooth random actions that push down into the objects: physics with contacts."""
     rng = np.random.default_rng(seed)
     velocity = np.zeros(6)
     step = 0
@@ -88,88 +88,104 @@ def stock_environment(suite: str, task_id: int, pixels: int) -> tuple[Any, NDArr
 
 
 def resident() -> float:
-    """This process's memory in MB, after giving back what is free."""
+    """This process's memory in MB, after returning free memory to the system."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def steps_a_second(suite: str, chunks: int) -> dict[str, dict[str, float]]:
-    """Control steps a second of every loop, on the suite's first task.
+Actions = list[NDArray[np.float64]]
+Loop = Callable[[Actions], float]
+"""Runs a chunk of actions; returns the seconds it took."""
 
-    Loops take turns, so that whatever else the machine does at the time meets all of them. Seconds are of the
-    core's own time where pictures are made in software, since nothing is waited for then.
-    """
-    import mujoco
 
-    from srpo.envs import renderer
-    from srpo.envs.libero import LiberoEnv
+def clock() -> float:
+    """Seconds: of this process's CPU time if pictures are rendered in software, which never waits."""
+    return time.process_time() if choose_backend() == "osmesa" else time.perf_counter()
 
-    renderer.CONTEXTS = len(MODES)  # else each mode would load the scene again in its turn
-    Actions = list[NDArray[np.float64]]
-    clock = time.process_time if choose_backend() == "osmesa" else time.perf_counter
-    stock, states = stock_environment(suite, 0, PIXELS)
-    stock.reset()
-    stock.set_init_state(states[0])
-    own_context = stock.env.sim._render_context_offscreen.gl_ctx
 
-    def stock_chunk(actions: Actions) -> float:
-        own_context.make_current()
+def stock_loop(stock: Any) -> Loop:
+    """Stock LIBERO: all cameras are rendered at every step."""
+    context = stock.env.sim._render_context_offscreen.gl_ctx
+
+    def run(actions: Actions) -> float:
+        context.make_current()
         started = clock()
         for action in actions:
             stock.step(action)
         return clock() - started
 
-    def lean_chunk(env: LiberoEnv, pictures: bool) -> Callable[[Actions], float]:
-        env.reset(0)
+    return run
 
-        def chunk(actions: Actions) -> float:
+
+def our_loop(env: Any, pictures: bool) -> Loop:
+    """A `LiberoEnv` with one picture per chunk, or none."""
+    env.reset(0)
+
+    def run(actions: Actions) -> float:
+        started = clock()
+        if pictures:
+            env.render()
+        for action in actions:
+            env.step(action)
+        return clock() - started
+
+    return run
+
+
+def raw_loop(env: Any, stock: Any) -> Loop:
+    """`mj_step` alone on the stock model, from the states of a `LiberoEnv`."""
+    import mujoco
+
+    model = stock.env.sim.model._model
+    data = mujoco.MjData(model)
+    env.reset(0)
+
+    def run(actions: Actions) -> float:
+        seconds = 0.0
+        for action in actions:
+            mujoco.mj_setState(model, data, env.integration_state(), mujoco.mjtState.mjSTATE_INTEGRATION)
+            env.step(action)
             started = clock()
-            if pictures:
-                env.render()
-            for action in actions:
-                env.step(action)
-            return clock() - started
+            mujoco.mj_step(model, data, SUBSTEPS)
+            seconds += clock() - started
+        return seconds
 
-        return chunk
+    return run
 
-    def raw_chunk(env: LiberoEnv) -> Callable[[Actions], float]:
-        model, whole = stock.env.sim.model._model, mujoco.mjtState.mjSTATE_INTEGRATION
-        data = mujoco.MjData(model)
-        env.reset(0)
 
-        def chunk(actions: Actions) -> float:
-            seconds = 0.0
-            for action in actions:
-                mujoco.mj_setState(model, data, env.integration_state(), whole)
-                env.step(action)
-                started = clock()
-                mujoco.mj_step(model, data, SUBSTEPS)
-                seconds += clock() - started
-            return seconds
+def steps_per_second(suite: str, chunks: int) -> dict[str, dict[str, float]]:
+    """Control steps per second of every loop, on the suite's first task.
 
-        return chunk
+    Loops take turns, so that other load on the machine affects all of them.
+    """
+    from srpo.envs import renderer
+    from srpo.envs.libero import LiberoEnv
 
-    loops = {"stock": stock_chunk}
+    renderer.CONTEXTS = len(MODES)  # otherwise each mode would load the scene anew at its turn
+    stock, states = stock_environment(suite, 0, PIXELS)
+    stock.reset()
+    stock.set_init_state(states[0])
+    loops = {"stock": stock_loop(stock)}
     for mode in MODES:
-        loops[mode] = lean_chunk(LiberoEnv(suite, 0, protocol(mode)), True)
-    loops["physics"] = lean_chunk(LiberoEnv(suite, 0, protocol("exact")), False)
-    loops["raw"] = raw_chunk(LiberoEnv(suite, 0, protocol("exact")))
-    seconds: dict[str, list[float]] = {loop: [] for loop in loops}
-    source = rummage(0)
+        loops[mode] = our_loop(LiberoEnv(suite, 0, protocol(mode)), True)
+    loops["physics"] = our_loop(LiberoEnv(suite, 0, protocol("exact")), False)
+    loops["raw"] = raw_loop(LiberoEnv(suite, 0, protocol("exact")), stock)
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    source = pushing_actions(0)
     for _ in range(chunks + 1):
         actions = [next(source) for _ in range(CHUNK)]
-        for loop, chunk in loops.items():
-            seconds[loop].append(chunk(actions))
-    # The first chunk, which loads things, does not count.
+        for name, run in loops.items():
+            seconds[name].append(run(actions))
+    # The first chunk includes loading and compiling, and is left out.
     return {
-        loop: {"steps_per_second": CHUNK / float(np.median(times[1:]))} for loop, times in seconds.items()
+        name: {"steps_per_second": CHUNK / float(np.median(times[1:]))} for name, times in seconds.items()
     }
 
 
 @contextmanager
 def checkout(revision: str) -> Iterator[Path]:
-    """The files of a revision of this repository, in a folder of their own for as long as the block."""
+    """Within the block, a folder with the files of a revision of this repository."""
     git = ["git", "-C", str(Path(__file__).parent)]
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([*git, "worktree", "add", "--quiet", "--detach", folder, revision], check=True)
@@ -179,10 +195,10 @@ def checkout(revision: str) -> Iterator[Path]:
             subprocess.run([*git, "worktree", "remove", "--force", folder], check=True)
 
 
-def previous_steps_a_second(package: Path, suite: str, chunks: int) -> dict[str, dict[str, float]]:
-    """`steps_a_second` of the `srpo` in another folder."""
-    code = "import json, sys, rollout; rollout._pin(); "
-    code += "print(json.dumps(rollout.steps_a_second(sys.argv[1], int(sys.argv[2]))))"
+def previous_steps_per_second(package: Path, suite: str, chunks: int) -> dict[str, dict[str, float]]:
+    """`steps_per_second` of the `srpo` in another folder."""
+    code = "import json, sys, rollout; rollout.pin_to_one_core(); "
+    code += "print(json.dumps(rollout.steps_per_second(sys.argv[1], int(sys.argv[2]))))"
     path = os.pathsep.join([str(package), str(Path(__file__).parent)])
     run = subprocess.run(
         [sys.executable, "-c", code, suite, str(chunks)],
@@ -192,12 +208,12 @@ def previous_steps_a_second(package: Path, suite: str, chunks: int) -> dict[str,
         text=True,
         check=True,
     )
-    found = json.loads(run.stdout.splitlines()[-1])
-    return {f"{PREVIOUS}{loop}": measures for loop, measures in found.items() if loop != "raw"}
+    measured = json.loads(run.stdout.splitlines()[-1])
+    return {f"{PREVIOUS}{loop}": measures for loop, measures in measured.items() if loop != "raw"}
 
 
 def stock_costs(suite: str) -> dict[str, float]:
-    """What building and resetting the stock environment takes."""
+    """Time and memory to build and reset the stock environment."""
     started = time.perf_counter()
     environment, states = stock_environment(suite, 0, PIXELS)
     built = time.perf_counter() - started
@@ -209,8 +225,8 @@ def stock_costs(suite: str) -> dict[str, float]:
     return {"construction_s": built, "reset_ms": 1e3 * reset, "memory_mb": resident()}
 
 
-def use_once(suite: str, render: str) -> None:
-    """Compile the scenes of the tasks that `lean_costs` measures, unless this machine has them."""
+def compile_scenes(suite: str, render: str) -> None:
+    """Compile the scenes of the tasks that `our_costs` measures, unless they are in the cache."""
     from srpo.envs.libero import LiberoEnv
 
     for task in range(6):
@@ -219,8 +235,8 @@ def use_once(suite: str, render: str) -> None:
         environment.render()
 
 
-def lean_costs(suite: str, render: str) -> dict[str, float]:
-    """What building and resetting takes here, and what further environments cost in the same process."""
+def our_costs(suite: str, render: str) -> dict[str, float]:
+    """Time and memory to build and reset a `LiberoEnv`, and memory of further ones in the same process."""
     from srpo.envs.libero import LiberoEnv
 
     first = LiberoEnv(suite, 0, protocol(render))
@@ -250,12 +266,12 @@ def lean_costs(suite: str, render: str) -> dict[str, float]:
 
 
 def tiny_policy(suite: str) -> Any:
-    """The `tiny` policy with random weights: episodes of its kind, which mostly run to the cap."""
+    """The `tiny` policy with random weights: its episodes mostly run to the step limit."""
     import torch
 
     from srpo.config.resolve import CONFIGS
     from srpo.envs.libero import load_task
-    from srpo.policies.openvla_oft import create_policy
+    from srpo.policies.checkpoints import create_policy
     from srpo.policies.processing import make_tokenizer
 
     settings = Policy.model_validate(
@@ -263,13 +279,14 @@ def tiny_policy(suite: str) -> Any:
     )
     limits = {"q01": [-0.9] * 6 + [-1.0], "q99": [0.9] * 6 + [1.0], "mask": [True] * 7}
     statistics = {suite: {"action": limits, "proprio": {"q01": [-1.0] * 8, "q99": [1.0] * 8}}}
-    words = [load_task(suite, task).language for task in range(10)]
+    instructions = [load_task(suite, task).language for task in range(10)]
+    tokenizer = make_tokenizer(instructions, settings.llm.vocab_size - 256)
     torch.manual_seed(0)
-    return create_policy(settings, make_tokenizer(words, settings.llm.vocab_size - 256), statistics).eval()
+    return create_policy(settings, tokenizer, statistics).eval()
 
 
 def our_episodes(suite: str, render: str, workers: int, episodes: int) -> dict[str, float]:
-    """Whole episodes of the tiny policy a minute, after one a worker that loads the task."""
+    """Whole episodes of the tiny policy per minute, after one per worker that loads the task."""
     from srpo.rollouts.policy_runner import PolicyRunner
 
     def specs(start: int, count: int) -> list[EpisodeSpec]:
@@ -285,24 +302,27 @@ def our_episodes(suite: str, render: str, workers: int, episodes: int) -> dict[s
 
 
 def official_worker(connection: Connection, suite: str) -> None:
-    """One process of the official loop: builds the environment for each episode, steps whole chunks."""
+    """One process of the official loop: builds an environment for each episode, runs whole chunks."""
     while (state := connection.recv()) is not None:
         environment, states = stock_environment(suite, 0, OFFICIAL_PIXELS)
         environment.reset()
         observation = environment.set_init_state(states[state % len(states)])
         for _ in range(10):
             observation, _, done, _ = environment.step([0.0] * 6 + [-1.0])
-        connection.send(seen(observation, False))
+        connection.send(policy_inputs(observation, False))
         while (actions := connection.recv()) is not None:
             for action in actions:
                 observation, _, done, _ = environment.step(action.tolist())
                 if done:
                     break
-            connection.send(seen(observation, done))
+            connection.send(policy_inputs(observation, done))
         environment.close()
 
 
-def seen(observation: dict[str, Any], done: bool) -> tuple[NDArray[np.uint8], NDArray[np.float32], bool]:
+def policy_inputs(
+    observation: dict[str, Any], done: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], bool]:
+    """Picture, proprioception and whether the episode is over."""
     proprio = np.concatenate(
         [observation[f"robot0_{name}"] for name in ("eef_pos", "joint_pos", "gripper_qpos")]
     )[:8]
@@ -310,12 +330,12 @@ def seen(observation: dict[str, Any], done: bool) -> tuple[NDArray[np.uint8], ND
 
 
 def official_episodes(suite: str, workers: int, episodes: int) -> dict[str, float]:
-    """Whole episodes of the tiny policy a minute, `workers` at a time, in lockstep."""
+    """Whole episodes of the tiny policy per minute, `workers` at a time, in lockstep."""
     import torch
 
     from srpo.envs.libero import load_task
 
-    policy, words = tiny_policy(suite), load_task(suite, 0).language
+    policy, instruction = tiny_policy(suite), load_task(suite, 0).language
     spawn = multiprocessing.get_context("spawn")
     pipes, processes = [], []
     for _ in range(workers):
@@ -333,9 +353,9 @@ def official_episodes(suite: str, workers: int, episodes: int) -> dict[str, floa
         for _ in range(0, EPISODE_STEPS, CHUNK):
             if all(done for *_, done in views):
                 break
-            # The batch is answered whole, finished episodes too, and waits for its slowest member.
+            # The batch includes finished episodes, and waits for its slowest member.
             images, proprio = np.stack([view[0] for view in views]), np.stack([view[1] for view in views])
-            inputs = policy.prepare(suite, images, [words] * workers, proprio)
+            inputs = policy.prepare_inputs(suite, images, [instruction] * workers, proprio)
             tokens, _ = policy.act(inputs, 1.0, generators)
             for pipe, actions, view in zip(pipes, policy.actions(suite, tokens), views, strict=True):
                 pipe.send([] if view[2] else actions)
@@ -352,12 +372,12 @@ def official_episodes(suite: str, workers: int, episodes: int) -> dict[str, floa
 def memory_growth(suite: str, episodes: int) -> dict[str, float]:
     """A process's memory after a tenth of the episodes and after all of them, over two tasks."""
     from srpo.envs.libero import LiberoEnv
-    from srpo.rollouts.pool import Answer, pictures_shape, run_episode
+    from srpo.rollouts.worker import Answer, images_shape, run_episode
 
     settings = protocol("fast", max_steps=24)
     envs = [LiberoEnv(suite, task, settings) for task in (0, 1)]
-    pictures = np.zeros(pictures_shape(settings, 8), np.uint8)
-    actions = rummage(0)
+    pictures = np.zeros(images_shape(settings, 8), np.uint8)
+    actions = pushing_actions(0)
 
     def ask(query: int, proprio: NDArray[np.float32]) -> Answer:
         chunk = np.stack([next(actions) for _ in range(CHUNK)])
@@ -372,22 +392,22 @@ def memory_growth(suite: str, episodes: int) -> dict[str, float]:
     return measured
 
 
-def apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call in a process of its own, on one core."""
+def in_subprocess(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a new process, on one core."""
     spawn = multiprocessing.get_context("spawn")
-    with one_core_each(), ProcessPoolExecutor(1, spawn, initializer=_pin) as pool:
+    with one_core_each(), ProcessPoolExecutor(1, spawn, initializer=pin_to_one_core) as pool:
         return pool.submit(function, *arguments).result()
 
 
-def _pin() -> None:
+def pin_to_one_core() -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
 def measure(suites: tuple[str, ...], quick: bool, out: Path, previous: Path | None) -> pd.DataFrame:
-    """Run everything, one job after the other; `out` holds what is finished so far.
+    """Run everything sequentially; `out` holds the rows so far.
 
     Args:
-        previous: a folder with another revision's package, if it shall be compared.
+        previous: folder of another revision's package to compare with.
     """
     rows: list[dict[str, Any]] = []
 
@@ -397,26 +417,26 @@ def measure(suites: tuple[str, ...], quick: bool, out: Path, previous: Path | No
 
     for suite in tqdm(suites, desc="environments", unit="suite"):
         chunks = 4 if quick else 16
-        for loop, result in apart(steps_a_second, suite, chunks).items():
+        for loop, result in in_subprocess(steps_per_second, suite, chunks).items():
             keep(suite, loop, result)
         if previous is not None:
-            for loop, result in previous_steps_a_second(previous, suite, chunks).items():
+            for loop, result in previous_steps_per_second(previous, suite, chunks).items():
                 keep(suite, loop, result)
-        keep(suite, "stock", apart(stock_costs, suite))
+        keep(suite, "stock", in_subprocess(stock_costs, suite))
         for mode in MODES:
-            apart(use_once, suite, mode)
-            keep(suite, mode, apart(lean_costs, suite, mode))
+            in_subprocess(compile_scenes, suite, mode)
+            keep(suite, mode, in_subprocess(our_costs, suite, mode))
     goal, cores = "libero_goal", len(os.sched_getaffinity(0))
     keep(goal, "official", official_episodes(goal, cores, cores if quick else 2 * cores))
     for workers, mode in tqdm([(w, m) for w in sorted({1, cores}) for m in MODES], desc="episodes"):
         count = workers * (4 if quick else 16)
         keep(goal, f"ours, {mode}, {workers} workers", our_episodes(goal, mode, workers, count))
-    keep(goal, "ours, fast", apart(memory_growth, goal, 50 if quick else 500))
+    keep(goal, "ours, fast", in_subprocess(memory_growth, goal, 50 if quick else 500))
     return with_ratios(pd.DataFrame(rows))
 
 
 def with_ratios(table: pd.DataFrame) -> pd.DataFrame:
-    """Each value over that of `stock` (episodes: of `official`) in the same suite, where there is one."""
+    """Each value divided by that of `stock` (episodes: `official`) in the same suite, where there is one."""
 
     def run(row: dict[str, Any]) -> tuple[str, str, bool]:
         return row["suite"], row["measure"], row["loop"].startswith(PREVIOUS)
@@ -427,14 +447,16 @@ def with_ratios(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Steps a second of each loop and suite."""
+    """Draw steps per second of each loop and suite."""
     from matplotlib.figure import Figure
 
-    from srpo.analysis.tables import SUITE_LABELS
+    from srpo.analysis.text import SUITE_LABELS
 
-    steps = table[table["measure"] == "steps_per_second"].pivot(index="suite", columns="loop", values="value")
-    ratios = table[table["measure"] == "steps_per_second"].pivot(
-        index="suite", columns="loop", values="ratio_to_stock"
+    measured = table[table["measure"] == "steps_per_second"]
+    suites = [suite for suite in SUITES if suite in set(measured["suite"])]
+    steps, ratios = (
+        measured.pivot(index="suite", columns="loop", values=values).reindex(suites)
+        for values in ("value", "ratio_to_stock")
     )
     loops = ("stock", *MODES, "physics", "raw")
     figure = Figure(figsize=(6, 3), layout="constrained")
@@ -445,13 +467,13 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         bars = axes.bar(places, steps[loop], 0.14, color=colour, label=loop)
         axes.bar_label(bars, [f"{r:.0f}×" for r in ratios[loop]], fontsize=6, padding=1)
         if loop != "stock" and PREVIOUS + loop in steps:
-            # By its ratio: the two processes had the machine at different times.
+            # By its ratio, as the two processes ran at different times.
             before = ratios[PREVIOUS + loop] * steps["stock"]
             label = "previous release" if loop == MODES[0] else None
             axes.hlines(before, places - 0.07, places + 0.07, color="black", linewidth=0.8, label=label)
     axes.set_yscale("log")
     axes.set_xticks(np.arange(len(steps)), [SUITE_LABELS[suite] for suite in steps.index])
-    axes.set_ylabel("control steps a second, one core")
+    axes.set_ylabel("control steps per second, one core")
     axes.legend(
         frameon=False, fontsize=7, ncols=7, columnspacing=1, loc="upper center", bbox_to_anchor=(0.5, 1.15)
     )

@@ -2,11 +2,11 @@
 
     python benchmarks/step.py --out FILE.csv [--episodes N] [--node NAME]
 
-The `smoke` preset's SRPO on libero_goal, on one core and the GPU if there is one: its policy with random
-weights and its V-JEPA 2 with random weights, whose time is that of trained ones. Random policies seldom
-succeed, so every other episode is called a success, for the update to have something to learn from.
+The `smoke` preset's SRPO on libero_goal, on one core and the GPU if there is one, with a policy and a V-JEPA
+2 of random weights, which take as long as trained ones. Random policies seldom succeed, so every other
+episode is labelled a success to give the update something to learn from.
 
-A file that exists keeps its rows of other nodes; the figure beside it has a bar for each.
+An existing file keeps its rows of other nodes; the figure beside it has a bar for each.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,14 @@ from rollout import tiny_policy
 from tqdm import tqdm
 from transformers import VJEPA2Model
 
+from srpo import optim
 from srpo.config import TrainStage
 from srpo.config.resolve import Resolver, load_preset
 from srpo.envs.gl import choose_backend
 from srpo.envs.libero import LiberoEnv
 from srpo.episode import Episode, EpisodeSpec
 from srpo.rl import collect, score, update
-from srpo.rollouts.pool import Answer, pictures_shape, run_episode
+from srpo.rollouts.worker import Answer, images_shape, run_episode
 from srpo.runtime.files import write_with
 from srpo.world_models import load_world_model
 from srpo.world_models.pretraining.jepa import architecture
@@ -43,17 +45,17 @@ from srpo.world_models.pretraining.pretrain import write_model
 SUITE, VARIANT = "libero_goal", "srpo"
 PARTS = {"simulate": "#0072b2", "render": "#56b4e9", "policy": "#009e73", "other": "0.7", "encode": "#e69f00",
          "reward": "#cc79a7", "update": "#d55e00"}  # fmt: skip
-"""In the order of a step, with their colours; `other` is what a rollout does besides."""
+"""In the order of a step, with their colours; `other` is the rest of a rollout."""
 
 
 class Clock:
-    """Seconds spent in some functions, all of them also in those that call them.
+    """Seconds spent in some functions, calls of each other included.
 
-    Where nothing is waited for they are the core's own, so that other programs do not count.
+    Wall time if the process waits for a GPU; else processor time, so that other programs do not count.
     """
 
-    def __init__(self, waits: bool) -> None:
-        self._now = time.perf_counter if waits else time.process_time
+    def __init__(self, wall: bool) -> None:
+        self._now = time.perf_counter if wall else time.process_time
         self.seconds: dict[str, float] = defaultdict(float)
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,22 +80,22 @@ def roll_out(config: TrainStage, specs: list[EpisodeSpec], policy: Any, clock: C
             env.step = clock.timed("simulate", env.step)  # type: ignore[method-assign]
             env.render = clock.timed("render", env.render)  # type: ignore[method-assign]
         env = envs[spec.task_id]
-        pictures = np.zeros(pictures_shape(config.protocol, spec.frames), np.uint8)
+        images = np.zeros(images_shape(config.protocol, spec.frames), np.uint8)
         generator = torch.Generator().manual_seed(spec.seed)
 
-        def decide(query: int, proprio: NDArray[np.float32]) -> Answer:
-            image, words = pictures[query][None], [env.task.language]  # noqa: B023
-            inputs = policy.prepare(SUITE, image, words, proprio[None])
+        def act(query: int, proprio: NDArray[np.float32]) -> Answer:
+            image, instructions = images[query][None], [env.task.language]  # noqa: B023
+            inputs = policy.prepare_inputs(SUITE, image, instructions, proprio[None])
             tokens, log_probs = policy.act(inputs, spec.temperature, [generator])  # noqa: B023
             return Answer(policy.actions(SUITE, tokens)[0], tokens[0], log_probs[0])
 
-        ask = clock.timed("policy", decide)
-        episodes.append(clock.timed("rollout", run_episode)(env, spec, None, pictures, ask))
+        ask = clock.timed("policy", act)
+        episodes.append(clock.timed("rollout", run_episode)(env, spec, None, images, ask))
     return episodes
 
 
 def measure(count: int, node: str | None) -> pd.DataFrame:
-    """One row a part: node, part, seconds, share, episodes, control_steps."""
+    """One row per part: node, part, seconds, share, episodes, control_steps."""
     preset, source = load_preset("smoke")
     config = Resolver(preset, source).stage("train", SUITE, VARIANT, 0)
     assert isinstance(config, TrainStage) and config.world_model and config.world_model.pretraining
@@ -101,20 +103,12 @@ def measure(count: int, node: str | None) -> pd.DataFrame:
     accelerator = Accelerator()
     on_gpu = accelerator.device.type == "cuda"
     policy = tiny_policy(SUITE).to(accelerator.device)
-    clock = Clock(waits=on_gpu or choose_backend() != "osmesa")
+    clock = Clock(wall=on_gpu or choose_backend() != "osmesa")
     specs = collect.episode_specs(config, 1, collect.sample_prompts(config, 1))[:count]
     episodes = roll_out(config, specs, policy, clock)
     batch = collect.Batch(
         tuple(
-            collect.Outcome(
-                k,
-                k // config.train.group_size,
-                e.spec,
-                k % 2 == 0,
-                e.steps,
-                int(e.valid.sum()),
-                e.distance_to_goal[-1],
-            )
+            replace(collect.Outcome.of(e, k, config.train.group_size), success=k % 2 == 0)
             for k, e in enumerate(episodes)
         ),
         dict(enumerate(episodes)),
@@ -124,14 +118,14 @@ def measure(count: int, node: str | None) -> pd.DataFrame:
         model = VJEPA2Model(architecture(config.world_model, config.world_model.pretraining))
         write_model(Path(folder) / "model", model)
         world_model = load_world_model(config.world_model, Path(folder) / "model")
-    embeddings = clock.timed("encode", score.embed)(config, batch, world_model, accelerator)
-    scores = clock.timed("reward", score.score)(config, batch, embeddings)
+    embeddings = clock.timed("encode", score.embed_batch)(config, batch, world_model, accelerator)
+    scores = clock.timed("reward", score.score_batch)(config, batch, embeddings)
     policy.make_trainable()
-    optimiser = update.make_optimiser(policy, config.train)
-    learnt = clock.timed("update", update.update)(
-        config, policy, None, optimiser, accelerator, batch, scores, 1
-    )
-    assert learnt["loss"] is not None, "there was nothing to learn from"
+    train = config.train
+    optimiser = optim.adamw(policy, train.learning_rate, train.weight_decay, train.betas)
+    learner = update.Learner(policy, None, optimiser, accelerator)
+    logged = clock.timed("update", update.update_policy)(config, learner, batch, scores, 1)
+    assert logged["loss"] is not None, "there was nothing to learn from"
     inside = sum(clock.seconds[name] for name in ("simulate", "render", "policy"))
     clock.seconds["other"] = clock.seconds.pop("rollout") - inside
     if node is None:

@@ -1,6 +1,6 @@
-"""The command `srpo`: one sub-command for everything that can be started.
+"""The command `srpo`: a sub-command for everything that can be started.
 
-srpo COMMAND [ARGUMENTS]; srpo COMMAND --help
+srpo COMMAND [ARGUMENTS]; srpo COMMAND --help; srpo --version
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from srpo.config import did_you_mean
+from srpo import __version__
+from srpo.config import ConfigError, did_you_mean
+from srpo.results import ResultError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # Before anything is started
     "doctor": ("srpo.cluster.doctor", "check this machine: rendering, GPUs, simulator, Slurm"),
-    "plan": ("srpo.cluster.estimate", "what a preset takes: jobs, episodes, hours, disk"),
+    "plan": ("srpo.cluster.plan", "what a preset takes: jobs, episodes, hours, disk"),
     "resolve": ("srpo.config.resolve", "print the resolved configuration of one stage"),
     "download": ("srpo.runtime.hub", "a checkpoint from the Hugging Face hub, checked"),
     "policy": ("srpo.policies", "inspect or convert a policy checkpoint"),
@@ -29,13 +31,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     # While and after they run
     "launch": ("srpo.cluster.launch", "one training run outside the workflow, by Slurm or here"),
     "status": ("srpo.cluster.status", "how far a preset's runs are"),
-    "draw": ("srpo.analysis", "draw one table or figure, or all of a finished preset"),
-    "validate": ("srpo.analysis.validate", "check result files against their schemas"),
-    "compare": ("srpo.analysis.compare", "compare two folders of results, episode by episode"),
-    "export": ("srpo.analysis.export", "copy the rows of a preset that its tables need"),
+    "draw": ("srpo.analysis.draw", "draw one table or figure, or all of a finished preset"),
+    "validate": ("srpo.analysis.report.validate", "check result files against their schemas"),
+    "compare": ("srpo.analysis.report.compare", "compare two folders of results, episode by episode"),
+    "export": ("srpo.analysis.report.export", "copy the rows of a preset that its tables need"),
     # For developers
-    "evidence": ("srpo.analysis.evidence", "write docs/evidence.md from a preset's rows"),
-    "paper-map": ("srpo.analysis.paper_map", "write docs/paper_map.md"),
+    "evidence": ("srpo.analysis.report.evidence", "write docs/evidence.md from a preset's rows"),
+    "paper-map": ("srpo.analysis.report.paper_map", "write docs/paper_map.md"),
     "document": ("srpo.config.docs", "write the generated documentation and JSON schemas"),
 }
 """Command → module with a function `main`, and what it does."""
@@ -45,21 +47,31 @@ def usage() -> str:
     """The list of commands."""
     width = max(map(len, COMMANDS))
     lines = (f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items())
-    return "usage: srpo COMMAND [ARGUMENTS]\n\n" + "\n".join(lines) + "\n\nsrpo COMMAND --help tells more."
+    return "usage: srpo COMMAND [ARGUMENTS]\n\n" + "\n".join(lines) + "\n\nMore: srpo COMMAND --help"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a sub-command. Only its own module is imported: the others' libraries take seconds."""
+    """Run a sub-command; files that cannot be used end it with one line.
+
+    Only its own module is imported: the others' libraries take seconds.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
+        return
+    if arguments[0] == "--version":
+        print(f"srpo {__version__}")
         return
     name, *rest = arguments
     if name not in COMMANDS:
         raise SystemExit(f"srpo: there is no command {name!r}{did_you_mean(name, COMMANDS)}\n\n{usage()}")
     module = import_module(COMMANDS[name][0])
     sys.argv = [f"srpo {name}", *rest]
-    (module if hasattr(module, "main") else import_module(f"{COMMANDS[name][0]}.__main__")).main()
+    command = module if hasattr(module, "main") else import_module(f"{COMMANDS[name][0]}.__main__")
+    try:
+        command.main()
+    except (ConfigError, ResultError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Plain data that passes between simulation, rewards and learning."""
+"""Plain data passed between simulation, rewards and learning."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ ACTION_DIM = 7
 """xyz delta, axis-angle delta, gripper; each in [-1, 1]; gripper -1 opens, +1 closes (LIBERO's sign)."""
 TOKENS = CHUNK * ACTION_DIM
 """Action tokens of one policy query."""
+PROMPT_TOKENS = 30
+"""Tokens of a prompt, as estimates assume; those of LIBERO's instructions have about 20 to 40."""
 PROPRIO_DIM = 8
 """End-effector position (3, metres), axis-angle orientation (3, radians), finger positions (2, metres)."""
 
 
 @dataclass(frozen=True)
 class EpisodeSpec:
-    """Everything that decides an episode besides the policy's weights and the protocol.
+    """Everything that determines an episode besides the policy's weights and the protocol.
 
-    `variant` names a LIBERO-Plus task (`None`: the unperturbed task); `seed` seeds the action sampling and,
-    where there is any, the perturbation's randomness. Temperature 0 is greedy. `frames`: how many frames to
-    keep for the world model (0: none).
+    `variant` names a LIBERO-Plus task (`None`: the unperturbed task); `seed` seeds the action sampling and
+    the perturbation's randomness, if any. Temperature 0 is greedy. `frames`: how many frames to keep for the
+    world model (0: none).
     """
 
     suite: str
@@ -39,14 +41,14 @@ class EpisodeSpec:
 class Episode:
     """One finished rollout of C policy queries and `steps` control steps.
 
-    images    uint8 (C, H, W, 3)      what the policy saw, official orientation
-    proprio   float32 (C, 8)          what the policy felt, metres and radians, not normalised
-    tokens    int64 (C, 56)           sampled action bins, 0…255
-    log_probs float32 (C, 56)         of the tokens at the sampling temperature
-    valid     bool (C, 56)            False for tokens of control steps after the episode's end
-    frames    uint8 (F, H, W, 3)      evenly spaced over the whole episode, F = spec.frames
-    path      float32 (steps + 1, 3)  end-effector position, metres
-    distance_to_goal  float32 (steps + 1,)    way that was left to the goal, metres (`srpo.envs.goal`)
+    images            uint8 (C, H, W, 3)      the policy's images, official orientation
+    proprio           float32 (C, 8)          metres and radians, not normalised
+    tokens            int64 (C, 56)           sampled action bins, 0…255
+    log_probs         float32 (C, 56)         of the tokens at the sampling temperature
+    valid             bool (C, 56)            False for tokens of control steps after the episode's end
+    frames            uint8 (F, H, W, 3)      evenly spaced over the whole episode, F = spec.frames
+    path              float32 (steps + 1, 3)  end-effector position, metres
+    distance_to_goal  float32 (steps + 1,)    metres to the goal (`srpo.envs.goal`)
     """
 
     spec: EpisodeSpec

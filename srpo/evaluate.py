@@ -1,4 +1,4 @@
-"""Greedy evaluation on LIBERO or LIBERO-Plus: one row an episode, resumable, a crash is not a failure.
+"""Greedy evaluation on LIBERO or LIBERO-Plus: one row per episode, resumable; a crash is not a failure.
 
 srpo evaluate --config CONFIG --policy FOLDER --out EPISODES.parquet --scratch FOLDER \\
     [--paths PATHS.parquet] [--videos FOLDER]
@@ -11,7 +11,9 @@ import argparse
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +25,38 @@ from tqdm import tqdm
 from srpo.config import CONTROL_HZ, EvaluateStage, PlusStage, load_stage
 from srpo.envs.libero import asset_folder, load_task
 from srpo.episode import Episode, EpisodeSpec, FailedRun
-from srpo.libero_plus.data import PlusData, PlusSources, unavailable
-from srpo.libero_plus.tasks import INIT_STATE, PlusTask, parse, read_tasks, sample, shard, style_tasks
-from srpo.policies.openvla_oft import load_policy
-from srpo.results.rows import EPISODES, PATHS, protocol_json, write_rows
+from srpo.libero_plus.data import PlusData, PlusSources, unavailable_reason
+from srpo.libero_plus.sweep import sweep_tasks
+from srpo.libero_plus.tasks import INIT_STATE, PlusTask, parse, read_tasks, shard
+from srpo.policies.checkpoints import load_policy
+from srpo.policies.openvla_oft import OpenVLAOFT
+from srpo.results.rows import protocol_json, write_rows
+from srpo.results.schemas import EPISODES, PATHS
 from srpo.rollouts.policy_runner import PolicyRunner
-from srpo.runtime.checkpoint import fingerprint
 from srpo.runtime.files import atomic_directory, write_json, write_text, write_with
 from srpo.runtime.locks import lock_held
-from srpo.runtime.manifest import sha256, write_manifest
+from srpo.runtime.manifest import fingerprint, sha256, write_manifest
 from srpo.runtime.videos import write_video
 
-FILMED = 64
-"""Frames of the video of a task's first test state: the same state for every policy, to compare them."""
+VIDEO_FRAMES = 64
+"""Of the video of a task's first test state, the same state for every policy, so that videos compare."""
+Config = EvaluateStage | PlusStage
 
 
 def libero_specs(config: EvaluateStage) -> list[EpisodeSpec]:
     """Every task from its first test states; the episode's seed is its initial state's number."""
     states = list(config.protocol.test_states())[: config.evaluate.states]
     return [
-        EpisodeSpec(config.suite, task, state, state, 0.0, frames=FILMED if state == states[0] else 0)
+        EpisodeSpec(config.suite, task, state, state, 0.0, frames=VIDEO_FRAMES if state == states[0] else 0)
         for task in config.tasks
         for state in states
     ]
 
 
 def plus_specs(config: PlusStage, tasks: Sequence[PlusTask], index: int, number: int) -> list[EpisodeSpec]:
-    """One part of the (sampled) LIBERO-Plus tasks; the seed draws a perturbation's randomness."""
+    """One shard of the (sampled) LIBERO-Plus tasks; the seed determines a perturbation's randomness."""
     plus = config.plus
-    chosen = sample(tasks, config.suite, config.tasks, plus.dimensions, plus.per_dimension, plus.seed)
-    chosen += style_tasks(config.suite, config.tasks, plus.styles)
+    chosen = sweep_tasks(config, tasks)
     part = shard(chosen, index, plus.shard_size)
     if not part:
         raise SystemExit(f"--shard {index}/{number}: there are only {len(chosen)} tasks")
@@ -63,13 +67,13 @@ def plus_specs(config: PlusStage, tasks: Sequence[PlusTask], index: int, number:
 
 
 def plus_sources(config: PlusStage, data: Path | None) -> PlusSources:
-    """Where LIBERO-Plus's data and assets are. Raises SystemExit if they are not there."""
+    """Where LIBERO-Plus's data and assets are. Raises SystemExit if they are missing."""
     plus = config.plus
     assets = None if plus.assets is None else Path(plus.assets)
     if assets is not None and not assets.is_dir():
         raise SystemExit(
-            f"error: plus.assets: {assets} is no folder; srpo libero-plus fetch-assets makes it, or null "
-            "does without"
+            f"error: plus.assets: {assets} is not a folder: make it with srpo libero-plus fetch-assets, or "
+            "set null"
         )
     try:
         if data is not None:
@@ -80,7 +84,7 @@ def plus_sources(config: PlusStage, data: Path | None) -> PlusSources:
 
 
 def episode_row(
-    config: EvaluateStage | PlusStage, policy: str, result: Episode | FailedRun, unavailable: bool = False
+    config: Config, policy: str, result: Episode | FailedRun, unavailable: bool = False
 ) -> dict[str, Any]:
     """One row of episodes.parquet. `unavailable`: the result is why the episode cannot be run here."""
     spec = result.spec
@@ -112,22 +116,22 @@ def episode_row(
 
 
 class Journal:
-    """The rows so far, one JSON line each, flushed to disk as they come; a torn last line is dropped.
+    """The rows so far, one JSON line each, flushed to disk as they come; an incomplete last line is dropped.
 
-    Rows of another run (settings or policy changed) are discarded. Episodes that could not be run are tried
-    again by the next attempt, so they are not resumed from here. The journal stays when all is done: should
-    the output be asked for again (another job of its group failed, say), it is written from here.
+    Rows of another run (settings or policy changed) are discarded. Episodes that could not be run are not
+    resumed, so that they are run again. The journal stays after the run: if the output is asked for again
+    (another job of its group failed, say), it is written from here.
     """
 
     def __init__(self, folder: Path, run: str) -> None:
         self._file = folder / "rows.jsonl"
-        note = folder / "run.json"
-        if note.exists() and json.loads(note.read_text()).get("run") != run:
+        marker = folder / "run.json"
+        if marker.exists() and json.loads(marker.read_text()).get("run") != run:
             print(
                 f"{folder}: holds another run's rows (settings or policy changed); starting anew", flush=True
             )
             self._file.unlink(missing_ok=True)
-        write_json(note, {"run": run})
+        write_json(marker, {"run": run})
         self.rows: list[dict[str, Any]] = []
         if self._file.exists():
             for line in self._file.read_text().splitlines():
@@ -147,8 +151,29 @@ class Journal:
             os.fsync(handle.fileno())
 
 
-def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["task_id"], row["init_state"], row["perturbation_task"] or ""
+class Recordings:
+    """What LIBERO episodes leave besides their row, in the scratch folder: the hand's path, some videos."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "recordings"
+
+    def path(self, row: dict[str, Any]) -> Path:
+        return self.folder / f"task{row['task_id']}-state{row['init_state']}.npy"
+
+    def video(self, row: dict[str, Any]) -> Path:
+        return self.path(row).with_suffix(".mp4")
+
+    def add(self, row: dict[str, Any], episode: Episode) -> None:
+        """Must be called before the row enters the journal, so that every row there has its recordings."""
+        if len(episode.frames):
+            seconds = episode.steps / CONTROL_HZ
+            write_video(self.video(row), episode.frames, (len(episode.frames) - 1) / seconds)
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as handle:
+                np.save(handle, episode.path)
+
+        write_with(self.path(row), write)
 
 
 def path_rows(row: dict[str, Any], path: np.ndarray) -> list[dict[str, Any]]:
@@ -161,109 +186,130 @@ def path_rows(row: dict[str, Any], path: np.ndarray) -> list[dict[str, Any]]:
     ]
 
 
-class Seen:
-    """What episodes leave besides their row, in the scratch folder: where the hand went, and some videos."""
+@dataclass(frozen=True)
+class Outputs:
+    """Files that an evaluation writes.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "seen"
+    episodes  parquet file, with a manifest beside it
+    paths     parquet file for the hand's path in every episode (LIBERO only), if wanted
+    videos    folder for a video of each task's first test state (LIBERO only), if wanted
+    """
 
-    def path(self, row: dict[str, Any]) -> Path:
-        return self.folder / f"task{row['task_id']}-state{row['init_state']}.npy"
-
-    def video(self, row: dict[str, Any]) -> Path:
-        return self.path(row).with_suffix(".mp4")
-
-    def add(self, row: dict[str, Any], episode: Episode) -> None:
-        """Called before the row is kept, so that a row that is kept has them."""
-        if len(episode.frames):
-            seconds = episode.steps / CONTROL_HZ
-            write_video(self.video(row), episode.frames, (len(episode.frames) - 1) / seconds)
-
-        def write(temporary: Path) -> None:
-            with temporary.open("wb") as handle:
-                np.save(handle, episode.path)
-
-        write_with(self.path(row), write)
+    episodes: Path
+    paths: Path | None = None
+    videos: Path | None = None
 
 
 def evaluate(
-    config: EvaluateStage | PlusStage,
+    config: Config,
     specs: Sequence[EpisodeSpec],
     policy_folder: Path,
-    out: Path,
+    outputs: Outputs,
     scratch: Path,
     workers: int,
     plus: PlusSources | None = None,
-    paths: Path | None = None,
-    videos: Path | None = None,
 ) -> None:
     """Run the episodes that are not in the journal yet, then write all rows and a manifest beside them.
 
-    LIBERO-Plus tasks that cannot run with the sources `plus` get their rows without being tried. On LIBERO
-    also where the hand went in every episode, to `paths`, and a video of each task's first test state, to the
-    folder `videos`, if those are given.
+    Args:
+        plus: LIBERO-Plus tasks that cannot run with these sources get their rows without being tried.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy = load_policy(policy_folder, device)
+    policy = load_policy(policy_folder, "cuda" if torch.cuda.is_available() else "cpu")
     digest = sha256(policy_folder)
     journal = Journal(scratch, fingerprint(config.model_dump_json(), digest, mujoco.__version__))
+    recordings = Recordings(scratch)
+    if isinstance(config, EvaluateStage):  # a journal of an older version may have rows without a path
+        journal.rows = [row for row in journal.rows if recordings.path(row).is_file()]
     reasons = {} if plus is None else unavailable_specs(specs, plus)
+    runnable = [spec for spec in specs if spec not in reasons]
+    run_missing(config, runnable, policy, journal, recordings, workers, plus)
+
     refused = [
-        episode_row(config, policy.settings.name, FailedRun(spec, why), unavailable=True)
-        for spec, why in reasons.items()
+        episode_row(config, policy.settings.name, FailedRun(spec, reason), unavailable=True)
+        for spec, reason in reasons.items()
     ]
-    every, specs = specs, [spec for spec in specs if spec not in reasons]
-    seen = Seen(scratch)
-    if isinstance(config, EvaluateStage):  # a journal of before there were paths
-        journal.rows = [row for row in journal.rows if seen.path(row).is_file()]
-    finished = {_key(row) for row in journal.rows}
-    todo = [spec for spec in specs if (spec.task_id, spec.init_state, spec.variant or "") not in finished]
-    if len(todo) < len(specs):
-        print(f"resuming: {len(specs) - len(todo)} of {len(specs)} episodes are done", flush=True)
-    successes = sum(row["status"] == "success" for row in journal.rows)
-    with tqdm(total=len(specs), initial=len(specs) - len(todo), desc=config.variant, disable=None) as bar:
-        if todo:
-            with PolicyRunner(
-                config.suite, config.protocol, policy, min(workers, len(todo)), plus
-            ) as rollouts:
-                for result in rollouts.run(todo):
-                    row = episode_row(config, policy.settings.name, result)
-                    if isinstance(result, Episode) and isinstance(config, EvaluateStage):
-                        seen.add(row, result)
-                    if isinstance(result, FailedRun):
-                        print(f"infrastructure error: {result.spec}: {result.error}", flush=True)
-                    successes += row["status"] == "success"
-                    journal.add(row)
-                    bar.update()
-                    bar.set_postfix_str(f"{successes} successes")
-    wanted = {(spec.task_id, spec.init_state, spec.variant or "") for spec in specs}
-    rows = sorted([*refused, *(row for row in journal.rows if _key(row) in wanted)], key=_key)
-    assert len(rows) == len(every)
-    ran = [row for row in rows if row["status"] in ("success", "failure")]
-    if paths is not None:
-        points = [
-            point for row in ran for point in path_rows(row, np.load(seen.path(row), allow_pickle=False))
-        ]
-        write_rows(paths, points, PATHS)
-    if videos is not None:
-        with atomic_directory(videos) as temporary:
-            for row in ran:
-                if seen.video(row).is_file():
-                    shutil.copyfile(seen.video(row), temporary / seen.video(row).name)
-                    row["video"] = f"{videos.name}/{seen.video(row).name}"
-    write_rows(out, rows, EPISODES)
-    write_manifest(out.with_suffix(".manifest.json"), config, policy=digest, workers=workers)
-    errors = sum(row["status"] == "infra_error" for row in rows)
+    wanted = {_spec_key(spec) for spec in runnable}
+    rows = sorted([*refused, *(row for row in journal.rows if _row_key(row) in wanted)], key=_row_key)
+    assert len(rows) == len(specs)
+    write_outputs(outputs, rows, recordings)
+    manifest = outputs.episodes.with_suffix(".manifest.json")
+    write_manifest(manifest, config, policy=digest, workers=workers)
+    counts = Counter(row["status"] for row in rows)
     print(
-        f"{successes} of {len(rows) - errors - len(refused)} episodes succeeded, {errors} could not be run, "
-        f"{len(refused)} are unavailable here",
+        f"{counts['success']} of {counts['success'] + counts['failure']} episodes succeeded, "
+        f"{counts['infra_error']} could not be run, {counts['unavailable']} are unavailable here",
         flush=True,
     )
 
 
+def run_missing(
+    config: Config,
+    specs: Sequence[EpisodeSpec],
+    policy: OpenVLAOFT,
+    journal: Journal,
+    recordings: Recordings,
+    workers: int,
+    plus: PlusSources | None,
+) -> None:
+    """Run the episodes whose rows the journal lacks, and add them to it."""
+    finished = {_row_key(row) for row in journal.rows}
+    missing = [spec for spec in specs if _spec_key(spec) not in finished]
+    done = len(specs) - len(missing)
+    if done:
+        print(f"resuming: {done} of {len(specs)} episodes are done", flush=True)
+    if not missing:
+        return
+    successes = sum(row["status"] == "success" for row in journal.rows)
+    workers = min(workers, len(missing))
+    with (
+        tqdm(total=len(specs), initial=done, desc=config.variant, disable=None) as bar,
+        PolicyRunner(config.suite, config.protocol, policy, workers, plus) as runner,
+    ):
+        for result in runner.run(missing):
+            row = episode_row(config, policy.settings.name, result)
+            if isinstance(result, FailedRun):
+                print(f"infrastructure error: {result.spec}: {result.error}", flush=True)
+            elif isinstance(config, EvaluateStage):
+                recordings.add(row, result)
+            journal.add(row)
+            successes += row["status"] == "success"
+            bar.update()
+            bar.set_postfix_str(f"{successes} successes")
+
+
+def write_outputs(outputs: Outputs, rows: list[dict[str, Any]], recordings: Recordings) -> None:
+    """Write the rows, and paths and videos where wanted."""
+    ran = [row for row in rows if row["status"] in ("success", "failure")]
+    if outputs.paths is not None:
+        points = [
+            point
+            for row in ran
+            for point in path_rows(row, np.load(recordings.path(row), allow_pickle=False))
+        ]
+        write_rows(outputs.paths, points, PATHS)
+    if outputs.videos is not None:
+        with atomic_directory(outputs.videos) as temporary:
+            for row in ran:
+                video = recordings.video(row)
+                if video.is_file():
+                    shutil.copyfile(video, temporary / video.name)
+                    row["video"] = f"{outputs.videos.name}/{video.name}"
+    write_rows(outputs.episodes, rows, EPISODES)
+
+
+def _row_key(row: dict[str, Any]) -> tuple[int, int, str]:
+    return row["task_id"], row["init_state"], row["perturbation_task"] or ""
+
+
+def _spec_key(spec: EpisodeSpec) -> tuple[int, int, str]:
+    return spec.task_id, spec.init_state, spec.variant or ""
+
+
 def unavailable_specs(specs: Sequence[EpisodeSpec], plus: PlusSources) -> dict[EpisodeSpec, str]:
     """The LIBERO-Plus episodes that cannot run with these sources, and why."""
-    reasons = {spec: unavailable(parse(spec.variant), plus, asset_folder()) for spec in specs if spec.variant}
+    reasons = {
+        spec: unavailable_reason(parse(spec.variant), plus, asset_folder()) for spec in specs if spec.variant
+    }
     return {spec: reason for spec, reason in reasons.items() if reason}
 
 
@@ -275,7 +321,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Greedy evaluation, one row an episode.")
+    parser = argparse.ArgumentParser(description="Greedy evaluation, one row per episode.")
     parser.add_argument("--config", type=Path, required=True, help="resolved configuration of the evaluation")
     parser.add_argument("--policy", type=Path, required=True, help="policy checkpoint folder")
     parser.add_argument("--plus", type=Path, help="LIBERO-Plus task list: evaluate on it instead of LIBERO")
@@ -284,17 +330,19 @@ def main() -> None:
         type=Path,
         help="LIBERO-Plus's data, as srpo libero-plus fetch wrote it",
     )
-    parser.add_argument("--shard", type=_shard, default=(0, 1), help="part of the LIBERO-Plus tasks, as 0/4")
+    parser.add_argument(
+        "--shard", type=_shard, default=(0, 1), help="which part of the LIBERO-Plus tasks, as 0/4"
+    )
     parser.add_argument("--out", type=Path, required=True, help="parquet file for the episodes")
-    parser.add_argument("--paths", type=Path, help="parquet file for where the hand went (LIBERO only)")
+    parser.add_argument("--paths", type=Path, help="parquet file for the hand's paths (LIBERO only)")
     parser.add_argument("--videos", type=Path, help="folder for a video of each task (LIBERO only)")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for resumable state")
     parser.add_argument("--workers", type=int, default=2, help="simulation processes (default: 2)")
     arguments = parser.parse_args()
     if arguments.plus is not None and (arguments.paths or arguments.videos):
-        parser.error("--paths and --videos are of evaluations on LIBERO, not of LIBERO-Plus")
+        parser.error("--paths and --videos are for evaluations on LIBERO, not on LIBERO-Plus")
     arguments.scratch.mkdir(parents=True, exist_ok=True)
-    config: EvaluateStage | PlusStage
+    config: Config
     sources = None
     if arguments.plus is None:
         config = load_stage(arguments.config, EvaluateStage)
@@ -304,17 +352,8 @@ def main() -> None:
         specs = plus_specs(config, read_tasks(arguments.plus), *arguments.shard)
         sources = plus_sources(config, arguments.plus_data)
     with lock_held(arguments.scratch):
-        evaluate(
-            config,
-            specs,
-            arguments.policy,
-            arguments.out,
-            arguments.scratch,
-            arguments.workers,
-            sources,
-            arguments.paths,
-            arguments.videos,
-        )
+        outputs = Outputs(arguments.out, arguments.paths, arguments.videos)
+        evaluate(config, specs, arguments.policy, outputs, arguments.scratch, arguments.workers, sources)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""The progress-reward benchmark: labelled trajectories, and how well representations tell their progress.
+"""The progress-reward benchmark: labelled trajectories, and how well representations measure their progress.
 
     srpo reward-benchmark collect --config C --policy DIR --out DIR --scratch DIR --workers N
     srpo reward-benchmark score --config C --world-model NAME --trajectories DIR --scratch DIR \\
         --out FILE.parquet --curves FILE.parquet
 
-`collect` samples rollouts of a policy on training states and keeps some successes and failures of each task.
-`score` measures progress along them with one world model; the metrics of all trajectories together
-(`srpo.rewards.metrics`) are the table's. Embeddings are kept in its scratch folder by what they are of, so
-a killed or repeated scoring goes on from there; the folder may be deleted at any time.
+`collect` runs rollouts of a policy from training states and keeps some successes and failures of each task.
+`score` measures progress along them with one world model; the table's metrics (`srpo.rewards.metrics`) are
+over all trajectories together. Embeddings are cached in the scratch folder, so that an interrupted or
+repeated scoring resumes from there; the folder may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -21,29 +21,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from srpo.config import ConfigError, RewardBenchmarkStage, did_you_mean, load_stage
 from srpo.episode import Episode, EpisodeSpec, FailedRun
-from srpo.results.rows import BENCHMARK, CURVES, ResultError, write_rows
-from srpo.rewards.metrics import monotonicity, progress_curve, spearman_correlation
-from srpo.rewards.progress import nearest_distances
+from srpo.results import ResultError
+from srpo.results.rows import write_rows
+from srpo.results.schemas import BENCHMARK, CURVES
+from srpo.rewards.benchmark import SCORES, has_reference, score_trajectories
 from srpo.rewards.references import usable
-from srpo.runtime.files import atomic_directory, write_text, write_with
+from srpo.rollouts.trajectories import (
+    FILE,
+    Record,
+    TrajectoryError,
+    open_trajectories,
+    read_record,
+    write_record,
+    write_trajectories,
+)
+from srpo.runtime.files import atomic_directory, write_text
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import sha256, write_manifest
 from srpo.world_models import WorldModel, load_world_model, select_frames
 from srpo.world_models.cache import EmbeddingCache
 
-FILE = "trajectories.h5"
-
-
-class TrajectoryError(Exception):
-    """Trajectories that cannot be collected, read or scored."""
-
+Rows = list[dict[str, Any]]
 
 # Collecting
 
@@ -52,19 +56,19 @@ RolloutFn = Callable[[Sequence[EpisodeSpec]], Iterable[Episode | FailedRun]]
 
 
 def quotas(total: int, tasks: Sequence[int]) -> dict[int, int]:
-    """`total` shared out evenly over the tasks, the first ones taking one more where it does not divide."""
+    """`total` divided evenly among the tasks; the first ones get one more if it does not divide."""
     share, rest = divmod(total, len(tasks))
     return {task: share + (index < rest) for index, task in enumerate(tasks)}
 
 
 def stored_frames(config: RewardBenchmarkStage) -> int:
-    """Frames kept of a trajectory: as many as the most demanding world model takes, so that the whole
-    trajectory is embedded from just the frames training would embed it from."""
+    """Frames kept of a trajectory: as many as the largest input of a world model, so that a whole trajectory
+    is embedded from the same frames as in training."""
     return max(config.reward_benchmark.prefixes, *(model.frames for model in config.world_models))
 
 
 def episode_spec(config: RewardBenchmarkStage, task: int, index: int) -> EpisodeSpec:
-    """The index-th rollout of a task: training states in order, again and again, each time another seed."""
+    """The index-th rollout of a task: training states in order, repeatedly, each time with another seed."""
     states = config.protocol.train_states()
     seed = np.random.SeedSequence([config.reward_benchmark.seed, task, index]).generate_state(1)[0]
     return EpisodeSpec(
@@ -77,23 +81,9 @@ def episode_spec(config: RewardBenchmarkStage, task: int, index: int) -> Episode
     )
 
 
-@dataclass(frozen=True)
-class Record:
-    """A rollout that has been run: a small file in the scratch folder, with frames if they may be wanted.
-
-    `success` is None, and `error` says why, if the rollout could not be run.
-    """
-
-    spec: EpisodeSpec
-    path: Path
-    success: bool | None
-    steps: int
-    error: str | None
-
-
 @dataclass
 class Collection:
-    """One task's rollouts, in order of their index, and how many of them are wanted.
+    """One task's rollouts, in order of their index, and how many of them are needed.
 
     quota   how many failures (False) and successes (True) to keep
     budget  how many rollouts may be run
@@ -112,12 +102,12 @@ class Collection:
         return len(self.kept(success)) == self.quota[success]
 
     def missing(self) -> int:
-        """PolicyRunner that are needed at the very least; 0 also when the budget is spent."""
+        """Rollouts that are still needed at least; 0 if the budget is spent."""
         missing = sum(self.quota.values()) - len(self.kept(False)) - len(self.kept(True))
         return min(missing, self.budget - len(self.records))
 
     def counts(self) -> dict[str, int]:
-        """What became of the rollouts."""
+        """Numbers of rollouts by their outcome."""
         outcomes = [record.success for record in self.records]
         return {
             "rollouts": len(outcomes),
@@ -128,42 +118,19 @@ class Collection:
         }
 
 
-def _read(spec: EpisodeSpec, path: Path) -> Record:
-    with h5py.File(path, "r") as file:
-        if "error" in file.attrs:
-            return Record(spec, path, success=None, steps=0, error=str(file.attrs["error"]))
-        return Record(spec, path, bool(file.attrs["success"]), int(file.attrs["steps"]), error=None)
-
-
-def _save(result: Episode | FailedRun, path: Path, with_frames: bool) -> None:
-    def write(temporary: Path) -> None:
-        with h5py.File(temporary, "w") as file:
-            if isinstance(result, FailedRun):
-                file.attrs["error"] = result.error
-                return
-            file.attrs["success"], file.attrs["steps"] = result.success, result.steps
-            if with_frames:
-                shown = select_frames(result.steps + 1, len(result.frames))
-                file["distance_to_goal"] = result.distance_to_goal[shown]
-                file.create_dataset("frames", data=result.frames, compression="gzip", compression_opts=1)
-
-    write_with(path, write)
-
-
 def gather_collections(config: RewardBenchmarkStage, run: RolloutFn, scratch: Path) -> list[Collection]:
-    """Roll out until every task has its successes and failures, or its share of `max_episodes` is spent.
+    """Run rollouts until every task has its successes and failures, or its share of `max_episodes` is spent.
 
-    Rounds: in each, every unfinished task runs as many rollouts as it lacks trajectories; fewer cannot do.
-    A task's trajectories are its first successes and failures by index, so they depend neither on the order
-    in which rollouts finish nor on where an interrupted collection went on. A rollout that could not be run
-    is left out.
+    In each round every unfinished task runs as many rollouts as it lacks trajectories, the least that could
+    suffice. A task's trajectories are its first successes and failures by index, so they do not depend on the
+    order in which rollouts finish or on interruptions. A rollout that could not be run is left out.
     """
     settings = config.reward_benchmark
     failures, successes = quotas(settings.failures, config.tasks), quotas(settings.successes, config.tasks)
     budgets = quotas(settings.max_episodes, config.tasks)
     collections = [Collection(t, {False: failures[t], True: successes[t]}, budgets[t]) for t in config.tasks]
-    wanted = settings.successes + settings.failures
-    with tqdm(total=wanted, desc="trajectories", unit="trajectory", disable=None) as bar:
+    total = settings.successes + settings.failures
+    with tqdm(total=total, desc="trajectories", unit="trajectory", disable=None) as bar:
         while any(collection.missing() > 0 for collection in collections):
             specs: dict[EpisodeSpec, tuple[Collection, Path]] = {}
             for collection in collections:
@@ -173,55 +140,34 @@ def gather_collections(config: RewardBenchmarkStage, run: RolloutFn, scratch: Pa
                     specs[episode_spec(config, collection.task, index)] = (collection, path)
             for result in run([spec for spec, (_, path) in specs.items() if not path.is_file()]):
                 collection, path = specs[result.spec]
-                # All rollouts of lower index than this round's are known, so a full quota stays as it is.
-                spare = isinstance(result, Episode) and collection.is_full(result.success)
-                _save(result, path, with_frames=not spare)
+                # All rollouts of a lower index than this round's are known, so a full quota stays as it is.
+                surplus = isinstance(result, Episode) and collection.is_full(result.success)
+                write_record(result, path, with_frames=not surplus)
             for spec, (collection, path) in specs.items():
-                collection.records.append(_read(spec, path))
+                collection.records.append(read_record(spec, path))
             bar.update(sum(len(c.kept(outcome)) for c in collections for outcome in (False, True)) - bar.n)
     return collections
 
 
-def write_trajectories(config: RewardBenchmarkStage, collections: Iterable[Collection], path: Path) -> None:
-    """Write `trajectories.h5`: N trajectories, by task, successes first, each in order of index.
+def write_collections(config: RewardBenchmarkStage, collections: Sequence[Collection], path: Path) -> None:
+    """Write what is kept as `trajectories.h5`: by task, successes first, each in order of index.
 
-    Datasets: frames uint8 (N, F, H, W, 3); distance_to_goal float32 (N, F), metres to the goal at each frame;
-    success bool (N,); task_id, init_state, episode_seed, steps int64 (N,). Attributes: suite; protocol and
-    reward_benchmark, the configuration's sections as JSON; rollouts, JSON of task → what became of its
-    rollouts.
+    Attributes: suite; protocol and reward_benchmark, the configuration's sections as JSON; rollouts, JSON of
+    task → numbers of its rollouts.
     """
-    collections = list(collections)
     kept = [r for collection in collections for success in (True, False) for r in collection.kept(success)]
     size = config.protocol.image_size
-    shape = (stored_frames(config), size, size, 3)
-    with h5py.File(path, "w") as file:
-        file.attrs["suite"] = config.suite
-        file.attrs["protocol"] = config.protocol.model_dump_json()
-        file.attrs["reward_benchmark"] = config.reward_benchmark.model_dump_json()
-        file.attrs["rollouts"] = json.dumps({c.task: c.counts() for c in collections})
-        file["success"] = np.array([record.success for record in kept], dtype=bool)
-        file["steps"] = np.array([record.steps for record in kept], dtype=np.int64)
-        file["task_id"] = np.array([record.spec.task_id for record in kept], dtype=np.int64)
-        file["init_state"] = np.array([record.spec.init_state for record in kept], dtype=np.int64)
-        file["episode_seed"] = np.array([record.spec.seed for record in kept], dtype=np.int64)
-        distance_to_goal = file.create_dataset(
-            "distance_to_goal", shape=(len(kept), shape[0]), dtype=np.float32
-        )
-        frames = file.create_dataset(
-            "frames",
-            shape=(len(kept), *shape),
-            dtype=np.uint8,
-            chunks=(1, *shape),  # read a trajectory at a time
-            compression="gzip",
-            compression_opts=1,
-        )
-        for index, record in enumerate(kept):
-            with h5py.File(record.path, "r") as part:
-                frames[index], distance_to_goal[index] = part["frames"][()], part["distance_to_goal"][()]
+    attributes = {
+        "suite": config.suite,
+        "protocol": config.protocol.model_dump_json(),
+        "reward_benchmark": config.reward_benchmark.model_dump_json(),
+        "rollouts": json.dumps({c.task: c.counts() for c in collections}),
+    }
+    write_trajectories(path, kept, (stored_frames(config), size, size, 3), attributes)
 
 
-def _prepare(scratch: Path, config: RewardBenchmarkStage, policy: Path) -> None:
-    """Empty the scratch folder if what lies there was rolled out under other settings or another policy."""
+def clear_stale_scratch(scratch: Path, config: RewardBenchmarkStage, policy: Path) -> None:
+    """Empty the scratch folder if its rollouts are of other settings or another policy."""
     settings = json.dumps(
         {
             "suite": config.suite,
@@ -233,18 +179,18 @@ def _prepare(scratch: Path, config: RewardBenchmarkStage, policy: Path) -> None:
         },
         sort_keys=True,
     )
-    note = scratch / "settings.json"
-    if not note.is_file() or note.read_text(encoding="utf-8") != settings:
+    marker = scratch / "settings.json"
+    if not marker.is_file() or marker.read_text(encoding="utf-8") != settings:
         if scratch.exists():
             print(f"{scratch}: holds rollouts under other settings or of another policy; starting anew")
             shutil.rmtree(scratch)
-        write_text(note, settings)
+        write_text(marker, settings)
 
 
 def collect(config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path, workers: int) -> None:
     """Collect trajectories of the policy in `policy` and write them to `out`/trajectories.h5.
 
-    Finished rollouts are kept in `scratch`, so that a killed run loses only those in progress.
+    Finished rollouts are kept in `scratch`, so that an interrupted run loses only those in progress.
 
     Raises:
         TrajectoryError: the policy or OpenGL cannot be loaded, or no rollout could be run.
@@ -252,7 +198,8 @@ def collect(config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path
     import torch  # here, so that --help and errors in the configuration come at once
 
     from srpo.envs.gl import MissingGLError, require_gl
-    from srpo.policies.openvla_oft import CheckpointError, load_policy
+    from srpo.policies.checkpoints import load_policy
+    from srpo.policies.weights import CheckpointError
     from srpo.rollouts.policy_runner import PolicyRunner
 
     try:
@@ -260,9 +207,9 @@ def collect(config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path
         loaded = load_policy(policy, "cuda" if torch.cuda.is_available() else "cpu")
     except (MissingGLError, CheckpointError) as error:
         raise TrajectoryError(str(error)) from error
-    _prepare(scratch, config, policy)
-    with PolicyRunner(config.suite, config.protocol, loaded, workers=workers) as rollouts:
-        collections = gather_collections(config, rollouts.run, scratch)
+    clear_stale_scratch(scratch, config, policy)
+    with PolicyRunner(config.suite, config.protocol, loaded, workers) as runner:
+        collections = gather_collections(config, runner.run, scratch)
     for collection in collections:
         summary = ", ".join(f"{number} {name}" for name, number in collection.counts().items())
         print(f"{config.suite} task {collection.task}: {summary}")
@@ -270,7 +217,7 @@ def collect(config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path
     if errors and not any(c.kept(success) for c in collections for success in (False, True)):
         raise TrajectoryError(f"no rollout could be run; the first of {len(errors)} errors: {errors[0]}")
     with atomic_directory(out) as folder:
-        write_trajectories(config, collections, folder / FILE)
+        write_collections(config, collections, folder / FILE)
         write_manifest(folder / "manifest.json", config, policy=sha256(policy), workers=workers)
     shutil.rmtree(scratch)
 
@@ -278,133 +225,113 @@ def collect(config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path
 # Scoring
 
 
+@dataclass(frozen=True)
+class EmbeddedTrajectories:
+    """N trajectories that have a reference, with P prefixes each.
+
+    numbers           int (N,)       in `trajectories.h5`
+    success           bool (N,)
+    task, steps       int (N,)
+    prefix_steps      int (N, P)     control steps of each prefix
+    distance_to_goal  float (N, P)   metres at each prefix's end
+    embeddings        float (N, P, D)
+    """
+
+    numbers: NDArray[np.int64]
+    success: NDArray[np.bool_]
+    task: NDArray[np.int64]
+    steps: NDArray[np.int64]
+    prefix_steps: NDArray[np.int64]
+    distance_to_goal: NDArray[np.float32]
+    embeddings: NDArray[np.float32]
+
+
+def embed_trajectories(
+    config: RewardBenchmarkStage, world_model: EmbeddingCache, path: Path, name: str
+) -> EmbeddedTrajectories:
+    """Embed `prefixes` prefixes of each trajectory, which end at frames spread evenly from first to last."""
+    with open_trajectories(path) as file:
+        if file.attrs["suite"] != config.suite:
+            raise TrajectoryError(
+                f"{path} holds trajectories of {file.attrs['suite']}, but the configuration "
+                f"is for {config.suite}: give the folder that `collect` made with it"
+            )
+        success, task = file["success"][()], file["task_id"][()]
+        numbers = np.flatnonzero(has_reference(success, task))
+        if not len(numbers):
+            raise TrajectoryError(
+                f"{path}: no task has two successes to compare with: raise "
+                "reward_benchmark.max_episodes or collect with a better policy"
+            )
+        if len(numbers) < len(success):
+            print(f"{len(success) - len(numbers)} of {len(success)} trajectories have no reference: left out")
+        steps, stored = file["steps"][()][numbers], file["frames"].shape[1]
+        ends = select_frames(stored, config.reward_benchmark.prefixes)
+        bar = tqdm(numbers, desc=f"embedding ({name})", unit="trajectory", disable=None)
+        embeddings = np.stack([world_model.embed_prefixes(file["frames"][number], ends) for number in bar])
+        return EmbeddedTrajectories(
+            numbers,
+            success[numbers],
+            task[numbers],
+            steps,
+            np.stack([select_frames(count + 1, stored)[ends] for count in steps]),
+            file["distance_to_goal"][()][numbers][:, ends],
+            embeddings,
+        )
+
+
+def scorable_trajectories(trajectories: EmbeddedTrajectories) -> NDArray[np.bool_]:
+    """Which trajectories have usable embeddings and a reference: bool (N,). Prints why others do not."""
+    success, task = trajectories.success, trajectories.task
+    intact = np.array([usable(prefixes).all() for prefixes in trajectories.embeddings])
+    scorable = intact.copy()
+    scorable[intact] = has_reference(success[intact], task[intact])
+    for index in np.flatnonzero(~scorable):
+        lost = "no other success is left to compare with"
+        reason = lost if intact[index] else "its embedding is broken"
+        print(f"trajectory {trajectories.numbers[index]}: not scored: {reason}")
+    return scorable
+
+
 def score(
     config: RewardBenchmarkStage, name: str, checkpoint: Path | None, trajectories: Path, scratch: Path
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[Rows, Rows]:
     """Rows of the reward benchmark (`srpo.results.rows.BENCHMARK`) and of its progress curves (`CURVES`)
     under the world model called `name`.
 
-    Progress is measured at `prefixes` frames, evenly spaced from the first to the last; see `score_rows`.
-    A trajectory whose task has no (other) success has nothing to be compared with and is left out. One with a
-    broken embedding has a row without progress.
+    A trajectory whose task has no (other) success has no reference and is left out. One with a broken
+    embedding has a row without progress. See `srpo.rewards.benchmark.score_trajectories`.
 
     Raises:
         ConfigError: the configuration has no such world model, or its weights cannot be used.
         TrajectoryError: the file is missing or broken, from another suite, or has nothing to score.
     """
     world_model = EmbeddingCache(_load(config, name, checkpoint), scratch / "embeddings")
-    with _open(trajectories / FILE) as file:
-        if file.attrs["suite"] != config.suite:
-            raise TrajectoryError(
-                f"{trajectories / FILE} holds trajectories of {file.attrs['suite']}, but the configuration "
-                f"is for {config.suite}: give the folder that `collect` made with it"
-            )
-        success, task, steps = file["success"][()], file["task_id"][()], file["steps"][()]
-        distance_to_goal = file["distance_to_goal"][()]
-        numbers = np.flatnonzero(has_reference(success, task))
-        if not len(numbers):
-            raise TrajectoryError(
-                f"{trajectories / FILE}: no task has two successes to compare with: raise "
-                "reward_benchmark.max_episodes or collect with a better policy"
-            )
-        if len(numbers) < len(success):
-            print(f"{len(success) - len(numbers)} of {len(success)} trajectories have no reference: left out")
-        stored = file["frames"].shape[1]
-        ends = select_frames(stored, config.reward_benchmark.prefixes)
-        embeddings = np.stack(
-            [
-                world_model.embed_prefixes(file["frames"][number], ends)
-                for number in tqdm(numbers, desc=f"embedding ({name})", unit="trajectory", disable=None)
-            ]
-        )
-    success, task, steps = success[numbers], task[numbers], steps[numbers]
-    seen = np.stack([select_frames(count + 1, stored)[ends] for count in steps])
-    distance_to_goal = distance_to_goal[numbers][:, ends]
-    whole = np.array([usable(prefixes).all() for prefixes in embeddings])
-    scorable = whole.copy()
-    scorable[whole] = has_reference(success[whole], task[whole])
-    for number, intact, scored in zip(numbers, whole, scorable, strict=True):
-        if not scored:
-            why = "no other success is left to compare with" if intact else "its embedding is broken"
-            print(f"trajectory {number}: not scored: {why}")
-    if not scorable.any():
+    data = embed_trajectories(config, world_model, trajectories / FILE, name)
+    chosen = scorable_trajectories(data)
+    if not chosen.any():
         raise TrajectoryError(f"world model {name}: no trajectory could be scored; see above")
-    rows, curves = score_rows(embeddings[scorable], success[scorable], task[scorable], seen[scorable])
-    own, points = iter(rows), iter(curves)
-    scores, tidy = [], []
-    for index, number in enumerate(numbers):
-        row = {
+    scored = zip(
+        *score_trajectories(
+            data.embeddings[chosen], data.success[chosen], data.task[chosen], data.prefix_steps[chosen]
+        ),
+        strict=True,
+    )
+    rows: Rows = []
+    points: Rows = []
+    for index, number in enumerate(data.numbers):
+        identity = {
             "suite": config.suite,
-            "task_id": int(task[index]),
+            "task_id": int(data.task[index]),
             "trajectory": int(number),
-            "success": bool(success[index]),
+            "success": bool(data.success[index]),
             "representation": name,
         }
-        if scorable[index]:
-            scores.append({**row, "steps": int(steps[index]), **next(own)})
-            ways = zip(next(points), distance_to_goal[index], strict=True)
-            tidy += [{**row, **point, "distance_to_goal": float(way)} for point, way in ways]
-        else:
-            nothing = dict.fromkeys(("spearman", "monotonicity", "final_progress", "matched_progress"))
-            scores.append({**row, "steps": int(steps[index]), **nothing})
-    return scores, tidy
-
-
-def has_reference(success: NDArray[np.bool_], task: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Which trajectories are of a task with two successes, so that each has one to compare to: bool (N,)."""
-    successes_of_task = ((task[:, None] == task[None, :]) & success[None, :]).sum(axis=1)
-    return successes_of_task >= 2
-
-
-def score_rows(
-    embeddings: NDArray[np.floating],
-    success: NDArray[np.bool_],
-    task: NDArray[np.integer],
-    seen: NDArray[np.integer],
-) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
-    """Progress along N trajectories, by the distance of their prefixes to their task's reference.
-
-    The reference is the mean of the embeddings of the task's successes, as whole trajectories; for a success,
-    of the others. It is what SRPO's own clustering falls back to, and has no parameter that could suit one
-    representation better than another.
-
-    A world model sees frames spread over all of an episode, and a failure lasts until it is cut off, so its
-    final progress also tells its length. `matched_progress` takes that away: a failure is judged by its last
-    prefix of no more control steps than the median success of its task, as if it had ended there.
-
-    Args:
-        embeddings: float (N, P, D), of P prefixes of rising length, the last of them the whole trajectory.
-        success: bool (N,).
-        task: int (N,). Every trajectory has a reference (`has_reference`).
-        seen: int (N, P), control steps that each prefix shows, rising from 0 to the trajectory's own.
-
-    Returns, a trajectory each: its scores, and the P points of its curve.
-    """
-    whole = embeddings[:, -1].astype(np.float64)
-    rows, curves = [], []
-    for index, prefixes in enumerate(embeddings):
-        others = success & (task == task[index])
-        others[index] = False
-        distances = nearest_distances(prefixes, whole[others].mean(axis=0, keepdims=True))
-        progress = progress_curve(distances)
-        matched = progress
-        if not success[index]:
-            matched = progress_curve(distances[seen[index] <= np.median(seen[others, -1])])
-        rows.append(
-            {
-                "spearman": spearman_correlation(progress) if success[index] else None,
-                "monotonicity": monotonicity(progress) if success[index] else None,
-                "final_progress": float(progress[-1]),
-                "matched_progress": float(matched[-1]),
-            }
-        )
-        curves.append(
-            [
-                {"step": int(step), "distance": float(distance), "progress": float(value)}
-                for step, distance, value in zip(seen[index], distances, progress, strict=True)
-            ]
-        )
-    return rows, curves
+        scores, curve = next(scored) if chosen[index] else (dict.fromkeys(SCORES), [])
+        rows.append({**identity, "steps": int(data.steps[index]), **scores})
+        for point, distance in zip(curve, data.distance_to_goal[index], strict=False):
+            points.append({**identity, **point, "distance_to_goal": float(distance)})
+    return rows, points
 
 
 def _load(config: RewardBenchmarkStage, name: str, checkpoint: Path | None) -> WorldModel:
@@ -417,28 +344,11 @@ def _load(config: RewardBenchmarkStage, name: str, checkpoint: Path | None) -> W
         raise ConfigError(f"--world-model {name}: {error}") from error
 
 
-def _open(path: Path) -> h5py.File:
-    fix = "run `srpo reward-benchmark collect` again"
-    if not path.is_file():
-        raise TrajectoryError(f"{path}: no such file: {fix}")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise TrajectoryError(f"{path}: not a whole HDF5 file ({error}): {fix}") from None
-    missing = {"success", "task_id", "steps", "distance_to_goal", "frames"} - set(file) | {"suite"} - set(
-        file.attrs
-    )
-    if missing:
-        file.close()
-        raise TrajectoryError(f"{path}: lacks {', '.join(sorted(missing))}: {fix}")
-    return file
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="srpo reward-benchmark",
-        description="Collect labelled trajectories and score progress along them.",
+        description="Collect labelled trajectories and measure progress along them.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     collecting = commands.add_parser("collect", help="sample rollouts and keep successes and failures")
@@ -446,15 +356,19 @@ def main() -> None:
     for command in (collecting, scoring):
         command.add_argument("--config", type=Path, required=True, help="resolved configuration (YAML)")
     collecting.add_argument("--policy", type=Path, required=True, help="folder of the policy to roll out")
-    collecting.add_argument("--out", type=Path, required=True, help=f"folder to make, with {FILE}")
+    collecting.add_argument("--out", type=Path, required=True, help=f"folder to write, with {FILE}")
     collecting.add_argument("--scratch", type=Path, required=True, help="folder for finished rollouts")
     collecting.add_argument("--workers", type=int, default=1, help="processes that simulate (default: 1)")
     scoring.add_argument("--world-model", required=True, metavar="NAME", help="one of the configuration's")
     scoring.add_argument("--checkpoint", type=Path, help="its folder, if the workflow pretrained it")
     scoring.add_argument("--trajectories", type=Path, required=True, help="folder that `collect` made")
     scoring.add_argument("--scratch", type=Path, required=True, help="folder for finished embeddings")
-    scoring.add_argument("--out", type=Path, required=True, help="parquet file to make: a row a trajectory")
-    scoring.add_argument("--curves", type=Path, required=True, help="parquet file to make: a row a point")
+    scoring.add_argument(
+        "--out", type=Path, required=True, help="parquet file to write, one row per trajectory"
+    )
+    scoring.add_argument(
+        "--curves", type=Path, required=True, help="parquet file to write, one row per point"
+    )
     arguments = parser.parse_args()
     try:
         config = load_stage(arguments.config, RewardBenchmarkStage)
@@ -464,15 +378,15 @@ def main() -> None:
             with lock_held(arguments.scratch):
                 collect(config, arguments.policy, arguments.out, arguments.scratch, arguments.workers)
         else:
-            scored, curves = score(
+            rows, points = score(
                 config,
                 arguments.world_model,
                 arguments.checkpoint,
                 arguments.trajectories,
                 arguments.scratch,
             )
-            write_rows(arguments.curves, curves, CURVES)
-            write_rows(arguments.out, scored, BENCHMARK)
+            write_rows(arguments.curves, points, CURVES)
+            write_rows(arguments.out, rows, BENCHMARK)
     except (ConfigError, TrajectoryError, ResultError) as error:
         sys.exit(f"error: {error}")
 

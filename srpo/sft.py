@@ -6,7 +6,6 @@ srpo sft --config CONFIG --demos FOLDER [--checkpoint FOLDER] --out FOLDER --scr
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,48 +18,53 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from tqdm import tqdm
 
+from srpo import optim
 from srpo.config import Sft, SftStage, load_stage
 from srpo.demos import Demonstration, file_name, read_demonstrations
 from srpo.episode import ACTION_DIM, CHUNK, PROPRIO_DIM, TOKENS
 from srpo.policies import action_tokens
-from srpo.policies.openvla_oft import (
-    CheckpointError,
-    Inputs,
-    OpenVLAOFT,
-    create_policy,
-    load_policy,
-    save_policy,
-)
+from srpo.policies.checkpoints import create_policy, load_policy, save_policy
+from srpo.policies.openvla_oft import Inputs, OpenVLAOFT
 from srpo.policies.processing import make_tokenizer
-from srpo.results.rows import SFT_METRICS, write_rows
-from srpo.runtime.checkpoint import Checkpoints, fingerprint
-from srpo.runtime.distributed import is_sharded, make_accelerator, require_whole_weights
+from srpo.policies.weights import CheckpointError
+from srpo.results.rows import write_rows
+from srpo.results.schemas import SFT_METRICS
+from srpo.runtime.checkpoint import Checkpoints
+from srpo.runtime.distributed import is_sharded, make_accelerator, require_full_training
 from srpo.runtime.hub import verify
 from srpo.runtime.locks import lock_held
-from srpo.runtime.manifest import sha256, write_manifest
+from srpo.runtime.manifest import fingerprint, sha256, write_manifest
 
 LOG_EVERY = 20
 """Updates averaged into one row of metrics.csv."""
+BETAS = (0.9, 0.98)
+"""Of AdamW."""
+
+
+# Samples.
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What is learnt from: S moments of demonstrations.
+    """Training data: S moments of demonstrations.
 
-    images    uint8 (S, H, W, 3)
-    proprio   float32 (S, 8)
-    words     S instructions
-    targets   int64 (S, 56) action tokens of the chunk that follows
+    images        uint8 (S, H, W, 3)
+    proprio       float32 (S, 8)
+    instructions  S strings
+    targets       int64 (S, 56) action tokens of the chunk that follows
     """
 
     images: NDArray[np.uint8]
     proprio: NDArray[np.float32]
-    words: list[str]
+    instructions: list[str]
     targets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.instructions)
 
 
 def chunk_at(actions: NDArray[np.float32], step: int) -> NDArray[np.float32]:
-    """The 8 actions from `step` on, float32 (8, 7); behind the end the arm rests and the gripper stays."""
+    """The 8 actions from `step` on, float32 (8, 7); after the end the arm rests and the gripper stays."""
     chunk = actions[step : step + CHUNK]
     rest = np.zeros((CHUNK - len(chunk), ACTION_DIM), np.float32)
     rest[:, action_tokens.GRIPPER] = actions[-1, action_tokens.GRIPPER]
@@ -69,16 +73,18 @@ def chunk_at(actions: NDArray[np.float32], step: int) -> NDArray[np.float32]:
 
 def build_samples(demonstrations: list[Demonstration], stride: int, statistics: dict[str, Any]) -> Samples:
     """Every `stride`-th moment of every demonstration; actions normalised by `statistics` and tokenised."""
-    images, proprio, words, chunks = [], [], [], []
-    for demonstration in demonstrations:
-        for step in range(0, len(demonstration.actions), stride):
-            images.append(demonstration.images[step])
-            proprio.append(demonstration.proprio[step])
-            words.append(demonstration.language)
-            chunks.append(chunk_at(demonstration.actions, step))
-    actions = action_tokens.from_libero(np.stack(chunks))
-    targets = action_tokens.encode(action_tokens.normalise(actions, statistics))
-    return Samples(np.stack(images), np.stack(proprio), words, targets.reshape(-1, TOKENS))
+    moments = [(d, step) for d in demonstrations for step in range(0, len(d.actions), stride)]
+    chunks = np.stack([chunk_at(d.actions, step) for d, step in moments])
+    targets = action_tokens.encode(action_tokens.normalise(action_tokens.from_libero(chunks), statistics))
+    return Samples(
+        np.stack([d.images[step] for d, step in moments]),
+        np.stack([d.proprio[step] for d, step in moments]),
+        [d.language for d, _ in moments],
+        targets.reshape(-1, TOKENS),
+    )
+
+
+# Model.
 
 
 def soft_targets(width: float) -> torch.Tensor:
@@ -93,27 +99,10 @@ def soft_targets(width: float) -> torch.Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-def learning_rate(update: int, updates: int, peak: float, warmup: float) -> float:
-    """Linear warm-up over a share of the updates, then a cosine to zero; `update` counts from 0."""
-    rising = max(1, round(warmup * updates))
-    if update < rising:
-        return peak * (update + 1) / rising
-    return peak * 0.5 * (1 + math.cos(math.pi * (update - rising) / max(1, updates - rising)))
+class PolicyWithHead(nn.Module):
+    """The policy and, if configured, a linear head that predicts proprioception from the image alone.
 
-
-def adamw(
-    model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
-) -> torch.optim.AdamW:
-    """AdamW for what is trained of a model; on a GPU it is one kernel for many tensors."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    fused = all(parameter.is_cuda for parameter in trained) or None
-    return torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, betas=betas, fused=fused)
-
-
-class Learner(nn.Module):
-    """The policy and, where configured, a linear head that reads proprioception from the picture alone.
-
-    The head makes the vision features say where the hand is; it is not part of the saved policy.
+    The head makes the vision features represent the hand's position; it is not part of the saved policy.
     """
 
     def __init__(self, policy: OpenVLAOFT, sft: Sft) -> None:
@@ -122,37 +111,56 @@ class Learner(nn.Module):
         self.auxiliary = sft.auxiliary
         setting = policy.settings
         patches = (setting.image_size // setting.encoders[0].patch_size) ** 2
-        self.locate = nn.Linear(patches * setting.llm.hidden_size, PROPRIO_DIM) if sft.auxiliary else None
-        self.smooth = soft_targets(sft.label_smoothing)
+        width = patches * setting.llm.hidden_size
+        self.proprio_head = nn.Linear(width, PROPRIO_DIM) if sft.auxiliary else None
+        self.soft_targets = soft_targets(sft.label_smoothing)
         self.centres = torch.from_numpy(action_tokens.decode(np.arange(action_tokens.BINS))).float()
 
     def forward(
-        self, observed: Inputs, target: torch.Tensor, felt: torch.Tensor | None
+        self, inputs: Inputs, targets: torch.Tensor, proprio: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Loss, cross entropy, and the mean error of the expected position, in normalised units.
 
         Args:
-            target: int64 (N, 56) action tokens.
-            felt: float32 (N, 8) normalised proprioception, for the head.
+            targets: int64 (N, 56) action tokens.
+            proprio: float32 (N, 8) normalised proprioception, for the head.
         """
-        patches = self.policy.encode_images(observed.pixels)
-        log_p = torch.log_softmax(self.policy(observed, patches), dim=-1)
-        cross_entropy = -(self.smooth.to(log_p.device)[target] * log_p).sum(-1).mean()
+        patches = self.policy.encode_images(inputs.pixels)
+        log_p = torch.log_softmax(self.policy(inputs, patches), dim=-1)
+        cross_entropy = -(self.soft_targets.to(log_p.device)[targets] * log_p).sum(-1).mean()
         loss = cross_entropy
-        if self.locate is not None:
-            assert felt is not None
-            seen = self.locate(patches.flatten(1)).float()
-            loss = cross_entropy + self.auxiliary * F.smooth_l1_loss(seen, felt)
+        if self.proprio_head is not None:
+            assert proprio is not None
+            predicted = self.proprio_head(patches.flatten(1)).float()
+            loss = cross_entropy + self.auxiliary * F.smooth_l1_loss(predicted, proprio)
         with torch.no_grad():
             centres = self.centres.to(log_p.device)
             expected = (log_p.exp() * centres).sum(-1)
-            error = (expected - centres[target]).abs().view(-1, CHUNK, ACTION_DIM)[..., :3].mean()
+            error = (expected - centres[targets]).abs().view(-1, CHUNK, ACTION_DIM)[..., :3].mean()
         return loss, cross_entropy, error
 
 
-def _initial_policy(
+def load_checkpoint(config: SftStage, fetched: Path | None, device: torch.device | str = "cpu") -> OpenVLAOFT:
+    """The policy's checkpoint: `fetched` if the workflow downloaded it, else the folder it names.
+
+    Raises CheckpointError or FetchError when it cannot be used.
+    """
+    checkpoint = config.policy.checkpoint
+    assert checkpoint is not None
+    if fetched is not None:
+        verify(fetched)
+    elif not Path(checkpoint).is_dir():
+        raise CheckpointError(
+            f"policy.checkpoint {checkpoint} is not a folder here; download it where there is internet (srpo "
+            f"download --checkpoint {checkpoint} --out FOLDER) and give --checkpoint FOLDER"
+        )
+    return load_policy(fetched or Path(checkpoint), device, config.policy)
+
+
+def initial_policy(
     config: SftStage, demonstrations: list[Demonstration], fetched: Path | None, device: torch.device
 ) -> OpenVLAOFT:
+    """The configured checkpoint, or a policy with random weights; with statistics of the suite."""
     actions = action_tokens.from_libero(np.concatenate([d.actions for d in demonstrations]))
     proprio = np.concatenate([d.proprio for d in demonstrations])
     statistics: dict[str, Any] = {
@@ -163,141 +171,159 @@ def _initial_policy(
     }
     torch.manual_seed(config.seed)
     if config.policy.checkpoint is not None:
-        model = load_checkpoint(config, fetched, device)
-        # A policy that never saw the suite gets the demonstrations' statistics.
-        if not {config.suite, f"{config.suite}_no_noops"} & set(model.config.norm_stats or {}):
-            model.config.norm_stats = (model.config.norm_stats or {}) | statistics
-        return model
-    words = config.policy.llm.vocab_size - action_tokens.BINS
-    tokenizer = make_tokenizer({d.language for d in demonstrations}, words)
+        policy = load_checkpoint(config, fetched, device)
+        # A checkpoint without statistics of the suite gets those of the demonstrations.
+        if not {config.suite, f"{config.suite}_no_noops"} & set(policy.config.norm_stats or {}):
+            policy.config.norm_stats = (policy.config.norm_stats or {}) | statistics
+        return policy
+    vocabulary = config.policy.llm.vocab_size - action_tokens.BINS
+    tokenizer = make_tokenizer({d.language for d in demonstrations}, vocabulary)
     return create_policy(config.policy, tokenizer, statistics)
 
 
-def load_checkpoint(config: SftStage, fetched: Path | None, device: torch.device | str = "cpu") -> OpenVLAOFT:
-    """The policy's checkpoint: `fetched` if the workflow brought it from the hub, else the folder it names.
+# Training.
 
-    Raises CheckpointError or FetchError when it cannot be used.
-    """
-    checkpoint = config.policy.checkpoint
-    assert checkpoint is not None
-    if fetched is not None:
-        verify(fetched)
-    elif not Path(checkpoint).is_dir():
-        raise CheckpointError(
-            f"policy.checkpoint {checkpoint} is no folder here; fetch it where there is internet (python -m "
-            f"srpo.runtime.hub --checkpoint {checkpoint} --out FOLDER) and give --checkpoint FOLDER"
+
+class FineTuner:
+    """One SFT run, from its initial policy or its last checkpoint to its results."""
+
+    def __init__(self, config: SftStage, demos: Path, scratch: Path, checkpoint: Path | None) -> None:
+        """Load everything the run needs. Raises SystemExit for a batch that processes cannot share."""
+        self.config, sft = config, config.sft
+        files = [demos / file_name(_task_name(config, task)) for task in config.tasks]
+        demonstrations = [d for file in files for d in read_demonstrations(file)]
+        self.inputs = {file.name: sha256(file) for file in files}
+
+        self.accelerator = make_accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+        processes, self.device = self.accelerator.num_processes, self.accelerator.device
+        if is_sharded(self.accelerator):
+            require_full_training(config.policy)
+        if sft.batch_size % processes:
+            raise SystemExit(
+                f"sft.batch_size {sft.batch_size} is not a multiple of the {processes} processes"
+            )
+        self.policy = initial_policy(config, demonstrations, checkpoint, self.device)
+        self.model = PolicyWithHead(self.policy, sft).to(self.device)
+        self.policy.make_trainable()
+        self.statistics = self.policy.statistics(config.suite)
+        self.samples = build_samples(demonstrations, sft.stride, self.statistics["action"])
+        optimiser = optim.adamw(self.model, sft.learning_rate, sft.weight_decay, BETAS)
+        self.wrapped_model, self.optimiser = self.accelerator.prepare(self.model, optimiser)
+
+        identity = fingerprint(config.model_dump_json(), *self.inputs.values())
+        self.checkpoints = Checkpoints.shared(scratch, identity, self.accelerator)
+        self.done, self.seconds = 0, 0.0
+        self.rows: list[dict[str, Any]] = []
+        if (restored := self.checkpoints.restore(self.model, self.optimiser)) is not None:
+            self.done, progress = restored
+            self.rows, self.seconds = progress["rows"], progress["seconds"]
+            self.accelerator.print(f"resuming after update {self.done}", flush=True)
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        self.accelerator.print(
+            f"{len(demonstrations)} demonstrations, {len(self.samples)} samples, {trained / 1e6:.2f} M of "
+            f"{sum(p.numel() for p in self.policy.parameters()) / 1e6:.2f} M parameters trained, "
+            f"{config.policy.image_size} px, on {processes} × {self.device.type}",
+            flush=True,
         )
-    return load_policy(fetched or Path(checkpoint), device, config.policy)
+
+    def train(self, out: Path) -> None:
+        """Run the updates that are left, then write the results to `out`."""
+        sft = self.config.sft
+        started = time.perf_counter() - self.seconds
+        window: list[list[float]] = []
+        self.wrapped_model.train()
+        left = range(self.done, sft.updates)
+        for update in tqdm(left, initial=self.done, total=sft.updates, desc="sft", disable=None):
+            rate = optim.learning_rate(update, sft.updates, sft.learning_rate, sft.warmup)
+            window.append(self.update(update, rate))
+            self.done, self.seconds = update + 1, time.perf_counter() - started
+            last = self.done == sft.updates
+            if self.done % LOG_EVERY == 0 or last:
+                self.log(window, rate)
+                window = []
+            # Only where the window is empty, so that a resumed run logs the same rows.
+            if last or (self.done % sft.checkpoint_every == 0 and not window):
+                progress = {"rows": self.rows, "seconds": self.seconds}
+                self.checkpoints.save(self.done, self.model, self.optimiser, progress)
+                self.accelerator.wait_for_everyone()
+        self.finish(out)
+
+    def update(self, update: int, rate: float) -> list[float]:
+        """One update. Returns loss, cross entropy and position error, averaged over processes."""
+        config, samples, accelerator = self.config, self.samples, self.accelerator
+        # Seeded by (seed, update): the same batches whether or not the run was interrupted.
+        rng = np.random.default_rng([config.seed, update])
+        size = config.sft.batch_size
+        batch = rng.choice(len(samples), size, replace=len(samples) < size)
+        batch = batch[accelerator.process_index :: accelerator.num_processes]
+        instructions = [samples.instructions[k] for k in batch]
+        inputs = self.policy.prepare_inputs(
+            config.suite, samples.images[batch], instructions, samples.proprio[batch]
+        )
+        targets = torch.from_numpy(samples.targets[batch]).to(self.device)
+        proprio = None
+        if config.sft.auxiliary:
+            normalised = action_tokens.normalise(samples.proprio[batch], self.statistics["proprio"])
+            proprio = torch.from_numpy(normalised).float().to(self.device)
+        with accelerator.autocast():
+            loss, cross_entropy, error = self.wrapped_model(inputs.to(self.device), targets, proprio)
+        optim.set_learning_rate(self.optimiser, rate)
+        self.optimiser.zero_grad()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(self.wrapped_model.parameters(), config.sft.grad_clip)
+        self.optimiser.step()
+        means: list[float] = accelerator.reduce(
+            torch.stack([loss.detach(), cross_entropy.detach(), error]), "mean"
+        ).tolist()
+        return means
+
+    def log(self, window: list[list[float]], rate: float) -> None:
+        """Add a row of metrics.csv, the means of the updates since the last one, and show it."""
+        loss, cross_entropy, error = np.mean(window, axis=0).tolist()
+        self.rows.append(
+            {
+                "update": self.done,
+                "loss": loss,
+                "cross_entropy": cross_entropy,
+                "position_error": error,
+                "learning_rate": rate,
+                "seconds": self.seconds,
+            }
+        )
+        self.accelerator.print(
+            f"update {self.done}: cross entropy {cross_entropy:.3f}, position error {error:.3f}, "
+            f"{self.seconds:.0f} s",
+            flush=True,
+        )
+
+    def finish(self, out: Path) -> None:
+        """Write the results, and end the group of processes."""
+        writer = self.accelerator.is_main_process
+        write_results(self.config, self.policy, out, self.rows, self.inputs, writer)
+        if writer:
+            self.checkpoints.mark_finished()
+        self.accelerator.wait_for_everyone()
+        # The wrapper for several processes must be freed before their group: freed last, it joins gloo's
+        # threads while it holds the GIL, and deadlocks if one of them needs the GIL to free a tensor.
+        del self.wrapped_model
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
 
 
 def train(config: SftStage, demos: Path, out: Path, scratch: Path, checkpoint: Path | None = None) -> None:
     """Run SFT from its last checkpoint, or from the start, to the finished policy in `out`.
 
     Args:
-        checkpoint: the folder with the fetched `policy.checkpoint`, if that is on the hub.
+        checkpoint: the folder with the downloaded `policy.checkpoint`, if that is on the hub.
     """
-    sft = config.sft
-    rows: list[dict[str, Any]] = []
-    if sft.updates == 0:
-        if config.policy.checkpoint is None:
-            raise SystemExit(
-                "sft.updates is 0 and the policy has no checkpoint: there is nothing to start from"
-            )
-        model = load_checkpoint(config, checkpoint)
-        model.statistics(config.suite)  # an error, if there are none
-        _finish(config, model, rows, out, {})
+    if config.sft.updates:
+        FineTuner(config, demos, scratch, checkpoint).train(out)
         return
-    tasks = [_task_name(config, task) for task in config.tasks]
-    files = [demos / file_name(task) for task in tasks]
-    demonstrations = [d for file in files for d in read_demonstrations(file)]
-    inputs = {file.name: sha256(file) for file in files}
-
-    accelerator = make_accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
-    rank, processes = accelerator.process_index, accelerator.num_processes
-    if is_sharded(accelerator):
-        require_whole_weights(config.policy)
-    if sft.batch_size % processes:
-        raise SystemExit(f"sft.batch_size {sft.batch_size} is not a multiple of the {processes} processes")
-    device = accelerator.device
-    model = _initial_policy(config, demonstrations, checkpoint, device)
-    whole = Learner(model, sft).to(device)
-    model.make_trainable()
-    statistics = model.statistics(config.suite)
-    samples = build_samples(demonstrations, sft.stride, statistics["action"])
-    optimiser = adamw(whole, sft.learning_rate, sft.weight_decay, betas=(0.9, 0.98))
-    learner, optimiser = accelerator.prepare(whole, optimiser)
-    identity = fingerprint(config.model_dump_json(), *inputs.values())
-    with accelerator.main_process_first():
-        checkpoints = Checkpoints(scratch, identity, writer=accelerator.is_main_process)
-    done, spent = 0, 0.0
-    if (resumed := checkpoints.resume(whole, optimiser)) is not None:
-        done, progress = resumed
-        rows, spent = progress["rows"], progress["seconds"]
-        accelerator.print(f"resuming after update {done}", flush=True)
-
-    accelerator.print(
-        f"{len(demonstrations)} demonstrations, {len(samples.words)} samples, "
-        f"{sum(p.numel() for p in whole.parameters() if p.requires_grad) / 1e6:.2f} M of "
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters trained, "
-        f"{config.policy.image_size} px, on {processes} × {device.type}",
-        flush=True,
-    )
-    started = time.perf_counter() - spent
-    window: list[tuple[float, ...]] = []
-    learner.train()
-    for update in tqdm(range(done, sft.updates), initial=done, total=sft.updates, desc="sft", disable=None):
-        # Seeded by (seed, update): the same batches whether or not the run was interrupted.
-        rng = np.random.default_rng([config.seed, update])
-        batch = rng.choice(len(samples.words), sft.batch_size, replace=len(samples.words) < sft.batch_size)
-        batch = batch[rank::processes]
-        words = [samples.words[k] for k in batch]
-        observed = model.prepare(config.suite, samples.images[batch], words, samples.proprio[batch])
-        target = torch.from_numpy(samples.targets[batch]).to(device)
-        felt = None
-        if sft.auxiliary:
-            normal = action_tokens.normalise(samples.proprio[batch], statistics["proprio"])
-            felt = torch.from_numpy(normal).float().to(device)
-        with accelerator.autocast():
-            loss, cross_entropy, error = learner(observed.to(device), target, felt)
-        rate = learning_rate(update, sft.updates, sft.learning_rate, sft.warmup)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        optimiser.zero_grad()
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(learner.parameters(), sft.grad_clip)
-        optimiser.step()
-        logged = accelerator.reduce(torch.stack([loss.detach(), cross_entropy.detach(), error]), "mean")
-        window.append(tuple(logged.tolist()))
-        finished = update + 1
-        if finished % LOG_EVERY == 0 or finished == sft.updates:
-            mean = np.mean(window, axis=0)
-            window = []
-            rows.append(
-                {
-                    "update": finished,
-                    "loss": float(mean[0]),
-                    "cross_entropy": float(mean[1]),
-                    "position_error": float(mean[2]),
-                    "learning_rate": rate,
-                    "seconds": time.perf_counter() - started,
-                }
-            )
-            accelerator.print("update {update}: cross entropy {cross_entropy:.3f}, position error "
-                  "{position_error:.3f}, {seconds:.0f} s".format(**rows[-1]), flush=True)  # fmt: skip
-        # Only where the window is empty, so that a resumed run logs the same rows.
-        if finished == sft.updates or (finished % sft.checkpoint_every == 0 and not window):
-            progress = {"rows": rows, "seconds": time.perf_counter() - started}
-            checkpoints.save(finished, whole, optimiser, progress)
-            accelerator.wait_for_everyone()
-    _finish(config, model, rows, out, inputs, writer=accelerator.is_main_process)
-    if accelerator.is_main_process:
-        checkpoints.finish()
-    accelerator.wait_for_everyone()
-    # The wrapper for several processes must go before their group: dropped last, it ends gloo's threads with
-    # Python's lock held, and waits for ever for one that wants that lock to drop a tensor.
-    del learner
-    accelerator.free_memory()
-    accelerator.end_training()
+    if config.policy.checkpoint is None:
+        raise SystemExit("sft.updates is 0 and the policy has no checkpoint: there is nothing to start from")
+    policy = load_checkpoint(config, checkpoint)
+    policy.statistics(config.suite)  # an error, if there are none
+    write_results(config, policy, out)
 
 
 def _task_name(config: SftStage, task_id: int) -> str:
@@ -306,31 +332,30 @@ def _task_name(config: SftStage, task_id: int) -> str:
     return load_task(config.suite, task_id).name
 
 
-def _finish(
+def write_results(
     config: SftStage,
-    model: OpenVLAOFT,
-    rows: list[dict[str, Any]],
+    policy: OpenVLAOFT,
     out: Path,
-    inputs: dict[str, str],
+    rows: list[dict[str, Any]] | None = None,
+    inputs: dict[str, str] | None = None,
     writer: bool = True,
 ) -> None:
-    save_policy(model.eval(), out / "policy", writer)
+    """Write policy, metrics.csv and manifest.json; all processes must call, the `writer` writes."""
+    save_policy(policy.eval(), out / "policy", writer)
     if not writer:
         return
-    write_rows(out / "metrics.csv", rows, SFT_METRICS)
-    parameters = sum(p.numel() for p in model.parameters())
-    write_manifest(
-        out / "manifest.json", config, inputs=inputs, parameters=parameters, policy=sha256(out / "policy")
-    )
+    write_rows(out / "metrics.csv", rows or [], SFT_METRICS)
+    parameters = sum(p.numel() for p in policy.parameters())
+    digest = sha256(out / "policy")
+    write_manifest(out / "manifest.json", config, inputs=inputs or {}, parameters=parameters, policy=digest)
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Supervised fine-tuning on demonstrations.")
     parser.add_argument("--config", type=Path, required=True, help="resolved configuration of the run")
     parser.add_argument("--demos", type=Path, required=True, help="folder of the suite's HDF5 files")
-    parser.add_argument(
-        "--checkpoint", type=Path, help="folder of the policy's checkpoint, fetched from the hub"
-    )
+    parser.add_argument("--checkpoint", type=Path, help="folder of the policy's downloaded checkpoint")
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for policy/, metrics.csv, manifest.json"
     )

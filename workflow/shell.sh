@@ -1,11 +1,10 @@
 # Read by every job's shell before its command.
 
-# Threads that wait for others sleep. By default they spin, which stalls all jobs where cores are shared.
+# Waiting threads sleep. By default they spin, which slows down all jobs that share the cores.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 
-# logged LOG COMMAND...: run a command and keep what it prints in LOG. On a terminal it is shown as well, through a
-# terminal of the command's own, of the same size, so that its progress bars work. Elsewhere (Slurm, CI) the log file
-# is enough.
+# logged LOG COMMAND...: run a command and write what it prints to LOG. On a terminal the output is shown as well, and the
+# command gets a pseudo-terminal of the same size, so that its progress bars work.
 logged() {
     local log=$1 size
     shift
@@ -19,8 +18,8 @@ logged() {
     fi
 }
 
-# launch CORES GPUS: how a module is started that uses all of a job's GPUs, one process each. Snakemake gives libraries
-# as many threads as the job has cores, and accelerate passes that on to each process; here each gets its share.
+# launch CORES GPUS: the command `srpo`, or what starts it once for each of a job's GPUs. Snakemake sets the libraries'
+# threads to the job's cores, and accelerate passes that on to every process, so each process's share is set here.
 launch() {
     local threads
     threads=$(share "$1" "$2")
@@ -32,14 +31,8 @@ launch() {
     fi
 }
 
-# share CORES GPUS: a process's share of the job's cores, one at least.
+# share CORES GPUS: the cores of one process, at least one.
 share() {
     local processes=$(($2 > 1 ? $2 : 1))
     echo $(($1 > processes ? $1 / processes : 1))
-}
-
-# simulators CORES GPUS: how many a process with so many cores starts: one a core, two where a GPU acts. There most of a
-# simulator's time is waiting for the policy, and the more of them wait, the larger the batch that is answered.
-simulators() {
-    echo $(($1 * ($2 > 0 ? 2 : 1)))
 }

@@ -39,6 +39,23 @@ class PairedDifference:
     """`mcnemar` (exact) or `sign flip`."""
 
 
+NO_PAIRS = PairedDifference(0, Estimate(NAN, NAN, NAN), NAN, "")
+"""Nothing to compare."""
+
+
+def direction(difference: Estimate) -> bool | None:
+    """Whether a difference is above 0 beyond its interval (True), below it (False), or neither (None)."""
+    if difference.low > 0:
+        return True
+    return False if difference.high < 0 else None
+
+
+def cautious_difference(before: Estimate, after: Estimate) -> Estimate:
+    """How much higher a value is, at least and at most, by two intervals: cautious, and above 0 (or below)
+    only where the two do not overlap."""
+    return Estimate(after.value - before.value, after.low - before.high, after.high - before.low)
+
+
 def wilson(successes: int, episodes: int) -> Estimate:
     """Success rate with Wilson's score interval (Wilson, JASA 1927)."""
     if not 0 <= successes <= episodes:
@@ -84,7 +101,7 @@ def paired_difference(
         raise ValueError(f"{len(baseline)} baseline outcomes for {len(method)} of the method")
     pairs = len(baseline)
     if pairs == 0:
-        return PairedDifference(0, Estimate(NAN, NAN, NAN), NAN, "")
+        return NO_PAIRS
     if np.isin(np.concatenate([baseline, method]), (0, 1)).all():
         both, gained = int((baseline * method).sum()), int((method > baseline).sum())
         lost = int((method < baseline).sum())
@@ -216,14 +233,6 @@ def interquartile_mean(scores: NDArray[np.floating]) -> float:
     return float(trim_mean(scores, 0.25, axis=None))
 
 
-def performance_profile(
-    scores: NDArray[np.floating], thresholds: NDArray[np.floating]
-) -> NDArray[np.float64]:
-    """Share of the scores above each threshold, float64 (K,) (the same paper, equation 3)."""
-    ordered = np.sort(scores, axis=None)
-    return 1 - np.searchsorted(ordered, thresholds, side="right") / len(ordered)
-
-
 def probability_of_improvement(method: NDArray[np.floating], baseline: NDArray[np.floating]) -> float:
     """Chance that a run of the method beats one of the baseline on a task drawn at random; ties count half.
 
@@ -236,31 +245,6 @@ def probability_of_improvement(method: NDArray[np.floating], baseline: NDArray[n
         raise ValueError(f"scores {method.shape} and {baseline.shape} must be (R, T) and (R', T)")
     u = mannwhitneyu(method, baseline, axis=0, method="asymptotic").statistic
     return float(np.mean(u) / (len(method) * len(baseline)))
-
-
-def stratified(
-    statistic: Callable[..., float],
-    scores: Sequence[NDArray[np.floating]],
-    rng: np.random.Generator,
-    resamples: int = RESAMPLES,
-) -> Estimate:
-    """A statistic of methods' scores (R, T), with a percentile interval over runs drawn anew for each task.
-
-    The stratified bootstrap of the same paper: tasks are strata, so R runs of a task are drawn with
-    replacement from its R runs, independently of the other tasks'. With one run there is nothing to draw:
-    the interval is NaN.
-
-    Args:
-        statistic: called with one array a method, each of the shape given.
-    """
-    value = float(statistic(*scores))
-    if min(len(own) for own in scores) < 2:
-        return Estimate(value, NAN, NAN)
-    draws = [
-        statistic(*(np.take_along_axis(own, rng.integers(0, len(own), own.shape), axis=0) for own in scores))
-        for _ in range(resamples)
-    ]
-    return Estimate(value, *_percentiles(np.array(draws)))
 
 
 def area_under_curve(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:

@@ -1,9 +1,9 @@
-"""A table for people: described once, printed in LaTeX (package booktabs) and as a page of HTML."""
+"""A table for people: described once, printed in LaTeX (package booktabs) and as a page of HTML; Markdown."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -155,3 +155,12 @@ def _lines(lines: Sequence[str], best: bool) -> str:
     if best:
         first = f"<b>{first}</b>"
     return first + "".join(f"<small>{line}</small>" for line in others)
+
+
+# -------------------------------------------------------------------------------------------------- Markdown
+
+
+def to_markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A plain table of one line a row."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

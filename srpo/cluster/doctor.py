@@ -1,9 +1,9 @@
-"""Whether a node can do this project's work: a line a check, and how to mend what fails. Seconds.
+"""Check in seconds whether a node can run this project: a line a check, and how to fix what fails.
 
 srpo doctor [--scratch FOLDER]
 
 Run it where jobs run (`srun --gpus 1 srpo doctor`): a head node often has other drivers.
-Ends with 1 when a check failed; warnings do not count.
+The exit code is 1 when a check failed; warnings do not count.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from srpo import ROOT
 from srpo.envs.gl import MissingGLError, choose_backend, probe
 
-ROOT = Path(__file__).resolve().parents[2]
 FREE_GB = 20
-"""What the paper's settings keep of one step's episodes (docs/hpc.md), and a margin."""
+"""For one step's episodes with the paper's settings (docs/hpc.md), and a margin."""
 OPEN_FILES = 1024
-"""Pipes of a hundred simulators, shards of a 7B checkpoint, and a margin."""
+"""For the pipes of a hundred simulators, the shards of a 7B checkpoint, and a margin."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: `ok`, `warning` or `failed`; what was seen; what to do."""
+    """The result of a check: `ok`, `warning` or `failed`; what was seen; what to do."""
 
     level: str
     what: str
@@ -41,7 +41,7 @@ class Finding:
 
 
 def opengl() -> Finding:
-    """Pictures can be made: one is drawn."""
+    """OpenGL renders: one picture is drawn."""
     try:
         return Finding("ok", probe())
     except MissingGLError as error:
@@ -51,16 +51,16 @@ def opengl() -> Finding:
 def mujoco() -> Finding:
     """MuJoCo's version is part of the evaluation protocol: another one is another benchmark."""
     pins = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    wanted = next(pin.split("==")[1].split()[0] for pin in pins if pin.startswith("mujoco=="))
-    found = metadata.version("mujoco")
-    if found == wanted:
-        return Finding("ok", f"MuJoCo {found}")
-    fix = f"pip install mujoco=={wanted}; docs/libraries.md tells what other versions change"
-    return Finding("failed", f"MuJoCo {found}, and results are made with {wanted}", fix)
+    pinned = next(pin.split("==")[1].split()[0] for pin in pins if pin.startswith("mujoco=="))
+    installed = metadata.version("mujoco")
+    if installed == pinned:
+        return Finding("ok", f"MuJoCo {installed}")
+    fix = f"pip install mujoco=={pinned}; docs/libraries.md says what other versions change"
+    return Finding("failed", f"MuJoCo {installed}, and results are made with {pinned}", fix)
 
 
 def gpu() -> Finding:
-    """A GPU that the driver shows is one that PyTorch can use."""
+    """PyTorch can use the GPU that the driver shows."""
     import torch
 
     if torch.cuda.is_available():
@@ -79,7 +79,7 @@ def gpu() -> Finding:
 
 
 def space(folder: Path) -> Finding:
-    """There is room for resumable state, and the folder can be written."""
+    """The folder can be written, supports hard links, and has room for resumable state."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder) as file:
@@ -87,7 +87,7 @@ def space(folder: Path) -> Finding:
             Path(f"{file.name}.link").unlink()
     except OSError as error:
         return Finding(
-            "failed", f"{folder}: {error}", "choose a folder that can be written and knows hard links"
+            "failed", f"{folder}: {error}", "choose a folder that can be written and supports hard links"
         )
     free = shutil.disk_usage(folder).free / 1e9
     if free < FREE_GB:
@@ -96,7 +96,7 @@ def space(folder: Path) -> Finding:
 
 
 def limits() -> Finding:
-    """Open files and shared memory."""
+    """Enough files can be open at once."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files < OPEN_FILES:
         return Finding("warning", f"{files} open files at most", f"ulimit -n {OPEN_FILES}")
@@ -104,15 +104,15 @@ def limits() -> Finding:
 
 
 def cores() -> Finding:
-    """The cores that this process may use: what --workers should be."""
+    """The cores that this process may use: a good value for --workers."""
     return Finding("ok", f"{len(os.sched_getaffinity(0))} cores to use, of {os.cpu_count()}")
 
 
 def slurm() -> Finding:
-    """sbatch and its controller answer."""
+    """Slurm's commands are there and its controller answers."""
     if shutil.which("sbatch") is None:
         return Finding(
-            "warning", "no Slurm here (sbatch)", "needed for --profile slurm, on the head node alone"
+            "warning", "no Slurm here (sbatch)", "needed for --profile slurm, on the head node only"
         )
     try:
         ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=15)
@@ -121,10 +121,8 @@ def slurm() -> Finding:
             "failed", "Slurm's controller does not answer", "try later; then ask its administrators"
         )
     if " is UP" not in ping.stdout:
-        said = (ping.stdout + ping.stderr).strip().splitlines()
-        return Finding(
-            "failed", f"Slurm's controller does not answer: {said[0] if said else ''}", "scontrol ping"
-        )
+        answer = (ping.stdout + ping.stderr).strip().partition("\n")[0]
+        return Finding("failed", f"Slurm's controller does not answer: {answer}", "scontrol ping")
     settings = subprocess.run(
         ["scontrol", "show", "config"], capture_output=True, text=True, timeout=15
     ).stdout
@@ -152,7 +150,7 @@ def examine(scratch: Path) -> Iterator[Finding]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="srpo doctor", description="Whether this node can do the work.")
+    parser = argparse.ArgumentParser(prog="srpo doctor", description="Check whether this node can run srpo.")
     parser.add_argument(
         "--scratch", type=Path, default=Path("scratch"), help="folder for resumable state (default: scratch)"
     )

@@ -7,8 +7,8 @@ srpo launch cancel --out FOLDER
 
 `train` shows the log until the run ends; Ctrl-C leaves the run alone and only stops watching. The job starts
 one process a GPU (or one, without GPUs) with the command line of `srpo train`. Before its time limit, or
-when preempted, it stops, is queued again and goes on from its scratch folder. Job states are asked
-of `squeue`, and of `sacct` where that works, so a cluster without accounting will do.
+when preempted, it stops, is queued again and goes on from its scratch folder. Job states come from
+`squeue`, and from `sacct` where that works, so a cluster without accounting will do.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +28,24 @@ import psutil
 import submitit
 from submitit.helpers import TorchDistributedEnvironment
 
+from srpo.cluster.resources import simulators
 from srpo.config import ConfigError, TrainStage, load_stage
 from srpo.runtime.files import write_json
+from srpo.runtime.preemption import PREEMPTED
 
-PREEMPTED = 75
-"""What training exits with when a signal stopped it: `checkpoint.PREEMPTED`, without importing torch."""
 SIGNAL = "USR1"
-"""Slurm sends it before the time limit, to all processes: training stops, and submitit requeues the job."""
+"""Slurm sends it to all processes before the time limit: training stops, and submitit requeues the job."""
 SIGNAL_SECONDS = 60
+UNFINISHED = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED")
+"""States of a job that is still to end."""
 
 
+@dataclass(frozen=True)
 class Command:
-    """What a job runs: a training process, which is told what it is of a distributed run."""
+    """What a job runs: the command of a training process, in each of the run's processes."""
 
-    def __init__(self, command: Sequence[str], processes: int, timeouts: int) -> None:
-        self.command = list(command)
-        self.processes = processes
-        self.timeouts = timeouts
+    command: Sequence[str]
+    processes: int
 
     def __call__(self) -> None:
         if self.processes > 1:
@@ -53,54 +55,31 @@ class Command:
             os.environ.setdefault("OMP_NUM_THREADS", cores)  # or each would use all of the node's cores
         code = subprocess.run(self.command, stderr=subprocess.STDOUT).returncode
         if code == PREEMPTED:
-            time.sleep(
-                2 * SIGNAL_SECONDS
-            )  # the signal that stopped it ends this process, too, and requeues the job
+            # The signal that stopped training ends this process too, and requeues the job: wait for it.
+            time.sleep(2 * SIGNAL_SECONDS)
         if code:
             raise SystemExit(f"training ended with exit code {code}; the log above tells why")
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """What runs after a requeue: the same. Training goes on from its scratch folder."""
-        return submitit.helpers.DelayedSubmission(Command(self.command, self.processes, self.timeouts))
+        """What runs after a requeue: the same command, which goes on from its scratch folder."""
+        return submitit.helpers.DelayedSubmission(self)
 
 
 def training_command(arguments: argparse.Namespace) -> list[str]:
     """The command line of `srpo train`, with absolute paths."""
-    load_stage(arguments.config, TrainStage)  # whatever is wrong with it shows before a job waits
+    load_stage(arguments.config, TrainStage)  # its mistakes show now, not when the job starts
     command = [sys.executable, "-u", "-m", "srpo", "train"]
     for name in ("config", "policy", "world_model", "demos", "out", "scratch"):
         if (path := getattr(arguments, name)) is not None:
             command += [f"--{name.replace('_', '-')}", str(path.resolve())]
-    # Two a core where a GPU acts, as in workflow/shell.sh: they mostly wait for the policy.
-    simulators = max(1, arguments.cpus // max(1, arguments.gpus)) * (2 if arguments.gpus else 1)
-    return [*command, "--workers", str(simulators)]
+    cores = max(1, arguments.cpus // max(1, arguments.gpus))  # of one process
+    return [*command, "--workers", str(simulators(cores, arguments.gpus))]
 
 
 def make_executor(arguments: argparse.Namespace, folder: Path) -> submitit.Executor:
-    """submitit's executor with the resources that were asked for."""
-    tasks = max(1, arguments.gpus)
+    """submitit's executor with the requested resources."""
     if arguments.executor == "slurm":
-        os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL  # also read in the job, which inherits it
-        # Class attributes that submitit reads from the environment when it is imported.
-        submitit.JobEnvironment.USR_SIG = SIGNAL
-        executor = submitit.SlurmExecutor(folder, max_num_timeout=arguments.timeouts)
-        parameters: dict[str, Any] = {
-            "job_name": f"srpo-{arguments.out.name}",
-            "nodes": arguments.nodes,
-            "ntasks_per_node": tasks,
-            "cpus_per_task": max(1, arguments.cpus // tasks),
-            "mem": f"{arguments.memory_gb}GB",
-            "time": arguments.minutes,
-            "signal_delay_s": SIGNAL_SECONDS,
-            "additional_parameters": {"requeue": True, "open-mode": "append"},
-        }
-        if arguments.gpus:
-            parameters["gpus_per_node"] = arguments.gpus
-        for name in ("partition", "account", "qos", "constraint"):
-            if (value := getattr(arguments, name)) is not None:
-                parameters[name] = value
-        executor.update_parameters(**parameters)
-        return executor
+        return _slurm_executor(arguments, folder)
     if arguments.nodes > 1 or arguments.gpus > 1:
         raise SystemExit(f"--executor {arguments.executor} starts one process; for more GPUs see docs/hpc.md")
     if arguments.executor == "local":
@@ -110,37 +89,72 @@ def make_executor(arguments: argparse.Namespace, folder: Path) -> submitit.Execu
     return submitit.DebugExecutor(folder)
 
 
+def _slurm_executor(arguments: argparse.Namespace, folder: Path) -> submitit.SlurmExecutor:
+    os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL  # also read in the job, which inherits it
+    submitit.JobEnvironment.USR_SIG = SIGNAL  # was read from the environment when submitit was imported
+    tasks = max(1, arguments.gpus)
+    parameters: dict[str, Any] = {
+        "job_name": f"srpo-{arguments.out.name}",
+        "nodes": arguments.nodes,
+        "ntasks_per_node": tasks,
+        "cpus_per_task": max(1, arguments.cpus // tasks),
+        "mem": f"{arguments.memory_gb}GB",
+        "time": arguments.minutes,
+        "signal_delay_s": SIGNAL_SECONDS,
+        "additional_parameters": {"requeue": True, "open-mode": "append"},
+    }
+    if arguments.gpus:
+        parameters["gpus_per_node"] = arguments.gpus
+    for name in ("partition", "account", "qos", "constraint"):
+        if (value := getattr(arguments, name)) is not None:
+            parameters[name] = value
+    executor = submitit.SlurmExecutor(folder, max_num_timeout=arguments.timeouts)
+    executor.update_parameters(**parameters)
+    return executor
+
+
+def job_file(out: Path) -> Path:
+    """Where the job that was launched into a folder is remembered: its executor, number and log."""
+    return out.resolve() / "launch/job.json"
+
+
+def read_job(out: Path) -> dict[str, str]:
+    """The job that was launched into a folder; SystemExit where none was."""
+    try:
+        job: dict[str, str] = json.loads(job_file(out).read_text())
+    except FileNotFoundError:
+        raise SystemExit(f"{out}: nothing was launched into this folder") from None
+    return job
+
+
 def launch(arguments: argparse.Namespace) -> None:
-    """Submit, note the job in `<out>/launch/job.json`, and watch."""
-    folder = arguments.out.resolve() / "launch"
-    note = folder / "job.json"
-    if note.exists() and (found := state(json.loads(note.read_text()))) in ("PENDING", "RUNNING"):
-        raise SystemExit(f"{arguments.out}: is at work already ({found}): srpo launch cancel --out ...")
-    command = training_command(arguments)
-    executor = make_executor(arguments, folder)
-    processes = arguments.nodes * max(1, arguments.gpus)
-    job = executor.submit(Command(command, processes, arguments.timeouts))
+    """Submit a training, remember its job, and watch it."""
+    out, file = arguments.out, job_file(arguments.out)
+    if file.exists() and (now := state(read_job(out))) in ("PENDING", "RUNNING"):
+        raise SystemExit(f"{out}: is at work already ({now}): srpo launch cancel --out ...")
+    command = Command(training_command(arguments), arguments.nodes * max(1, arguments.gpus))
+    job = make_executor(arguments, file.parent).submit(command)
     if arguments.executor == "debug":  # runs in this process, now
         job.result()
         return
     log = job.paths.stdout
-    write_json(note, {"executor": arguments.executor, "job": job.job_id, "log": str(log)})
+    write_json(file, {"executor": arguments.executor, "job": job.job_id, "log": str(log)})
     print(f"{arguments.executor} job {job.job_id}, log {log}", flush=True)
     if not arguments.detach:
-        watch(note)
+        watch(out)
 
 
-def state(note: dict[str, str]) -> str:
-    """A job's state in Slurm's words; `UNKNOWN` where nothing remembers it."""
-    if note["executor"] == "local":
+def state(job: dict[str, str]) -> str:
+    """A job's state by Slurm's names; `UNKNOWN` where nothing remembers it."""
+    if job["executor"] == "local":
         try:
-            process = psutil.Process(int(note["job"]))
+            process = psutil.Process(int(job["job"]))
             return "RUNNING" if process.status() != psutil.STATUS_ZOMBIE else "COMPLETED"
         except psutil.NoSuchProcess:
             return "COMPLETED"
     for command in (
-        ["squeue", "--noheader", "--states=all", "--format=%T", "--jobs", note["job"]],
-        ["sacct", "--noheader", "--allocations", "--parsable2", "--format=State", "--jobs", note["job"]],
+        ["squeue", "--noheader", "--states=all", "--format=%T", "--jobs", job["job"]],
+        ["sacct", "--noheader", "--allocations", "--parsable2", "--format=State", "--jobs", job["job"]],
     ):
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -151,22 +165,13 @@ def state(note: dict[str, str]) -> str:
     return "UNKNOWN"
 
 
-def read_note(out: Path) -> tuple[Path, dict[str, str]]:
-    """The job that was launched into a folder; SystemExit where none was."""
-    note = out.resolve() / "launch/job.json"
-    try:
-        return note, json.loads(note.read_text())
-    except FileNotFoundError:
-        raise SystemExit(f"{out}: nothing was launched into this folder") from None
-
-
-def watch(note: Path) -> None:
+def watch(out: Path) -> None:
     """Show the log as it grows until the job is over; SystemExit when the run did not finish."""
-    job = json.loads(note.read_text())
-    shown, over = 0, False
+    job = read_job(out)
+    log, shown, over = Path(job["log"]), 0, False
     try:
         while True:
-            if (log := Path(job["log"])).exists():
+            if log.exists():
                 with log.open("rb") as handle:
                     handle.seek(shown)
                     text = handle.read()
@@ -175,32 +180,25 @@ def watch(note: Path) -> None:
                 sys.stdout.flush()
             if over:
                 break
-            over = state(job) not in (
-                "PENDING",
-                "RUNNING",
-                "CONFIGURING",
-                "COMPLETING",
-                "SUSPENDED",
-                "REQUEUED",
-            )
+            over = state(job) not in UNFINISHED  # then the log is read once more
             time.sleep(1)
     except KeyboardInterrupt:
-        print(f"\nstill running: srpo launch status --out {note.parents[1]}")
+        print(f"\nstill running: srpo launch status --out {out.resolve()}")
         return
-    if not finished(note):
+    if not finished(out):
         raise SystemExit(f"not finished ({state(job)}); the same command goes on from its scratch folder")
 
 
-def finished(note: Path) -> bool:
+def finished(out: Path) -> bool:
     """Whether the run's results are newer than its launch."""
-    manifest = note.parents[1] / "manifest.json"
-    return manifest.exists() and manifest.stat().st_mtime >= note.stat().st_mtime
+    manifest = out.resolve() / "manifest.json"
+    return manifest.exists() and manifest.stat().st_mtime >= job_file(out).stat().st_mtime
 
 
 def status(arguments: argparse.Namespace) -> None:
     """Print the job's state and the end of its log."""
-    note, job = read_note(arguments.out)
-    result = "finished" if finished(note) else "not finished"
+    job = read_job(arguments.out)
+    result = "finished" if finished(arguments.out) else "not finished"
     print(f"{job['executor']} job {job['job']}: {state(job)}, {result}, log {job['log']}")
     if (log := Path(job["log"])).exists():
         print("".join(f"  {line}\n" for line in log.read_text(errors="replace").splitlines()[-5:]), end="")
@@ -208,7 +206,7 @@ def status(arguments: argparse.Namespace) -> None:
 
 def cancel(arguments: argparse.Namespace) -> None:
     """Stop the job. It can be launched again and goes on."""
-    _, job = read_note(arguments.out)
+    job = read_job(arguments.out)
     if job["executor"] == "slurm":
         subprocess.run(["scancel", job["job"]], check=True)
     else:

@@ -6,14 +6,13 @@ as normalisation, softmax, rotary embeddings and the optimiser, is well below a 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from srpo.config import Encoder, Policy, WorldModel
-from srpo.episode import PROPRIO_DIM, TOKENS
+from srpo.episode import PROMPT_TOKENS, PROPRIO_DIM, TOKENS
 
-PROMPT = 30
-"""Prompt tokens of a query; LIBERO's instructions have about 20 to 40."""
 ACTION_ROWS = 256
 """Rows of the output matrix that are used: one an action token."""
 
@@ -53,8 +52,8 @@ class Forward(NamedTuple):
     def total(self) -> int:
         return self.weights + self.attention + self.adapters
 
-    def __add__(self, other: Forward) -> Forward:  # type: ignore[override]  # of passes, not of tuples
-        return Forward(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+    def __add__(self, other: Forward) -> Forward:  # type: ignore[override]  # element-wise, unlike a tuple's
+        return Forward(*map(operator.add, self, other))
 
 
 Shapes = Sequence[tuple[int, int]]
@@ -88,15 +87,15 @@ def vit_shapes(width: int, hidden: int) -> Shapes:
 # Policies.
 
 
-def policy_forward(policy: Policy, prompt: int = PROMPT) -> Forward:
-    """A policy query: one observation, one forward pass, one chunk of eight actions."""
+def policy_forward(policy: Policy, prompt: int = PROMPT_TOKENS) -> Forward:
+    """FLOP of a policy query: one observation, one forward pass, one chunk of eight actions."""
     rank, llm = policy.lora.rank if policy.lora else 0, policy.llm
     patches = (policy.image_size // policy.encoders[0].patch_size) ** 2
-    seen = sum(encoder.hidden_size for encoder in policy.encoders)
+    features = sum(encoder.hidden_size for encoder in policy.encoders)
     width, inner = llm.hidden_size, llm.intermediate_size
     fused = len(policy.encoders) == 2
-    middle = 4 * seen if fused else width
-    projector = [(seen, middle), (middle, width), *([(width, width)] if fused else [])]
+    middle = 4 * features if fused else width
+    projector = [(features, middle), (middle, width), *([(width, width)] if fused else [])]
     proprio = [(PROPRIO_DIM, width), (width, width)] if policy.proprio else []
     tokens = 1 + patches + policy.proprio + prompt + TOKENS + 1  # BOS first, stop last
     llama = [(width, width)] * 4 + [(width, inner), (width, inner), (inner, width)]
@@ -114,12 +113,13 @@ def _encoder(encoder: Encoder, image_size: int, rank: int) -> Forward:
     return linear(patches, [(3 * encoder.patch_size**2, width)]) + blocks(depth, tokens, width, shapes, rank)
 
 
-def learning(policy: Policy, prompt: int = PROMPT) -> int:
-    """FLOP a query that is learnt from: forward, recomputed where that is checkpointed, and backward.
+def learning(policy: Policy, prompt: int = PROMPT_TOKENS) -> int:
+    """FLOP to learn from a query: forward, recomputed with gradient checkpointing, and backward.
 
-    Backward takes a product for the gradient of each layer's input, and one for that of its weights, if these
-    are trained. So all weights take 3 times the forward pass, 4 times with checkpointing (less what is not
-    computed again); frozen weights under adapters 2 and 3 times; attention and adapters always have both.
+    The backward pass takes a product for the gradient of each layer's input, and one for that of its weights
+    if they are trained. So training all weights takes 3 times the forward pass, 4 times with checkpointing
+    (less what is not recomputed); frozen weights under adapters take 2 and 3 times. Attention and adapters
+    always need both products.
     """
     forward = policy_forward(policy, prompt)
     flop = 2 * forward.weights + 3 * (forward.attention + forward.adapters)
@@ -170,11 +170,11 @@ def encoding(model: WorldModel) -> int | None:
     """FLOP of the embedding of one video; 0 of pixels; None: unknown (`architecture`)."""
     if model.kind == "pixel":
         return 0
-    if (found := architecture(model)) is None:
+    if (vit := architecture(model)) is None:
         return None
-    patches = (model.image_size // found.patch) ** 2
-    layers, clips = (model.frames // found.tubelet, 1) if found.tubelet else (1, model.frames)
-    embed = linear(layers * patches, [(3 * max(found.tubelet, 1) * found.patch**2, found.width)])
-    shapes = vit_shapes(found.width, found.hidden)
-    clip = embed + blocks(found.depth, layers * patches + found.extra, found.width, shapes)
+    patches = (model.image_size // vit.patch) ** 2
+    layers, clips = (model.frames // vit.tubelet, 1) if vit.tubelet else (1, model.frames)
+    embed = linear(layers * patches, [(3 * max(vit.tubelet, 1) * vit.patch**2, vit.width)])
+    shapes = vit_shapes(vit.width, vit.hidden)
+    clip = embed + blocks(vit.depth, layers * patches + vit.extra, vit.width, shapes)
     return clips * clip.total

@@ -1,8 +1,7 @@
-"""How fast a GPU runs policies and world models: as it was measured, or a share of its peak. Without torch.
+"""How fast a GPU runs policies and world models: as measured, or at a share of its peak. Without torch.
 
-Measured are queries and videos a second. The plan's own count of them (`srpo.cluster.operations`) makes that
-operations a second, for other policies, prompts and world models; what the measuring script counted is not
-used.
+Measured are queries and videos a second on one GPU. They become operations a second by the plan's own count
+of what was measured (`srpo.cluster.operations`), and so hold for other policies, prompts and world models.
 """
 
 from __future__ import annotations
@@ -16,38 +15,39 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from srpo import ROOT
 from srpo.cluster import operations
 from srpo.config import ConfigError, WorldModel, read_yaml, validate
 from srpo.config.resolve import CONFIGS
 from srpo.policies.__main__ import POLICIES, read_policy
 
-SHIPPED = Path(__file__).resolve().parents[2] / "docs/performance"
+MEASUREMENTS = ROOT / "docs/performance"
 POLICY, WORLD_MODEL = "openvla-7b", "vjepa2-vitg"
 """What `gpu-<card>.csv` measures."""
 MICROBATCH = 8
 """Queries of a forward pass in the file's part `step`."""
 BATCH = 16
-"""Queries that a policy without adapters answers at once, at best: jobs have 8 or 16 simulators."""
+"""Queries that a finished policy answers at once, at best: one of each of an evaluation's simulators."""
 
 
 class Speeds(NamedTuple):
     """Operations a second of one GPU, recomputation counted as work.
 
-    rollout   acting in training, with adapters
-    act       acting of finished policies, as measured without adapters
-    encode    of world models
-    adapters  learning with adapters, by queries at once
-    whole     learning all weights
-    told      what the figures rest on, a line each
+    rollout         acting in training, with adapters
+    act             acting of finished policies, as measured without adapters
+    encode          of world models
+    learn_adapters  learning with adapters, by micro-batch
+    learn_all       learning all weights
+    notes           what the figures rest on, a line each
     """
 
     card: str
     rollout: float
     act: float
     encode: float
-    adapters: Mapping[int, float]
-    whole: float
-    told: tuple[str, ...] = ()
+    learn_adapters: Mapping[int, float]
+    learn_all: float
+    notes: tuple[str, ...] = ()
 
 
 def nearest(speeds: Mapping[int, float], size: int) -> float:
@@ -59,54 +59,52 @@ def of_peak(card: str, share: float) -> Speeds:
     """All kinds of work at one share of the peak."""
     gpu = operations.GPUS[card]
     speed = gpu.tflops * 1e12 * share
-    told = (
-        f"a GPU does {share:.0%} (--mfu) of {gpu.tflops:g} TFLOP/s, the {card}'s (--gpu) peak in bfloat16 "
+    notes = (
+        f"a GPU reaches {share:.0%} (--mfu) of {gpu.tflops:g} TFLOP/s, the {card}'s (--gpu) peak in bfloat16 "
         f"without sparsity ({gpu.source}); recomputation counts as work, and all passes are in bfloat16",
         "preparing pictures and sampling take no time",
     )
-    return Speeds(card, speed, speed, speed, {1: speed}, speed, told)
+    return Speeds(card, speed, speed, speed, {1: speed}, speed, notes)
 
 
 def shipped(card: str) -> Path | None:
     """The file of what was measured on a card, if there is one."""
-    path = SHIPPED / f"gpu-{card}.csv"
+    path = MEASUREMENTS / f"gpu-{card}.csv"
     return path if path.is_file() else None
 
 
 class Rates(NamedTuple):
-    """Queries and videos a second, as they were measured.
+    """Queries and videos a second, as measured.
 
-    rollout   acting in a training step, with the preparation of pictures and prompts
-    act       acting without adapters, with preparation
-    adapters  learning with adapters, by queries at once
-    whole     learning all weights
-    encode    videos
+    rollout         acting in a training step, with the preparation of pictures and prompts
+    act             acting without adapters, with preparation
+    learn_adapters  learning with adapters, by micro-batch
+    learn_all       learning all weights
+    encode          videos
     """
 
     rollout: float
     act: float
-    adapters: Mapping[int, float]
-    whole: float
+    learn_adapters: Mapping[int, float]
+    learn_all: float
     encode: float
 
 
 def measured(path: Path) -> Speeds:
-    """What a file like docs/performance/gpu-h200.csv says of a card. Raises ConfigError."""
+    """The speeds of a card by a file like docs/performance/gpu-h200.csv. Raises ConfigError."""
     table = read_table(path)
     rates, prompt = read_rates(table), round(table.value("act", "prompt"))
     policy = read_policy(POLICIES / f"{POLICY}.yaml")
     merged = policy.model_copy(update={"lora": None})
-    forward, plain = (operations.policy_forward(one, prompt).total for one in (policy, merged))
-    learning, whole = (operations.learning(one, prompt) for one in (policy, merged))
     speeds = Speeds(
         table.card,
-        rates.rollout * forward,
-        rates.act * plain,
-        rates.encode * _video(),
-        {batch: rate * learning for batch, rate in rates.adapters.items()},
-        rates.whole * whole,
+        rates.rollout * operations.policy_forward(policy, prompt).total,
+        rates.act * operations.policy_forward(merged, prompt).total,
+        rates.encode * _video_flop(),
+        {size: rate * operations.learning(policy, prompt) for size, rate in rates.learn_adapters.items()},
+        rates.learn_all * operations.learning(merged, prompt),
     )
-    return speeds._replace(told=tuple(_told(table, rates, speeds)))
+    return speeds._replace(notes=tuple(_notes(table, rates, speeds)))
 
 
 def read_rates(table: Table) -> Rates:
@@ -122,32 +120,33 @@ def read_rates(table: Table) -> Rates:
     )
 
 
-def _told(table: Table, rates: Rates, speeds: Speeds) -> Iterator[str]:
-    prompt, batch, simulators = (
-        f"{table.value(*key):.0f}" for key in (("act", "prompt"), ("step", "mean_batch"), ("step", "workers"))
-    )
+def _notes(table: Table, rates: Rates, speeds: Speeds) -> Iterator[str]:
+    prompt = f"{table.value('act', 'prompt'):.0f}"
+    batch, simulators = (f"{table.value('step', name):.0f}" for name in ("mean_batch", "workers"))
     learning = "; ".join(
-        f"{b}: {_rate(rates.adapters[b], speeds.adapters[b])}" for b in sorted(rates.adapters)
+        f"{size}: {_rate(rate, speeds.learn_adapters[size])}"
+        for size, rate in sorted(rates.learn_adapters.items())
     )
     yield (
         f"speeds of one {table.card}: queries a second of {POLICY} (prompts of {prompt} tokens) and videos a "
-        f"second of {WORLD_MODEL}, the mean of the calls in {os.path.relpath(table.path)}. TFLOP/s by the "
-        "count below; other policies and world models are taken to reach as many"
+        f"second of {WORLD_MODEL}, the mean of the calls in {os.path.relpath(table.path)}; TFLOP/s by the "
+        "count below, which other policies and world models are assumed to reach too"
     )
     yield (
         f"acting in training, with adapters: {_rate(rates.rollout, speeds.rollout)}, preparation included: "
-        f"as in a small training step, whose batches had {batch} queries of {simulators} simulators; full "
-        "batches are faster, but so few simulators do not fill them"
+        f"as in a small training step, whose {simulators} simulators made batches of {batch} queries on "
+        "average; larger batches would be faster, but need more simulators"
     )
     yield (
         f"acting of finished policies: {_rate(rates.act, speeds.act)}, preparation included, measured "
-        f"without adapters in full batches of {BATCH}: at best, for they keep theirs, and batches are smaller"
+        f"without adapters in full batches of {BATCH}: an upper limit, since finished policies keep their "
+        "adapters and their batches are smaller"
     )
     yield (
         f"learning with adapters: at the micro-batch nearest to the setting ({learning}); {MICROBATCH} as in "
-        "that step, the others alone"
+        "that step, the others measured alone"
     )
-    yield f"learning all weights: {_rate(rates.whole, speeds.whole)}, by FSDP in one process"
+    yield f"learning all weights: {_rate(rates.learn_all, speeds.learn_all)}, by FSDP in one process"
     yield f"encoding: {rates.encode:.2f} videos/s ({speeds.encode / 1e12:.0f} TFLOP/s), as in that step"
 
 
@@ -155,8 +154,8 @@ def _rate(queries: float, flop: float) -> str:
     return f"{queries:.1f} queries/s, {flop / 1e12:.0f} TFLOP/s"
 
 
-def _video() -> int:
-    """FLOP of a video of the world model that was measured."""
+def _video_flop() -> int:
+    """Operations for a video of the world model that was measured."""
     path = CONFIGS / f"world_models/{WORLD_MODEL}.yaml"
     model = validate(WorldModel, {"name": WORLD_MODEL, **read_yaml(path)["world_model"]}, str(path))
     flop = operations.encoding(model)
@@ -181,8 +180,10 @@ class Table(NamedTuple):
 
     def by_batch(self, part: str, name: str) -> dict[int, float]:
         """Values of the names `<name>_<batch>`."""
-        found = {full: re.fullmatch(rf"{name}_([1-9]\d*)", full) for of, full in self.values if of == part}
-        return {int(match[1]): self.value(part, full) for full, match in found.items() if match}
+        named = (
+            re.fullmatch(rf"{name}_([1-9]\d*)", key) for key_part, key in self.values if key_part == part
+        )
+        return {int(match[1]): self.value(part, match[0]) for match in named if match}
 
 
 def read_table(path: Path) -> Table:
@@ -192,14 +193,14 @@ def read_table(path: Path) -> Table:
     if len(cards) > 1 or not cards <= set(operations.GPUS):
         known = ", ".join(operations.GPUS)
         raise ConfigError(f"{path}: column card has {', '.join(sorted(cards))}: give one of {known}")
-    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    calls: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in rows:
         part, name, value = row["part"], row["name"], row["value"]
         try:
-            found[part, name].append(float(value))
+            calls[part, name].append(float(value))
         except ValueError:
             raise ConfigError(f"{path}: {part}, {name}: column value is {value!r}, no number") from None
-    means = {key: sum(values) / len(values) for key, values in found.items()}
+    means = {key: sum(values) / len(values) for key, values in calls.items()}
     return Table(path, cards.pop(), means)
 
 

@@ -1,8 +1,8 @@
-"""What a preset has done and is doing: stages, runs, success so far, speed and expected end.
+"""How far a preset's stages are: runs, success so far, speed and expected end.
 
 srpo status [smoke | mini | paper | PRESET.yaml]
 
-It only reads `results/` and `scratch/` of the folder where it is called, so it may be called at any time.
+It only reads `results/` and `scratch/` of the current folder, so it can be called at any time.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
 from srpo.analysis.stats import wilson
 from srpo.analysis.tables import percent
+from srpo.cluster.resources import scratch_path, sweep_size
 from srpo.config import (
     ConfigError,
     DemosStage,
@@ -32,20 +34,20 @@ from srpo.config import (
 )
 from srpo.config.plan import plan
 from srpo.config.resolve import load_preset
-from srpo.libero_plus.tasks import count
 
 
 @dataclass(frozen=True)
 class Progress:
     """How far a stage is.
 
+    state        waiting, started or done
     done, total  of what `unit` names; total None: not counted
     successes    of `episodes` so far, 0 of 0 where there are none
-    rate         units a second of the attempt at work; None: not known
+    rate         units a second of the current attempt; None: not known
     changed      seconds since anything was written; None: nothing yet
     """
 
-    state: str
+    state: Literal["waiting", "started", "done"]
     unit: str = ""
     done: int = 0
     total: int | None = None
@@ -56,7 +58,7 @@ class Progress:
 
 
 def outputs(folder: str, stage: Stage | WorldModelStage) -> list[str]:
-    """The files (below `results/<preset>/`) that are there when a stage is done."""
+    """The files below `results/<preset>/` that exist once a stage is done."""
     if isinstance(stage, DemosStage):
         return [f"{folder}/data"]
     if isinstance(stage, WorldModelStage):
@@ -70,36 +72,39 @@ def outputs(folder: str, stage: Stage | WorldModelStage) -> list[str]:
     return [folder]
 
 
-def progress(folder: str, stage: Stage | WorldModelStage, results: Path, scratch: Path) -> Progress:
-    """How far one stage is, from the files it has written."""
-    if all((results / output).exists() for output in outputs(folder, stage)):
+def progress(folder: str, stage: Stage | WorldModelStage, here: Path) -> Progress:
+    """How far one stage is, from the files it has written below `here`."""
+    results = Path("results", stage.preset)
+    files = [results / name for name in outputs(folder, stage)]
+    if all((here / file).exists() for file in files):
         return Progress("done")
+    scratch = here / scratch_path(str(files[0]))
     if isinstance(stage, EvaluateStage):
-        journals = [scratch / folder / "episodes" / "rows.jsonl"]
-        return _evaluation(journals, len(stage.tasks) * stage.evaluate.states, 0)
+        return _evaluation([scratch], len(stage.tasks) * stage.evaluate.states, 0)
     if isinstance(stage, PlusStage):
-        journals = sorted((scratch / folder).glob("shard-*/rows.jsonl"))
-        total = count(stage.suite, stage.tasks, stage.plus.dimensions, stage.plus.per_dimension)
-        finished = sorted((results / folder).glob("shard-*.parquet"))
-        return _evaluation(journals, total, min(total, len(finished) * stage.plus.shard_size))
+        total, shards = sweep_size(stage), results / folder / "shard-*.parquet"
+        finished = len(list(here.glob(str(shards)))) * stage.plus.shard_size
+        return _evaluation(sorted(here.glob(scratch_path(str(shards)))), total, min(total, finished))
     if isinstance(stage, TrainStage):
-        return _training(scratch / folder / "policy" / "metrics.csv", stage.train.steps)
-    files = [path for path in (scratch / folder).rglob("*") if path.is_file()]
-    if not files:
+        return _training(scratch / "metrics.csv", stage.train.steps)
+    scratch = here / scratch_path(str(results / folder))
+    written = [path.stat().st_mtime for path in scratch.rglob("*") if path.is_file()]
+    if not written:
         return Progress("waiting")
-    return Progress("started", changed=time.time() - max(path.stat().st_mtime for path in files))
+    return Progress("started", changed=time.time() - max(written))
 
 
-def _evaluation(journals: Sequence[Path], total: int, finished: int) -> Progress:
+def _evaluation(folders: Sequence[Path], total: int, finished: int) -> Progress:
+    """Of an evaluation that keeps a row an episode in each of its scratch folders."""
     statuses: list[str] = []
     rate, newest = 0.0, 0.0
-    for journal in journals:
+    for journal in (folder / "rows.jsonl" for folder in folders):
         if not journal.is_file():
             continue
         lines = journal.read_text(encoding="utf-8").splitlines()
         statuses += [row["status"] for row in map(_row, lines) if row]
-        note = journal.with_name("run.json")  # written when the attempt began
-        seconds = journal.stat().st_mtime - note.stat().st_mtime if note.is_file() else 0.0
+        marker = journal.with_name("run.json")  # written when the attempt began
+        seconds = journal.stat().st_mtime - marker.stat().st_mtime if marker.is_file() else 0.0
         rate += len(lines) / seconds if seconds > 0 else 0.0
         newest = max(newest, journal.stat().st_mtime)
     if not newest:
@@ -118,17 +123,15 @@ def _evaluation(journals: Sequence[Path], total: int, finished: int) -> Progress
 
 def _row(line: str) -> dict[str, str] | None:
     try:
-        found: dict[str, str] = json.loads(line)
+        row: dict[str, str] = json.loads(line)
     except ValueError:  # the last line, while it is being written
         return None
-    return found
+    return row
 
 
 def _training(file: Path, steps: int) -> Progress:
-    if not file.is_file():
-        return Progress("waiting", "RL steps", 0, steps)
-    metrics = pd.read_csv(file)
-    if metrics.empty:
+    """Of a training that has written `metrics.csv` into its scratch folder."""
+    if not file.is_file() or (metrics := pd.read_csv(file)).empty:
         return Progress("waiting", "RL steps", 0, steps)
     last = metrics.iloc[-1]
     return Progress(
@@ -144,7 +147,7 @@ def _training(file: Path, steps: int) -> Progress:
 
 
 def line(folder: str, now: Progress) -> str:
-    """One stage in words."""
+    """One stage as a line of text."""
     parts = [f"{now.state:8} {folder}"]
     if now.state != "done" and now.total is not None:
         parts.append(f"{now.done}/{now.total} {now.unit}")
@@ -164,18 +167,17 @@ def line(folder: str, now: Progress) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: `40 s`, `12 min`, `3.5 h`."""
+    """Seconds as text: `40 s`, `12 min`, `3.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def report(preset_name: str, here: Path) -> Iterator[str]:
-    """The lines of the whole preset: a summary, then every stage that is at work, then those that wait."""
+    """The lines of the whole preset: a summary, then the stages, those in progress first."""
     preset, source = load_preset(preset_name)
     stages = plan(preset, source).stages
-    results, scratch = here / "results" / preset.name, here / "scratch" / preset.name
-    now = {folder: progress(folder, stage, results, scratch) for folder, stage in stages.items()}
+    now = {folder: progress(folder, stage, here) for folder, stage in stages.items()}
     states = [p.state for p in now.values()]
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "started", "waiting"))
     yield f"{preset.name}: {len(stages)} stages, {counts}"

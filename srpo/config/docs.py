@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, schema in schemas().items():
             write_json(arguments.out / f"{name}.schema.json", schema)
     else:
-        from srpo.results.rows import document  # pandas: seconds
+        from srpo.results.document import document
 
         write_text(arguments.out, document())
 

@@ -1,7 +1,6 @@
-"""LIBERO, lean: the same physics and pictures as the stock environment, without its waiting.
+"""LIBERO at ten times the stock environment's speed and more, with the same physics and pictures.
 
-Importing this package decides the OpenGL back end for the process, before MuJoCo is imported: see
-`srpo.envs.gl`.
+Importing this package chooses the OpenGL back end of the process, before MuJoCo is imported (`srpo.envs.gl`).
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ import types
 from srpo.envs.gl import choose_backend
 
 
-def _quiet_robosuite() -> None:
-    """Switch robosuite's logging off, through the private settings it looks for.
+def _disable_robosuite_logging() -> None:
+    """Disable robosuite's log files, by the private settings module that it looks for.
 
-    It logs to /tmp/robosuite.log, which on a shared node belongs to whoever came first: the next user's
-    import would fail.
+    It logs to /tmp/robosuite.log. On a shared node that file belongs to the first user, and the import would
+    fail for all others.
     """
     private = types.ModuleType("robosuite.macros_private")
     private.FILE_LOGGING_LEVEL = None  # type: ignore[attr-defined]
@@ -25,4 +24,4 @@ def _quiet_robosuite() -> None:
 
 
 choose_backend()
-_quiet_robosuite()
+_disable_robosuite_logging()

@@ -1,4 +1,4 @@
-"""Say in one line whether pictures can be made on this machine: python -m srpo.envs"""
+"""Tell in one line whether pictures can be rendered on this machine: python -m srpo.envs"""
 
 from srpo.envs.gl import MissingGLError, probe
 

@@ -2,12 +2,14 @@
 
 LIBERO's meshes are scans: a scene has 240–400 thousand triangles, drawn at 128 or 256 pixels. Edges are
 collapsed in the order of their quadric error (Garland and Heckbert, "Surface Simplification Using Quadric
-Error Metrics", SIGGRAPH 1997) until no collapse stays within a tolerance in metres. A collapse moves a vertex
-onto its neighbour, so every corner of the result is a corner of the original, with its normal and its place
-in the texture: MuJoCo's compiled arrays need no new vertices, only fewer faces.
+Error Metrics", SIGGRAPH 1997) until no collapse is within a tolerance in metres. A collapse moves a vertex
+onto its neighbour, so every corner of the result is a corner of the original, with its normal and texture
+coordinates: MuJoCo's compiled arrays need no new vertices, only fewer faces.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import mujoco
 import numba
@@ -17,13 +19,36 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 SMALL = 150
-"""Meshes of fewer faces are left alone."""
+"""Meshes of fewer faces are left unchanged."""
 MARGIN = 1e-7
 """Corners nearer than this (metres, texture units) are one vertex."""
 PASSES = (1 / 256, 1 / 64, 1 / 16, 1 / 4, 1 / 4, 1.0, 1.0, 1.0)
-"""Shares of the squared tolerance allowed in each sweep over the vertices: cheap collapses come first."""
-TURN = 0.5
-"""Cosine of the angle (60°) by which a face may turn in one collapse."""
+"""Fractions of the squared tolerance allowed in each pass over the vertices: cheap collapses come first."""
+MIN_TURN_COSINE = 0.5
+"""Cosine of the largest angle (60°) by which a face may turn in one collapse."""
+
+
+class _Mesh(NamedTuple):
+    """A mesh while it is simplified in place; corner j of face f has number 3 f + j.
+
+    points      float64 (V, 3)    vertices
+    faces       int64 (F, 3)      vertex of each corner
+    corners     int64 (F, 3)      original corner whose normal and texture coordinates each corner takes
+    charts      int64 (F,)        texture chart of each face
+    directions  float64 (3 F, 3)  unit normal of each original corner
+    alive       bool (F,)         which faces are left
+    head        int64 (V,)        first corner at each vertex, -1 if there is none
+    following   int64 (3 F,)      next corner at the same vertex, -1 at the end
+    """
+
+    points: NDArray[np.float64]
+    faces: NDArray[np.int64]
+    corners: NDArray[np.int64]
+    charts: NDArray[np.int64]
+    directions: NDArray[np.float64]
+    alive: NDArray[np.bool_]
+    head: NDArray[np.int64]
+    following: NDArray[np.int64]
 
 
 def decimate(
@@ -34,7 +59,7 @@ def decimate(
     tolerance: float,
     shade: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Collapse edges of a triangle mesh as long as neither its surface nor its shading shifts.
+    """Collapse edges of a triangle mesh as long as neither its surface nor its shading changes visibly.
 
     A face never leaves its chart: a vertex moves only onto one that each of its faces' charts has too, so
     that seams of the texture neither open nor smear.
@@ -44,21 +69,26 @@ def decimate(
         faces: int64 (F, 3), vertex numbers.
         charts: int64 (F,), texture chart of each face (all equal for a mesh without texture).
         normals: float64 (F, 3, 3), unit normal at each corner.
-        tolerance: largest root mean square distance (m) of a vertex to the planes it stands for.
-        shade: by how much the cosine between a corner's normal and its face may fall in one collapse. Without
+        tolerance: largest root mean square distance (m) of a vertex to the planes that it replaces.
+        shade: largest decrease in one collapse of the cosine between a corner's normal and its face. Without
             a bound (2) a flat panel loses its inner vertices, and the normals of its edges shade all of it.
 
     Returns:
-        int64 (F', 3) faces that are left, as vertex numbers, and as numbers 3 f + j of the original corners
+        int64 (F', 3) remaining faces, as vertex numbers, and as numbers 3 f + j of the original corners
         whose normal and texture coordinates they take.
     """
-    left = np.ascontiguousarray(faces).copy()
-    corners = np.arange(3 * len(faces)).reshape(-1, 3)
-    directions = np.ascontiguousarray(normals).reshape(-1, 3)
-    alive = _collapse(
-        np.ascontiguousarray(points), left, corners, charts, directions, tolerance**2, shade, np.array(PASSES)
+    mesh = _Mesh(
+        points=np.ascontiguousarray(points),
+        faces=np.ascontiguousarray(faces).copy(),
+        corners=np.arange(3 * len(faces)).reshape(-1, 3),
+        charts=charts,
+        directions=np.ascontiguousarray(normals).reshape(-1, 3),
+        alive=np.ones(len(faces), np.bool_),
+        head=np.full(len(points), -1),
+        following=np.full(3 * len(faces), -1),
     )
-    return left[alive], corners[alive]
+    _collapse(mesh, tolerance**2, shade, np.array(PASSES))
+    return mesh.faces[mesh.alive], mesh.corners[mesh.alive]
 
 
 @numba.njit(cache=True)
@@ -92,139 +122,130 @@ def _error(first, second, p):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _collapse(points, faces, corners, charts, directions, bound, shade, passes):  # type: ignore[no-untyped-def]
-    """Simplify `faces` and `corners` in place; returns bool (F,), which of them are left."""
-    vertices, count = len(points), len(faces)
-    alive = np.ones(count, np.bool_)
+def _collapse(mesh, bound, shade, passes):  # type: ignore[no-untyped-def]
+    """Simplify a mesh in place; `bound` is the squared tolerance."""
+    vertices, count = len(mesh.points), len(mesh.faces)
     quadrics = np.zeros((vertices, 11))
-    # The corners at each vertex, as linked lists: 3 f + j is corner j of face f.
-    head = np.full(vertices, -1)
-    following = np.full(3 * count, -1)
     for f in range(count):
-        a, b, c = faces[f]
-        normal = _normal(points, a, b, c)
+        a, b, c = mesh.faces[f]
+        normal = _normal(mesh.points, a, b, c)
         area = np.sqrt(np.dot(normal, normal))
         if a == b or b == c or c == a or area == 0:
-            alive[f] = False
+            mesh.alive[f] = False
             continue
         for j in range(3):
-            v = faces[f, j]
-            _add_plane(quadrics[v], normal / area, points[v], area)
-            following[3 * f + j] = head[v]
-            head[v] = 3 * f + j
-    _hold_borders(points, faces, alive, quadrics, head, following)
-    for share in passes:
+            v = mesh.faces[f, j]
+            _add_plane(quadrics[v], normal / area, mesh.points[v], area)
+            mesh.following[3 * f + j] = mesh.head[v]
+            mesh.head[v] = 3 * f + j
+    _hold_borders(mesh, quadrics)
+    for fraction in passes:
         for u in range(vertices):
-            best, target = share * bound, -1
-            at = head[u]
+            best, target = fraction * bound, -1
+            at = mesh.head[u]
             while at >= 0:
                 f = at // 3
-                if alive[f]:
+                if mesh.alive[f]:
                     for step in range(1, 3):
-                        v = faces[f, (at + step - 3 * f) % 3]
-                        error = _error(quadrics[u], quadrics[v], points[v])
-                        if error < best and _allowed(
-                            points, faces, corners, charts, directions, alive, head, following, shade, u, v
-                        ):
+                        v = mesh.faces[f, (at + step - 3 * f) % 3]
+                        error = _error(quadrics[u], quadrics[v], mesh.points[v])
+                        if error < best and _allowed(mesh, shade, u, v):
                             best, target = error, v
-                at = following[at]
+                at = mesh.following[at]
             if target >= 0:
-                _move(points, faces, corners, charts, directions, alive, head, following, u, target)
+                _move(mesh, u, target)
                 quadrics[target] += quadrics[u]
-    return alive
 
 
 @numba.njit(cache=True)
-def _hold_borders(points, faces, alive, quadrics, head, following):  # type: ignore[no-untyped-def]
-    """Hold open borders by planes that stand on them."""
-    for f in range(len(faces)):
-        if not alive[f]:
+def _hold_borders(mesh, quadrics):  # type: ignore[no-untyped-def]
+    """Add planes perpendicular to the faces at open borders, so that these do not recede."""
+    for f in range(len(mesh.faces)):
+        if not mesh.alive[f]:
             continue
         for j in range(3):
-            u, v = faces[f, j], faces[f, (j + 1) % 3]
+            u, v = mesh.faces[f, j], mesh.faces[f, (j + 1) % 3]
             shared = 0
-            at = head[u]
+            at = mesh.head[u]
             while at >= 0:
                 g = at // 3
-                shared += faces[g, 0] == v or faces[g, 1] == v or faces[g, 2] == v
-                at = following[at]
+                shared += mesh.faces[g, 0] == v or mesh.faces[g, 1] == v or mesh.faces[g, 2] == v
+                at = mesh.following[at]
             if shared == 1:
-                edge = points[v] - points[u]
-                across = np.cross(edge, _normal(points, faces[f, 0], faces[f, 1], faces[f, 2]))
+                edge = mesh.points[v] - mesh.points[u]
+                normal = _normal(mesh.points, mesh.faces[f, 0], mesh.faces[f, 1], mesh.faces[f, 2])
+                across = np.cross(edge, normal)
                 length = np.sqrt(np.dot(across, across))
                 if length > 0:
                     for end in (u, v):
-                        _add_plane(quadrics[end], across / length, points[end], np.dot(edge, edge))
+                        _add_plane(quadrics[end], across / length, mesh.points[end], np.dot(edge, edge))
 
 
 @numba.njit(cache=True)
-def _shade(faces, corners, charts, directions, alive, head, following, v, chart, normal):  # type: ignore[no-untyped-def]
-    """The corner at v in a chart whose normal suits a face best, -1 if there is none, and how well."""
+def _best_corner(mesh, v, chart, normal):  # type: ignore[no-untyped-def]
+    """The original corner at v in a chart whose normal is nearest to a face's (-1: none), and the cosine."""
     best, fit = -1, -2.0
-    at = head[v]
+    at = mesh.head[v]
     while at >= 0:
         g = at // 3
-        if alive[g] and charts[g] == chart:
-            corner = corners[g, at - 3 * g]
-            cosine = np.dot(directions[corner], normal)
+        if mesh.alive[g] and mesh.charts[g] == chart:
+            corner = mesh.corners[g, at - 3 * g]
+            cosine = np.dot(mesh.directions[corner], normal)
             if cosine > fit:
                 best, fit = corner, cosine
-        at = following[at]
+        at = mesh.following[at]
     return best, fit
 
 
 @numba.njit(cache=True)
-def _allowed(points, faces, corners, charts, directions, alive, head, following, shade, u, v):  # type: ignore[no-untyped-def]
+def _allowed(mesh, shade, u, v):  # type: ignore[no-untyped-def]
     """Whether u may move onto v: no face turns over, leaves its chart or is shaded differently."""
-    at = head[u]
+    at = mesh.head[u]
     while at >= 0:
         f, j = at // 3, at % 3
-        b, c = faces[f, (j + 1) % 3], faces[f, (j + 2) % 3]
-        if alive[f] and b != v and c != v:
-            before, after = _normal(points, u, b, c), _normal(points, v, b, c)
+        b, c = mesh.faces[f, (j + 1) % 3], mesh.faces[f, (j + 2) % 3]
+        if mesh.alive[f] and b != v and c != v:
+            before, after = _normal(mesh.points, u, b, c), _normal(mesh.points, v, b, c)
             area_before, area_after = np.sqrt(np.dot(before, before)), np.sqrt(np.dot(after, after))
-            if np.dot(before, after) <= TURN * area_before * area_after:
+            if np.dot(before, after) <= MIN_TURN_COSINE * area_before * area_after:
                 return False
-            corner, fit = _shade(
-                faces, corners, charts, directions, alive, head, following, v, charts[f], after / area_after
-            )
-            if corner < 0 or fit < np.dot(directions[corners[f, j]], before / area_before) - shade:
+            corner, fit = _best_corner(mesh, v, mesh.charts[f], after / area_after)
+            direction = mesh.directions[mesh.corners[f, j]]
+            if corner < 0 or fit < np.dot(direction, before / area_before) - shade:
                 return False
-        at = following[at]
+        at = mesh.following[at]
     return True
 
 
 @numba.njit(cache=True)
-def _move(points, faces, corners, charts, directions, alive, head, following, u, v):  # type: ignore[no-untyped-def]
+def _move(mesh, u, v):  # type: ignore[no-untyped-def]
     """Move u onto v."""
     last = -1
-    at = head[u]
+    at = mesh.head[u]
     while at >= 0:
         f, j = at // 3, at % 3
-        b, c = faces[f, (j + 1) % 3], faces[f, (j + 2) % 3]
-        if alive[f] and b != v and c != v:
-            normal = _normal(points, v, b, c)
-            corners[f, j] = _shade(
-                faces, corners, charts, directions, alive, head, following, v, charts[f],
-                normal / np.sqrt(np.dot(normal, normal)),
-            )[0]  # fmt: skip
+        b, c = mesh.faces[f, (j + 1) % 3], mesh.faces[f, (j + 2) % 3]
+        if mesh.alive[f] and b != v and c != v:
+            normal = _normal(mesh.points, v, b, c)
+            unit = normal / np.sqrt(np.dot(normal, normal))
+            mesh.corners[f, j] = _best_corner(mesh, v, mesh.charts[f], unit)[0]
         last = at
-        at = following[at]
-    at = head[u]
+        at = mesh.following[at]
+    at = mesh.head[u]
     while at >= 0:
         f, j = at // 3, at % 3
-        alive[f] = alive[f] and faces[f, (j + 1) % 3] != v and faces[f, (j + 2) % 3] != v
-        faces[f, j] = v
-        at = following[at]
-    following[last] = head[v]
-    head[v] = head[u]
-    head[u] = -1
+        mesh.alive[f] = mesh.alive[f] and mesh.faces[f, (j + 1) % 3] != v and mesh.faces[f, (j + 2) % 3] != v
+        mesh.faces[f, j] = v
+        at = mesh.following[at]
+    mesh.following[last] = mesh.head[v]
+    mesh.head[v] = mesh.head[u]
+    mesh.head[u] = -1
 
 
 def decimate_meshes(model: mujoco.MjModel, meshes: set[int], tolerance: float, shade: float) -> None:
-    """Decimate some meshes of a compiled model in place; their vertices stay, faces become fewer.
+    """Decimate some meshes of a compiled model in place: fewer faces, the same vertices.
 
-    Only for a model that pictures are made from: the physics would see the difference.
+    Only for a model for rendering: collisions would differ.
     """
     for mesh in meshes:
         if model.mesh_facenum[mesh] >= SMALL:
@@ -235,26 +256,26 @@ def _decimate_mesh(model: mujoco.MjModel, mesh: int, tolerance: float, shade: fl
     start, count = int(model.mesh_faceadr[mesh]), int(model.mesh_facenum[mesh])
     part = slice(start, start + count)
     arrays = [array[part] for array in (model.mesh_face, model.mesh_facenormal, model.mesh_facetexcoord)]
-    positions, normals, places = (array.reshape(-1).copy() for array in arrays)
+    positions, normals, coordinates = (array.reshape(-1).copy() for array in arrays)
     points = model.mesh_vert[int(model.mesh_vertadr[mesh]) :][positions].astype(np.float64)
     directions = model.mesh_normal[int(model.mesh_normaladr[mesh]) :][normals].astype(np.float64)
     first, vertex = _weld(points)
     charts = np.zeros(count, np.int64)
     if model.mesh_texcoordadr[mesh] >= 0:
-        coordinates = model.mesh_texcoord[int(model.mesh_texcoordadr[mesh]) :][places]
-        charts = _charts(_weld(np.concatenate([points, coordinates], axis=1))[1].reshape(-1, 3))
+        texture = model.mesh_texcoord[int(model.mesh_texcoordadr[mesh]) :][coordinates]
+        charts = _charts(_weld(np.concatenate([points, texture], axis=1))[1].reshape(-1, 3))
     _, corners = decimate(
         points[first], vertex.reshape(-1, 3), charts, directions.reshape(-1, 3, 3), tolerance, shade
     )
     if len(corners) == 0:
         return
-    for array, values in zip(arrays, (positions, normals, places), strict=True):
+    for array, values in zip(arrays, (positions, normals, coordinates), strict=True):
         array[: len(corners)] = values[corners]
     model.mesh_facenum[mesh] = len(corners)
 
 
 def _weld(values: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Equal rows as one: the first row of each vertex (V,), and each row's vertex (N,)."""
+    """Merge equal rows: the first row of each vertex (V,), and the vertex of each row (N,)."""
     _, first, inverse = np.unique(
         np.round(values / MARGIN).astype(np.int64), axis=0, return_index=True, return_inverse=True
     )

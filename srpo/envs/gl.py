@@ -1,10 +1,10 @@
-"""OpenGL without a screen: which back end, on which GPU, and what is wrong if it does not work.
+"""OpenGL without a screen: its back end, its GPU, and what is wrong if it does not work.
 
 The back end is the environment variable `MUJOCO_GL`: `egl` (a driver, on a GPU where there is one) or
-`osmesa` (software). Unset, it is EGL where there is an NVIDIA device, else OSMesa. It is never changed for
-another that happens to work, and every result records it.
+`osmesa` (software). Unset, it is EGL where there is an NVIDIA device, else OSMesa. There is no fallback to
+the other one, and every result records it.
 
-`python -m srpo.envs` draws a picture and says in one line what works, or what is wrong.
+`python -m srpo.envs` draws a picture and tells in one line what works, or what is wrong.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ _EGL_CUDA_DEVICE_NV = 0x323A  # of the extension EGL_NV_device_cuda
 
 
 class MissingGLError(RuntimeError):
-    """OpenGL cannot be used as it was asked for."""
+    """The chosen OpenGL back end cannot be used."""
 
 
 def choose_backend() -> str:
-    """The back end of this process; also sets the variables that MuJoCo and PyOpenGL read at import."""
+    """The back end of this process. Also sets the variables that MuJoCo and PyOpenGL read at import."""
     backend = os.environ.setdefault("MUJOCO_GL", "egl" if Path("/dev/nvidiactl").exists() else "osmesa")
     os.environ.setdefault("PYOPENGL_PLATFORM", backend)
     return backend
 
 
 def require_gl() -> None:
-    """Check that the chosen back end's library is there.
+    """Check that the chosen back end's library is installed.
 
     Raises:
-        MissingGLError: with the Debian package that provides it.
+        MissingGLError: it is not; the message has the Debian package that provides it.
     """
     backend = choose_backend()
     if backend not in _LIBRARIES:
-        raise MissingGLError(f"MUJOCO_GL={backend}: pictures are made with `egl` or `osmesa`")
+        raise MissingGLError(f"MUJOCO_GL={backend}: pictures are rendered with `egl` or `osmesa`")
     library, package = _LIBRARIES[backend]
     if ctypes.util.find_library(library) is None:
         raise MissingGLError(
@@ -50,9 +50,9 @@ def require_gl() -> None:
 
 
 def egl_device(cuda: int) -> int | None:
-    """EGL's number of the GPU that CUDA counts as `cuda`: the two count in different orders.
+    """EGL's number of the GPU with CUDA's number `cuda`: the two have different orders.
 
-    None where no EGL device says that it is that GPU (without NVIDIA's driver, say).
+    None if no EGL device reports that CUDA number (without NVIDIA's driver, for example).
     """
     egl = ctypes.CDLL(ctypes.util.find_library("EGL"))
     egl.eglGetProcAddress.restype = ctypes.c_void_p
@@ -81,12 +81,12 @@ def egl_device(cuda: int) -> int | None:
 
 
 def create_context(size: int) -> Any:
-    """An OpenGL context of MuJoCo's for pictures of up to `size` pixels.
+    """MuJoCo's OpenGL context for pictures of up to `size` pixels.
 
-    With EGL it is on the GPU of `MUJOCO_EGL_DEVICE_ID` (EGL's number), else on the first that CUDA may use.
+    With EGL it is on the GPU of `MUJOCO_EGL_DEVICE_ID` (EGL's number), else on the first of CUDA's.
 
     Raises:
-        MissingGLError: there is none to be had; the message says why.
+        MissingGLError: no context can be created; the message tells why.
     """
     require_gl()
     if choose_backend() == "egl" and "MUJOCO_EGL_DEVICE_ID" not in os.environ:
@@ -97,12 +97,12 @@ def create_context(size: int) -> Any:
     import mujoco
 
     hook = sys.unraisablehook
-    sys.unraisablehook = lambda _: None  # MuJoCo's half-made contexts cannot be freed, and say so at length
+    sys.unraisablehook = lambda _: None  # freeing a context that MuJoCo failed to create prints tracebacks
     try:
         context = mujoco.GLContext(size, size)
         context.make_current()
         return context
-    except Exception as error:  # of PyOpenGL's, MuJoCo's or ctypes' own kinds
+    except Exception as error:  # PyOpenGL, MuJoCo and ctypes raise many kinds
         reason = _reason(error)
     finally:
         sys.unraisablehook = hook
@@ -118,8 +118,12 @@ def _reason(error: Exception) -> str:
 
 
 def probe() -> str:
-    """Draw a picture and describe what drew it. Raises MissingGLError if that does not work."""
-    context = create_context(64)
+    """Draw a picture and describe what drew it.
+
+    Raises:
+        MissingGLError: it does not work.
+    """
+    gl = create_context(64)
     import mujoco
     import numpy as np
     from OpenGL import GL
@@ -129,18 +133,18 @@ def probe() -> str:
     )
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
-    drawn = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
-    mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, drawn)
+    context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
+    mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
     scene, viewport = mujoco.MjvScene(model, maxgeom=10), mujoco.MjrRect(0, 0, 64, 64)
     mujoco.mjv_updateScene(
         model, data, mujoco.MjvOption(), None, mujoco.MjvCamera(), mujoco.mjtCatBit.mjCAT_ALL, scene
     )
-    mujoco.mjr_render(viewport, scene, drawn)
+    mujoco.mjr_render(viewport, scene, context)
     picture = np.zeros((64, 64, 3), np.uint8)
-    mujoco.mjr_readPixels(picture, None, viewport, drawn)
+    mujoco.mjr_readPixels(picture, None, viewport, context)
     names = [GL.glGetString(name).decode() for name in (GL.GL_RENDERER, GL.GL_VERSION)]
-    drawn.free()
     context.free()
+    gl.free()
     if picture[32, 32, 0] == 0:
         raise MissingGLError(f"MUJOCO_GL={choose_backend()}: {', '.join(names)} draws nothing")
     return f"MUJOCO_GL={choose_backend()}: {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""How far a task is from its goal, by what the simulator knows: what progress rewards are judged by."""
+"""Distance of a task from its goal by the simulator's state: the truth for judging progress rewards."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ RANGES = {
     "turnon": "default_turnon_ranges",
     "turnoff": "default_turnoff_ranges",
 }
-"""Predicates about a joint → LIBERO's name for the range of the joint that makes them true."""
+"""Predicate about a joint → LIBERO's name for the joint's range in which it holds."""
 
 
 @dataclass(frozen=True)
-class _Placing:
-    """An object (body) that shall be at a place (body or site)."""
+class _PlaceGoal:
+    """An object (a body) has to be at a target: ("body" or "site", its id)."""
 
     body: int
-    place: tuple[str, int]
+    target: tuple[str, int]
 
-    def way(self, data: mujoco.MjData, hand: NDArray[np.float64]) -> float:
-        kind, number = self.place
+    def distance(self, data: mujoco.MjData, hand: NDArray[np.float64]) -> float:
+        kind, number = self.target
         target = data.xpos[number] if kind == "body" else data.site_xpos[number]
-        own = data.xpos[self.body]
-        return float(np.linalg.norm(hand - own) + np.linalg.norm(own - target))
+        position = data.xpos[self.body]
+        return float(np.linalg.norm(hand - position) + np.linalg.norm(position - target))
 
 
 @dataclass(frozen=True)
-class _Turning:
-    """A joint that shall come into a range: the hand has to reach its body, whose rim then moves along.
+class _JointGoal:
+    """A joint has to be in a range: the hand reaches its body, whose rim then moves with it.
 
-    radius  metres of the rim from a hinge's axis; 1 for a slide, whose coordinate is in metres
+    radius  metres from a hinge's axis to the rim; 1 for a slide, whose coordinate is in metres
     """
 
     body: int
@@ -48,14 +48,18 @@ class _Turning:
     high: float
     radius: float
 
-    def way(self, data: mujoco.MjData, hand: NDArray[np.float64]) -> float:
+    def distance(self, data: mujoco.MjData, hand: NDArray[np.float64]) -> float:
         value = data.qpos[self.qpos]
-        off = max(self.low - value, value - self.high, 0.0)
-        return float(np.linalg.norm(hand - data.xipos[self.body]) + self.radius * off)
+        outside = max(self.low - value, value - self.high, 0.0)
+        return float(np.linalg.norm(hand - data.xipos[self.body]) + self.radius * outside)
 
 
 class Goal:
-    """The predicates of a task's goal, and the way that is left to them."""
+    """The predicates of a task's goal, and the distance to them.
+
+    Raises:
+        ValueError: there is no measure of distance for a predicate.
+    """
 
     def __init__(
         self,
@@ -67,46 +71,48 @@ class Goal:
         self._domain, self._data = domain, data
         self._hand = data.site_xpos[domain.robots[0].eef_site_id]
         self._parts = [
-            (list(goal), _part(domain, model, goal, visible)) for goal in domain.parsed_problem["goal_state"]
+            (list(predicate), _part(domain, model, predicate, visible))
+            for predicate in domain.parsed_problem["goal_state"]
         ]
 
-    def distance_to_goal(self) -> float:
-        """Metres of way that the hand still has to go at least, in straight lines; 0 where the goal holds.
+    def distance(self) -> float:
+        """Least distance that the hand still has to move in straight lines, metres; 0 where the goal holds.
 
         The sum over the predicates that do not hold: from the hand to the object (drawer, door, knob), and
-        from there to where it shall be. It knows nothing of obstacles, of grasping or of the order of
-        predicates, and its zero is not sharp (an object's origin is not where it is held or rests), so it is
-        for comparing moments and episodes of one task.
+        from there to its target. It ignores obstacles, grasping and the order of predicates, and jumps to 0
+        where a predicate becomes true (an object's origin is not where it is held or rests). So it compares
+        moments and episodes of one task, not tasks.
         """
         return sum(
-            part.way(self._data, self._hand)
-            for goal, part in self._parts
-            if not self._domain._eval_predicate(goal)
+            part.distance(self._data, self._hand)
+            for predicate, part in self._parts
+            if not self._domain._eval_predicate(predicate)
         )
 
 
 def _part(
     domain: Any, model: mujoco.MjModel, goal: Sequence[str], visible: Callable[[], VisibleScene]
-) -> _Placing | _Turning:
+) -> _PlaceGoal | _JointGoal:
     predicate, name, *rest = goal
     if predicate in ("on", "in"):
-        return _Placing(domain.obj_body_id[name], _place(domain, model, rest[0]))
+        return _PlaceGoal(domain.obj_body_id[name], _target(domain, model, rest[0]))
     if predicate in RANGES:
-        # A cabinet's drawers are named by the regions within them.
-        part = domain.object_sites_dict.get(name)
-        owner = domain.get_object(name if part is None else part.parent_name)
-        joint = model.joint((owner if part is None else part).joints[0]).id
+        # A cabinet's drawers have the names of the regions in them.
+        drawer = domain.object_sites_dict.get(name)
+        owner = domain.get_object(name if drawer is None else drawer.parent_name)
+        joint = model.joint((owner if drawer is None else drawer).joints[0]).id
         low, high = sorted(owner.object_properties["articulation"][RANGES[predicate]])
         body = int(model.jnt_bodyid[joint])
-        hinge = model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_HINGE
-        radius = _radius(visible(), joint, body) if hinge else 1.0
-        return _Turning(body, int(model.jnt_qposadr[joint]), low, high, radius)
+        is_hinge = model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_HINGE
+        radius = _radius(visible(), joint, body) if is_hinge else 1.0
+        return _JointGoal(body, int(model.jnt_qposadr[joint]), low, high, radius)
     raise ValueError(
-        f"goal {goal}: no measure of the way to {predicate!r}; there is one for on, in, {', '.join(RANGES)}"
+        f"goal {goal}: no measure of the distance to {predicate!r}; there is one for on, in, "
+        f"{', '.join(RANGES)}"
     )
 
 
-def _place(domain: Any, model: mujoco.MjModel, name: str) -> tuple[str, int]:
+def _target(domain: Any, model: mujoco.MjModel, name: str) -> tuple[str, int]:
     if name in domain.object_sites_dict:
         return "site", model.site(name).id
     return "body", domain.obj_body_id[name]
@@ -117,5 +123,5 @@ def _radius(scene: VisibleScene, joint: int, body: int) -> float:
     model, data = scene.model, scene.data
     geoms = np.flatnonzero(model.geom_bodyid == body)
     arms = data.geom_xpos[geoms] - data.xanchor[joint]
-    across = arms - np.outer(arms @ data.xaxis[joint], data.xaxis[joint])
-    return float((np.linalg.norm(across, axis=1) + model.geom_rbound[geoms]).max())
+    perpendicular = arms - np.outer(arms @ data.xaxis[joint], data.xaxis[joint])
+    return float((np.linalg.norm(perpendicular, axis=1) + model.geom_rbound[geoms]).max())

@@ -1,8 +1,8 @@
-"""One LIBERO task: real physics, real pictures, snapshots instead of resets.
+"""One LIBERO task as an environment: the stock environment's results, without its redundant work.
 
 The stock environment rebuilds the whole scene at every reset and renders two cameras at every step. Here a
-task is built once; an initial state is set and settled once and from then on restored from a snapshot; a
-picture is rendered when somebody asks for one. What comes out is what the stock environment gives.
+task is built once, an initial state is set and settled once and then restored from a snapshot, and a picture
+is rendered on request. States, pictures and successes are the stock environment's, bit for bit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import srpo.envs  # noqa: F401  (decides the OpenGL back end before MuJoCo is imported)
+import srpo.envs  # noqa: F401  (chooses the OpenGL back end before MuJoCo is imported)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -40,6 +40,8 @@ from srpo.envs.renderer import Renderer, VisibleScene, visible_scene
 from srpo.episode import ACTION_DIM
 
 SETTLE_ACTION = np.array([0.0, 0, 0, 0, 0, 0, -1])
+"""Action while objects come to rest: no motion, gripper open."""
+PLACEMENT_TRIES = 100
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 
 
@@ -64,7 +66,11 @@ def _suite(name: str) -> Any:
 
 
 def load_task(suite: str, task_id: int) -> Task:
-    """Look up a task. Raises ValueError if the suite has no such task."""
+    """Look up a task.
+
+    Raises:
+        ValueError: there is no such suite, or the suite has no such task.
+    """
     loaded = _suite(suite)
     if not 0 <= task_id < loaded.n_tasks:
         raise ValueError(f"{suite} has tasks 0–{loaded.n_tasks - 1}, not {task_id}")
@@ -85,26 +91,26 @@ def init_states(suite: str, task_id: int) -> NDArray[np.float64]:
 
 
 @functools.cache
-def _lean_domain(domain: type) -> type:
-    """A LIBERO problem class whose scene is compiled for the physics alone, and only once."""
+def _cached_domain(domain: type) -> type:
+    """A subclass of a LIBERO problem class whose scene is compiled for the physics alone, and only once."""
 
     def initialize_sim(self: Any, xml_string: str | None = None) -> None:
-        # Regions are marks without a body: tasks and layouts that differ in nothing else share models.
+        # Regions are sites without a body: tasks and layouts that differ in nothing else share models.
         self.scene_xml, regions = without_regions(xml_string or self.model.get_xml())
         # A reset moves fixtures in the model, so each simulation gets a copy.
         model = mujoco.MjModel.__copy__(physics_model(self.scene_xml))
         for name, (position, size) in regions.items():
             model.site(name).pos, model.site(name).size = position, size
         self.sim = MjSim(model)
-        # It is for pictures of segments, and would look for geoms that are only to be seen.
+        # Used for segmentation pictures alone, and would fail on the visual geoms that the physics lacks.
         self.model.generate_id_mappings = lambda sim: None
         self.sim.forward()
         self.initialize_time(self.control_freq)
 
     def destroy_sim(self: Any) -> None:
-        self.sim = None  # stock robosuite also collects garbage here, in every reset
+        self.sim = None  # stock robosuite also runs the garbage collector here, at every reset
 
-    # LIBERO checks that the class is named like the problem.
+    # LIBERO checks that the class has the problem's name.
     return type(domain.__name__, (domain,), {"_initialize_sim": initialize_sim, "_destroy_sim": destroy_sim})
 
 
@@ -112,16 +118,16 @@ _REGION = re.compile(r'(<site quat="1 0 0 0" type="box" )pos="([^"]*)" size="([^
 
 
 def without_regions(scene: str) -> tuple[str, dict[str, tuple[list[float], list[float]]]]:
-    """A scene's XML with all its regions (LIBERO's target zones) in one place, and where they really are.
+    """Move all regions of a scene (sites that mark LIBERO's goals) to one place.
 
-    That place is not their body's origin: MuJoCo would compile such sites to stay there, wherever `pos` says.
+    That place is not their body's origin: MuJoCo compiles such sites in a way that ignores a later `pos`.
 
     Returns:
-        The XML, and per site its position and half sizes (m).
+        The scene's XML, and each site's original position and half sizes (m).
     """
 
     def numbers(text: str) -> list[float]:
-        return [float(word) for word in text.split()]
+        return [float(number) for number in text.split()]
 
     regions = {name: (numbers(pos), numbers(size)) for _, pos, size, _, name in _REGION.findall(scene)}
     return _REGION.sub(r'\1pos="1 1 1" size="0.01 0.01 0.01"\4', scene), regions
@@ -130,10 +136,10 @@ def without_regions(scene: str) -> tuple[str, dict[str, tuple[list[float], list[
 def _build(bddl_file: Path, scene_xml: str | None = None) -> Any:
     """The robosuite environment of a task, as LIBERO's ControlEnv makes it, without cameras.
 
-    `scene_xml` names another arena's file than the problem's own.
+    `scene_xml` is another arena's file than the problem's own.
     """
     problem = bddl_utils.get_problem_info(str(bddl_file))
-    domain = _lean_domain(TASK_MAPPING[problem["problem_name"]])
+    domain = _cached_domain(TASK_MAPPING[problem["problem_name"]])
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return domain(
@@ -163,8 +169,12 @@ class _Snapshot:
 class LiberoEnv:
     """One LIBERO task under one protocol.
 
-    Building takes a second or so; `reset` is a snapshot's restore after the first time. Not thread-safe: the
-    process has one OpenGL context, and robosuite draws from NumPy's global generator while it builds.
+    Building takes about a second; after its first time, `reset` restores a snapshot. Not thread-safe: the
+    process has one OpenGL context, and robosuite uses NumPy's global generator while it builds.
+
+    Args:
+        bddl_file: another task description than LIBERO's own.
+        scene_xml: another arena's file than the task's own.
     """
 
     def __init__(
@@ -183,58 +193,69 @@ class LiberoEnv:
         self._stepper = OscStepper(self.env)
         self.model: mujoco.MjModel = self._stepper.model
         self.data: mujoco.MjData = self._stepper.data
-        # Each with the place of its knob's angle, and the opacity of its burner.
-        self._stoves = []
-        for state in self.env.tracking_object_states_change:
-            stove = self.env.get_object(state.object_name)
-            (knob,) = (self.model.joint(name).qposadr[0] for name in stove.joints)
-            (burner,) = (
-                self.model.site(name).id for name, _ in stove.object_properties["vis_site_names"].values()
-            )
-            self._stoves.append((stove, knob, self.model.site_rgba[burner, 3:]))
+        self._stoves = [self._stove(state.object_name) for state in self.env.tracking_object_states_change]
         self.steps = 0
+        """Control steps since the episode's start."""
         self.observation = self._stepper.observe()
         """What can be seen now; `render` also takes an earlier one."""
-        self._fresh = self._snapshot()
-        self._snapshots: dict[int, _Snapshot] = {}
+        self._after_hard_reset = self._snapshot()
+        self._initial: dict[int, _Snapshot] = {}
         self._renderer = Renderer(self.model, self.env.scene_xml, protocol.render)
         self._goal = Goal(self.env, self.model, self.data, self.visible)
 
+    def _stove(self, name: str) -> tuple[Any, int, NDArray[np.float32]]:
+        """A stove, its knob's address in `qpos`, and a view of its burner's opacity, float32 (1,)."""
+        stove = self.env.get_object(name)
+        (knob,) = (self.model.joint(joint).qposadr[0] for joint in stove.joints)
+        (burner,) = (
+            self.model.site(site).id for site, _ in stove.object_properties["vis_site_names"].values()
+        )
+        return stove, knob, self.model.site_rgba[burner, 3:]
+
     def _hard_reset(self) -> None:
         # LIBERO's own wrapper repeats a reset whose random placement fails.
-        for _ in range(100):
+        for _ in range(PLACEMENT_TRIES):
             try:
                 self.env.reset()
                 return
             except robosuite.utils.errors.RandomizationError:
                 continue
-        raise RuntimeError(f"{self.task.name}: no valid placement of its objects in 100 tries")
+        raise RuntimeError(f"{self.task.name}: no valid placement of its objects in {PLACEMENT_TRIES} tries")
 
     def reset(self, init_state: int) -> None:
-        """Put the task into one of its initial states, settled. Raises IndexError if it has none such."""
-        if init_state not in self._snapshots:
+        """Start an episode from one of the task's initial states, settled.
+
+        Raises:
+            IndexError: the task has no such initial state.
+        """
+        if init_state not in self._initial:
             states = init_states(self.task.suite, self.task.task_id)
             if not 0 <= init_state < len(states):
                 raise IndexError(f"{self.task.name} has initial states 0–{len(states) - 1}, not {init_state}")
-            self.begin(states[init_state])
-            self._snapshots[init_state] = self._snapshot()
-        self._restore(self._snapshots[init_state])
+            self.reset_to(states[init_state])
+            self._initial[init_state] = self._snapshot()
+        self._restore(self._initial[init_state])
         self.steps = 0
 
-    def begin(
-        self, state: NDArray[np.float64], posture: NDArray[np.float64] | None = None, stays: bool = False
+    def reset_to(
+        self,
+        state: NDArray[np.float64],
+        posture: NDArray[np.float64] | None = None,
+        *,
+        keep_posture: bool = False,
     ) -> None:
         """Start an episode as the stock environment does: hard reset, set the state, settle.
 
         Args:
             state: LIBERO's flattened state, float64 (1 + nq + nv,).
-            posture: the arm's joints at the reset, float64 (7,), radians; None: LIBERO's own. The state puts
-                the arm back, and only the controller remembers the posture, unless it `stays`.
+            posture: joint angles of the arm at the hard reset, float64 (7,), radians; None: LIBERO's own.
+            keep_posture: whether the arm keeps `posture`. As in the stock environment the state resets the
+                arm otherwise, and only the controller remembers the posture.
         """
-        self._restore(self._fresh)
+        self._restore(self._after_hard_reset)
         if posture is not None:
-            self._stepper.hold(posture)
-            state = self._stepper.bend(state, posture) if stays else state
+            self._stepper.set_arm_posture(posture)
+            state = self._stepper.with_posture(state, posture) if keep_posture else state
         self.set_state(state)
         for _ in range(self.protocol.settle_steps):
             self.step(SETTLE_ACTION)
@@ -243,7 +264,11 @@ class LiberoEnv:
     def step(self, action: NDArray[np.floating]) -> bool:
         """Run one control step (1/20 s) of 7 numbers in [-1, 1] (gripper: -1 opens, +1 closes).
 
-        Returns whether the task's goal holds now.
+        Returns:
+            Whether the task's goal holds now.
+
+        Raises:
+            ValueError: the action has another shape or is not finite.
         """
         command = np.asarray(action, np.float64)
         if command.shape != (ACTION_DIM,):
@@ -252,15 +277,14 @@ class LiberoEnv:
             raise ValueError(f"action {command} is not finite")
         self.observation = self._stepper.step(command)
         self.steps += 1
-        self._glow()
+        self._update_stoves()
         return self.success
 
-    def _glow(self) -> None:
-        """Have what is seen follow the state: a stove's burner glows while it is on."""
-        # Stock LIBERO checks goals before this as well as after. The first check decides nothing: whatever
-        # has such a look is asked for its state here.
-        for stove, knob, alphas in self._stoves:
-            if (alphas > 0).any() != stove.turn_on(self.data.qpos[knob]):
+    def _update_stoves(self) -> None:
+        """Update the visual state: a stove's burner glows while it is on."""
+        # Stock LIBERO also checks goals before this, without effect: the state is read here.
+        for stove, knob, opacity in self._stoves:
+            if (opacity > 0).any() != stove.turn_on(self.data.qpos[knob]):
                 self.env._post_process()
 
     @property
@@ -269,21 +293,21 @@ class LiberoEnv:
         return bool(self.env._check_success())
 
     def distance_to_goal(self) -> float:
-        """Metres of way that are left to the task's goal (`srpo.envs.goal`); 0 where it holds."""
-        return self._goal.distance_to_goal()
+        """Metres to the task's goal (`srpo.envs.goal`); 0 where it holds."""
+        return self._goal.distance()
 
     def render(
         self, camera: str = "agentview", size: int | None = None, observation: Observation | None = None
     ) -> NDArray[np.uint8]:
         """uint8 (size, size, 3) in the official orientation; `size` defaults to the protocol's.
 
-        Pictures can be made after the event: keep `env.observation` of a step and hand it in later.
+        `observation` is an earlier `env.observation`: pictures can be rendered after the event.
         """
         return self._renderer(observation or self.observation, camera, size or self.protocol.image_size)
 
     @contextlib.contextmanager
-    def dressed(self, scene_xml: str) -> Iterator[None]:
-        """Within the block, pictures show the meshes and textures of another scene's XML (same geometry)."""
+    def retextured(self, scene_xml: str) -> Iterator[None]:
+        """Within the block, pictures have the textures of another scene's XML (with the same geometry)."""
         renderer = self._renderer
         self._renderer = Renderer(self.model, scene_xml, self.protocol.render)
         try:
@@ -299,9 +323,9 @@ class LiberoEnv:
         return np.concatenate([observation.hand_pos, orientation, observation.fingers]).astype(np.float32)
 
     def visible(self, qpos: NDArray[np.float64] | None = None) -> VisibleScene:
-        """Everything there is to see, which the physics is without, at some positions (default: present).
+        """The scene with its visual geoms, which the physics model lacks, posed at `qpos` (default: now).
 
-        It is shared with other environments of the scene: to be looked at before anything else is done.
+        It is shared by all environments of the scene, so it is valid until the next call or picture.
         """
         scene = visible_scene(self.env.scene_xml)
         scene.pose(self.model, self.data.qpos if qpos is None else qpos)
@@ -312,7 +336,11 @@ class LiberoEnv:
         return np.concatenate([[self.data.time], self.data.qpos, self.data.qvel])
 
     def set_state(self, state: NDArray[np.float64]) -> None:
-        """Set LIBERO's flattened state, as the stock `set_init_state` does; the controller is untouched."""
+        """Set LIBERO's flattened state as the stock `set_init_state` does; the controller keeps its own.
+
+        Raises:
+            ValueError: the state has another shape.
+        """
         expected = 1 + self.model.nq + self.model.nv
         if state.shape != (expected,):
             raise ValueError(f"{self.task.name}: a state has {expected} numbers, not shape {state.shape}")
@@ -320,11 +348,11 @@ class LiberoEnv:
         self.data.qpos[:] = state[1 : 1 + self.model.nq]
         self.data.qvel[:] = state[1 + self.model.nq :]
         mujoco.mj_forward(self.model, self.data)
-        self._glow()
+        self._update_stoves()
         self.observation = self._stepper.observe()
 
     def integration_state(self) -> NDArray[np.float64]:
-        """MuJoCo's whole integration state: equal states continue equally."""
+        """MuJoCo's full integration state: equal states evolve equally."""
         state = np.empty(mujoco.mj_stateSize(self.model, _STATE))
         mujoco.mj_getState(self.model, self.data, state, _STATE)
         return state
@@ -340,4 +368,4 @@ class LiberoEnv:
         mujoco.mj_forward(self.model, self.data)
         self._stepper.state = snapshot.controller
         self.observation = snapshot.observation
-        self._glow()
+        self._update_stoves()

@@ -1,9 +1,9 @@
-"""Compiled MuJoCo models of a scene: for the physics, for what is seen and for drawing it; once a machine.
+"""Compiled MuJoCo models of a scene (physics, visual geoms, rendering), cached on disk.
 
-Compiling a scene's meshes and textures takes seconds and leaves MuJoCo's own caches behind in memory, so it
-is done in a process of its own, and the result is kept in a folder that all processes share:
-`$SRPO_CACHE`, else `$XDG_CACHE_HOME/srpo`, else `~/.cache/srpo`. Least recently used models go when it holds
-more than `$SRPO_CACHE_GB` (10).
+Compiling a scene's meshes and textures takes seconds and leaves MuJoCo's own caches in memory. So it is done
+in a subprocess, and the result is kept in a folder that all processes share: `$SRPO_CACHE`, else
+`$XDG_CACHE_HOME/srpo`, else `~/.cache/srpo`. If it holds more than `$SRPO_CACHE_GB` (10), least recently used
+models are deleted.
 
 python -m srpo.envs.models KIND FILE < SCENE.xml
 """
@@ -28,30 +28,28 @@ import numpy as np
 from srpo.runtime.files import atomic_file
 
 PHYSICS, VISIBLE = "physics", "visible"
-NEAR_TOLERANCE, NEAR_SHADE, NEAR_TEXTURE = 0.0007, 0.05, 1024
-"""`near`: metres, cosine (see `srpo.envs.decimate`), pixels."""
-FAST_TOLERANCE, FAST_SHADE, FAST_TEXTURE = 0.002, 0.4, 512
-"""`fast`: the same, coarser."""
+DECIMATION = {"near": (0.0007, 0.05, 1024), "fast": (0.002, 0.4, 512)}
+"""Render mode → tolerance (m) and shading (cosine) of `srpo.envs.decimate`, largest texture (pixels)."""
 RECIPE = 4
-"""Number of the way models are made here: raise it with every change that makes other models."""
+"""Version of the models: increase it with every change of this module that makes different ones."""
 STALE_SECONDS = 3600
-"""Unfinished files older than this are a killed process's."""
+"""Age of an unfinished file from which its process must have been killed."""
 
 
 @functools.lru_cache(maxsize=1)
 def physics_model(scene: str) -> mujoco.MjModel:
-    """The model of a scene's XML that is simulated: without what only pictures need. Not to be changed."""
-    return _model(_without_textures(scene), PHYSICS)  # scenes that differ in pictures alone share it
+    """The model for simulation of a scene's XML, without visual geoms. It is shared: copy it to change it."""
+    return _model(_without_textures(scene), PHYSICS)  # scenes that differ only in pictures share it
 
 
 def visible_model(scene: str) -> mujoco.MjModel:
-    """The model of a scene's XML that says what is seen where: all its geoms, no pictures on them."""
+    """The model of a scene's XML with visual geoms, for their poses: without pictures on them."""
     return _model(_without_textures(scene), VISIBLE)
 
 
 def render_model(scene: str, render: str) -> mujoco.MjModel:
-    """The model of a scene's XML that pictures are made from: `exact`, `near` or `fast`."""
-    # `fast` and `near` differ in more than this model: see `srpo.envs.renderer`.
+    """The model for rendering of a scene's XML; `render` is `exact`, `near` or `fast`."""
+    # `srpo.envs.renderer` has further differences between the modes.
     return _model(scene, render)
 
 
@@ -59,33 +57,33 @@ def _model(scene: str, kind: str) -> mujoco.MjModel:
     folder = cache_folder()
     entry = folder / f"{_key(scene, kind)}.mjb"
     try:
-        with _alone(entry.with_suffix(".lock")):
+        with _exclusive(entry.with_suffix(".lock")):
             model = _load(entry)
             if model is None:
                 with atomic_file(entry) as temporary:
-                    _compile_apart(scene, kind, temporary)
-                _shrink(folder, keep=entry)
+                    _compile_in_subprocess(scene, kind, temporary)
+                _limit_size(folder, keep=entry)
                 model = _load(entry)
     except OSError as error:
-        _warn(f"{folder}: no cache for compiled models ({error.strerror or error}); SRPO_CACHE names another")
+        _warn(f"{folder}: no cache for compiled models ({error.strerror or error}); SRPO_CACHE sets another")
         model = None
     return compiled(scene, kind) if model is None else model
 
 
-@functools.cache
+@functools.cache  # once per message
 def _warn(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
 def cache_folder() -> Path:
-    """Where compiled models are kept."""
+    """Folder of compiled models."""
     if folder := os.environ.get("SRPO_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "srpo"
 
 
 def _key(scene: str, kind: str) -> str:
-    """What decides a compiled model: MuJoCo, the recipe, the scene and the files that it names."""
+    """Hash of everything that a compiled model depends on: MuJoCo, the recipe, the scene and its files."""
     digest = hashlib.sha256(f"{mujoco.__version__} {RECIPE} {kind}\n{scene}".encode())
     for name in sorted(set(re.findall(r'file\w*="([^"]+)"', scene))):
         if Path(name).is_absolute():
@@ -95,7 +93,7 @@ def _key(scene: str, kind: str) -> str:
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def _exclusive(lock: Path) -> Iterator[None]:
     """Wait until no other process builds the same model."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as handle:
@@ -104,7 +102,7 @@ def _alone(lock: Path) -> Iterator[None]:
 
 
 def _load(entry: Path) -> mujoco.MjModel | None:
-    """A model from the cache; None if it is not there or damaged."""
+    """A model from the cache; None if it is missing or damaged."""
     if not entry.exists():
         return None
     try:
@@ -115,8 +113,13 @@ def _load(entry: Path) -> mujoco.MjModel | None:
     return model
 
 
-def _compile_apart(scene: str, kind: str, file: Path) -> None:
-    """Compile in a process of its own. Raises OSError if the file cannot be written, RuntimeError else."""
+def _compile_in_subprocess(scene: str, kind: str, file: Path) -> None:
+    """Compile a scene into a file.
+
+    Raises:
+        OSError: the file cannot be written.
+        RuntimeError: the scene does not compile.
+    """
     run = subprocess.run(
         [sys.executable, "-m", "srpo.envs.models", kind, str(file)],
         input=scene,
@@ -129,14 +132,14 @@ def _compile_apart(scene: str, kind: str, file: Path) -> None:
         raise RuntimeError(f"the scene does not compile:\n{run.stderr.strip()}")
 
 
-def _shrink(folder: Path, keep: Path) -> None:
-    """Remove what was used least recently, until the folder is within its bound."""
+def _limit_size(folder: Path, keep: Path) -> None:
+    """Delete least recently used models until the folder is within its limit."""
     limit = float(os.environ.get("SRPO_CACHE_GB", "10")) * 1e9
     files = []
     for file in folder.iterdir():
         try:
             files.append((file.stat().st_mtime, file.stat().st_size, file))
-        except FileNotFoundError:  # another process was faster
+        except FileNotFoundError:  # another process has just deleted it
             continue
     total = sum(size for _, size, file in files if file.suffix == ".mjb")
     for used, size, file in sorted(files):
@@ -155,8 +158,8 @@ def compiled(scene: str, kind: str) -> mujoco.MjModel:
         ValueError: MuJoCo cannot compile it.
     """
     if kind == PHYSICS:
-        # A third of the geoms and more collide with nothing, yet MuJoCo moves and sorts them in every
-        # substep. Masses and contacts, and their order, are the same without; sensors move nothing either.
+        # More than a third of the geoms collide with nothing, yet MuJoCo moves and sorts them in every
+        # substep. Masses, contacts and their order are the same without them, and without sensors.
         spec = mujoco.MjSpec.from_string(_without_textures(scene))
         spec.compiler.discardvisual = True
         spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_SENSOR
@@ -169,23 +172,17 @@ def compiled(scene: str, kind: str) -> mujoco.MjModel:
     for mesh in set(range(model.nmesh)) - meshes:
         model.mesh_facenum[mesh] = 0
     model.mesh_graphadr[:] = -1  # convex hulls are not drawn
-    if kind == "exact":
-        return model
-    from srpo.envs.decimate import decimate_meshes
+    if kind in DECIMATION:
+        from srpo.envs.decimate import decimate_meshes
 
-    near = kind == "near"
-    decimate_meshes(
-        model,
-        meshes,
-        NEAR_TOLERANCE if near else FAST_TOLERANCE,
-        NEAR_SHADE if near else FAST_SHADE,
-    )
-    _shrink_textures(model, NEAR_TEXTURE if near else FAST_TEXTURE)
+        tolerance, shade, side = DECIMATION[kind]
+        decimate_meshes(model, meshes, tolerance, shade)
+        _shrink_textures(model, side)
     return model
 
 
 def _without_textures(xml: str) -> str:
-    """The same scene with every image texture replaced by a flat one: physics needs no pictures."""
+    """The same scene with flat textures in place of pictures."""
 
     def flatten(match: re.Match[str]) -> str:
         tag = match.group(0)

@@ -1,10 +1,10 @@
 """robosuite's control step without its redundancy.
 
-Stock robosuite evaluates the dynamics twice a substep (`mj_forward`, then `mj_step`), runs the operational
+Stock robosuite evaluates the dynamics twice per substep (`mj_forward`, then `mj_step`), runs the operational
 space controller through some thirty small NumPy calls, and samples every observable at every substep. Here
-all substeps are one compiled call that needs nothing of Python: `mj_step1`, the controller made of
-robosuite's own functions, `mj_step2`. The state that comes out is the same bit for bit, so neither the order
-of numerical operations nor the memory layout of a matrix (BLAS goes through it accordingly) may be changed.
+all substeps are one compiled call without Python: `mj_step1`, the controller made of robosuite's own
+functions, `mj_step2`. The resulting state is equal bit for bit. So neither the order of numerical operations
+nor the memory layout of a matrix (which decides BLAS's order) may be changed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Indices = NDArray[np.int64]
 
 def _c_function(name: str, *arguments: types.Type) -> types.ExternalFunction:
     """A C function for compiled code. Pointers are `intp`."""
-    # By name rather than by address, so that what is compiled can be kept for the next process.
+    # By name rather than by address, so that numba can cache compiled code for other processes.
     return types.ExternalFunction(name, types.void(*arguments))
 
 
@@ -42,7 +42,7 @@ def _fortran_function(module: Any, name: str, arguments: int) -> types.ExternalF
     return _c_function(f"scipy_{name}", *[types.intp] * arguments)
 
 
-# The library is loaded already: this is what lets numba find its functions.
+# The library is loaded already; loading it globally lets numba find its functions.
 ctypes.CDLL(str(next(Path(mujoco.__file__).parent.glob("libmujoco.*"))), ctypes.RTLD_GLOBAL)
 _mj_step1 = _c_function("mj_step1", types.intp, types.intp)
 _mj_step2 = _c_function("mj_step2", types.intp, types.intp)
@@ -55,10 +55,11 @@ _dorml2 = _fortran_function(scipy.linalg.cython_lapack, "dorml2", 12)
 _dgemm = _fortran_function(scipy.linalg.cython_blas, "dgemm", 13)
 
 
-class _Memory(NamedTuple):
-    """A simulation in MuJoCo's own memory: addresses of model and data, views of what the controller uses.
+class _Simulation(NamedTuple):
+    """A simulation in MuJoCo's memory: addresses of model and data, views of what the controller uses.
 
-    Views, because each look at an attribute of an `MjData` makes a new one. `mass` is MuJoCo's sparse matrix.
+    Views, because each access to an attribute of an `MjData` makes a new one. `mass` is MuJoCo's sparse
+    matrix.
     """
 
     model: int
@@ -74,7 +75,7 @@ class _Memory(NamedTuple):
 
 
 class _Robot(NamedTuple):
-    """What does not change: where the arm and the fingers are in the model, gains, limits, substeps."""
+    """The robot's constants: indices of arm and fingers in the model, gains, limits, substeps."""
 
     substeps: int
     site: int
@@ -83,8 +84,8 @@ class _Robot(NamedTuple):
     motors: Indices
     kp: Array
     kd: Array
-    low: Array
-    high: Array
+    torque_low: Array
+    torque_high: Array
     finger_joints: Indices
     finger_motors: Indices
     finger_bias: Array
@@ -94,7 +95,7 @@ class _Robot(NamedTuple):
 class _Kinematics(NamedTuple):
     """The arm as the controller sees it: pose and velocity of the hand, joints, mass matrix, Jacobians.
 
-    Matrices are in Fortran's order but for `ee_ori`, as robosuite's indexing leaves them.
+    All matrices but `ee_ori` are in Fortran order, as robosuite's indexing leaves them.
     """
 
     ee_pos: Array
@@ -109,18 +110,36 @@ class _Kinematics(NamedTuple):
     joint_vel: Array
 
 
+class _Command(NamedTuple):
+    """What one action commands.
+
+    delta_pos     float64 (3,)    displacement of the hand, metres
+    rotation      float64 (3, 3)  its rotation
+    rotates       whether there is a rotation; otherwise the orientation goal stays
+    finger_delta  float64 (2,)    change of the fingers' command per substep
+    """
+
+    delta_pos: Array
+    rotation: Array
+    rotates: bool
+    finger_delta: Array
+
+
 @dataclass(frozen=True)
 class ControllerState:
-    """What the controller remembers between control steps.
+    """What the controller keeps between control steps.
 
-    `stale`: robosuite's controller does not look at the arm again in the very first substep after a hard
-    reset, so that substep runs on the kinematics of the reset posture even if an initial state was set since.
-    `rest`: the joint posture of the reset, to which the null space pulls.
+    goal_pos      float64 (3,)    goal of the hand's position, metres
+    goal_ori      float64 (3, 3)  goal of its orientation
+    rest_posture  float64 (7,)    joint angles of the hard reset, to which the null space pulls
+    gripper       float64 (2,)    command of the fingers, in [-1, 1]
+    stale         robosuite's controller does not update the arm's kinematics in the first substep after a
+                  hard reset, even if an initial state was set since: these are used there; None: later
     """
 
     goal_pos: Array
     goal_ori: Array
-    rest: Array
+    rest_posture: Array
     gripper: Array
     stale: _Kinematics | None
 
@@ -129,11 +148,11 @@ class ControllerState:
 class Observation:
     """What stock robosuite's observations of a control step are made of.
 
-    Its observables sample in the last substep but one, after that substep's integration: pictures and poses
-    come from the kinematics of that substep's start, joint positions from its end.
+    Its observables are sampled in the last substep but one, after that substep's integration: pictures and
+    poses are those of that substep's start, finger positions those of its end.
 
-    qpos       float64 (nq,)  positions behind pictures and body poses
-    hand_pos   float64 (3,)   the gripper's grip site, metres
+    qpos       float64 (nq,)  joint positions from which pictures are rendered
+    hand_pos   float64 (3,)   position of the gripper's grip site, metres
     hand_quat  float64 (4,)   orientation of the hand, w x y z
     fingers    float64 (2,)   finger joint positions, metres
     site_rgba  float32 (nsite, 4)  colours that depend on the state (a stove's glow)
@@ -147,37 +166,37 @@ class Observation:
 
 
 @numba.njit(cache=True, nogil=True)
-def _kinematics(memory: _Memory, robot: _Robot) -> _Kinematics:
-    """The arm as it is after `mj_step1` or `mj_forward`."""
-    nv = memory.qvel.size
+def _kinematics(simulation: _Simulation, robot: _Robot) -> _Kinematics:
+    """The arm's kinematics after `mj_step1` or `mj_forward`."""
+    nv = simulation.qvel.size
     position, orientation, mass = np.empty((3, nv)), np.empty((3, nv)), np.empty((nv, nv))
-    _mj_jacSite(memory.model, memory.data, position.ctypes.data, orientation.ctypes.data, robot.site)
-    _mj_fullM(memory.model, mass.ctypes.data, memory.mass.ctypes.data)
+    _mj_jacSite(simulation.model, simulation.data, position.ctypes.data, orientation.ctypes.data, robot.site)
+    _mj_fullM(simulation.model, mass.ctypes.data, simulation.mass.ctypes.data)
     jacobian_pos = np.asfortranarray(position[:, robot.dofs])
     jacobian_ori = np.asfortranarray(orientation[:, robot.dofs])
     return _Kinematics(
-        memory.ee_pos.copy(),
-        memory.ee_ori.copy(),
-        np.dot(position, memory.qvel),
-        np.dot(orientation, memory.qvel),
+        simulation.ee_pos.copy(),
+        simulation.ee_ori.copy(),
+        np.dot(position, simulation.qvel),
+        np.dot(orientation, simulation.qvel),
         np.asfortranarray(mass[robot.dofs, :][:, robot.dofs]),
         np.asfortranarray(np.concatenate((jacobian_pos, jacobian_ori))),
         jacobian_pos,
         jacobian_ori,
-        memory.qpos[robot.joints],
-        memory.qvel[robot.dofs],
+        simulation.qpos[robot.joints],
+        simulation.qvel[robot.dofs],
     )
 
 
 @numba.njit(cache=True, nogil=True)
 def _pinv(matrix: Array) -> Array:
-    """`np.linalg.pinv` of a small square matrix, as numba has it, bit for bit.
+    """numba's `np.linalg.pinv` of a small square matrix, bit for bit.
 
-    The singular values come from `dgesdd`, half of whose time goes into asking its parts for the work space
-    and blocks that suit them. At this size it is these four calls, which need neither.
+    numba calls `dgesdd`, which spends half of its time on queries of work space and block sizes. For a matrix
+    of this size it amounts to these four calls, which need neither.
     """
     n = len(matrix)
-    a, u, vt = matrix.T.copy(), np.empty((n, n)), np.empty((n, n))  # in Fortran's order their transposes
+    a, u, vt = matrix.T.copy(), np.empty((n, n)), np.empty((n, n))  # transposed in Fortran order
     s, e, tau_q, tau_p = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
     work, iwork = np.empty(3 * n * n + 4 * n), np.empty(8 * n, np.int32)
     numbers, factors = np.array([n, n - 1, 0, 0], np.int32), np.array([1.0, 0.0])
@@ -215,7 +234,7 @@ def _pinv(matrix: Array) -> Array:
 
 @numba.njit(cache=True, nogil=True)
 def _operational_space(arm: _Kinematics) -> tuple[Array, Array, Array]:
-    """robosuite's `opspace_matrices` but for the first, which nothing uses."""
+    """robosuite's `opspace_matrices` but the first, which is not used."""
     inverse = np.linalg.inv(arm.mass)
     lambda_full = _pinv(np.dot(np.dot(arm.jacobian, inverse), arm.jacobian.transpose()))
     lambda_pos = _pinv(np.dot(np.dot(arm.jacobian_pos, inverse), arm.jacobian_pos.transpose()))
@@ -227,7 +246,7 @@ def _operational_space(arm: _Kinematics) -> tuple[Array, Array, Array]:
 
 @numba.njit(cache=True, nogil=True)
 def _torques(
-    goal_pos: Array, goal_ori: Array, rest: Array, arm: _Kinematics, bias: Array, robot: _Robot
+    goal_pos: Array, goal_ori: Array, rest_posture: Array, arm: _Kinematics, bias: Array, robot: _Robot
 ) -> Array:
     """Joint torques of robosuite's OSC_POSE controller (fixed impedance, uncoupled), clipped."""
     kp, kd = robot.kp, robot.kd
@@ -237,68 +256,104 @@ def _torques(
     lambda_pos, lambda_ori, nullspace = _operational_space(arm)
     wrench = np.concatenate((np.dot(lambda_pos, force), np.dot(lambda_ori, torque)))
     torques = np.dot(arm.jacobian.T, wrench) + bias
-    torques = torques + nullspace_torques(arm.mass, nullspace, rest, arm.joint_pos, arm.joint_vel)
-    return np.minimum(robot.high, np.maximum(torques, robot.low))
+    torques = torques + nullspace_torques(arm.mass, nullspace, rest_posture, arm.joint_pos, arm.joint_vel)
+    return np.minimum(robot.torque_high, np.maximum(torques, robot.torque_low))
 
 
 @numba.njit(cache=True, nogil=True)
 def _control_step(  # type: ignore[no-untyped-def]
-    memory, robot, goal_ori, rest, gripper, stale, is_stale, delta_pos, rotation, rotates, finger_delta
-):  # fmt: skip
+    simulation, robot, command, goal_ori, rest_posture, gripper, stale, is_stale
+):
     """All substeps of a control step.
 
     Args:
-        goal_ori, rest, gripper: of the `ControllerState`.
-        stale: kinematics of the first substep if `is_stale`; ignored else.
-        delta_pos: float64 (3,), metres that the hand shall move from where it is.
-        rotation: float64 (3, 3), by which it shall turn; if not `rotates`, it keeps the orientation goal.
-        finger_delta: float64 (2,), change of the fingers' command a substep.
+        goal_ori, rest_posture, gripper: of the `ControllerState`.
+        stale: kinematics for the first substep if `is_stale`; else ignored.
 
     Returns:
-        goal_pos, goal_ori, gripper of the next `ControllerState`; all of a `Observation` but its colours.
+        goal_pos, goal_ori, gripper of the next `ControllerState`; all of an `Observation` but its colours.
     """
-    goal_pos = delta_pos
+    goal_pos = command.delta_pos
     arm = stale
     for substep in range(robot.substeps):
-        seen = substep == robot.substeps - 2
-        if seen:
-            qpos = memory.qpos.copy()
-        _mj_step1(memory.model, memory.data)
-        if seen:
-            hand_pos, hand_quat = memory.ee_pos.copy(), memory.hand_quat.copy()
+        observed = substep == robot.substeps - 2
+        if observed:
+            qpos = simulation.qpos.copy()
+        _mj_step1(simulation.model, simulation.data)
+        if observed:
+            hand_pos, hand_quat = simulation.ee_pos.copy(), simulation.hand_quat.copy()
         if substep > 0 or not is_stale:
-            arm = _kinematics(memory, robot)
+            arm = _kinematics(simulation, robot)
         if substep == 0:
-            goal_pos = arm.ee_pos + delta_pos
-            if rotates:
-                goal_ori = np.dot(rotation, arm.ee_ori)
-        bias = memory.qfrc_bias[robot.dofs]
-        memory.ctrl[robot.motors] = _torques(goal_pos, goal_ori, rest, arm, bias, robot)
-        gripper = np.minimum(np.maximum(gripper + finger_delta, -1.0), 1.0)
-        memory.ctrl[robot.finger_motors] = robot.finger_bias + robot.finger_gain * gripper
-        _mj_step2(memory.model, memory.data)
-        if seen:
-            fingers = memory.qpos[robot.finger_joints]
+            goal_pos = arm.ee_pos + command.delta_pos
+            if command.rotates:
+                goal_ori = np.dot(command.rotation, arm.ee_ori)
+        bias = simulation.qfrc_bias[robot.dofs]
+        simulation.ctrl[robot.motors] = _torques(goal_pos, goal_ori, rest_posture, arm, bias, robot)
+        gripper = np.minimum(np.maximum(gripper + command.finger_delta, -1.0), 1.0)
+        simulation.ctrl[robot.finger_motors] = robot.finger_bias + robot.finger_gain * gripper
+        _mj_step2(simulation.model, simulation.data)
+        if observed:
+            fingers = simulation.qpos[robot.finger_joints]
     return goal_pos, goal_ori, gripper, qpos, hand_pos, hand_quat, fingers
 
 
-class OscStepper:
-    """One control step (25 physics substeps) of a robosuite environment with a Panda arm under OSC_POSE.
+def _robot_constants(env: Any, model: mujoco.MjModel, site: int) -> _Robot:
+    robot = env.robots[0]
+    controller = robot.controller
+    fingers = np.array([model.actuator(name).id for name in robot.gripper.actuators])
+    low, high = model.actuator_ctrlrange[fingers].T
+    torque_low, torque_high = (np.array(limit) for limit in robot.torque_limits)
+    return _Robot(
+        substeps=int(env.control_timestep / env.model_timestep),
+        site=site,
+        joints=np.array(controller.qpos_index, np.int64),
+        dofs=np.array(controller.qvel_index, np.int64),
+        motors=np.array(robot._ref_joint_actuator_indexes, np.int64),
+        kp=np.array(controller.kp),
+        kd=np.array(controller.kd),
+        torque_low=torque_low,
+        torque_high=torque_high,
+        finger_joints=np.array(robot._ref_gripper_joint_pos_indexes, np.int64),
+        finger_motors=fingers,
+        finger_bias=0.5 * (high + low),
+        finger_gain=0.5 * (high - low),
+    )
 
-    A fatal error of MuJoCo's within a step ends the process: there is no Python around it to raise in.
+
+def _controller_kinematics(controller: Any) -> _Kinematics:
+    """The arm's kinematics as robosuite's controller last read them."""
+    return _Kinematics(
+        controller.ee_pos,
+        controller.ee_ori_mat,
+        controller.ee_pos_vel,
+        controller.ee_ori_vel,
+        np.asfortranarray(controller.mass_matrix),
+        np.asfortranarray(controller.J_full),
+        np.asfortranarray(controller.J_pos),
+        np.asfortranarray(controller.J_ori),
+        controller.joint_pos,
+        controller.joint_vel,
+    )
+
+
+class OscStepper:
+    """Control steps (25 physics substeps each) of a robosuite environment with a Panda arm under OSC_POSE.
+
+    A fatal MuJoCo error within a step ends the process: compiled code cannot raise it.
+
+    Raises:
+        ValueError: the environment's controller has other settings than robosuite's default OSC_POSE.
     """
 
     def __init__(self, env: Any) -> None:
         robot = env.robots[0]
         controller = robot.controller
-        gripper = robot.gripper
         if controller.interpolator_pos is not None or controller.interpolator_ori is not None:
-            raise ValueError(
-                "the lean step has no interpolators; use robosuite's default OSC_POSE controller"
-            )
+            raise ValueError("OscStepper has no interpolators; use robosuite's default OSC_POSE controller")
         if not (controller.uncoupling and controller.use_delta and controller.impedance_mode == "fixed"):
-            raise ValueError("the lean step needs OSC_POSE with fixed impedance, deltas and uncoupling")
-        controller.scale_action(np.zeros(6))  # it computes its factors when it is first used
+            raise ValueError("OscStepper needs OSC_POSE with fixed impedance, deltas and uncoupling")
+        controller.scale_action(np.zeros(6))  # the controller computes its factors on first use
         self._input_low, self._input_high = controller.input_min, controller.input_max
         self._input_middle, self._input_scale = controller.action_input_transform, controller.action_scale
         self._output_middle = controller.action_output_transform
@@ -306,7 +361,7 @@ class OscStepper:
         self.data: mujoco.MjData = env.sim.data._data
         model, data = self.model, self.data
         site = model.site(controller.eef_name).id
-        self._memory = _Memory(
+        self._simulation = _Simulation(
             model=model._address,
             data=data._address,
             qpos=data.qpos,
@@ -318,58 +373,27 @@ class OscStepper:
             ee_ori=data.site_xmat[site].reshape(3, 3),
             hand_quat=data.xquat[model.body(robot.robot_model.eef_name).id],
         )
-        fingers = np.array([model.actuator(name).id for name in gripper.actuators])
-        low, high = model.actuator_ctrlrange[fingers].T
-        torque_low, torque_high = (np.array(limit) for limit in robot.torque_limits)
-        self._robot = _Robot(
-            substeps=int(env.control_timestep / env.model_timestep),
-            site=site,
-            joints=np.array(controller.qpos_index, np.int64),
-            dofs=np.array(controller.qvel_index, np.int64),
-            motors=np.array(robot._ref_joint_actuator_indexes, np.int64),
-            kp=np.array(controller.kp),
-            kd=np.array(controller.kd),
-            low=torque_low,
-            high=torque_high,
-            finger_joints=np.array(robot._ref_gripper_joint_pos_indexes, np.int64),
-            finger_motors=fingers,
-            finger_bias=0.5 * (high + low),
-            finger_gain=0.5 * (high - low),
-        )
-        self._finger_speed = np.array([-1.0, 1.0]) * gripper.speed
-        self._now = _kinematics(self._memory, self._robot)
+        self._robot = _robot_constants(env, model, site)
+        self._finger_speed = np.array([-1.0, 1.0]) * robot.gripper.speed
+        self._no_kinematics = _kinematics(self._simulation, self._robot)  # compiled code needs some value
         self._no_rotation = np.eye(3)
-        stale = None
-        if not controller.new_update:
-            stale = _Kinematics(
-                controller.ee_pos,
-                controller.ee_ori_mat,
-                controller.ee_pos_vel,
-                controller.ee_ori_vel,
-                np.asfortranarray(controller.mass_matrix),
-                np.asfortranarray(controller.J_full),
-                np.asfortranarray(controller.J_pos),
-                np.asfortranarray(controller.J_ori),
-                controller.joint_pos,
-                controller.joint_vel,
-            )
         self.state = ControllerState(
             np.array(controller.goal_pos),
             np.array(controller.goal_ori),
             np.array(controller.initial_joint),
-            np.zeros(len(fingers)),
-            stale,
+            np.zeros(len(self._finger_speed)),
+            None if controller.new_update else _controller_kinematics(controller),
         )
 
-    def hold(self, posture: Array) -> None:
-        """Put the arm and its controller where a hard reset with this initial posture puts them.
+    def set_arm_posture(self, posture: Array) -> None:
+        """Put the arm and its controller in the state after a hard reset with this initial posture.
 
         Args:
             posture: float64 (7,), joint angles in radians.
         """
         self.data.qpos[self._robot.joints] = posture
         mujoco.mj_forward(self.model, self.data)
-        reset = _kinematics(self._memory, self._robot)
+        reset = _kinematics(self._simulation, self._robot)
         self.state = ControllerState(
             reset.ee_pos,
             reset.ee_ori,
@@ -378,44 +402,47 @@ class OscStepper:
             reset,
         )
 
-    def bend(self, state: Array, posture: Array) -> Array:
-        """LIBERO's flattened state with the arm, at rest, in another posture."""
+    def with_posture(self, state: Array, posture: Array) -> Array:
+        """LIBERO's flattened state with the arm at rest in another posture."""
         state = state.copy()
         state[1 + self._robot.joints] = posture
         state[1 + self.model.nq + self._robot.dofs] = 0
         return state
 
     def observe(self) -> Observation:
-        """The observation of the state as it is now, after `mj_forward`."""
-        memory = self._memory
+        """The observation of the present state, after `mj_forward`."""
+        simulation = self._simulation
         return Observation(
-            memory.qpos.copy(),
-            memory.ee_pos.copy(),
-            memory.hand_quat.copy(),
-            memory.qpos[self._robot.finger_joints],
+            simulation.qpos.copy(),
+            simulation.ee_pos.copy(),
+            simulation.hand_quat.copy(),
+            simulation.qpos[self._robot.finger_joints],
             self.model.site_rgba.copy(),
         )
 
     def step(self, action: Array) -> Observation:
         """Advance the physics by one control step under `action` (7 numbers; the last drives the gripper)."""
         state = self.state
-        command = np.minimum(np.maximum(action[:6], self._input_low), self._input_high)
-        delta = (command - self._input_middle) * self._input_scale + self._output_middle
+        clipped = np.minimum(np.maximum(action[:6], self._input_low), self._input_high)
+        delta = (clipped - self._input_middle) * self._input_scale + self._output_middle
         # As in stock robosuite, a zero rotation keeps the previous orientation goal.
         rotates = bool(delta[3:].any())
-        goal_pos, goal_ori, gripper, qpos, hand_pos, hand_quat, fingers = _control_step(
-            self._memory,
-            self._robot,
-            state.goal_ori,
-            state.rest,
-            state.gripper,
-            self._now if state.stale is None else state.stale,
-            state.stale is not None,
+        command = _Command(
             delta[:3],
-            # robosuite's matrix is in single precision, its product with the hand's in double.
+            # robosuite's matrix is in single precision, its product with the hand's orientation in double.
             quat2mat(axisangle2quat(delta[3:])).astype(np.float64) if rotates else self._no_rotation,
             rotates,
             self._finger_speed * np.sign(action[6]),
         )
-        self.state = ControllerState(goal_pos, goal_ori, state.rest, gripper, None)
+        goal_pos, goal_ori, gripper, qpos, hand_pos, hand_quat, fingers = _control_step(
+            self._simulation,
+            self._robot,
+            command,
+            state.goal_ori,
+            state.rest_posture,
+            state.gripper,
+            self._no_kinematics if state.stale is None else state.stale,
+            state.stale is not None,
+        )
+        self.state = ControllerState(goal_pos, goal_ori, state.rest_posture, gripper, None)
         return Observation(qpos, hand_pos, hand_quat, fingers, self.model.site_rgba.copy())

@@ -1,4 +1,4 @@
-"""Pictures on demand, from models kept apart from the physics."""
+"""Pictures on request, from models separate from the physics."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from srpo.envs.models import render_model, visible_model
 from srpo.envs.osc import Observation
 
 CONTEXTS = 2
-"""Scenes whose meshes and textures a process keeps in OpenGL's memory, and whose geoms in its own."""
+"""Number of scenes that a process keeps: meshes and textures in OpenGL's memory, geoms in its own."""
 MOVABLE = ("body_pos", "body_quat", "site_pos", "site_size", "cam_pos", "cam_quat", "light_type",
            "light_castshadow", "light_pos", "light_dir", "light_diffuse", "light_specular",
            "light_ambient")  # fmt: skip
-"""What a task, a reset or a perturbation changes in a simulation's model, and pictures show."""
+"""Arrays of a simulation's model that tasks, resets or perturbations change and that pictures depend on."""
 
 
 @functools.cache
 def _gl_context() -> Any:
-    """The process's one OpenGL context; each render model has a MuJoCo context of its own in it."""
+    """The process's one OpenGL context, shared by the MuJoCo contexts of all render models."""
     context = create_context(640)
-    atexit.register(free_contexts)  # before the OpenGL context itself goes
+    atexit.register(free_contexts)  # before the OpenGL context itself is freed
     return context
 
 
 class VisibleScene:
-    """All that is seen of a scene (XML). Its simulations share it: what only pictures need they lack."""
+    """A scene (XML) with its visual geoms, shared by its simulations, whose own models lack them."""
 
     def __init__(self, scene: str) -> None:
         self.model = visible_model(scene)
         self.data = mujoco.MjData(self.model)
 
     def pose(self, physics: mujoco.MjModel, qpos: NDArray[np.float64]) -> None:
-        """Put bodies, cameras and lights where a simulation of this scene has them at these positions."""
+        """Pose bodies, cameras and lights as a simulation of this scene has them at `qpos`, float64 (nq,)."""
         for name in MOVABLE:
             getattr(self.model, name)[:] = getattr(physics, name)
         self.data.qpos[:] = qpos
@@ -54,7 +54,7 @@ class RenderContext:
     """The meshes and textures of a scene in OpenGL's memory, for pictures of one size.
 
     exact: the picture of robosuite's stock offscreen renderer, pixel for pixel.
-    near:  the same with meshes decimated below what a pixel shows, and smaller textures.
+    near:  the same with meshes decimated to less than a pixel's error, and smaller textures.
     fast:  decimated further, without multisampling and without reflections.
     """
 
@@ -80,7 +80,7 @@ class RenderContext:
 
     def draw(self, physics: mujoco.MjModel, observation: Observation, camera: int) -> NDArray[np.uint8]:
         """The picture uint8 (size, size, 3) of a simulation of this scene, in OpenGL's order."""
-        # Several of MuJoCo's contexts share one of OpenGL's.
+        # Several MuJoCo contexts share the OpenGL context.
         self._gl.make_current()
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         model, data = self._visible.model, self._visible.data
@@ -96,7 +96,7 @@ class RenderContext:
         return self._image
 
     def free(self) -> None:
-        """Give the memory back, while the OpenGL context is still there."""
+        """Free the memory, while the OpenGL context still exists."""
         self._gl.make_current()
         self._context.free()
 
@@ -105,9 +105,9 @@ _contexts: OrderedDict[tuple[str, int, str], RenderContext] = OrderedDict()
 
 
 def render_context(scene: str, size: int, render: str) -> RenderContext:
-    """The context of a scene (XML), shared by all tasks that have it.
+    """The context of a scene (XML), shared by all its tasks.
 
-    A process keeps the `CONTEXTS` that were used last: some scenes take half a gigabyte with stock textures.
+    A process keeps the `CONTEXTS` most recently used: some scenes take half a gigabyte with stock textures.
     """
     key = (scene, size, render)
     if key not in _contexts:
@@ -119,7 +119,7 @@ def render_context(scene: str, size: int, render: str) -> RenderContext:
 
 
 def free_contexts() -> None:
-    """Free all of this process's contexts; they come back when they are needed."""
+    """Free all contexts of this process; they are created again when needed."""
     while _contexts:
         _contexts.popitem()[1].free()
 

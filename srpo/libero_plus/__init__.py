@@ -1,0 +1,1 @@
+"""LIBERO-Plus: its tasks, data and assets, perturbations of an environment, sweeps (docs/robustness.md)."""

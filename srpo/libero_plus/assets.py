@@ -1,9 +1,10 @@
-"""LIBERO-Plus's asset pack (6.4 GB): download it, unpack it without its prefix, check that it is whole."""
+"""LIBERO-Plus's asset pack (6.4 GB): download it, unpack it without its prefix, check that it is complete."""
 
 from __future__ import annotations
 
 import shutil
 import zipfile
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
@@ -20,18 +21,18 @@ ARCHIVE = "assets.zip"
 
 
 def download(folder: Path, revision: str | None = None, endpoint: str | None = None) -> Path:
-    """Bring the archive to `folder`, going on with what is there, and check it against the hub's hash.
+    """Download the archive to `folder`, resuming a partial download, and check it against the hub's hash.
 
     Raises:
-        FetchError: no connection, no such file, or it arrives other than the hub states.
+        FetchError: no connection, no such file, or the hash differs.
     """
     api = HfApi(endpoint=endpoint)
     try:
         info = api.dataset_info(REPOSITORY, revision=revision, files_metadata=True)
-    except Exception as error:  # the client's are of many kinds
+    except Exception as error:  # the client raises many kinds
         raise FetchError(f"{REPOSITORY} at {revision or 'its newest revision'}: {error}") from None
-    stated = next((s.lfs for s in info.siblings or () if s.rfilename == ARCHIVE), None)
-    if stated is None:
+    expected = next((s.lfs for s in info.siblings or () if s.rfilename == ARCHIVE), None)
+    if expected is None:
         raise FetchError(f"{REPOSITORY} at {info.sha} has no {ARCHIVE}")
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -39,33 +40,33 @@ def download(folder: Path, revision: str | None = None, endpoint: str | None = N
     except Exception as error:
         raise FetchError(f"{REPOSITORY}: {ARCHIVE}: {error}; run it again to go on") from None
     archive = folder / ARCHIVE
-    if sha256(archive) != stated.sha256:
+    if sha256(archive) != expected.sha256:
         archive.unlink()
         raise FetchError(f"{REPOSITORY}: {ARCHIVE} arrived damaged, and was deleted; run it again")
     return archive
 
 
 def _prefix(names: Iterable[str]) -> str:
-    """What stands before `scenes/` and its neighbours in the archive: a folder of its maker's machine."""
-    found: dict[str, set[str]] = {}
+    """The path of the asset folder in the archive: that of the machine on which it was made."""
+    folders: dict[str, set[str]] = {}
     for name in names:
         parts = name.split("/")
         for depth, part in enumerate(parts[:-1]):
             if part in PACK_FOLDERS:
-                found.setdefault("/".join([*parts[:depth], ""]) if depth else "", set()).add(part)
-    whole = [prefix for prefix, folders in found.items() if folders == set(PACK_FOLDERS)]
-    if not whole:
+                folders.setdefault("/".join([*parts[:depth], ""]) if depth else "", set()).add(part)
+    complete = [prefix for prefix, members in folders.items() if members == set(PACK_FOLDERS)]
+    if not complete:
         raise FetchError(
             f"the archive has no folder with {', '.join(PACK_FOLDERS)}: not LIBERO-Plus's assets"
         )
-    return min(whole, key=len)
+    return min(complete, key=len)
 
 
 def unpack(archive: Path, out: Path) -> None:
-    """Unpack the archive's asset folder as `out`, without its prefix. A cut-off unpacking is gone on with.
+    """Unpack the archive's asset folder as `out`, without its prefix; resumes an interrupted unpacking.
 
     Raises:
-        FetchError: it is not the asset pack, it is damaged, or a member would land elsewhere.
+        FetchError: it is not the asset pack, it is damaged, or a member's path leaves the folder.
     """
     partial = out.with_name(f".{out.name}.partial")
     try:
@@ -90,26 +91,24 @@ def unpack(archive: Path, out: Path) -> None:
     partial.rename(out)
 
 
-def incomplete(tasks: Iterable[PlusTask], data: PlusData, assets: Path, base: Path) -> dict[str, int]:
-    """Asset files that tasks need and that are in neither folder, with the number of tasks that need them."""
-    absent: dict[str, int] = {}
+def missing_assets(
+    tasks: Iterable[PlusTask], data: PlusData, assets: Path, libero_assets: Path
+) -> dict[str, int]:
+    """Asset files that are in neither folder → number of tasks that need them."""
     sources = PlusSources(data.path, assets)
-    for task in tasks:
-        for name in needed_assets(task, data):
-            if find_asset(name, sources, base) is None:
-                absent[name] = absent.get(name, 0) + 1
-    return absent
+    needed = (name for task in tasks for name in needed_assets(task, data))
+    return Counter(name for name in needed if find_asset(name, sources, libero_assets) is None)
 
 
 def fetch_assets(
-    out: Path, archive: Path | None, tasks: Iterable[PlusTask], data: PlusData, base: Path
+    out: Path, archive: Path | None, tasks: Iterable[PlusTask], data: PlusData, libero_assets: Path
 ) -> dict[str, int]:
-    """Make the asset folder `out`, from the hub or an archive that is here; returns what it lacks.
+    """Make the asset folder `out` from an archive (None: from the hub); returns its `missing_assets`.
 
-    A folder that is there already is checked alone. The downloaded archive is deleted once it is unpacked.
+    An existing folder is only checked. A downloaded archive is deleted once it is unpacked.
     """
     if not out.exists():
         folder = out.with_name(f".{out.name}.download")
         unpack(archive or download(folder), out)
         shutil.rmtree(folder, ignore_errors=True)
-    return incomplete(tasks, data, out, base)
+    return missing_assets(tasks, data, out, libero_assets)

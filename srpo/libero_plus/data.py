@@ -1,7 +1,7 @@
 """What LIBERO-Plus's tasks need beyond their names: rewritten instructions, scenes, layouts, new objects.
 
-`srpo libero-plus fetch` draws it from the official package into one file without code or pickles; this
-module reads that file, and says which tasks can run here and why others cannot. It imports no simulator.
+`srpo libero-plus fetch` extracts it from the official package into one file without code or pickles. This
+module reads that file, and tells which tasks can run here and why others cannot. It imports no simulator.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from srpo.libero_plus.tasks import STYLES, PlusTask
+from srpo.config import STYLES
+from srpo.libero_plus.tasks import PlusTask
 from srpo.runtime.files import atomic_file
 
 INDEX = "index.json"
@@ -42,12 +43,12 @@ class Scene:
 
 @dataclass(frozen=True)
 class PlusSources:
-    """Where LIBERO-Plus's data is, and which of its protocol's readings is meant.
+    """Where LIBERO-Plus's data is, and how its protocol is read where upstream's code is peculiar.
 
     data          file written by `srpo libero-plus fetch`; None: camera, robot and noise only
     assets        folder of the official asset pack; None: LIBERO's own assets only
-    robot_start   `official`: the posture stays in the controller alone; `true_start`: the arm has it
-    leaked_prompt whether the instruction is the file name in words, as upstream's is outside Language
+    robot_start   `official`: only the controller keeps the start posture; `true_start`: the arm does, too
+    leaked_prompt whether the prompt is the task's name in words, as upstream's is outside Language
     """
 
     data: Path | None = None
@@ -70,9 +71,9 @@ class PlusData:
             ) from None
         self._language: dict[str, str] = index["language"]
         self._scenes: dict[str, list[str | None]] = index["scenes"]
-        self.objects: dict[str, str] = index["objects"]
+        self.object_files: dict[str, str] = index["objects"]
         """Category of a distractor → its XML in the asset folder."""
-        self.new: dict[str, list[str]] = index["new"]
+        self.new_categories: dict[str, list[str]] = index["new"]
         """Layout task → the categories in it that base LIBERO does not have."""
 
     def language(self, name: str) -> str:
@@ -96,7 +97,7 @@ class PlusData:
 
 @functools.cache
 def plus_data(path: Path) -> PlusData:
-    """The data, opened once a process."""
+    """The data, opened once per process."""
     return PlusData(path)
 
 
@@ -105,15 +106,23 @@ def write_data(
     language: Mapping[str, str],
     scenes: Mapping[str, Scene],
     layouts: Mapping[str, tuple[str, NDArray[np.float64]]],
-    objects: Mapping[str, str],
-    new: Mapping[str, list[str]],
+    object_files: Mapping[str, str],
+    new_categories: Mapping[str, list[str]],
 ) -> None:
-    """Write the file, atomically; equal data makes equal bytes."""
+    """Write the file that `PlusData` reads, atomically; equal data makes equal bytes.
+
+    Args:
+        language: language task → instruction.
+        scenes: background or light task → scene.
+        layouts: layout task → BDDL and initial state, float64 (1 + nq + nv,).
+        object_files: as `PlusData.object_files`.
+        new_categories: as `PlusData.new_categories`.
+    """
     index = {
         "language": language,
         "scenes": {name: [scene.xml, scene.floor, scene.wall] for name, scene in scenes.items()},
-        "objects": objects,
-        "new": new,
+        "objects": object_files,
+        "new": new_categories,
     }
     members: list[tuple[str, bytes]] = [(INDEX, json.dumps(index, sort_keys=True).encode())]
     for name, (bddl, state) in sorted(layouts.items()):
@@ -122,21 +131,21 @@ def write_data(
         members += [(f"layout/{name}.bddl", bddl.encode()), (f"layout/{name}.npy", buffer.getvalue())]
     with atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for member, content in members:
-            info = zipfile.ZipInfo(member)  # without the time of writing
+            info = zipfile.ZipInfo(member)  # without the time of writing, which would change the bytes
             info.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(info, content)
 
 
 def bddl_language(text: str) -> str:
-    """The instruction in a BDDL file as LIBERO reads it: lower case, words parted by one space."""
-    found = re.search(r"\(:language\s+([^()]*)\)", text)
-    if found is None:
+    """The instruction in a BDDL file as LIBERO reads it: lower case, words separated by one space."""
+    language = re.search(r"\(:language\s+([^()]*)\)", text)
+    if language is None:
         raise ValueError("a BDDL file without (:language …)")
-    return " ".join(found.group(1).lower().split())
+    return " ".join(language.group(1).lower().split())
 
 
-def leaked_prompt(name: str) -> str:
-    """Upstream's `task.language` outside its Language tasks: the file name turned into words."""
+def prompt_from_task_name(name: str) -> str:
+    """Upstream's `task.language` outside its Language tasks: the task's name in words, suffix included."""
     if name[0].isupper():
         name = name[name.index("SCENE") + (8 if "SCENE10" in name else 7) :]
     return " ".join(name.split("_"))
@@ -145,11 +154,12 @@ def leaked_prompt(name: str) -> str:
 def needed_assets(task: PlusTask, data: PlusData) -> list[str]:
     """The asset files that a task needs beyond its base task's, as paths in the asset folder.
 
-    Raises ValueError if the data file does not have the task.
+    Raises:
+        ValueError: the data file does not have the task.
     """
     try:
         if task.dimension == "layout":
-            return [data.objects[category] for category in data.new[task.name]]
+            return [data.object_files[category] for category in data.new_categories[task.name]]
         if task.dimension in ("background", "light"):
             scene = data.scene(task.name)
             arena = [scene.xml] if scene.xml else []
@@ -163,25 +173,26 @@ def needed_assets(task: PlusTask, data: PlusData) -> list[str]:
     return []
 
 
-def find_asset(name: str, sources: PlusSources, base: Path) -> Path | None:
-    """A file of the asset folder: the official pack's where it is given, else base LIBERO's."""
-    roots = [base] if sources.assets is None else [sources.assets, base]
-    return next((root / name for root in roots if (root / name).is_file()), None)
+def find_asset(name: str, sources: PlusSources, libero_assets: Path) -> Path | None:
+    """A file of the official asset pack if it is there, else of LIBERO's own asset folder, else None."""
+    folders = [libero_assets] if sources.assets is None else [sources.assets, libero_assets]
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
-def unavailable(task: PlusTask, sources: PlusSources, base: Path) -> str | None:
-    """Why a task cannot run here; None if it can. `base` is LIBERO's own asset folder.
+def unavailable_reason(task: PlusTask, sources: PlusSources, libero_assets: Path) -> str | None:
+    """Why a task cannot run here; None if it can.
 
-    Raises ValueError if the data file is broken, or does not have the task.
+    Raises:
+        ValueError: the data file is broken, or does not have the task.
     """
     if task.dimension in ("camera", "robot", "noise", *STYLES):
         return None
     if sources.data is None:
         return f"{task.dimension} tasks need LIBERO-Plus's data: srpo libero-plus fetch"
-    needs = needed_assets(task, plus_data(sources.data))
-    absent = [name for name in needs if find_asset(name, sources, base) is None]
-    if not absent:
+    needed = needed_assets(task, plus_data(sources.data))
+    missing = [name for name in needed if find_asset(name, sources, libero_assets) is None]
+    if not missing:
         return None
     if sources.assets is None:
-        return f"needs LIBERO-Plus's asset pack (plus.assets): {', '.join(absent)}"
-    return f"not in the asset pack {sources.assets}: {', '.join(absent)}"
+        return f"needs LIBERO-Plus's asset pack (plus.assets): {', '.join(missing)}"
+    return f"not in the asset pack {sources.assets}: {', '.join(missing)}"

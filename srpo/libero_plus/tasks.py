@@ -1,7 +1,7 @@
 """The LIBERO-Plus task list: what its task names mean, and how many there are. No heavy imports.
 
 LIBERO-Plus (Fei et al. 2025, arXiv:2510.13626) perturbs LIBERO's 40 tasks along seven dimensions: 10,030
-tasks in all. A task's name is the base task's name and a suffix that says what is perturbed, and how.
+tasks in all. A task's name is the base task's name and a suffix that tells what is perturbed, and how.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from srpo.runtime.files import atomic_file
 INIT_STATE = 0
 """The initial state of the base task from which camera, robot, language and noise episodes start."""
 COLUMNS = ("suite", "name", "base_task", "task_id", "dimension", "parameters")
+"""Columns of a task list's CSV file."""
 
-# Tasks a base task and dimension, in the order of DIMENSIONS; base tasks in the order of their task ids.
-# `srpo libero-plus fetch` checks every number against the official list.
+# Number of tasks of each base task (a line, in the order of task ids) and dimension (a column, in the order
+# of DIMENSIONS). `srpo libero-plus fetch` checks every number against the official list.
 _TABLE = """\
 libero_spatial
  6 32 46 42 29 32 44 pick_up_the_black_bowl_between_the_plate_and_the_ramekin_and_place_it_on_the_plate
@@ -107,7 +108,7 @@ _STOCK_VIEW = {"horizontal": 0, "vertical": 0, "scale": 100, "turn": 0, "tilt": 
 
 @dataclass(frozen=True)
 class PlusTask:
-    """One LIBERO-Plus task: its official name, the base task it perturbs, and how.
+    """One LIBERO-Plus task: its official name, the base task that it perturbs, and how.
 
     parameters  camera: horizontal, vertical, turn, tilt (degrees, 0…359), scale (percent of the distance);
                 noise: kind (one of NOISES), severity (1…10); the others: numbers of the official assets
@@ -139,10 +140,12 @@ def _parameters(dimension: str, suffix: str) -> dict[str, int | str] | None:
 
 
 def parse(name: str) -> PlusTask:
-    """Read an official task name, or one of our styles' (`style_tasks`). Raises ValueError.
+    """Read an official task name, or one of our styles' (`style_tasks`).
 
-    Base tasks have different names in all suites.
+    Raises:
+        ValueError: it is neither.
     """
+    # Base tasks have different names in all suites.
     for suite, base_tasks in COUNTS.items():
         for task_id, base_task in enumerate(base_tasks):
             if name.startswith(f"{base_task}_"):
@@ -160,16 +163,16 @@ def _suite(suite: str) -> dict[str, dict[str, int]]:
 
 
 def start_displacement(posture: int) -> float:
-    """How far start posture 1…500 is from LIBERO's own, radians (length of the joints' difference)."""
+    """Distance of start posture 1…500 from LIBERO's own, radians (Euclidean, over the joints)."""
     return 0.1 * ((posture - 1) // 100 + 1)
 
 
 def count(
     suite: str, task_ids: Collection[int], dimensions: Collection[str], per_dimension: int | None
 ) -> int:
-    """How many tasks `sample` takes: known before any task list is there. `per_dimension` None: all."""
-    tasks = list(_suite(suite).values())
-    totals = [sum(tasks[task_id][dimension] for task_id in task_ids) for dimension in dimensions]
+    """Number of tasks that `sample` takes, known without a task list. `per_dimension` None: all."""
+    counts = list(_suite(suite).values())
+    totals = [sum(counts[task_id][dimension] for task_id in task_ids) for dimension in dimensions]
     return sum(total if per_dimension is None else min(total, per_dimension) for total in totals)
 
 
@@ -181,31 +184,31 @@ def sample(
     per_dimension: int | None,
     seed: int,
 ) -> list[PlusTask]:
-    """Take `per_dimension` tasks (None: all) of each dimension, spread evenly over the given base tasks.
+    """Take `per_dimension` random tasks (None: all) of each dimension, spread evenly over some base tasks.
 
-    A larger sample holds the smaller one of the same seed, and a dimension's sample does not depend on which
-    others are asked for, nor on the order of `tasks`.
+    A larger sample includes the smaller one of the same seed. A dimension's sample depends neither on the
+    other dimensions nor on the order of `tasks`.
     """
     base_tasks = list(_suite(suite))
     tasks = [task for task in tasks if task.suite == suite]
-    drawn: list[PlusTask] = []
+    chosen: list[PlusTask] = []
     for dimension in dimensions:
         rng = random.Random(f"{seed} {suite} {dimension}")
-        # Draws are made for all base tasks in a fixed order, whichever of them are asked for.
-        turn = {base_task: rng.random() for base_task in base_tasks}
+        # Ranks are drawn for all base tasks in a fixed order, whichever of them are wanted.
+        base_rank = {base_task: rng.random() for base_task in base_tasks}
         members = sorted((task for task in tasks if task.dimension == dimension), key=lambda task: task.name)
-        place = {task.name: rng.random() for task in members}
-        queues: list[list[PlusTask]] = [
-            sorted((task for task in members if task.task_id == task_id), key=lambda task: place[task.name])
-            for task_id in sorted(set(task_ids), key=lambda task_id: turn[base_tasks[task_id]])
+        rank = {task.name: rng.random() for task in members}
+        by_base_task: list[list[PlusTask]] = [
+            sorted((task for task in members if task.task_id == task_id), key=lambda task: rank[task.name])
+            for task_id in sorted(set(task_ids), key=lambda task_id: base_rank[base_tasks[task_id]])
         ]
-        rounds = itertools.chain.from_iterable(itertools.zip_longest(*queues))
-        drawn += [task for task in rounds if task is not None][:per_dimension]
-    return drawn
+        round_robin = itertools.chain.from_iterable(itertools.zip_longest(*by_base_task))
+        chosen += [task for task in round_robin if task is not None][:per_dimension]
+    return chosen
 
 
 def style_tasks(suite: str, task_ids: Collection[int], per_style: int) -> list[PlusTask]:
-    """`per_style` plus_style tasks of each style, spread evenly over the given base tasks."""
+    """`per_style` tasks of each of our styles, spread evenly over some base tasks."""
     base_tasks = list(_suite(suite))
     ids = sorted(set(task_ids))
     return [
@@ -216,12 +219,12 @@ def style_tasks(suite: str, task_ids: Collection[int], per_style: int) -> list[P
 
 
 def shards(n: int, size: int) -> int:
-    """How many jobs of at most `size` tasks run `n` tasks."""
+    """Number of jobs of at most `size` tasks for `n` tasks."""
     return -(-n // size)
 
 
 def shard(tasks: Sequence[PlusTask], index: int, size: int) -> Sequence[PlusTask]:
-    """The tasks of job `index` (from 0)."""
+    """The tasks of job `index` (from 0) of `size` tasks each."""
     return tasks[index * size : (index + 1) * size]
 
 
@@ -239,9 +242,10 @@ def write_tasks(path: Path, tasks: Iterable[PlusTask]) -> None:
 
 
 def read_tasks(path: Path) -> list[PlusTask]:
-    """Read a task list. Raises ValueError naming the line that is not as `write_tasks` leaves it.
+    """Read a task list. The names hold everything; the other columns are for people, and are checked.
 
-    The names say everything; the other columns are there for people and other programs, and are checked.
+    Raises:
+        ValueError: a line is not as `write_tasks` writes it; the message has its number.
     """
     tasks = []
     with path.open(newline="", encoding="utf-8") as handle:

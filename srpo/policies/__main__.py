@@ -1,7 +1,7 @@
-"""Look at policies, and bring checkpoints from one layout to the other.
+"""Inspect policies, and convert checkpoints from one layout to the other.
 
 srpo policy inspect PATH          a checkpoint folder, or a policy's YAML file
-srpo policy convert FOLDER OUT    OpenVLA's layout to ours, or back
+srpo policy convert FOLDER OUT    OpenVLA's layout to this project's, or back
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from srpo.config.resolve import CONFIGS
 
 POLICIES = CONFIGS / "policies"
 SHARDS = 8
-"""GPUs over which FSDP spreads what is trained, in configs/accelerate/fsdp-8gpu.yaml."""
+"""GPUs over which FSDP shards the policy, in configs/accelerate/fsdp-8gpu.yaml."""
 ADAPTERS = Lora(rank=32, alpha=16.0)
-"""Adapters of the estimate for a policy that is configured without."""
+"""Adapters of the estimate for a policy that is configured without any."""
 MICROBATCH = 8
 """Queries of one pass in the estimate: `train.microbatch` in configs/base.yaml."""
 
@@ -31,52 +31,61 @@ def read_policy(path: Path) -> Policy:
 
 
 def inspect(path: Path, policy: Policy) -> str:
-    """What a checkpoint (or a configuration) is, and what it needs.
+    """A description of a checkpoint (or of a configuration), and the memory that it needs.
 
     Args:
         policy: the architecture of a checkpoint in OpenVLA's layout.
     """
-    import torch
-
     from srpo.policies import memory
-    from srpo.policies.openvla_oft import open_policy
+    from srpo.policies.checkpoints import is_openvla, open_policy
 
     lines = []
-    if not path.is_file():
+    if path.is_file():
+        model = memory.on_meta(policy)
+    else:
         model, entries = open_policy(path, policy if is_openvla(path) else None)
-        lines.append(f"layout        {'OpenVLA' if is_openvla(path) else 'srpo'}")
         size = sum(file.stat().st_size for file in {entry.file for entry in entries.values()})
         dtypes = ", ".join(sorted({entry.dtype for entry in entries.values()}))
-        lines.append(f"on disk       {len(entries)} tensors, {_gib(size)}, {dtypes}")
-        lines.append(f"statistics    {', '.join(sorted(model.config.norm_stats or {})) or 'none'}")
+        lines += [
+            f"layout        {'OpenVLA' if is_openvla(path) else 'srpo'}",
+            f"on disk       {len(entries)} tensors, {_gib(size)}, {dtypes}",
+            f"statistics    {', '.join(sorted(model.config.norm_stats or {})) or 'none'}",
+        ]
         policy = model.settings
-    else:
-        model = memory.on_meta(policy)
     vision = " + ".join(
         f"ViT {e.hidden_size} × {e.depth + e.read_block + 1}, patch {e.patch_size}" for e in policy.encoders
     )
     counts = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in memory.parameters(model).items())
-    llm = policy.llm
     lines += [
-        f"architecture  {vision}; Llama {llm.hidden_size} × {llm.layers}; "
+        f"architecture  {vision}; Llama {policy.llm.hidden_size} × {policy.llm.layers}; "
         f"{policy.image_size} px, proprioception {'yes' if policy.proprio else 'no'}",
         f"parameters    {counts}",
-        f"to load       {_gib(memory.weights(policy))} in {policy.dtype}",
-        "to act        " + ", ".join(f"batch {n}: + {_gib(memory.acting(policy, n))}" for n in (1, 16, 64)),
+        *memory_lines(policy),
     ]
-    whole = policy.model_copy(
+    return "\n".join(lines)
+
+
+def memory_lines(policy: Policy) -> list[str]:
+    """The memory that a policy needs to be loaded, to act, and to be trained in two ways."""
+    import torch
+
+    from srpo.policies import memory
+
+    full_policy = policy.model_copy(
         update={"dtype": "float32", "lora": None, "gradient_checkpointing": True}, deep=True
     )
-    adapters = policy.model_copy(
+    lora_policy = policy.model_copy(
         update={"dtype": "bfloat16", "lora": policy.lora or ADAPTERS, "gradient_checkpointing": True}
     )
-    acting = policy.model_copy(update={"dtype": "bfloat16"})
-    full = memory.training(whole, MICROBATCH, compute=torch.bfloat16)
-    lora = memory.training(adapters, MICROBATCH)
-    gathered = memory.gathered(whole)
-    assert adapters.lora is not None
-    lines += [
-        f"to train      LoRA {adapters.lora.rank} in bfloat16, one GPU: {_gib(lora.total)} ("
+    acting_policy = policy.model_copy(update={"dtype": "bfloat16"})
+    full = memory.training(full_policy, MICROBATCH, compute=torch.bfloat16)
+    lora = memory.training(lora_policy, MICROBATCH)
+    gathered = memory.gathered(full_policy)
+    assert lora_policy.lora is not None
+    return [
+        f"to load       {_gib(memory.weights(policy))} in {policy.dtype}",
+        "to act        " + ", ".join(f"batch {n}: + {_gib(memory.acting(policy, n))}" for n in (1, 16, 64)),
+        f"to train      LoRA {lora_policy.lora.rank} in bfloat16, one GPU: {_gib(lora.total)} ("
         f"weights {_gib(lora.weights)}, gradients {_gib(lora.gradients)}, AdamW {_gib(lora.optimiser)}, "
         f"activations {_gib(lora.activations)})",
         f"to train      all weights in float32, each of {SHARDS} GPUs: "
@@ -85,27 +94,17 @@ def inspect(path: Path, policy: Policy) -> str:
         f"AdamW {_gib(full.optimiser // SHARDS)}, "
         f"gathered {_gib(gathered)}, activations {_gib(full.activations)})",
         f"              with gradient checkpointing and micro-batches of {MICROBATCH} queries; reinforcement "
-        f"learning has an acting copy beside it: {_gib(memory.weights(acting))}",
+        f"learning has an acting copy beside it: {_gib(memory.weights(acting_policy))}",
     ]
-    return "\n".join(lines)
 
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**29 else f"{size / 2**20:.1f} MiB"
 
 
-def is_openvla(folder: Path) -> bool:
-    """Whether a checkpoint folder is in OpenVLA's layout."""
-    from srpo.policies.openvla_oft import OPENVLA
-    from srpo.policies.weights import read_json
-
-    file = folder / "config.json"
-    return file.is_file() and read_json(file).get("model_type") == OPENVLA
-
-
 def convert(folder: Path, out: Path, policy: Policy) -> None:
-    """Bring a checkpoint to the other layout; weights keep their values in `policy.dtype`."""
-    from srpo.policies.openvla_oft import load_policy, save_openvla, save_policy
+    """Write a checkpoint in the other layout; weights keep their values in `policy.dtype`."""
+    from srpo.policies.checkpoints import is_openvla, load_policy, save_openvla, save_policy
 
     if is_openvla(folder):
         save_policy(load_policy(folder, policy=policy), out)
@@ -114,14 +113,14 @@ def convert(folder: Path, out: Path, policy: Policy) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="srpo policy", description="Look at and convert policies.")
+    parser = argparse.ArgumentParser(prog="srpo policy", description="Inspect and convert policies.")
     commands = parser.add_subparsers(dest="command", required=True)
-    look = commands.add_parser("inspect", help="architecture, parameters, statistics, memory")
-    look.add_argument("path", type=Path, help="checkpoint folder, or a policy's YAML file")
-    change = commands.add_parser("convert", help="OpenVLA's layout to ours, or back")
-    change.add_argument("path", type=Path, help="checkpoint folder", metavar="FOLDER")
-    change.add_argument("out", type=Path, help="folder to write")
-    for command in (look, change):
+    inspecting = commands.add_parser("inspect", help="architecture, parameters, statistics, memory")
+    inspecting.add_argument("path", type=Path, help="checkpoint folder, or a policy's YAML file")
+    converting = commands.add_parser("convert", help="OpenVLA's layout to this project's, or back")
+    converting.add_argument("path", type=Path, help="checkpoint folder", metavar="FOLDER")
+    converting.add_argument("out", type=Path, help="folder to write")
+    for command in (inspecting, converting):
         command.add_argument(
             "--policy",
             default="openvla-7b",
@@ -131,7 +130,7 @@ def main() -> None:
     try:
         file = POLICIES / f"{arguments.policy}.yaml"
         if not file.is_file():
-            names = [found.stem for found in POLICIES.glob("*.yaml")]
+            names = [path.stem for path in POLICIES.glob("*.yaml")]
             raise ConfigError(
                 f"--policy: there is no {arguments.policy!r}{did_you_mean(arguments.policy, names)}"
             )

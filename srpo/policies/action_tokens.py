@@ -1,4 +1,4 @@
-"""Actions as tokens, as OpenVLA does it (github.com/openvla/openvla, `ActionTokenizer`).
+"""Actions as tokens, like OpenVLA's `ActionTokenizer` (github.com/openvla/openvla).
 
 256 bin edges evenly over [-1, 1] make 255 bins; an action's token is the number of edges at or below it,
 minus one (0…255), and decodes to the centre of its bin. Token k is the language model's id

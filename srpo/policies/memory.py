@@ -1,7 +1,7 @@
-"""What a policy needs in memory, computed from its configuration alone: no weights, no GPU.
+"""The memory that a policy needs, computed from its configuration alone: no weights, no GPU.
 
-Static parts (weights, gradients, Adam's moments) are counted on the meta device. Activations are those of a
-run on fake tensors, which have sizes and no contents: every tensor that a real run would hold is seen there.
+Static parts (weights, gradients, Adam's moments) are counted on the meta device. Activations are measured by
+running on fake tensors, which have sizes but no contents, and are allocated as in a real run.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from srpo.cluster.operations import PROMPT
 from srpo.config import Policy
-from srpo.episode import PROPRIO_DIM, TOKENS
+from srpo.episode import PROMPT_TOKENS, PROPRIO_DIM, TOKENS
 from srpo.policies.openvla_oft import Inputs, OpenVLAOFT, OpenVLAOFTConfig
 
 ADAM = 8
-"""Bytes a trained parameter: two moments in float32."""
+"""Bytes per trained parameter: two moments in float32."""
 
 
 class Meter(TorchDispatchMode):
@@ -83,7 +82,7 @@ class Training:
 
     @property
     def checkpoint(self) -> int:
-        """What a training's checkpoint holds: what is trained, as large as its gradients, and the moments."""
+        """Of a training checkpoint: trained weights, as large as their gradients, and the moments."""
         return self.gradients + self.optimiser
 
     @property
@@ -99,7 +98,7 @@ def on_meta(policy: Policy) -> OpenVLAOFT:
 
 
 def parameters(model: nn.Module) -> dict[str, int]:
-    """Parameters of the model's parts, and in all."""
+    """Number of parameters of each of the model's parts, and in all."""
     counts = {
         name: sum(parameter.numel() for parameter in part.parameters())
         for name, part in model.named_children()
@@ -108,12 +107,12 @@ def parameters(model: nn.Module) -> dict[str, int]:
 
 
 def weights(policy: Policy) -> int:
-    """Bytes of the weights as they are held to act."""
+    """Bytes of the weights for inference."""
     return sum(parameter.nbytes for parameter in on_meta(policy).parameters())
 
 
 def static(policy: Policy) -> Training:
-    """Bytes of an update, activations left out."""
+    """Bytes of an update without activations."""
     model = on_meta(policy)
     model.make_trainable()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -126,7 +125,7 @@ def static(policy: Policy) -> Training:
 
 
 def acting(policy: Policy, batch: int) -> int:
-    """Bytes at the peak of choosing actions for `batch` observations, beside the weights."""
+    """Peak bytes of choosing actions for `batch` observations, without the weights."""
     with _fake(policy, trainable=False) as (model, inputs), torch.no_grad(), Meter() as meter:
         model.action_logits(inputs(batch))
         return meter.peak
@@ -136,13 +135,13 @@ def training(policy: Policy, microbatch: int, compute: torch.dtype | None = None
     """Bytes of an update that takes its queries in micro-batches of this size.
 
     Args:
-        compute: the precision of the passes where it is not that of the weights, as FSDP's mixed precision
-            has it: it gathers the weights of a few blocks at a time in it.
+        compute: the precision of the passes if it differs from that of the weights, as under FSDP's mixed
+            precision, which gathers the weights of a few blocks at a time in it.
     """
     with _fake(policy, trainable=True, dtype=compute) as (model, inputs):
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         tokens = torch.zeros(microbatch, TOKENS, dtype=torch.long)
-        for parameter in trained:  # as they are from the second micro-batch on
+        for parameter in trained:  # gradients exist from the second micro-batch on
             parameter.grad = torch.empty_like(parameter)
         with Meter() as meter:
             log_probs, entropy = model.log_probs(inputs(microbatch), tokens, 1.0)
@@ -151,9 +150,9 @@ def training(policy: Policy, microbatch: int, compute: torch.dtype | None = None
 
 
 def gathered(policy: Policy) -> int:
-    """Bytes that FSDP holds whole at a time beside its shares.
+    """Bytes of the unsharded tensors that FSDP holds at a time.
 
-    Weights of two blocks, and all that is in no block, in bfloat16; gradients of a block in float32.
+    Weights of two blocks, and of everything outside blocks, in bfloat16; gradients of a block in float32.
     """
     model = on_meta(policy)
     parts = [part for part in model.modules() if type(part).__name__ in model._no_split_modules]
@@ -165,7 +164,7 @@ def gathered(policy: Policy) -> int:
 def _fake(
     policy: Policy, trainable: bool, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[OpenVLAOFT, Any]]:
-    """The model and a maker of inputs, both of fake tensors."""
+    """The model, and a function that makes inputs for it, both of fake tensors."""
     model = on_meta(policy)
     if trainable:
         model.make_trainable()
@@ -180,8 +179,8 @@ def _fake(
         def inputs(batch: int) -> Inputs:
             return Inputs(
                 torch.empty(batch, policy.image_size, policy.image_size, 3, dtype=torch.uint8),
-                torch.zeros(batch, PROMPT, dtype=torch.long),
-                torch.ones(batch, PROMPT, dtype=torch.bool),
+                torch.zeros(batch, PROMPT_TOKENS, dtype=torch.long),
+                torch.ones(batch, PROMPT_TOKENS, dtype=torch.bool),
                 torch.empty(batch, PROPRIO_DIM) if policy.proprio else None,
                 padded=True,
             )

@@ -2,11 +2,11 @@
 
 One forward pass predicts a whole chunk of eight actions: the sequence
 
-    BOS | image patches | (proprioception) | prompt | 56 action placeholders | stop
+    BOS | image patches | (proprioception) | prompt | 56 action placeholders | EOS
 
 goes through a Llama with *bidirectional* attention, and the hidden state before each placeholder gives the
-logits of its action token (OpenVLA-OFT, arXiv 2502.19645; a causal mask costs the released checkpoints a
-third of their success). Module names are those of the released checkpoints.
+logits of its action token (OpenVLA-OFT, arXiv 2502.19645; with a causal mask the released checkpoints lose a
+third of their success rate). Module names are those of the released checkpoints.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
@@ -31,30 +29,22 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.utils.logging import disable_progress_bar
 
 from srpo import config as settings
 from srpo.episode import ACTION_DIM, CHUNK, PROPRIO_DIM, TOKENS
-from srpo.policies import action_tokens, weights
+from srpo.policies import action_tokens
 from srpo.policies.lora import LoraLinear
-from srpo.policies.pictures import Preparation
-from srpo.policies.processing import LONE_SPACE, SPACE, prepare_prompts
+from srpo.policies.pictures import ImageTransform
+from srpo.policies.processing import tokenise_prompts
 from srpo.policies.vision import VisionTransformer
-from srpo.policies.weights import CheckpointError, check, fill, is_adapter, read_index, read_json, unread
-from srpo.runtime.distributed import gather_full
-from srpo.runtime.files import atomic_directory, write_json
+from srpo.policies.weights import CheckpointError, is_adapter
 
 MODEL_TYPE = "srpo_openvla_oft"
-OPENVLA = "openvla"
-"""The model types of the two layouts of checkpoints."""
-RUNNING = {"name", "checkpoint", "revision", "dtype", "gradient_checkpointing", "lora"}
-"""Settings of a policy that say how it is held and trained, not what it is."""
-
-disable_progress_bar()  # transformers' bars for loading and saving, noise in a log
+"""Of a checkpoint in this project's layout, in its config.json."""
 
 
 class OpenVLAOFTConfig(PreTrainedConfig):
-    """What a checkpoint's config.json says.
+    """The contents of a checkpoint's config.json.
 
     policy      a dumped `srpo.config.Policy`
     norm_stats  action and proprio statistics by suite
@@ -71,10 +61,10 @@ class OpenVLAOFTConfig(PreTrainedConfig):
 class Inputs:
     """A prepared batch of N observations.
 
-    pixels  uint8 (N, size, size, 3), as `srpo.policies.pictures` prepares them
-    ids     int64 (N, L) prompt tokens, padded on the left; mask bool (N, L)
-    proprio float32 (N, 8) normalised to [-1, 1], or None for a policy without proprioception
-    padded  whether the mask hides anything; known without asking the GPU
+    pixels   uint8 (N, size, size, 3), after the transform of `srpo.policies.pictures`
+    ids      int64 (N, L) prompt tokens, padded on the left; mask bool (N, L)
+    proprio  float32 (N, 8) normalised to [-1, 1], or None for a policy without proprioception
+    padded   whether the mask hides anything, known without a GPU synchronisation
     """
 
     pixels: torch.Tensor
@@ -92,15 +82,15 @@ class Inputs:
         return len(self.pixels)
 
     def to(self, device: torch.device) -> Inputs:
-        """On a GPU, without waiting for what it is doing: from memory that it reads itself."""
+        """Copied to a device; to a GPU asynchronously, from pinned memory."""
 
-        def moved(tensor: torch.Tensor) -> torch.Tensor:
+        def move(tensor: torch.Tensor) -> torch.Tensor:
             if device.type == "cuda" and tensor.device.type == "cpu":
                 tensor = tensor.pin_memory()
             return tensor.to(device, non_blocking=True)
 
-        proprio = None if self.proprio is None else moved(self.proprio)
-        return Inputs(moved(self.pixels), moved(self.ids), moved(self.mask), proprio, self.padded)
+        proprio = None if self.proprio is None else move(self.proprio)
+        return Inputs(move(self.pixels), move(self.ids), move(self.mask), proprio, self.padded)
 
 
 class _VisionBackbone(nn.Module):
@@ -110,14 +100,14 @@ class _VisionBackbone(nn.Module):
         self.featurizer = encoders[0]
         self.fused_featurizer = encoders[1] if len(encoders) == 2 else None
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """uint8 (N, size, size, 3) → features (N, patches, widths side by side)."""
-        # Divided by a tensor: CUDA multiplies by a number's reciprocal, whose last bits differ.
-        pixels = pictures.permute(0, 3, 1, 2).float() / torch.full((), 255.0, device=pictures.device)
-        features: torch.Tensor = self.featurizer(pixels)
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 (N, size, size, 3) → features (N, patches, sum of the encoders' widths)."""
+        # Divided by a tensor: CUDA multiplies by the reciprocal of a Python number, whose last bits differ.
+        scaled = pixels.permute(0, 3, 1, 2).float() / torch.full((), 255.0, device=pixels.device)
+        features: torch.Tensor = self.featurizer(scaled)
         if self.fused_featurizer is None:
             return features
-        return torch.cat([features, self.fused_featurizer(pixels)], dim=2)
+        return torch.cat([features, self.fused_featurizer(scaled)], dim=2)
 
 
 class _Projector(nn.Module):
@@ -147,24 +137,24 @@ class _ProprioProjector(nn.Module):
 
 
 def sample(log_p: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
-    """Draw from N × T distributions, float32 (N, T, K) log-probabilities on the CPU; int64 (N, T).
+    """Sample from N × T distributions, float32 (N, T, K) log-probabilities on the CPU; int64 (N, T).
 
-    Each of the N has a generator of its own, of which it takes T numbers, whatever the others are: a draw is
-    where its number falls among the cumulated probabilities.
+    By inversion of the cumulative distribution. Each of the N rows draws T uniform numbers from its own
+    generator, so its samples do not depend on the other rows.
     """
-    cumulated = log_p.exp().cumsum(-1, dtype=torch.float64)
-    cumulated = cumulated / cumulated[..., -1:]  # ends at 1, which no number reaches
+    cumulative = log_p.exp().cumsum(-1, dtype=torch.float64)
+    cumulative = cumulative / cumulative[..., -1:]  # ends at exactly 1, above every uniform number
     shape = (log_p.shape[1], 1)
-    numbers = torch.stack([torch.rand(shape, generator=g, dtype=torch.float64) for g in generators])
-    return torch.searchsorted(cumulated, numbers, right=True)[..., 0]
+    uniform = torch.stack([torch.rand(shape, generator=g, dtype=torch.float64) for g in generators])
+    return torch.searchsorted(cumulative, uniform, right=True)[..., 0]
 
 
 class OpenVLAOFT(PreTrainedModel):
-    """The policy. `tokenizer` travels with it: `load_policy` and `save_policy` keep both in one folder."""
+    """The policy. `srpo.policies.checkpoints` loads and saves it together with its `tokenizer`."""
 
     config_class = OpenVLAOFTConfig
     _supports_sdpa = True
-    _no_split_modules: ClassVar = ["LlamaDecoderLayer", "_Block"]  # what FSDP gathers at a time
+    _no_split_modules: ClassVar = ["LlamaDecoderLayer", "_Block"]  # what FSDP shards and gathers
     tokenizer: PreTrainedTokenizerFast
 
     def __init__(self, config: OpenVLAOFTConfig) -> None:
@@ -193,28 +183,26 @@ class OpenVLAOFT(PreTrainedModel):
         llama.is_causal = False  # transformers then builds bidirectional masks
         self.language_model = LlamaForCausalLM(llama)
         for layer in self.language_model.model.layers:
-            layer.self_attn.is_causal = (
-                False  # and the kernels must not add causality where no mask is needed
-            )
+            layer.self_attn.is_causal = False  # kernels without a mask must not be causal either
         self.post_init()
 
     def make_trainable(self, freeze_vision: bool = False) -> None:
-        """Get ready for training as the settings say: with adapters alone, with blocks computed twice.
+        """Prepare for training as configured: with LoRA adapters, with gradient checkpointing.
 
-        Neither changes what the policy computes. Seed torch first: adapters start at random times zero.
+        Neither changes what the policy computes. Seed torch first: adapters are initialised at random.
 
         Args:
-            freeze_vision: leave the vision encoders and their projector as they are.
+            freeze_vision: do not train the vision encoders and their projector.
 
         Raises:
-            ValueError: whole weights in bfloat16, which would round most updates away.
+            ValueError: full fine-tuning in bfloat16, which would round most updates away.
         """
         frozen = ("vision_backbone.", "projector.") if freeze_vision else ()
         if self.settings.lora is not None:
             linear = [
                 name
                 for name, part in self.named_modules()
-                # The output matrix is read by rows, not called.
+                # `action_logits` reads rows of the output matrix and does not call the layer.
                 if isinstance(part, nn.Linear) and name != "language_model.lm_head"
             ]
             self.add_adapters(name for name in linear if not name.startswith(frozen))
@@ -222,7 +210,7 @@ class OpenVLAOFT(PreTrainedModel):
                 parameter.requires_grad_(is_adapter(name))
         elif self.settings.dtype == "bfloat16":
             raise ValueError(
-                "policy.dtype bfloat16 cannot be trained whole: its updates would be rounded away; "
+                "policy.dtype bfloat16 allows no full fine-tuning: its updates would be rounded away; "
                 "set policy.lora, or policy.dtype float32"
             )
         for name, parameter in self.named_parameters():
@@ -230,13 +218,13 @@ class OpenVLAOFT(PreTrainedModel):
                 parameter.requires_grad_(False)
         if self.settings.gradient_checkpointing:
             for block in [part for part in self.modules() if type(part).__name__ in self._no_split_modules]:
-                # transformers' own checkpointing is off in evaluation mode, in which policies are trained.
+                # transformers' own checkpointing is off in evaluation mode, which policies are trained in.
                 block.forward = partial(
                     checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
                 )
 
     def add_adapters(self, names: Iterable[str]) -> None:
-        """Put adapters beside the linear layers of these names that have none yet."""
+        """Add adapters to the linear layers of these names that have none yet."""
         lora = self.settings.lora
         assert lora is not None
         for name in names:
@@ -245,43 +233,43 @@ class OpenVLAOFT(PreTrainedModel):
                 self.set_submodule(name, LoraLinear(part, lora.rank, lora.alpha))
 
     def merged_state_dict(self) -> dict[str, torch.Tensor]:
-        """The weights by their checkpoint names, adapters added in and rounded to the weights' precision."""
+        """The weights by checkpoint name, with adapters merged and rounded to the weights' precision."""
         merged = {name: t for name, t in self.state_dict().items() if not is_adapter(name)}
         for path, part in self.named_modules():
             if isinstance(part, LoraLinear):
                 merged[f"{path}.weight"] = part.merged.detach()
         return merged
 
-    def prepare(
+    @property
+    def image_transform(self) -> ImageTransform:
+        """From a rendered image to the policy's."""
+        return ImageTransform(self.settings.image_size, self.settings.crop_area, self.settings.jpeg)
+
+    def prepare_inputs(
         self,
         suite: str,
         images: NDArray[np.uint8],
         instructions: Sequence[str],
         proprio: NDArray[np.float32],
     ) -> Inputs:
-        """Observations (N pictures, instructions, proprioceptions) as the network's inputs, on the CPU."""
-        pictures = np.stack([self.preparation(image) for image in images])
-        return self.inputs(suite, pictures, instructions, proprio)
+        """Rendered images (N, H, H, 3), N instructions and proprioception (N, 8) as inputs, on the CPU."""
+        pixels = np.stack([self.image_transform(image) for image in images])
+        return self.build_inputs(suite, pixels, instructions, proprio)
 
-    @property
-    def preparation(self) -> Preparation:
-        """How a rendered picture becomes what the policy sees."""
-        return Preparation(self.settings.image_size, self.settings.crop_area, self.settings.jpeg)
-
-    def inputs(
+    def build_inputs(
         self,
         suite: str,
-        pictures: NDArray[np.uint8],
+        pixels: NDArray[np.uint8],
         instructions: Sequence[str],
         proprio: NDArray[np.float32],
     ) -> Inputs:
-        """`prepare` with pictures that have gone through `preparation`."""
-        ids, mask = prepare_prompts(self.tokenizer, instructions)
-        felt = None
+        """`prepare_inputs` of images (N, size, size, 3) that `image_transform` has already transformed."""
+        ids, mask = tokenise_prompts(self.tokenizer, instructions)
+        normalised = None
         if self.settings.proprio:
             statistics = self.statistics(suite)["proprio"]
-            felt = torch.from_numpy(action_tokens.normalise(proprio, statistics)).float()
-        return Inputs(torch.from_numpy(pictures), ids, mask, felt, not bool(mask.all()))
+            normalised = torch.from_numpy(action_tokens.normalise(proprio, statistics)).float()
+        return Inputs(torch.from_numpy(pixels), ids, mask, normalised, not bool(mask.all()))
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 (N, size, size, 3) → projected patches (N, patches, llm width)."""
@@ -292,47 +280,50 @@ class OpenVLAOFT(PreTrainedModel):
         """Logits of the 256 action tokens at the 56 positions, float32 (N, 56, 256).
 
         Args:
-            patches: the result of `encode_images`, if it is at hand already.
+            patches: the result of `encode_images`, if it is known already.
         """
         if patches is None:
             patches = self.encode_images(inputs.pixels)
-        embed = self.language_model.get_input_embeddings()
-        batch = len(inputs)
-        # Filled there: a copy to a GPU would wait for all that it has yet to do.
-        special = torch.stack([inputs.ids.new_full((), token) for token in (self._bos, self._eos)])
-        bos, stop = embed(special).to(patches.dtype)[:, None, None].expand(-1, batch, 1, -1)
-        prefix = [bos, patches]
-        if self.proprio_projector is not None:
-            assert inputs.proprio is not None
-            felt = inputs.proprio.to(self.proprio_projector.fc1.weight.dtype)
-            prefix.append(self.proprio_projector(felt)[:, None].to(patches.dtype))
-        if self.placeholders is None:
-            holes = patches.new_zeros(batch, TOKENS, patches.shape[2])
-        else:
-            holes = self.placeholders.to(patches.dtype).expand(batch, -1, -1)
-        words = embed(inputs.ids).to(patches.dtype)
-        sequence = torch.cat([*prefix, words, holes, stop], dim=1)
-
-        ahead, behind = sum(part.shape[1] for part in prefix), TOKENS + 1
-        mask = F.pad(inputs.mask, (ahead, behind), value=True)
+        sequence, prefix_length = self._embed_sequence(inputs, patches)
+        mask = F.pad(inputs.mask, (prefix_length, TOKENS + 1), value=True)
         length = mask.shape[1]
         # Positions count real tokens only, so that padding changes nothing.
         positions = mask.long().cumsum(1) - 1
         hidden = self.language_model.model(
             inputs_embeds=sequence,
-            # In attention's own shape: transformers would look what it hides, and wait for the GPU.
+            # In attention's own shape; transformers would inspect a 2-D mask and synchronise with the GPU.
             attention_mask=mask[:, None, None].expand(-1, 1, length, -1) if inputs.padded else None,
             position_ids=positions,
         ).last_hidden_state
-        start = length - behind - 1
+        start = length - TOKENS - 2  # of the position before the first placeholder
         # Only the action positions go through the output matrix, and only its action rows: token k is row
         # vocab_size - 1 - k.
         vocab = self.settings.llm.vocab_size
         rows = self.language_model.lm_head.weight[vocab - action_tokens.BINS : vocab].flip(0)
         return F.linear(hidden[:, start : start + TOKENS], rows).float()
 
+    def _embed_sequence(self, inputs: Inputs, patches: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """The language model's input embeddings (N, T, width), and how many of them precede the prompt."""
+        embed = self.language_model.get_input_embeddings()
+        batch, dtype = len(inputs), patches.dtype
+        # Filled on the device: a copy to a GPU would wait until the GPU is idle.
+        special = torch.stack([inputs.ids.new_full((), token) for token in (self._bos, self._eos)])
+        bos, eos = embed(special).to(dtype)[:, None, None].expand(-1, batch, 1, -1)
+        prefix = [bos, patches]
+        if self.proprio_projector is not None:
+            assert inputs.proprio is not None
+            proprio = inputs.proprio.to(self.proprio_projector.fc1.weight.dtype)
+            prefix.append(self.proprio_projector(proprio)[:, None].to(dtype))
+        prompt = embed(inputs.ids).to(dtype)
+        if self.placeholders is None:
+            action_placeholders = patches.new_zeros(batch, TOKENS, patches.shape[2])
+        else:
+            action_placeholders = self.placeholders.to(dtype).expand(batch, -1, -1)
+        sequence = torch.cat([*prefix, prompt, action_placeholders, eos], dim=1)
+        return sequence, sum(part.shape[1] for part in prefix)
+
     def forward(self, inputs: Inputs, patches: torch.Tensor | None = None) -> torch.Tensor:
-        """`action_logits`: what FSDP wraps, so all else goes through it."""
+        """`action_logits`, as the method that FSDP wraps: the other methods call the model."""
         return self.action_logits(inputs, patches)
 
     def log_probs(
@@ -357,13 +348,13 @@ class OpenVLAOFT(PreTrainedModel):
 
         Args:
             temperature: 0 is greedy.
-            generators: one CPU generator for each observation, so that an episode's draws are its own.
+            generators: one CPU generator for each observation, so that an episode's samples are its own.
 
         Returns:
             tokens int64 (N, 56) and their log-probabilities float32 (N, 56) (zeros when greedy).
 
         Raises:
-            FloatingPointError: the logits are not finite; greedy decoding would hide it.
+            FloatingPointError: the logits are not finite, which greedy decoding would hide.
         """
         logits = self(inputs.to(self.device)).cpu()
         if not torch.isfinite(logits).all():
@@ -383,7 +374,7 @@ class OpenVLAOFT(PreTrainedModel):
         return action_tokens.to_libero(action_tokens.unnormalise(values, statistics))
 
     def statistics(self, suite: str) -> dict[str, Any]:
-        """The action and proprio statistics of a suite, as its name or as `{suite}_no_noops`.
+        """The action and proprio statistics of a suite, under its name or `{suite}_no_noops`.
 
         Raises CheckpointError, listing the keys, when there are none.
         """
@@ -400,180 +391,3 @@ class OpenVLAOFT(PreTrainedModel):
     @property
     def _eos(self) -> int:
         return 2 if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
-
-
-def create_policy(
-    policy: settings.Policy, tokenizer: PreTrainedTokenizerFast, norm_stats: dict[str, Any]
-) -> OpenVLAOFT:
-    """A policy with random weights (seed torch first)."""
-    room = policy.llm.vocab_size - action_tokens.BINS
-    if len(tokenizer) > room:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens; llm.vocab_size {policy.llm.vocab_size} leaves "
-            f"{room} beside the action tokens"
-        )
-    model = OpenVLAOFT(OpenVLAOFTConfig(policy=policy.model_dump(mode="json"), norm_stats=norm_stats))
-    model.tokenizer = tokenizer
-    return model
-
-
-def save_policy(model: OpenVLAOFT, folder: Path, writer: bool = True) -> None:
-    """Write weights (safetensors), configuration, statistics and tokenizer as one folder, atomically.
-
-    Adapters are kept beside the weights: most of what reinforcement learning changes is smaller than the
-    distance between two bfloat16 numbers, and merging would round it away.
-
-    Of a distributed run's processes all call, since weights may be spread over them; the `writer` writes.
-    """
-    tensors = gather_full(model.state_dict(), writer)
-    if not writer:
-        return
-    with atomic_directory(folder) as temporary:
-        model.save_pretrained(temporary, state_dict=tensors, max_shard_size="5GB")
-        model.tokenizer.save_pretrained(temporary)
-
-
-def save_openvla(model: OpenVLAOFT, folder: Path) -> None:
-    """Write a policy that came from OpenVLA's layout in that layout, atomically.
-
-    Adapters are merged: that layout has none. The parts of the vision transformers that nobody reads were not
-    loaded; they are written as zeros.
-
-    Raises:
-        CheckpointError: the policy did not come from OpenVLA's layout, whose config.json names timm models.
-    """
-    if model.config.openvla is None:
-        raise CheckpointError("only a policy that was loaded from OpenVLA's layout can be written in it")
-    zeros = {name: torch.zeros(shape, dtype=model.dtype) for name, shape in unread(model.settings).items()}
-    tensors = model.merged_state_dict() | zeros
-    with atomic_directory(folder) as temporary:
-        model.save_pretrained(temporary, state_dict=tensors, max_shard_size="5GB")
-        model.tokenizer.save_pretrained(temporary)
-        write_json(temporary / "config.json", model.config.openvla | {"norm_stats": model.config.norm_stats})
-
-
-def load_policy(
-    folder: Path, device: str | torch.device = "cpu", policy: settings.Policy | None = None
-) -> OpenVLAOFT:
-    """Load what `save_policy` wrote, or a checkpoint in OpenVLA's layout; nothing in it is executed.
-
-    Weights go one by one to their device and precision (`policy.dtype`).
-
-    Args:
-        policy: the architecture of a checkpoint in OpenVLA's layout, which does not say it, and how it is
-            held and trained (`dtype`, `lora`, `gradient_checkpointing`). None: as it was saved.
-
-    Raises:
-        CheckpointError: the folder is missing, of another architecture, or its tensors do not fit.
-    """
-    model, entries = open_policy(folder, policy)
-    model.tokenizer = _load_tokenizer(folder)
-    fill(model, entries, torch.device(device), getattr(torch, model.settings.dtype))
-    return model
-
-
-def open_policy(
-    folder: Path, policy: settings.Policy | None = None
-) -> tuple[OpenVLAOFT, dict[str, weights.Entry]]:
-    """A checkpoint's policy on the meta device, and its tensors, which are checked and not read.
-
-    Arguments and errors are `load_policy`'s.
-    """
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} is not a policy checkpoint: it has no config.json")
-    description = read_json(folder / "config.json")
-    kind = description.get("model_type")
-    if kind not in (MODEL_TYPE, OPENVLA):
-        raise CheckpointError(
-            f"{folder / 'config.json'}: model_type {kind!r} is not {MODEL_TYPE!r} or {OPENVLA!r}"
-        )
-    config = (_own if kind == MODEL_TYPE else _openvla)(description, folder, policy)
-    with torch.device("meta"):
-        model = OpenVLAOFT(config)
-    entries = read_index(folder)
-    adapted = [name.removesuffix(".lora_A") for name in entries if name.endswith(".lora_A")]
-    if adapted:
-        saved, wanted = description["policy"]["lora"], model.settings.lora
-        if wanted is None or wanted.model_dump() != saved:
-            raise CheckpointError(
-                f"{folder} has adapters, which train on as they are: set policy.lora to {saved}, or merge "
-                "them (srpo policy convert)"
-            )
-        known = dict(model.named_modules())
-        model.add_adapters(name for name in adapted if isinstance(known.get(name), nn.Linear))
-    try:
-        check(entries, model, unread(model.settings) if kind == OPENVLA else {})
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
-    return model.eval(), entries
-
-
-def _own(description: dict[str, Any], folder: Path, policy: settings.Policy | None) -> OpenVLAOFTConfig:
-    try:
-        saved = settings.Policy.model_validate(description.get("policy"))
-    except ValidationError as error:
-        raise CheckpointError(f"{folder / 'config.json'}: policy: {error}") from None
-    if policy is not None:
-        theirs, ours = saved.model_dump(exclude=RUNNING), policy.model_dump(exclude=RUNNING)
-        wrong = [f"{key} {theirs[key]} instead of {ours[key]}" for key in ours if theirs[key] != ours[key]]
-        if wrong:
-            raise CheckpointError(f"{folder} is of another architecture: {'; '.join(wrong)}")
-    return OpenVLAOFTConfig(
-        policy=(policy or saved).model_dump(mode="json"),
-        norm_stats=description.get("norm_stats"),
-        openvla=description.get("openvla"),
-    )
-
-
-def _openvla(description: dict[str, Any], folder: Path, policy: settings.Policy | None) -> OpenVLAOFTConfig:
-    """Check what OpenVLA's config.json states against `policy`; shapes of tensors say the rest."""
-    if policy is None:
-        raise CheckpointError(
-            f"{folder} is in OpenVLA's layout, which does not say its architecture: convert it first "
-            f"(srpo policy convert {folder} OUT)"
-        )
-    llm, text = policy.llm, description.get("text_config", {})
-    expected = {
-        "image_sizes": [policy.image_size] * len(policy.encoders),
-        "use_fused_vision_backbone": len(policy.encoders) == 2,
-        "timm_override_act_layers": [None] * len(policy.encoders),
-        "n_action_bins": action_tokens.BINS,
-        "pad_to_multiple_of": llm.padding,
-        "text_config.model_type": "llama",
-        "text_config.vocab_size": llm.vocab_size + llm.padding,
-        "text_config.hidden_size": llm.hidden_size,
-        "text_config.intermediate_size": llm.intermediate_size,
-        "text_config.num_hidden_layers": llm.layers,
-        "text_config.num_attention_heads": llm.heads,
-        "text_config.num_key_value_heads": llm.heads,
-        "text_config.rms_norm_eps": llm.rms_norm_eps,
-        "text_config.rope_theta": llm.rope_theta,
-    }
-    stated = description | {f"text_config.{key}": value for key, value in text.items()}
-    wrong = [
-        f"{key} {stated[key]} instead of {value}"
-        for key, value in expected.items()
-        if stated.get(key, value) != value
-    ]
-    if wrong:
-        raise CheckpointError(f"{folder / 'config.json'} is of another architecture: {'; '.join(wrong)}")
-    statistics = description.get("norm_stats") or {}
-    beside = folder / "dataset_statistics.json"
-    if beside.is_file():  # of the data that the policy was fine-tuned on
-        statistics = statistics | read_json(beside)
-    # `auto_map` names Python files of the checkpoint; nothing here reads them, and nothing shall later.
-    kept = {key: value for key, value in description.items() if key not in ("norm_stats", "auto_map")}
-    return OpenVLAOFTConfig(policy=policy.model_dump(mode="json"), norm_stats=statistics, openvla=kept)
-
-
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    if not (folder / "tokenizer.json").is_file():
-        raise CheckpointError(f"{folder} has no tokenizer.json; fetch the checkpoint again")
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
-    vocabulary = tokenizer.get_vocab()
-    if SPACE not in vocabulary and LONE_SPACE not in vocabulary:
-        raise CheckpointError(f"{folder}: its tokenizer has no {LONE_SPACE!r}, with which prompts end")
-    return tokenizer

@@ -1,7 +1,7 @@
-"""From a rendered picture to what the policy sees of it: OpenVLA-OFT's evaluation transform, in NumPy.
+"""From a rendered image to the policy's input: OpenVLA-OFT's evaluation transform, in NumPy.
 
-Simulators prepare their own pictures, beside the policy's work, so this must not load PyTorch. Weights are
-sparse, and sums taken one after the other: the same bits with any number of threads.
+Simulation processes transform their own images, in parallel with the policy, so this must not load PyTorch.
+Weights are sparse, and sums are sequential: the same bits with any number of threads.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from scipy.sparse import csr_array
 
 
 @dataclass(frozen=True)
-class Preparation:
+class ImageTransform:
     """OpenVLA-OFT's evaluation transform (`experiments/robot/openvla_utils.py`) without TensorFlow.
 
     A JPEG round trip, a Lanczos resize to `size`, and a centre crop of `crop_area` of the area, brought back
-    to `size` bilinearly; whole grey levels after each. Each is left out where it would change nothing, the
-    JPEG round trip where `jpeg` is false.
+    to `size` bilinearly; values are rounded to integers after each. A step that would change nothing is
+    skipped, and so is the JPEG round trip if `jpeg` is false.
     """
 
     size: int
@@ -42,13 +42,13 @@ class Preparation:
             image = np.rint(resized).clip(0, 255).astype(np.uint8)
         if self.crop_area != 1.0:
             cropped = _resample(image.astype(np.float32) / np.float32(255), _crop(self.size, self.crop_area))
-            # tf.image.convert_image_dtype goes back to whole levels by ⌊255.5 x⌋.
+            # tf.image.convert_image_dtype converts back to integers by ⌊255.5 x⌋.
             image = (cropped.clip(0, 1) * np.float32(255.5)).astype(np.uint8)
         return image
 
 
 def _jpeg(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A picture behind a JPEG round trip with TensorFlow's defaults (quality 95, halved chroma)."""
+    """An image after a JPEG round trip with TensorFlow's defaults (quality 95, halved chroma)."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling="4:2:0")
     with Image.open(buffer) as decoded:
@@ -73,12 +73,12 @@ def _crop(size: int, area: float) -> csr_array:
     Bilinear; the corners of the output are the corners of the box.
     """
     half = math.sqrt(area) / 2
-    at = np.linspace(0.5 - half, 0.5 + half, size) * (size - 1)
-    return csr_array((1 - np.abs(at[:, None] - np.arange(size))).clip(min=0).astype(np.float32))
+    positions = np.linspace(0.5 - half, 0.5 + half, size) * (size - 1)
+    return csr_array((1 - np.abs(positions[:, None] - np.arange(size))).clip(min=0).astype(np.float32))
 
 
 def _resample(image: NDArray[np.float32], weights: csr_array) -> NDArray[np.float32]:
-    """A picture (H, H, 3) by the same weights along its height, then along its width."""
+    """An image (H, H, 3) resampled with the same weights along its height, then along its width."""
     for _ in range(2):
         rows = weights @ image.reshape(len(image), -1)
         image = np.ascontiguousarray(rows.reshape(len(rows), -1, 3).swapaxes(0, 1))

@@ -1,4 +1,4 @@
-"""Prompts on their way into the policy: their words and tokens."""
+"""The policy's prompts: their text and their tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 LONE_SPACE = "▁"
 """Llama's token 29871, which OpenVLA appends to the prompt."""
 SPACE = "<space>"
-"""Stands for it in the tokenizers that we make."""
+"""The same token in the tokenizers of `make_tokenizer`."""
 
 
 def prompt(instruction: str) -> str:
@@ -22,7 +22,7 @@ def prompt(instruction: str) -> str:
 def make_tokenizer(instructions: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A small byte-level BPE tokenizer trained on the prompts of `instructions`.
 
-    Any text can be encoded, the training instructions in about one token a word. Ids stay below `vocab_size`.
+    Any text can be encoded, training instructions in about one token per word. Ids are below `vocab_size`.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -39,12 +39,12 @@ def make_tokenizer(instructions: Iterable[str], vocab_size: int) -> PreTrainedTo
     )
 
 
-def prepare_prompts(
+def tokenise_prompts(
     tokenizer: PreTrainedTokenizerFast, instructions: Sequence[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Prompt tokens without BOS, ending in the space token, padded on the left.
 
-    On the left, so that the last prompt token always stands right before the action positions.
+    On the left, so that the last prompt token is always right before the action positions.
 
     Returns:
         ids int64 (N, L) and mask bool (N, L), False where padded.

@@ -1,4 +1,4 @@
-"""The policy's vision transformers, with timm's parameter names as OpenVLA checkpoints carry them."""
+"""The policy's vision transformers, with timm's parameter names as in OpenVLA checkpoints."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ class _PatchEmbedding(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """A ViT that gives the patch tokens of one of its blocks (`srpo.config.Encoder` explains the settings).
+    """A ViT that returns the patch tokens of one of its blocks (`srpo.config.Encoder` explains the settings).
 
-    Blocks behind the one that is read are not built: checkpoints carry them, nothing needs them.
+    Blocks after that one are not built: checkpoints contain them, but nothing uses them.
     """
 
     def __init__(self, encoder: dict[str, Any], image_size: int) -> None:
@@ -99,7 +99,7 @@ class VisionTransformer(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """float (N, 3, size, size) in [0, 1] → patch tokens (N, patches, hidden_size)."""
         mean, std = (
-            # Filled there: a copy to a GPU would wait for all that it has yet to do.
+            # Filled on the device: a copy to a GPU would wait until the GPU is idle.
             torch.stack([pixels.new_full((1, 1), value) for value in values])
             for values in (self._mean, self._std)
         )

@@ -1,7 +1,7 @@
 """The tensors of a checkpoint folder: listed and checked from their headers, then read one at a time.
 
-Two layouts share most names: ours, and OpenVLA's, which also carries parts of its vision transformers that
-nobody reads. Only safetensors are opened; nothing in a checkpoint is executed.
+Two layouts share most names: this project's, and OpenVLA's, which also contains unused parts of its vision
+transformers. Only safetensors are opened; nothing in a checkpoint is executed.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One tensor: the file it is in, its shape and its dtype (safetensors' name of it)."""
+class TensorEntry:
+    """One tensor of a checkpoint: its file, its shape, and its dtype by safetensors' name."""
 
     file: Path
     shape: Shape
@@ -52,7 +52,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_index(folder: Path) -> dict[str, Entry]:
+def read_index(folder: Path) -> dict[str, TensorEntry]:
     """All tensors of a checkpoint folder by name, from the headers of its safetensors files.
 
     Raises:
@@ -69,9 +69,9 @@ def read_index(folder: Path) -> dict[str, Entry]:
             raise CheckpointError(f"{folder}: shards are missing: {missing}; fetch the checkpoint again")
         files = [file for file in files if file.name in stated.values()]
     if not files:
-        found = f" (its pickles {pickles} are not read: they can run code)" if pickles else ""
-        raise CheckpointError(f"{folder} has no *.safetensors{found}; convert it to safetensors")
-    entries: dict[str, Entry] = {}
+        reason = f" (its pickles {pickles} are not read: they can run code)" if pickles else ""
+        raise CheckpointError(f"{folder} has no *.safetensors{reason}; convert it to safetensors")
+    entries: dict[str, TensorEntry] = {}
     for file in files:
         try:
             with safe_open(file, "pt") as shard:
@@ -81,12 +81,12 @@ def read_index(folder: Path) -> dict[str, Entry]:
                         raise CheckpointError(
                             f"{folder}: {name} is in {entries[name].file.name} and {file.name}"
                         )
-                    entries[name] = Entry(file, tuple(part.get_shape()), part.get_dtype())
+                    entries[name] = TensorEntry(file, tuple(part.get_shape()), part.get_dtype())
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} cannot be loaded ({error}); fetch or make it again") from None
     if stated is not None:
-        found_in = {name: entry.file.name for name, entry in entries.items()}
-        wrong = sorted({name for name, _ in found_in.items() ^ stated.items()})
+        actual = {name: entry.file.name for name, entry in entries.items()}
+        wrong = sorted({name for name, _ in actual.items() ^ stated.items()})
         if wrong:
             raise CheckpointError(f"{folder}: {INDEX} and the shards differ in {_listed(wrong)}")
     return entries
@@ -96,20 +96,20 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
-def unread(policy: Policy) -> dict[str, Shape]:
-    """Names and shapes of the tensors of OpenVLA's layout that no policy reads.
+def unread_tensors(policy: Policy) -> dict[str, Shape]:
+    """Names and shapes of the tensors of OpenVLA's layout that no policy uses.
 
-    The blocks behind the one that is read, the last norm, and the attention pooling of encoders without a
-    class token (timm's `AttentionPoolLatent`).
+    They are the blocks after the one that is read, the last norm, and the attention pooling of encoders
+    without a class token (timm's `AttentionPoolLatent`).
     """
     shapes: dict[str, Shape] = {}
     for featurizer, encoder in zip(FEATURIZERS, policy.encoders, strict=False):
-        own: dict[str, Shape] = {f"norm.{kind}": (encoder.hidden_size,) for kind in ("weight", "bias")}
+        unused: dict[str, Shape] = {f"norm.{kind}": (encoder.hidden_size,) for kind in ("weight", "bias")}
         for block in range(encoder.depth + encoder.read_block + 1, encoder.depth):
-            own |= {f"blocks.{block}.{name}": shape for name, shape in _block(encoder).items()}
+            unused |= {f"blocks.{block}.{name}": shape for name, shape in _block(encoder).items()}
         if not encoder.cls_token:
-            own |= {f"attn_pool.{name}": shape for name, shape in _pooling(encoder).items()}
-        shapes |= {f"vision_backbone.{featurizer}.{name}": shape for name, shape in own.items()}
+            unused |= {f"attn_pool.{name}": shape for name, shape in _pooling(encoder).items()}
+        shapes |= {f"vision_backbone.{featurizer}.{name}": shape for name, shape in unused.items()}
     return shapes
 
 
@@ -148,11 +148,11 @@ def is_adapter(name: str) -> bool:
     return name.endswith((".lora_A", ".lora_B"))
 
 
-def check(entries: Mapping[str, Entry], model: nn.Module, ignored: Mapping[str, Shape]) -> None:
+def check_tensors(entries: Mapping[str, TensorEntry], model: nn.Module, ignored: Mapping[str, Shape]) -> None:
     """Raise a CheckpointError that lists every tensor that is missing, unexpected or of another kind.
 
     Args:
-        ignored: tensors that may be there and are not read, with their shapes.
+        ignored: tensors that may be present and are not read, with their shapes.
     """
     needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     known = {**ignored, **needed}
@@ -174,14 +174,16 @@ def check(entries: Mapping[str, Entry], model: nn.Module, ignored: Mapping[str, 
         raise CheckpointError("tensors do not fit the architecture: " + "; ".join(lines))
 
 
-def fill(model: nn.Module, entries: Mapping[str, Entry], device: torch.device, dtype: torch.dtype) -> None:
+def load_tensors(
+    model: nn.Module, entries: Mapping[str, TensorEntry], device: torch.device, dtype: torch.dtype
+) -> None:
     """Give a model on the meta device its tensors, each read straight to its device and dtype.
 
-    Adapters stay float32. Host memory holds one tensor at a time. Rotary frequencies are in no checkpoint;
-    they are computed anew.
+    Adapters stay float32. Host memory holds one tensor at a time. Rotary frequencies are computed, since
+    checkpoints do not contain them.
 
     Raises:
-        CheckpointError: a file is broken, or some tensor was left without values.
+        CheckpointError: a file is broken, or a tensor was left without values.
     """
     needed = model.state_dict().keys()
     for file in sorted({entry.file for entry in entries.values()}):

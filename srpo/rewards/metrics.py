@@ -1,7 +1,7 @@
 """Progress curves and the five metrics of the progress-reward benchmark (SRPO, arXiv 2511.15605, Table 3).
 
-The metrics' names are the paper's; where it leaves something open (bandwidth, bins, base of the logarithm),
-the choice made here stands in the docstring. All functions raise ValueError on values that are not finite.
+The metrics' names are the paper's; choices that it leaves open (bandwidth, bins, base of the logarithm) are
+in the docstrings. All functions raise ValueError on values that are not finite.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from scipy.spatial.distance import jensenshannon, pdist
 from scipy.stats import spearmanr
 
 JS_BINS = 10
-"""Bins of equal width over [0, 1]: few enough that some tens of trajectories fill them."""
+"""Bins of equal width over [0, 1], few enough for some tens of trajectories."""
 
 EQUAL_SPREAD = 1e-12
-"""Progress values (of order 1) within this are equal but for rounding."""
+"""Progress values (of order 1) within this difference are equal up to rounding."""
 
 
 def progress_curve(distances: NDArray[np.float64]) -> NDArray[np.float64]:
     """Progress p(t) = 1 − d(t)/max d along one trajectory: float64 (P,) in [0, 1].
 
-    1 is on a reference, 0 is the trajectory's own farthest point. Dividing by that maximum (rather than by
-    d(0), which would need clipping) makes the curve free of the embedding's unit and keeps the order of all
-    distances, which is what SC and Mono measure: clipping would tie the points farther away than the start,
-    and Mono counts ties as progress. If all distances are 0, progress is 1 throughout.
+    1 is on a reference, 0 is the trajectory's farthest point. Dividing by that maximum (rather than by d(0),
+    which would need clipping) makes the curve independent of the embedding's unit and keeps the order of all
+    distances, which SC and Mono measure: clipping would make all points farther than the start equal, and
+    Mono counts ties as progress. If all distances are 0, progress is 1 throughout.
 
     Args:
         distances: float (P,), P ≥ 1, of prefixes o_0…t of rising length to the nearest reference
@@ -40,7 +40,7 @@ def progress_curve(distances: NDArray[np.float64]) -> NDArray[np.float64]:
 def spearman_correlation(progress: NDArray[np.floating]) -> float:
     """SC of one trajectory: Spearman's rank correlation of progress (P,), P ≥ 2, with time; ties share ranks.
 
-    A constant curve has no rank correlation; it says nothing of time, so it counts as 0. The table's SC is
+    A constant curve has no rank correlation and counts as 0. The table's SC is
     the mean over successful trajectories.
     """
     _require_finite("progress", progress)
@@ -83,7 +83,7 @@ def maximum_mean_discrepancy(successes: NDArray[np.floating], failures: NDArray[
 
 
 def bandwidth(values: NDArray[np.floating]) -> float:
-    """Width σ of the MMD's kernel for a pooled sample (N,): see there. 0 if all values are equal."""
+    """Width σ of the MMD's kernel for a pooled sample (N,), as defined there. 0 if all values are equal."""
     pairwise = pdist(values[:, None])
     sigma = np.median(pairwise)
     if sigma > 0:
@@ -111,8 +111,8 @@ def standardised_mean_difference(successes: NDArray[np.floating], failures: NDAr
     """SMD of final progress, successes (M,) minus failures (N,): Cohen's d.
 
     (mean_s − mean_f)/√(((M−1)·s_s² + (N−1)·s_f²)/(M+N−2)) with sample variances (Cohen, "Statistical Power
-    Analysis for the Behavioral Sciences", 1988, section 2.5). Neither sample spreading at all: 0 if the means
-    are equal, else ±∞. One of each: NaN, there is no spread to measure by.
+    Analysis for the Behavioral Sciences", 1988, section 2.5). If neither sample varies: 0 if the means are
+    equal, else ±∞. With one value in each: NaN, since there is no deviation.
     """
     first, second = _samples(successes, failures)
     degrees = len(first) + len(second) - 2

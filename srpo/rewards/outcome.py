@@ -1,4 +1,4 @@
-"""The 0/1 reward of an episode's outcome, which is all that GRPO learns from."""
+"""The 0/1 reward of an episode's outcome, GRPO's only signal."""
 
 from __future__ import annotations
 

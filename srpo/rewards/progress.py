@@ -1,4 +1,4 @@
-"""SRPO's progress reward: a failed episode earns more, the nearer it came to the batch's own successes."""
+"""SRPO's progress reward: a failure's reward rises with its nearness to successes of the same batch."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ SIIRL_OFFSET = 0.5
 SIIRL_EQUAL_RANGE = 1e-6
 
 EQUAL_SPREAD = 1e-6
-"""Distances whose standard deviation (or range) is at most this share of their mean are equal but for
+"""Distances whose standard deviation (or range) is at most this share of their mean are equal up to
 rounding: the embeddings are float32, of about 1e-7 relative precision."""
 
 
 @dataclass(frozen=True)
 class TaskShaping:
-    """What happened to one task of the batch.
+    """How one task of the batch was shaped.
 
     successes, failures  episodes with a valid embedding (all episodes, if the reward needs no embedding)
     invalid              episodes whose embedding cannot be used
     clusters, fallback   as in `srpo.rewards.references.References`
     unshaped             None if failures were shaped, else why not: `outcome` (the reward is 0/1 by
-                         configuration), `no failure` or `no success` (to be compared with)
+                         configuration), `no failure`, or `no success` (as a reference)
     """
 
     task: int
@@ -52,10 +52,10 @@ class ShapedRewards:
 
     rewards    float64 (N,)  1 for a success, [0, 1) for a failure, NaN for an invalid episode
     distances  float64 (N,)  of shaped failures to their nearest reference; NaN elsewhere
-    valid      bool (N,)     False where the embedding is not finite or all zero. Such an episode is no
+    valid      bool (N,)     False where the embedding is not finite or all zero. Such an episode is not a
                              reference, is not shaped and must be left out of its group: its NaN reward makes
-                             `srpo.rl.advantages` raise, so it cannot be scored by accident
-    tasks                    one entry a task, by rising task id
+                             `srpo.rl.advantages` raise, so it cannot be used by accident
+    tasks                    one entry per task, by rising task id
     """
 
     rewards: NDArray[np.float64]
@@ -76,12 +76,11 @@ def shape_rewards(
     """Rewards of a whole batch. References are per task, over all its groups; `reward.scope` says whether
     distances are normalised over the task's failures or over each group's.
 
-    A task without success has nothing to be compared with: its failures earn 0 (but not with `fixed_expert`,
-    whose references are always there). A task without failure has nothing to shape. With
-    `reward.shaping: none` every failure earns 0 and embeddings are not looked at.
+    In a task without success there is no reference, and failures get 0 (except with `fixed_expert`, whose
+    references always exist). With `reward.shaping: none` every failure gets 0 and embeddings are not used.
 
     Args:
-        embeddings: float32 (N, D), one vector an episode; None only with shaping `none`.
+        embeddings: float32 (N, D), one vector per episode; None only with shaping `none`.
         success: bool (N,).
         task: int (N,), task id of each episode.
         reward: how failures are rewarded.
@@ -95,7 +94,7 @@ def shape_rewards(
     episodes = len(success)
     if success.shape != (episodes,) or task.shape != (episodes,):
         raise ValueError(f"success {success.shape} and task {task.shape} must both have shape (N,)")
-    references: dict[int, References] = {}
+    expert: dict[int, References] = {}
     if reward.shaping == "none":
         valid = np.ones(episodes, dtype=bool)
     elif embeddings is None or embeddings.ndim != 2 or len(embeddings) != episodes:
@@ -103,7 +102,7 @@ def shape_rewards(
         raise ValueError(f"reward.shaping {reward.shaping!r} needs embeddings ({episodes}, D), not {shape}")
     else:
         valid = usable(embeddings)
-        references = _experts(experts, task, embeddings.shape[1], reward)
+        expert = _fixed_references(experts, task, embeddings.shape[1], reward)
     if reward.shaping == "none" or reward.scope == "task":
         group = np.zeros(episodes, dtype=np.int64)
     elif group is None or group.shape != (episodes,):
@@ -113,11 +112,10 @@ def shape_rewards(
     rewards = np.where(valid, outcome_rewards(success), np.nan)
     distances = np.full(episodes, np.nan)
     tasks = []
-    for task_id in np.unique(task):
-        of_task = task == task_id
-        succeeded = of_task & valid & success
-        failed = of_task & valid & ~success
-        clusters, fallback, unshaped = 0, False, None
+    for task_id in map(int, np.unique(task)):
+        members = task == task_id
+        succeeded, failed = members & valid & success, members & valid & ~success
+        references, unshaped = None, None
         if reward.shaping == "none" or embeddings is None:
             unshaped = "outcome"
         elif reward.references != "fixed_expert" and not succeeded.any():
@@ -125,27 +123,26 @@ def shape_rewards(
         elif not failed.any():
             unshaped = "no failure"
         else:
-            own = references.get(int(task_id)) or find_references(embeddings[succeeded], reward)
-            clusters, fallback = own.clusters, own.fallback
-            distances[failed] = nearest_distances(embeddings[failed], own.centres)
+            references = expert.get(task_id) or find_references(embeddings[succeeded], reward)
+            distances[failed] = nearest_distances(embeddings[failed], references.centres)
             for number in np.unique(group[failed]):
                 compared = failed & (group == number)
                 rewards[compared] = _progress(distances[compared], reward)
         tasks.append(
             TaskShaping(
-                task=int(task_id),
+                task=task_id,
                 successes=int(succeeded.sum()),
                 failures=int(failed.sum()),
-                invalid=int((of_task & ~valid).sum()),
-                clusters=clusters,
-                fallback=fallback,
+                invalid=int((members & ~valid).sum()),
+                clusters=references.clusters if references else 0,
+                fallback=references.fallback if references else False,
                 unshaped=unshaped,
             )
         )
     return ShapedRewards(rewards, distances, valid, tuple(tasks))
 
 
-def _experts(
+def _fixed_references(
     experts: Mapping[int, NDArray[np.floating]] | None,
     task: NDArray[np.integer],
     dimension: int,
@@ -158,20 +155,20 @@ def _experts(
         )
     if experts is None:
         return {}
-    found = {}
+    references = {}
     for task_id in map(int, np.unique(task)):
         if task_id not in experts:
             raise ValueError(f"reward.references 'fixed_expert': no expert embeddings of task {task_id}")
         try:
-            found[task_id] = expert_references(experts[task_id])
+            references[task_id] = expert_references(experts[task_id])
         except ValueError as error:
             raise ValueError(f"reward.references 'fixed_expert': task {task_id}: {error}") from None
-        if (width := found[task_id].centres.shape[1]) != dimension:
+        if (width := references[task_id].centres.shape[1]) != dimension:
             raise ValueError(
                 f"reward.references 'fixed_expert': task {task_id}: the expert's embeddings have {width} "
                 f"dimensions, the episodes' {dimension}: embed both with one world model"
             )
-    return found
+    return references
 
 
 def _progress(distances: NDArray[np.float64], reward: Reward) -> NDArray[np.float64]:
@@ -191,8 +188,8 @@ def nearest_distances(embeddings: NDArray[np.floating], centres: NDArray[np.floa
 def paper_progress(distances: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
     """α·sigmoid(−z) with z = (d − mean)/std over failures (SRPO, arXiv 2511.15605: a task's): float64 (N,).
 
-    The standard deviation is the population's, so that one failure has one (0). Where it is 0, but for
-    rounding, z = 0 and every failure earns α/2.
+    The standard deviation is the population's, which is defined (0) for a single failure. Where it is 0, up
+    to rounding, z = 0 and every failure gets α/2.
     """
     mean, std = distances.mean(), distances.std()
     if std <= EQUAL_SPREAD * mean:
@@ -203,9 +200,9 @@ def paper_progress(distances: NDArray[np.float64], alpha: float) -> NDArray[np.f
 def siirl_progress(distances: NDArray[np.float64]) -> NDArray[np.float64]:
     """0.6·sigmoid(10·(0.5 − m)), m the min-max normalised distance of failures: float64 (N,).
 
-    Where all distances lie within 1e-6, m = 0.5 and every failure earns 0.3. Source: siiRL,
-    `siirl/utils/reward_score/embodied.py`. That bound is absolute, as there, so it depends on the
-    embeddings' unit.
+    Where all distances are within 1e-6, m = 0.5 and every failure gets 0.3. Source: siiRL,
+    `siirl/utils/reward_score/embodied.py`. The bound is absolute, as there, so it depends on the embeddings'
+    unit.
     """
     nearest, spread = distances.min(), np.ptp(distances)
     if spread < SIIRL_EQUAL_RANGE:
@@ -216,8 +213,8 @@ def siirl_progress(distances: NDArray[np.float64]) -> NDArray[np.float64]:
 def linear_progress(distances: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
     """α·(1 − m), m the min-max normalised distance of failures: float64 (N,) in [0, α].
 
-    The nearest failure earns α and the farthest nothing. Where all distances are equal, but for rounding,
-    m = 0.5 and every failure earns α/2, as under the other shapings.
+    The nearest failure gets α and the farthest 0. Where all distances are equal, up to rounding, m = 0.5 and
+    every failure gets α/2, as in `paper_progress`.
     """
     nearest, spread = distances.min(), np.ptp(distances)
     if spread <= EQUAL_SPREAD * distances.mean():

@@ -1,4 +1,4 @@
-"""What failed episodes are compared with: centres in embedding space, of one task's successes or experts."""
+"""Reference centres in embedding space, with which a task's failures are compared."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from srpo.config import Reward
 
 EQUAL_SUMS = 1e-9
-"""Sums of distances within this share of each other are equal but for float64 rounding."""
+"""Sums of distances within this relative difference are equal up to float64 rounding."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class References:
     """Reference centres of one task.
 
     centres   float64 (K, D)  K ≥ 1, in the embeddings' own space
-    clusters  what DBSCAN found; 0 where it found none or was not asked
+    clusters  number of DBSCAN clusters; 0 where it found none or was not used
     fallback  True where DBSCAN found no cluster, so that the one centre is the mean of all successes
     """
 
@@ -33,8 +33,8 @@ class References:
 def find_references(successes: NDArray[np.floating], reward: Reward) -> References:
     """Centres of a task's successful episodes.
 
-    `mean`, `matched_prefix`, `simulator`: their mean. `medoid`: the one with the least sum of distances to
-    the others; all of those that tie (two successes always do), whatever the order of episodes.
+    `mean`, `matched_prefix`, `simulator`: their mean. `medoid`: the one with the smallest sum of distances to
+    the others; all of those that tie (two successes always do), so that the order of episodes is irrelevant.
 
     `dbscan` (siiRL, `siirl/utils/reward_score/embodied.py`): every feature standardised over the successes,
     DBSCAN, and the mean of each cluster; noise points belong to no centre; no cluster at all: the mean of the
@@ -50,7 +50,7 @@ def find_references(successes: NDArray[np.floating], reward: Reward) -> Referenc
 
     Raises:
         ValueError: there is no success, the array is not two-dimensional, or `reward.references` is
-            `fixed_expert`, whose references are no successes of the batch.
+            `fixed_expert`, whose references are not successes of the batch.
     """
     if reward.references == "fixed_expert":
         raise ValueError("reward.references 'fixed_expert' takes the expert's embeddings, not successes")
@@ -71,14 +71,14 @@ def find_references(successes: NDArray[np.floating], reward: Reward) -> Referenc
 
 
 def expert_references(experts: NDArray[np.floating]) -> References:
-    """A task's expert demonstrations, each a centre: the set is small and chosen, so none of it is noise.
+    """A task's expert demonstrations, each of them a centre: the set is small and curated, without noise.
 
     Args:
         experts: float (E, D), E ≥ 1, embeddings of the demonstrations' videos.
 
     Raises:
         ValueError: there is none, or one is not finite or all zero. Unlike an episode's, an expert's
-            embedding cannot be left out: the reference would be another one than the configuration says.
+            embedding cannot be left out, since the reference would not be the configured one.
     """
     if experts.ndim != 2 or len(experts) == 0:
         raise ValueError(f"expert references must have shape (E, D) with E ≥ 1, not {experts.shape}")
@@ -89,25 +89,25 @@ def expert_references(experts: NDArray[np.floating]) -> References:
 
 
 def usable(embeddings: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Which embeddings (N, D) are finite and not all zero: bool (N,). An encoder's failure shows as such."""
+    """Which embeddings (N, D) are finite and not all zero, as a failed encoder's are: bool (N,)."""
     return np.isfinite(embeddings).all(axis=1) & (embeddings != 0).any(axis=1)
 
 
 def _medoids(points: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which of the points (S, D) have the least sum of distances to all, but for rounding: bool (S,)."""
+    """Which of the points (S, D) have the smallest sum of distances to all, up to rounding: bool (S,)."""
     sums = squareform(pdist(points)).sum(axis=1)
     return sums <= sums.min() * (1 + EQUAL_SUMS)
 
 
 def _dbscan(points: NDArray[np.float64], reward: Reward) -> NDArray[np.int64]:
     """Cluster label of each point (S,), from 0; -1 for noise."""
-    # Distances are taken from differences (pdist), not from scikit-learn's expansion of the square: that one
-    # puts duplicates a rounding error apart, and a relative radius may be 0.
+    # pdist computes distances from differences. scikit-learn's expansion of the square gives duplicates a
+    # distance of a rounding error, and a relative radius may be 0.
     pairwise = pdist(StandardScaler().fit_transform(points))
     radius = reward.eps
     if reward.eps_relative:
         radius *= float(np.median(pairwise)) if pairwise.size else 0.0
-    # DBSCAN refuses a radius of 0 (half of the pairs are duplicates): the smallest one means the same.
+    # DBSCAN refuses a radius of 0 (half of the pairs are duplicates); the smallest number is equivalent.
     radius = max(radius, np.finfo(np.float64).tiny)
     clustering = DBSCAN(eps=radius, min_samples=reward.min_samples, metric="precomputed")
     return clustering.fit(squareform(pairwise)).labels_

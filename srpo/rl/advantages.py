@@ -1,4 +1,4 @@
-"""Group-relative advantages (GRPO) and the filter of groups that teach something (DAPO)."""
+"""Group-relative advantages (GRPO) and the filter of groups by success rate (DAPO)."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def group_advantages(
     Args:
         rewards: float (N,), finite.
         groups: int (N,), the group of each episode.
-        deviation: `group`: each group's own. `batch`: one for all, the root mean square of what is left of
-            the rewards of all groups after their means are taken off (REINFORCE++, arXiv 2501.03262, with a
-            group's mean as baseline): groups that differ little in reward count little.
+        deviation: what advantages are divided by. `group`: each group's standard deviation. `batch`: one for
+            all groups, the root mean square of rewards minus their group's mean (REINFORCE++, arXiv
+            2501.03262, with a group's mean as baseline), so that groups with little spread weigh little.
 
     Returns:
         Of `rewards`' shape and dtype.

@@ -1,4 +1,4 @@
-"""Which episodes a step of reinforcement learning takes, and running them."""
+"""The episodes of an RL step: which ones are run, and running them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tqdm import tqdm
 from srpo.config import Train, TrainStage
 from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.rl.advantages import keep_groups
+from srpo.rollouts.episode_store import EpisodeStore
 from srpo.rollouts.policy_runner import PolicyRunner
-from srpo.runtime.checkpoint import EpisodeStore
 
 # Which episodes.
 
 
 def sample_prompts(config: TrainStage, step: int) -> list[tuple[int, int]]:
-    """The (task, initial state) of each group of a step, decided by (seed, step).
+    """The (task, initial state) of each group of a step, a function of (seed, step).
 
-    Tasks take turns, so that a step has as many groups of each as can be. A task goes through all of its
-    states in an order that is drawn, then through all of them in another.
+    Tasks alternate, so that a step has equally many groups of each where that is possible. A task goes
+    through all of its states in a random order, then through all of them in another.
     """
     states, prompts = list(config.protocol.train_states()), []
     for number in range((step - 1) * config.train.prompts, step * config.train.prompts):
@@ -38,10 +38,10 @@ def sample_prompts(config: TrainStage, step: int) -> list[tuple[int, int]]:
 
 
 def further_prompts(config: TrainStage, step: int, extra: int, count: int) -> list[tuple[int, int]]:
-    """Prompts of the `extra`-th further round (from 1) of a step, decided by (seed, step, round).
+    """Prompts of the `extra`-th further round (from 1) of a step, a function of (seed, step, round).
 
-    Tasks take turns here, too, in an order that is drawn: a round may be shorter than there are tasks. States
-    are drawn at random.
+    Tasks alternate here too, in a random order, since a round may have fewer groups than there are tasks.
+    States are random.
     """
     rng = np.random.default_rng([config.seed, step, extra])
     order = rng.permutation(config.tasks)
@@ -52,10 +52,10 @@ def further_prompts(config: TrainStage, step: int, extra: int, count: int) -> li
 def episode_specs(
     config: TrainStage, step: int, prompts: Iterable[tuple[int, int]], first_group: int = 0
 ) -> list[EpisodeSpec]:
-    """The rollouts of some prompts, group after group, each with a seed of its own."""
-    # The references `matched_prefix` are made of the policy's own pictures.
-    own_pictures = config.reward.references == "matched_prefix"
-    frames = config.world_model.frames if config.world_model and not own_pictures else 0
+    """The rollouts of some prompts, group after group, each with its own seed."""
+    frames = 0
+    if config.world_model is not None and config.reward.references != "matched_prefix":
+        frames = config.world_model.frames  # `matched_prefix` takes the images that the policy saw
     specs = []
     for group, (task, state) in enumerate(prompts, first_group):
         for member in range(config.train.group_size):
@@ -64,16 +64,22 @@ def episode_specs(
     return specs
 
 
-# Rolling out.
+def evaluation_specs(config: TrainStage) -> list[EpisodeSpec]:
+    """Greedy episodes of every task from its first test states, as `srpo.evaluate` runs them."""
+    states = list(config.protocol.test_states())[: config.train.evaluate_states]
+    return [EpisodeSpec(config.suite, task, state, state, 0.0) for task in config.tasks for state in states]
+
+
+# Running them.
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What every process knows of an episode that ran; the episode itself stays where it was run.
+    """What every process knows of an episode that ran; the episode itself stays in the process that ran it.
 
-    number    of the episode in its step, over all processes
-    tokens    action tokens within the episode: those that the loss counts
-    distance_to_goal  metres to the goal at its end
+    number            of the episode in its step, over all processes
+    tokens            action tokens within the episode: those that count in the loss
+    distance_to_goal  metres to the goal at the episode's end
     """
 
     number: int
@@ -84,15 +90,28 @@ class Outcome:
     tokens: int
     distance_to_goal: float
 
+    @classmethod
+    def of(cls, episode: Episode, number: int, group_size: int) -> Outcome:
+        return cls(
+            number,
+            number // group_size,
+            episode.spec,
+            episode.success,
+            episode.steps,
+            tokens=int(episode.valid.sum()),
+            distance_to_goal=float(episode.distance_to_goal[-1]),
+        )
+
 
 @dataclass(frozen=True)
 class Batch:
-    """The episodes of a step that ran: N of them, in the order of their specs.
+    """The N episodes of a step that ran, in the order of their specs.
 
     outcomes   of all processes
-    episodes   this process's own, by rising number
+    episodes   of this process: number → episode, by rising number
     errors     episodes that could not be run, of all processes
     simulated  episodes that were run now, not before a restart, of all processes
+    rounds     of rollouts
     """
 
     outcomes: tuple[Outcome, ...] = ()
@@ -117,13 +136,17 @@ class Batch:
     def tokens(self) -> NDArray[np.int64]:
         return np.array([outcome.tokens for outcome in self.outcomes], np.int64)
 
-    def own(self, members: NDArray[np.bool_]) -> dict[int, Episode]:
+    def local_episodes(self, members: NDArray[np.bool_]) -> dict[int, Episode]:
         """Those of `members`, bool (N,), that this process ran: index in `outcomes` → episode."""
         return {
             int(k): self.episodes[number]
             for k in np.flatnonzero(members)
             if (number := self.outcomes[k].number) in self.episodes
         }
+
+    def count_groups(self, members: NDArray[np.bool_]) -> int:
+        """How many groups have an episode among `members`, bool (N,)."""
+        return len(np.unique(self.groups[members]))
 
     def __add__(self, other: Batch) -> Batch:
         return Batch(
@@ -137,70 +160,60 @@ class Batch:
 
 @dataclass(frozen=True)
 class Collector:
-    """What it takes to run episodes: this process's rollouts, the episodes it has kept, its fellows."""
+    """Runs episodes in all processes, each with its own simulators; stored ones are not run again."""
 
-    rollouts: PolicyRunner
+    runner: PolicyRunner
     store: EpisodeStore
     accelerator: Accelerator
 
-    def roll_out(
-        self, specs: Sequence[EpisodeSpec], step: int, first: int, group_size: int, name: str
+    def run_round(
+        self, step: int, specs: Sequence[EpisodeSpec], label: str, group_size: int = 1, first_group: int = 0
     ) -> Batch:
-        """Run a round's episodes, numbered from `first`; each process takes every n-th of them.
+        """Run some episodes, group after group; each process runs every n-th of them.
 
         So every process has about as many of each group, and of each mini-batch, as any other. Episodes that
-        could not be run are set apart, never counted as failures.
+        could not be run are left out and counted as errors, never as failures.
         """
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        own = {number: spec for number, spec in enumerate(specs, first) if number % world == rank}
-        found = {number: self.store.get(step, spec) for number, spec in own.items()}
-        episodes = {number: episode for number, episode in found.items() if episode is not None}
-        numbers = {spec: number for number, spec in own.items() if number not in episodes}
+        world_size, rank = self.accelerator.num_processes, self.accelerator.process_index
+        numbered = enumerate(specs, first_group * group_size)
+        local = {number: spec for number, spec in numbered if number % world_size == rank}
+        stored = {number: self.store.get(step, spec) for number, spec in local.items()}
+        episodes = {number: episode for number, episode in stored.items() if episode is not None}
+        missing = {spec: number for number, spec in local.items() if number not in episodes}
         errors = 0
-        show = None if self.accelerator.is_main_process else True
-        with tqdm(total=len(numbers), desc=name, unit="episode", leave=False, disable=show) as bar:
-            for result in self.rollouts.run(list(numbers)):
+        hide = None if self.accelerator.is_main_process else True
+        with tqdm(total=len(missing), desc=label, unit="episode", leave=False, disable=hide) as bar:
+            for result in self.runner.run(list(missing)):
                 if isinstance(result, FailedRun):
                     print(f"infrastructure error: {result.spec}: {result.error}", flush=True)
                     errors += 1
                 else:
                     self.store.add(step, result)
-                    episodes[numbers[result.spec]] = result
+                    episodes[missing[result.spec]] = result
                 bar.update()
-        # In their order, not that in which they ended: nothing computed in batches shall depend on it.
+        # By number, not in the order in which they ended: batched results must not depend on that.
         episodes = dict(sorted(episodes.items()))
-        outcomes = [
-            Outcome(
-                k,
-                k // group_size,
-                e.spec,
-                e.success,
-                e.steps,
-                int(e.valid.sum()),
-                float(e.distance_to_goal[-1]),
-            )
-            for k, e in episodes.items()
-        ]
-        everyone = sorted(gather_object(outcomes), key=lambda outcome: outcome.number)
-        simulated = sum(gather_object([len(numbers) - errors]))
-        return Batch(tuple(everyone), episodes, sum(gather_object([errors])), simulated, 1)
+        outcomes = [Outcome.of(episode, number, group_size) for number, episode in episodes.items()]
+        gathered = sorted(gather_object(outcomes), key=lambda outcome: outcome.number)
+        simulated = sum(gather_object([len(missing) - errors]))
+        return Batch(tuple(gathered), episodes, sum(gather_object([errors])), simulated, rounds=1)
 
 
-def collect(config: TrainStage, step: int, runner: Collector) -> Batch:
+def collect_batch(config: TrainStage, step: int, collector: Collector) -> Batch:
     """A step's episodes: its groups, and further rounds for as many as dynamic sampling leaves out.
 
     DAPO (arXiv 2503.14476, section 3.2) samples until the batch is full; here `resample` bounds the rounds.
     """
     train = config.train
-    prompts, name, groups, batch = sample_prompts(config, step), f"step {step}", 0, Batch()
+    prompts, label, groups, batch = sample_prompts(config, step), f"step {step}", 0, Batch()
     for extra in range(1, train.resample + 2):
         specs = episode_specs(config, step, prompts, groups)
-        batch += runner.roll_out(specs, step, groups * train.group_size, train.group_size, name)
+        batch += collector.run_round(step, specs, label, train.group_size, first_group=groups)
         groups += len(prompts)
-        missing = train.prompts - count_groups(batch, kept_groups(train, batch))
+        missing = train.prompts - batch.count_groups(kept_groups(train, batch))
         if missing == 0:
             break
-        prompts, name = further_prompts(config, step, extra, missing), f"step {step}, further round {extra}"
+        prompts, label = further_prompts(config, step, extra, missing), f"step {step}, further round {extra}"
     if not batch.outcomes:
         raise SystemExit(f"step {step}: no episode could be run; see the errors above")
     return batch
@@ -210,14 +223,3 @@ def kept_groups(train: Train, batch: Batch) -> NDArray[np.bool_]:
     """For each episode, whether dynamic sampling keeps its group: bool (N,)."""
     success, groups = torch.from_numpy(batch.success), torch.from_numpy(batch.groups)
     return keep_groups(success, groups, *train.keep_success).numpy()
-
-
-def count_groups(batch: Batch, members: NDArray[np.bool_]) -> int:
-    """Groups that have one of these episodes: bool (N,)."""
-    return len(np.unique(batch.groups[members]))
-
-
-def evaluation_specs(config: TrainStage) -> list[EpisodeSpec]:
-    """Greedy episodes of every task from its first test states, as `srpo.evaluate` runs them."""
-    states = list(config.protocol.test_states())[: config.train.evaluate_states]
-    return [EpisodeSpec(config.suite, task, state, state, 0.0) for task in config.tasks for state in states]

@@ -9,7 +9,29 @@ import torch
 from torch import Tensor
 
 MAX_LOG_RATIO = 20.0
-"""Log-probability ratios are cut here before exponentiation, as in verl: one token must not overflow."""
+"""Log-probability ratios are clamped here before exponentiation, as in verl: one token must not overflow."""
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """What a loss is computed from: Q policy queries of T action tokens each.
+
+    log_probs            float (Q, T)  of the sampled tokens under the policy
+    old_log_probs        float (Q, T)  when they were sampled, without gradient
+    advantages           float (Q,)    of the query's episode: every token has the same
+    valid                bool (Q, T)   False for tokens of control steps after the episode's end
+    normaliser           valid tokens of the whole mini-batch (not of this micro-batch), > 0
+    reference_log_probs  float (Q, T)  under the reference policy; needed for a KL penalty
+    entropy              float (Q, T)  of each token's distribution; needed for an entropy bonus
+    """
+
+    log_probs: Tensor
+    old_log_probs: Tensor
+    advantages: Tensor
+    valid: Tensor
+    normaliser: float
+    reference_log_probs: Tensor | None = None
+    entropy: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -22,7 +44,7 @@ class PolicyLoss:
     surrogate      the clipped surrogate's part of the loss
     kl             k3 estimate of KL(policy ‖ reference); 0 without reference
     entropy        of the action distributions
-    clip_fraction  share of tokens whose gradient (in `regression_loss`: weight) is cut
+    clip_fraction  share of tokens whose gradient (in `regression_loss`: weight) is clipped
     approx_kl      k3 estimate of KL(rollout policy ‖ policy): how far the update has gone
     """
 
@@ -35,130 +57,80 @@ class PolicyLoss:
 
 
 def policy_loss(
-    log_probs: Tensor,
-    old_log_probs: Tensor,
-    advantages: Tensor,
-    valid: Tensor,
-    normaliser: float,
+    inputs: LossInputs,
     *,
     clip_low: float,
     clip_high: float,
-    reference_log_probs: Tensor | None = None,
     kl_weight: float = 0.0,
-    entropy: Tensor | None = None,
     entropy_weight: float = 0.0,
 ) -> PolicyLoss:
     """SRPO's loss (arXiv 2511.15605): GRPO's objective with DAPO's asymmetric clip and token mean.
 
     With ratio r = exp(log π − log π_old), for each token
     −min(r·A, clip(r, 1 − clip_low, 1 + clip_high)·A) + kl_weight·k3 − entropy_weight·H,
-    summed over valid tokens and divided by `normaliser`. siiRL's loss has verl's dual clip on top (a bound
-    of 3·|A| for A < 0); the paper's objective does not, and neither does this one.
-
-    Args:
-        log_probs: float (Q, T), of the sampled tokens under the policy; Q policy queries, T tokens each.
-        old_log_probs: float (Q, T), when they were sampled, without gradient.
-        advantages: float (Q,), of the query's episode: every token has the same.
-        valid: bool (Q, T), False for tokens of control steps after the episode's end.
-        normaliser: valid tokens of the whole mini-batch (not of this micro-batch), > 0.
-        reference_log_probs: float (Q, T), under the reference policy; needed if `kl_weight` > 0.
-        entropy: float (Q, T), of each token's distribution; needed if `entropy_weight` > 0.
+    summed over valid tokens and divided by the normaliser. siiRL's loss adds verl's dual clip (a bound of
+    3·|A| for A < 0); the paper's objective does not, and neither does this one.
 
     Raises:
         ValueError: a weighted term has no input, or the normaliser is not positive.
     """
-    ratio = _log_ratio(log_probs, old_log_probs, valid).exp()
-    advantage = advantages.unsqueeze(-1)
+    ratio = _log_ratio(inputs.log_probs, inputs.old_log_probs, inputs.valid).exp()
+    advantage = inputs.advantages.unsqueeze(-1)
     unclipped = -ratio * advantage
     clipped = -ratio.clamp(1 - clip_low, 1 + clip_high) * advantage
-    return _regularised(
-        torch.maximum(unclipped, clipped),
-        clipped > unclipped,
-        log_probs,
-        old_log_probs,
-        valid,
-        normaliser,
-        reference_log_probs,
-        kl_weight,
-        entropy,
-        entropy_weight,
-    )
+    surrogate = torch.maximum(unclipped, clipped)
+    return _regularise(surrogate, clipped > unclipped, inputs, kl_weight, entropy_weight)
 
 
 def regression_loss(
-    log_probs: Tensor,
-    old_log_probs: Tensor,
-    advantages: Tensor,
-    valid: Tensor,
-    normaliser: float,
+    inputs: LossInputs,
     *,
     beta: float,
     max_weight: float,
-    reference_log_probs: Tensor | None = None,
     kl_weight: float = 0.0,
-    entropy: Tensor | None = None,
     entropy_weight: float = 0.0,
 ) -> PolicyLoss:
     """Offline SRPO's loss: advantage-weighted regression (AWR; Peng et al. 2019, arXiv 1910.00177).
 
-    −w·log π a token, with w = min(exp(A/beta), max_weight): the log-likelihood of what was done, weighted by
-    how good it was. It needs no ratio to the policy that acted, so the rollouts may be used many times. The
-    SRPO paper uses AWR in its real-robot part; AWR's own code cuts weights at 20.
+    −w·log π for each token, with w = min(exp(A/beta), max_weight): the log-likelihood of the actions taken,
+    weighted by their advantage. It needs no ratio to the policy that acted, so the rollouts may be reused.
+    The SRPO paper uses AWR in its real-robot part; AWR's own code clips weights at 20.
 
-    Arguments, result and errors as in `policy_loss`; `clip_fraction` is the share of tokens whose weight was
-    cut.
+    Result and errors as in `policy_loss`; `clip_fraction` is the share of tokens whose weight was clipped.
     """
-    weights = (advantages / beta).exp()
-    cut = (weights > max_weight).unsqueeze(-1).expand_as(log_probs)
-    return _regularised(
-        -weights.clamp(max=max_weight).unsqueeze(-1) * log_probs,
-        cut,
-        log_probs,
-        old_log_probs,
-        valid,
-        normaliser,
-        reference_log_probs,
-        kl_weight,
-        entropy,
-        entropy_weight,
-    )
+    weights = (inputs.advantages / beta).exp()
+    clipped = (weights > max_weight).unsqueeze(-1).expand_as(inputs.log_probs)
+    surrogate = -weights.clamp(max=max_weight).unsqueeze(-1) * inputs.log_probs
+    return _regularise(surrogate, clipped, inputs, kl_weight, entropy_weight)
 
 
-def _regularised(
-    surrogate: Tensor,
-    clipped: Tensor,
-    log_probs: Tensor,
-    old_log_probs: Tensor,
-    valid: Tensor,
-    normaliser: float,
-    reference_log_probs: Tensor | None,
-    kl_weight: float,
-    entropy: Tensor | None,
-    entropy_weight: float,
+def _regularise(
+    surrogate: Tensor, clipped: Tensor, inputs: LossInputs, kl_weight: float, entropy_weight: float
 ) -> PolicyLoss:
     """Sum a surrogate (Q, T) over valid tokens, add the KL penalty and the entropy bonus."""
-    if normaliser <= 0:
-        raise ValueError(f"normaliser {normaliser}: a mini-batch without valid tokens has no loss")
-    if kl_weight > 0 and reference_log_probs is None:
+    valid, reference = inputs.valid, inputs.reference_log_probs
+    if inputs.normaliser <= 0:
+        raise ValueError(f"normaliser {inputs.normaliser}: a mini-batch without valid tokens has no loss")
+    if kl_weight > 0 and reference is None:
         raise ValueError("kl_weight > 0 needs reference_log_probs")
-    if entropy_weight > 0 and entropy is None:
+    if entropy_weight > 0 and inputs.entropy is None:
         raise ValueError("entropy_weight > 0 needs entropy")
 
     def mean(values: Tensor) -> Tensor:
-        return torch.where(valid, values, 0.0).sum() / normaliser
+        return torch.where(valid, values, 0.0).sum() / inputs.normaliser
 
     objective = mean(surrogate)
-    zero = log_probs.new_zeros(())
-    kl = zero if reference_log_probs is None else mean(k3(log_probs, reference_log_probs, valid))
-    bonus = zero if entropy is None else mean(entropy)
+    zero = inputs.log_probs.new_zeros(())
+    kl = zero if reference is None else mean(k3(inputs.log_probs, reference, valid))
+    entropy = zero if inputs.entropy is None else mean(inputs.entropy)
     with torch.no_grad():
-        clip_fraction = mean(clipped.to(log_probs.dtype))
-        approx_kl = mean(k3(old_log_probs, log_probs, valid))
+        clip_fraction = mean(clipped.to(inputs.log_probs.dtype))
+        approx_kl = mean(k3(inputs.old_log_probs, inputs.log_probs, valid))
     return PolicyLoss(
-        total=objective + kl_weight * kl - entropy_weight * bonus,
+        total=objective + kl_weight * kl - entropy_weight * entropy,
         surrogate=objective.detach(),
         kl=kl.detach(),
-        entropy=bonus.detach(),
+        entropy=entropy.detach(),
         clip_fraction=clip_fraction,
         approx_kl=approx_kl,
     )
@@ -168,7 +140,7 @@ def k3(log_probs: Tensor, other_log_probs: Tensor, valid: Tensor) -> Tensor:
     """Estimate of KL(π ‖ other) from tokens sampled from π: other/π − 1 − log(other/π), never negative.
 
     Unbiased, of lower variance than −log(other/π) (J. Schulman, "Approximating KL Divergence", 2020).
-    Shapes as in `policy_loss`; 0 at tokens that are not valid.
+    Shapes as in `LossInputs`; 0 at tokens that are not valid.
     """
     log_ratio = _log_ratio(other_log_probs, log_probs, valid)
     return log_ratio.expm1() - log_ratio

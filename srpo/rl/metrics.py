@@ -1,9 +1,12 @@
-"""What is told of a training: rows of metrics.csv, tasks.csv and rewards.parquet; lines and warnings."""
+"""What training logs: rows of metrics.csv, tasks.csv and rewards.parquet; console lines; warnings."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,68 +15,92 @@ import torch
 from numpy.typing import NDArray
 
 from srpo.config import TrainStage
-from srpo.rl.collect import Batch, count_groups
-from srpo.rl.score import Scores
+from srpo.rl.collect import Batch
+from srpo.rl.score import BatchScores
+
+PHASES = ("rollout", "encode", "update", "evaluate")
+"""Of a step, in their order."""
+
+
+class PhaseTimer:
+    """Seconds of a step's phases: 0 for one that did not take place."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] = time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What happened in a step: everything that its rows are made of.
+
+    update_metrics  by the names of `srpo.rl.update.UPDATE_METRICS`
+    evaluation      greedy episodes on test states; empty in a step without evaluation
+    seconds         of each of `PHASES`
+    """
+
+    step: int
+    batch: Batch
+    scores: BatchScores
+    update_metrics: Mapping[str, float | None]
+    learning_rate: float
+    evaluation: Batch
+    seconds: Mapping[str, float]
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def metrics_row(
-    step: int,
-    batch: Batch,
-    scores: Scores,
-    learnt: dict[str, float | None],
-    rate: float,
-    evaluation: Batch,
-    clock: Sequence[float],
-) -> dict[str, Any]:
-    """One row of metrics.csv. `clock`: when rolling out began, then when each of the four phases ended."""
-    tasks = scores.shaped.tasks
-    success = batch.success
-    distances = scores.shaped.distances[np.isfinite(scores.shaped.distances)]
-    rewards = scores.shaped.rewards[scores.shaped.valid]
-    total = count_groups(batch, np.ones(len(success), bool))
-    rollout, encode, learn, evaluate = np.diff(clock).tolist()
-    gpu = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else None
+def metrics_row(record: StepRecord) -> dict[str, Any]:
+    """The step's row of metrics.csv."""
+    batch, scores, evaluation = record.batch, record.scores, record.evaluation
+    shaped, success, rollout_seconds = scores.shaped, batch.success, record.seconds["rollout"]
+    distances = shaped.distances[np.isfinite(shaped.distances)]
+    rewards = shaped.rewards[shaped.valid]
+    groups = batch.count_groups(np.ones(len(success), bool))
+    gpu_memory = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else None
     return {
-        "step": step,
+        "step": record.step,
         "episodes": len(success),
         "successes": int(success.sum()),
         "success_rate": float(success.mean()) if len(success) else None,
         "infra_errors": batch.errors,
         "rounds": batch.rounds,
-        "groups": total,
-        "groups_kept": count_groups(batch, scores.kept),
-        "groups_without_signal": total - count_groups(batch, scores.signal),
-        "groups_without_signal_outcome": total - count_groups(batch, scores.outcome_signal),
-        "clusters": sum(task.clusters for task in tasks),
-        "fallbacks": sum(task.fallback for task in tasks),
-        "unshaped_tasks": sum(task.unshaped is not None for task in tasks),
-        "failure_reward_mean": _mean(scores.shaped.rewards[scores.shaped.valid & ~success]),
+        "groups": groups,
+        "groups_kept": batch.count_groups(scores.kept),
+        "groups_without_signal": groups - batch.count_groups(scores.signal),
+        "groups_without_signal_outcome": groups - batch.count_groups(scores.outcome_signal),
+        "clusters": sum(task.clusters for task in shaped.tasks),
+        "fallbacks": sum(task.fallback for task in shaped.tasks),
+        "unshaped_tasks": sum(task.unshaped is not None for task in shaped.tasks),
+        "failure_reward_mean": _mean(shaped.rewards[shaped.valid & ~success]),
         "reward_histogram": json.dumps(np.histogram(rewards, bins=10, range=(0, 1))[0].tolist()),
         "distance_mean": _mean(distances),
         "distance_min": float(distances.min()) if len(distances) else None,
         "distance_max": float(distances.max()) if len(distances) else None,
-        **learnt,
-        "learning_rate": rate,
+        **record.update_metrics,
+        "learning_rate": record.learning_rate,
         "evaluation_episodes": len(evaluation.outcomes),
         "evaluation_success_rate": _mean(evaluation.success.astype(np.float64)),
         "environment_steps": sum(outcome.steps for outcome in batch.outcomes),
-        "seconds_rollout": rollout,
-        "seconds_encode": encode,
-        "seconds_update": learn,
-        "seconds_evaluate": evaluate,
-        "seconds_total": clock[-1] - clock[0],
-        "episodes_per_second": batch.simulated / rollout if batch.simulated and rollout else None,
+        **{f"seconds_{phase}": record.seconds[phase] for phase in PHASES},
+        "seconds_total": sum(record.seconds.values()),
+        "episodes_per_second": (
+            batch.simulated / rollout_seconds if batch.simulated and rollout_seconds else None
+        ),
         "memory_mb": _resident_memory(),
-        "gpu_memory_mb": gpu,
+        "gpu_memory_mb": gpu_memory,
     }
 
 
 def _resident_memory() -> float:
-    """Of this process and those that it started, in MB."""
+    """Resident memory of this process and those that it started, in MB."""
     process = psutil.Process()
     total = 0
     for each in [process, *process.children(recursive=True)]:
@@ -84,16 +111,17 @@ def _resident_memory() -> float:
     return total / 1e6
 
 
-def task_rows(step: int, batch: Batch, scores: Scores) -> list[dict[str, Any]]:
+def task_rows(record: StepRecord) -> list[dict[str, Any]]:
     """The step's rows of tasks.csv."""
+    batch, shaped = record.batch, record.scores.shaped
     rows = []
-    for task in scores.shaped.tasks:
+    for task in shaped.tasks:
         members = batch.tasks == task.task
-        failures = members & ~batch.success & scores.shaped.valid
-        distances = scores.shaped.distances[members]
+        failures = members & ~batch.success & shaped.valid
+        distances = shaped.distances[members]
         rows.append(
             {
-                "step": step,
+                "step": record.step,
                 "task_id": task.task,
                 "episodes": int(members.sum()),
                 "successes": int(batch.success[members].sum()),
@@ -103,17 +131,18 @@ def task_rows(step: int, batch: Batch, scores: Scores) -> list[dict[str, Any]]:
                 "fallback": task.fallback,
                 "unshaped": task.unshaped,
                 "distance_mean": _mean(distances[np.isfinite(distances)]),
-                "failure_reward_mean": _mean(scores.shaped.rewards[failures]),
+                "failure_reward_mean": _mean(shaped.rewards[failures]),
             }
         )
     return rows
 
 
-def reward_rows(step: int, batch: Batch, scores: Scores) -> list[dict[str, Any]]:
-    """The step's rows of rewards.parquet, one an episode with a usable reward."""
+def reward_rows(record: StepRecord) -> list[dict[str, Any]]:
+    """The step's rows of rewards.parquet, one for each episode with a usable reward."""
+    scores = record.scores
     return [
         {
-            "step": step,
+            "step": record.step,
             "group": outcome.group,
             "suite": outcome.spec.suite,
             "task_id": outcome.spec.task_id,
@@ -127,13 +156,13 @@ def reward_rows(step: int, batch: Batch, scores: Scores) -> list[dict[str, Any]]
             "advantage": float(scores.advantages[k]),
             "kept": bool(scores.kept[k]),
         }
-        for k, outcome in enumerate(batch.outcomes)
+        for k, outcome in enumerate(record.batch.outcomes)
         if scores.shaped.valid[k]
     ]
 
 
-def report(row: dict[str, Any], scores: Scores) -> None:
-    """One line a step for people, and a warning wherever the step teaches less than its settings promise."""
+def print_step(row: Mapping[str, Any], scores: BatchScores) -> None:
+    """Print a line about a step from its row of metrics.csv, and a warning for whatever limits its update."""
     print(
         f"step {row['step']}: success {row['successes']}/{row['episodes']}, groups kept {row['groups_kept']} "
         f"of {row['groups']} (without signal {row['groups_without_signal']}, "
@@ -156,32 +185,32 @@ def report(row: dict[str, Any], scores: Scores) -> None:
         if task.unshaped not in (None, "outcome"):
             print(f"  task {task.task}: failures not shaped: {task.unshaped}", flush=True)
     if row["loss"] is None:
-        print("  nothing to learn from: no group was kept that has differing rewards", flush=True)
+        print("  nothing to learn from: no group was kept whose rewards differ", flush=True)
 
 
 def settings_warnings(config: TrainStage) -> list[str]:
-    """Settings that are valid and make little sense, in words."""
+    """Messages about settings that are valid but of little use."""
     train, reward = config.train, config.reward
-    found = []
+    warnings = []
     if reward.shaping == "paper" and reward.alpha == 0:
-        found.append("reward.alpha 0 gives every failure 0: this is GRPO at the price of a world model")
+        warnings.append("reward.alpha 0 gives every failure 0: this is GRPO at the cost of a world model")
     if train.keep_success[0] == 0 and reward.shaping == "none":
-        found.append(
-            "train.keep_success keeps groups that fail throughout, which teach nothing without reward shaping"
+        warnings.append(
+            "train.keep_success keeps groups without success, which have no signal without reward shaping"
         )
-    return found
+    return warnings
 
 
 def run_warnings(metrics: Sequence[Mapping[str, Any]], tasks: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What was wrong with a whole run, in words, from its rows of metrics.csv and tasks.csv."""
-    found = []
+    """Messages about what went wrong in a whole run, from its rows of metrics.csv and tasks.csv."""
+    warnings = []
     idle = sum(row["loss"] is None for row in metrics)
     if idle == len(metrics):
-        found.append("no step had anything to learn from: the policy is what it was at the start")
+        warnings.append("no step had anything to learn from: the policy is still the initial one")
     elif 2 * idle > len(metrics):
-        found.append(f"{idle} of {len(metrics)} steps had nothing to learn from")
+        warnings.append(f"{idle} of {len(metrics)} steps had nothing to learn from")
     if any(row["fallbacks"] for row in metrics) and not any(row["clusters"] for row in metrics):
-        found.append(
+        warnings.append(
             "DBSCAN found no cluster in any step, the mean of the successes was the only reference: "
             "too few successes, or reward.eps is too small for these embeddings (see reward.eps_relative)"
         )
@@ -189,5 +218,5 @@ def run_warnings(metrics: Sequence[Mapping[str, Any]], tasks: Iterable[Mapping[s
     for row in tasks:
         successes[row["task_id"]] = successes.get(row["task_id"], 0) + row["successes"]
     if never := sorted(task for task, number in successes.items() if number == 0):
-        found.append(f"tasks {never} never succeeded: nothing could be learnt about them")
-    return found
+        warnings.append(f"tasks {never} never succeeded: nothing could be learned about them")
+    return warnings

@@ -1,4 +1,4 @@
-"""What a step's episodes are worth: embeddings, rewards, advantages."""
+"""Rewards and advantages of a step's episodes, from their embeddings."""
 
 from __future__ import annotations
 
@@ -20,12 +20,20 @@ from srpo.rl.advantages import group_advantages, has_signal
 from srpo.rl.collect import Batch, kept_groups
 from srpo.world_models import WorldModel
 
-Experts = dict[int, NDArray[np.float32]]
+ExpertEmbeddings = dict[int, NDArray[np.float32]]
+"""Task id → embeddings (E, D) of its demonstrations."""
 
 
 @dataclass(frozen=True)
-class Scores:
-    """What a step's N episodes are worth. `kept`: their group takes part in the update."""
+class BatchScores:
+    """Rewards and advantages of a step's N episodes.
+
+    shaped          rewards, and how each task's failures were shaped
+    advantages      float64 (N,)  0 where the reward cannot be used
+    kept            bool (N,)     whether dynamic sampling keeps the episode's group
+    signal          bool (N,)     whether the rewards of its group differ
+    outcome_signal  bool (N,)     whether the 0/1 outcomes of its group differ
+    """
 
     shaped: ShapedRewards
     advantages: NDArray[np.float64]
@@ -35,54 +43,60 @@ class Scores:
 
 
 def matched_prefixes(batch: Batch) -> Iterator[NDArray[np.uint8]]:
-    """What the references `matched_prefix` compare: of each own episode, uint8 (Q, H, W, 3), what the policy
-    saw in the time that the task's median success takes.
+    """The images that the references `matched_prefix` embed: uint8 (Q, H, W, 3) for each local episode.
 
-    Q is the number of queries of that success, in the whole batch; an episode that ended sooner shows its
-    last picture until then. Of a task without success nothing is compared; all of its episodes are shown.
+    They are the policy's images from the time that the task's median success takes: Q is the number of
+    queries of that success in the whole batch, and an episode that ended sooner repeats its last image. In a
+    task without success there is nothing to compare with, and the images of the whole episode are embedded.
     """
     queries = -(-np.array([outcome.steps for outcome in batch.outcomes]) // CHUNK)
     succeeded = {task: batch.success & (batch.tasks == task) for task in np.unique(batch.tasks)}
-    taken = {int(task): int(np.median(queries[won])) for task, won in succeeded.items() if won.any()}
+    lengths = {
+        int(task): int(np.median(queries[chosen])) for task, chosen in succeeded.items() if chosen.any()
+    }
     for episode in batch.episodes.values():
         last = len(episode.images) - 1
-        yield episode.images[np.arange(taken.get(episode.spec.task_id, last + 1)).clip(max=last)]
+        yield episode.images[np.arange(lengths.get(episode.spec.task_id, last + 1)).clip(max=last)]
 
 
-def embed(
+def embed_batch(
     config: TrainStage, batch: Batch, world_model: WorldModel, accelerator: Accelerator
 ) -> NDArray[np.float32]:
-    """Embeddings (N, D) of all processes' episodes; each encodes its own."""
+    """Embeddings (N, D) of all processes' episodes; each process encodes its own."""
     matched = config.reward.references == "matched_prefix"
     videos = matched_prefixes(batch) if matched else (episode.frames for episode in batch.episodes.values())
-    own = world_model.embed_many(videos)
-    everyone = dict(gather_object(list(zip(batch.episodes, own, strict=True))))
-    return np.stack([everyone[outcome.number] for outcome in batch.outcomes])
+    local = world_model.embed_many(videos)
+    gathered = dict(gather_object(list(zip(batch.episodes, local, strict=True))))
+    return np.stack([gathered[outcome.number] for outcome in batch.outcomes])
 
 
 def distances_to_goal(batch: Batch) -> NDArray[np.float32]:
-    """What the references `simulator` compare: embeddings (N, 2) whose distances are metres to the goal.
+    """Embeddings (N, 2) for the references `simulator`, whose distances are metres to the goal.
 
-    The first number keeps a success, which has no distance left, from looking like a failed encoder's zeros.
+    The constant first number keeps a success, which has distance 0, from looking like a failed encoder's
+    zeros.
     """
     return np.array([[1.0, outcome.distance_to_goal] for outcome in batch.outcomes], np.float32)
 
 
-def embed_experts(config: TrainStage, world_model: WorldModel, files: Sequence[Path]) -> Experts:
-    """Task id → embeddings (E, D) of its demonstrations, the references `fixed_expert`; a file a task."""
+def embed_experts(config: TrainStage, world_model: WorldModel, files: Sequence[Path]) -> ExpertEmbeddings:
+    """Embeddings of the demonstrations, the references `fixed_expert`; one file for each task."""
     return {
         task: world_model.embed_many(demonstration.images for demonstration in read_demonstrations(file))
         for task, file in zip(config.tasks, files, strict=True)
     }
 
 
-def score(
+def score_batch(
     config: TrainStage,
     batch: Batch,
     embeddings: NDArray[np.float32] | None,
-    experts: Experts | None = None,
-) -> Scores:
-    """Rewards (self-referential where configured), group advantages, and which groups are kept."""
+    experts: ExpertEmbeddings | None = None,
+) -> BatchScores:
+    """Rewards (self-referential where configured), group advantages, and which groups are kept.
+
+    Arguments and errors as in `srpo.rewards.progress.shape_rewards`.
+    """
     shaped = shape_rewards(
         embeddings, batch.success, batch.tasks, config.reward, group=batch.groups, experts=experts
     )
@@ -93,6 +107,6 @@ def score(
     advantages[usable] = group_advantages(rewards[usable], groups[usable], deviation=config.train.deviation)
     signal = torch.zeros_like(usable)
     signal[usable] = has_signal(rewards[usable], groups[usable])
-    outcome = has_signal(torch.from_numpy(batch.success).double(), groups)
+    outcome_signal = has_signal(torch.from_numpy(batch.success).double(), groups)
     kept = shaped.valid & kept_groups(config.train, batch)
-    return Scores(shaped, advantages.numpy(), kept, signal.numpy(), outcome.numpy())
+    return BatchScores(shaped, advantages.numpy(), kept, signal.numpy(), outcome_signal.numpy())

@@ -1,146 +1,294 @@
-"""Reinforcement learning: SRPO, and GRPO, which is SRPO with a 0/1 reward. One loop.
+"""Reinforcement learning: SRPO, and GRPO, which is SRPO with a 0/1 reward. One loop, online or offline.
 
 srpo train --config CONFIG --policy FOLDER [--world-model FOLDER] [--demos FOLDER]
     --out FOLDER --scratch FOLDER
 
-A step runs episodes (`srpo.rl.collect`), says what they are worth (`srpo.rl.score`), learns from them
-(`srpo.rl.update`) and tells about it (`srpo.rl.metrics`).
+A step collects episodes (`srpo.rl.collect`), scores them (`srpo.rl.score`), updates the policy
+(`srpo.rl.update`) and logs it all (`srpo.rl.metrics`).
 
-With several processes (`accelerate launch`, docs/hpc.md) each runs every n-th episode of a step and holds its
-pictures; what is needed of an episode to score it is gathered, so that each process sees the whole batch, and
-gradients are averaged. Under FSDP each holds a part of the policy that learns and a copy of it that acts.
+Offline (`train.offline`) the initial policy's episodes are collected and scored once, and every step is a
+pass over them by advantage-weighted regression, as in the real-robot part of the SRPO paper.
+
+With several processes (`accelerate launch`, docs/hpc.md) each runs every n-th episode of a step and keeps its
+images. What scoring needs of an episode is gathered, so that every process sees the whole batch; gradients
+are averaged. Under FSDP each process holds a shard of the policy that learns and a full copy that acts.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from srpo import optim
 from srpo.config import TrainStage, load_stage
 from srpo.demos import file_name
 from srpo.envs.libero import load_task
-from srpo.policies.openvla_oft import OpenVLAOFT, load_policy, save_policy
-from srpo.results.rows import REWARDS, RL_METRICS, TASK_METRICS, write_rows
-from srpo.rl.collect import Batch, Collector, collect, evaluation_specs
-from srpo.rl.metrics import metrics_row, report, reward_rows, run_warnings, settings_warnings, task_rows
-from srpo.rl.score import Experts, Scores, distances_to_goal, embed, embed_experts, score
+from srpo.policies.checkpoints import load_policy, save_policy
+from srpo.policies.openvla_oft import OpenVLAOFT
+from srpo.results.rows import write_rows
+from srpo.results.schemas import REWARDS, RL_METRICS, TASK_METRICS
+from srpo.rl.collect import Batch, Collector, collect_batch, evaluation_specs
+from srpo.rl.metrics import (
+    PhaseTimer,
+    StepRecord,
+    metrics_row,
+    print_step,
+    reward_rows,
+    run_warnings,
+    settings_warnings,
+    task_rows,
+)
+from srpo.rl.score import BatchScores, distances_to_goal, embed_batch, embed_experts, score_batch
 from srpo.rl.tracking import make_accelerator, scalars, start_trackers
-from srpo.rl.update import learning_rate, make_optimiser, update
+from srpo.rl.update import Learner, update_policy
+from srpo.rollouts.episode_store import EpisodeStore
 from srpo.rollouts.policy_runner import PolicyRunner
-from srpo.runtime.checkpoint import Checkpoints, EpisodeStore, fingerprint, preemptible
-from srpo.runtime.distributed import is_sharded, require_whole_weights, sync_weights
+from srpo.runtime.checkpoint import Checkpoints
+from srpo.runtime.distributed import is_sharded, require_full_training, sync_weights
 from srpo.runtime.locks import lock_held
-from srpo.runtime.manifest import sha256, write_manifest
-from srpo.world_models import WorldModel, load_world_model
+from srpo.runtime.manifest import fingerprint, sha256, write_manifest
+from srpo.runtime.preemption import preemptible
+from srpo.world_models import load_world_model
 
 
-@dataclass
-class Trainer:
-    """A training run between two checkpoints: what it learns with, and what it has logged."""
+@dataclass(frozen=True)
+class Folders:
+    """Where a run reads and writes.
 
-    config: TrainStage
-    accelerator: Accelerator
-    policy: OpenVLAOFT
-    reference: OpenVLAOFT | None
-    world_model: WorldModel | None
-    experts: Experts | None
-    optimiser: torch.optim.Optimizer
-    checkpoints: Checkpoints
+    policy       checkpoint of the initial policy
+    out          results
+    scratch      resumable state
+    world_model  checkpoint of a pretrained world model, if the configuration needs one
+    demos        demonstrations, for the references `fixed_expert`
+    """
+
+    policy: Path
+    out: Path
     scratch: Path
-    inputs: dict[str, str]
-    done: int = 0
-    logs: dict[str, list[dict[str, Any]]] = field(
-        default_factory=lambda: {"metrics": [], "tasks": [], "rewards": []}
-    )
+    world_model: Path | None = None
+    demos: Path | None = None
+
+
+class Trainer:
+    """One training run, from its initial policy or its last checkpoint to its results."""
+
+    def __init__(self, config: TrainStage, folders: Folders, workers: int) -> None:
+        """Load everything the run needs.
+
+        Args:
+            workers: simulation processes.
+
+        Raises:
+            SystemExit: the configuration needs something that is missing.
+        """
+        self.config, self.folders, self.workers = config, folders, workers
+        self.online = config.train.offline is None
+        self.accelerator = make_accelerator(config.train.trackers, folders.out)
+        self.learner = self.load_learner()
+        self.world_model = None
+        if config.world_model is not None:
+            self.world_model = load_world_model(config.world_model, folders.world_model)
+        demonstrations = self.demonstration_files()
+        self.experts = None
+        if self.world_model is not None and demonstrations:
+            self.experts = embed_experts(config, self.world_model, demonstrations)
+        self.inputs = {"policy": sha256(folders.policy)}
+        if folders.world_model is not None:
+            self.inputs["world_model"] = sha256(folders.world_model)
+        self.inputs |= {file.name: sha256(file) for file in demonstrations}
+
+        # Trackers only observe: another choice of them does not make it another run.
+        settings = config.model_dump_json(exclude={"train": {"trackers"}})
+        identity = fingerprint(settings, *self.inputs.values())
+        self.checkpoints = Checkpoints.shared(
+            folders.scratch, identity, self.accelerator, config.train.keep_checkpoints
+        )
+        self.store = EpisodeStore(folders.scratch)
+        self.collector: Collector | None = None
+        self.actor: OpenVLAOFT | None = None
+        self.done = 0
+        self.logs: dict[str, list[dict[str, Any]]] = {"metrics": [], "tasks": [], "rewards": []}
+        self.resume()
+        start_trackers(self.accelerator, config, identity[:16], self.done)
+
+    def load_learner(self) -> Learner:
+        """The initial policy ready for training, its optimiser, and the reference of the KL penalty."""
+        train = self.config.train
+        policy = load_policy(self.folders.policy, self.accelerator.device)
+        # Sampling and learning must see the same network, so it stays in one mode (it has no dropout).
+        policy.eval()
+        torch.manual_seed(self.config.seed)  # adapters start at random
+        policy.make_trainable(train.freeze_vision)
+        optimiser = optim.adamw(policy, train.learning_rate, train.weight_decay, train.betas)
+        if is_sharded(self.accelerator):
+            require_full_training(policy.settings)
+            self.accelerator.prepare(policy, optimiser)  # changes both in place
+        reference = self.load_frozen(policy) if train.kl > 0 else None
+        return Learner(policy, reference, optimiser, self.accelerator)
+
+    def load_frozen(self, policy: OpenVLAOFT) -> OpenVLAOFT:
+        """The initial policy without gradients: unsharded, in the precision of `policy`'s passes."""
+        mixed = is_sharded(self.accelerator) and self.accelerator.mixed_precision == "bf16"
+        settings = policy.settings.model_copy(update={"dtype": "bfloat16"} if mixed else {})
+        return load_policy(self.folders.policy, self.accelerator.device, settings).requires_grad_(False)
+
+    def demonstration_files(self) -> list[Path]:
+        """One file for each task under the references `fixed_expert`; none under any other."""
+        if self.config.world_model is None or self.config.reward.references != "fixed_expert":
+            return []
+        if self.folders.demos is None:
+            raise SystemExit("reward.references `fixed_expert` needs the demonstrations: --demos FOLDER")
+        tasks = [load_task(self.config.suite, task).name for task in self.config.tasks]
+        return [self.folders.demos / file_name(task) for task in tasks]
+
+    def resume(self) -> None:
+        """Restore the last checkpoint, if there is one. Raises SystemExit if processes see different ones."""
+        restored = self.checkpoints.restore(self.learner.policy, self.learner.optimiser)
+        if restored is not None:
+            self.done, self.logs = restored
+        if len(steps := set(gather_object([self.done]))) > 1:
+            raise SystemExit(
+                f"{self.folders.scratch}: processes see checkpoints of different steps {sorted(steps)}; "
+                "start again"
+            )
+        if self.accelerator.is_main_process:
+            if self.done:
+                print(f"resuming after step {self.done}", flush=True)
+            for line in settings_warnings(self.config):
+                print(f"warning: {line}", flush=True)
+
+    def train(self) -> None:
+        """Run the steps that are left, then write the results."""
+        data: tuple[Batch, BatchScores] | None = None
+        try:
+            for step in self.remaining_steps():
+                timer = PhaseTimer()
+                if data is None or self.online:
+                    with timer("rollout"):
+                        batch = self.collect(step)
+                    with timer("encode"):
+                        data = batch, self.score(batch)
+                with timer("update"):
+                    update_metrics = self.update(*data, step)
+                with timer("evaluate"):
+                    evaluation = self.evaluate(step)
+                rate = self.learning_rate(step)
+                self.log(StepRecord(step, *data, update_metrics, rate, evaluation, timer.seconds))
+                if self.at_target:
+                    if self.accelerator.is_main_process:
+                        print(f"target {self.config.train.target:.1%} reached: stopping", flush=True)
+                    break
+                self.save(step)
+        finally:
+            self.stop_rollouts()
+        self.finish()
+
+    def remaining_steps(self) -> Iterable[int]:
+        """The steps to run, with a progress bar; none where the checkpoint is one of the end."""
+        total = self.config.train.steps
+        first = total + 1 if self.at_target else self.done + 1
+        hide = None if self.accelerator.is_main_process else True
+        return tqdm(range(first, total + 1), initial=self.done, total=total, desc="rl", disable=hide)
+
+    def collect(self, step: int) -> Batch:
+        """The step's episodes; offline those of the initial policy, even in a resumed run."""
+        batch = collect_batch(self.config, step if self.online else 1, self.start_rollouts())
+        if not self.online:
+            self.stop_rollouts()
+        return batch
+
+    def start_rollouts(self) -> Collector:
+        """Start the simulators and load the policy that acts, unless that is done."""
+        if self.collector is None:
+            policy = self.learner.policy
+            copied = is_sharded(self.accelerator) or not self.online
+            self.actor = self.load_frozen(policy) if copied else policy
+            if self.online:
+                sync_weights(self.actor, policy)
+            runner = PolicyRunner(self.config.suite, self.config.protocol, self.actor, self.workers)
+            self.collector = Collector(runner, self.store, self.accelerator)
+        return self.collector
+
+    def stop_rollouts(self) -> None:
+        """End the simulators and release the memory of the policy that acts."""
+        if self.collector is not None:
+            self.collector.runner.close()
+        self.collector = self.actor = None
+
+    def score(self, batch: Batch) -> BatchScores:
+        """Rewards and advantages of the whole batch, the same in every process."""
+        embeddings = None
+        if self.world_model is not None:
+            embeddings = embed_batch(self.config, batch, self.world_model, self.accelerator)
+        elif self.config.reward.references == "simulator":
+            embeddings = distances_to_goal(batch)
+        return score_batch(self.config, batch, embeddings, self.experts)
+
+    def learning_rate(self, step: int) -> float:
+        """Of a step, counted from 1."""
+        train = self.config.train
+        return optim.learning_rate(step - 1, train.steps, train.learning_rate, train.warmup, train.schedule)
+
+    def update(self, batch: Batch, scores: BatchScores, step: int) -> dict[str, float | None]:
+        """Update the policy, and the copy of it that acts, at the step's learning rate."""
+        optim.set_learning_rate(self.learner.optimiser, self.learning_rate(step))
+        update_metrics = update_policy(self.config, self.learner, batch, scores, step)
+        if self.actor is not None:
+            sync_weights(self.actor, self.learner.policy)
+        return update_metrics
+
+    def evaluate(self, step: int) -> Batch:
+        """Greedy episodes on test states, in the steps in which they are due."""
+        every = self.config.train.evaluate_every
+        if not every or step % every:
+            return Batch()
+        specs = evaluation_specs(self.config)
+        return self.start_rollouts().run_round(step, specs, f"evaluation {step}")
+
+    def log(self, record: StepRecord) -> None:
+        """Keep the step's rows, and show them."""
+        row, tasks = metrics_row(record), task_rows(record)
+        self.logs["metrics"].append(row)
+        self.logs["tasks"].extend(tasks)
+        if self.online or record.step == 1:  # offline the episodes are the same in every step
+            self.logs["rewards"].extend(reward_rows(record))
+        self.accelerator.log(scalars(row, tasks), step=record.step)
+        if self.accelerator.is_main_process:
+            print_step(row, record.scores)
 
     @property
     def at_target(self) -> bool:
-        """Whether the last step's evaluation was as good as wanted."""
+        """Whether the last step's evaluation reached `train.target`."""
         target, metrics = self.config.train.target, self.logs["metrics"]
         rate = metrics[-1]["evaluation_success_rate"] if metrics else None
         return target is not None and rate is not None and rate >= target
 
-    @property
-    def complete(self) -> bool:
-        """Whether it was resumed from a checkpoint of its end: only the results are to be written."""
-        return self.at_target or self.done == self.config.train.steps
-
-    @property
-    def steps(self) -> Iterable[int]:
-        """Steps that are left, with a progress bar."""
-        total = self.config.train.steps
-        show = None if self.accelerator.is_main_process else True
-        return tqdm(range(self.done + 1, total + 1), initial=self.done, total=total, desc="rl", disable=show)
-
-    def score(self, batch: Batch) -> Scores:
-        """Rewards and advantages of the whole batch, the same in every process."""
-        embeddings = None
-        if self.world_model is not None:
-            embeddings = embed(self.config, batch, self.world_model, self.accelerator)
-        elif self.config.reward.references == "simulator":
-            embeddings = distances_to_goal(batch)
-        return score(self.config, batch, embeddings, self.experts)
-
-    def update(self, batch: Batch, scores: Scores, step: int) -> dict[str, float | None]:
-        """Learn from a batch at the step's learning rate."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.config.train, step)
-        return update(
-            self.config,
-            self.policy,
-            self.reference,
-            self.optimiser,
-            self.accelerator,
-            batch,
-            scores,
-            step,
-        )
-
-    def log(
-        self,
-        step: int,
-        batch: Batch,
-        scores: Scores,
-        learnt: dict[str, float | None],
-        evaluation: Batch,
-        clock: Sequence[float],
-    ) -> None:
-        """Keep and show the step's figures."""
-        rate = learning_rate(self.config.train, step)
-        row = metrics_row(step, batch, scores, learnt, rate, evaluation, clock)
-        tasks = task_rows(step, batch, scores)
-        self.logs["metrics"].append(row)
-        self.logs["tasks"].extend(tasks)
-        self.accelerator.log(scalars(row, tasks), step=step)
+    def save(self, step: int) -> None:
+        """Write a checkpoint if one is due; the episodes before it are then no longer needed."""
+        train = self.config.train
+        if step % train.checkpoint_every or step == train.steps:
+            return
+        self.checkpoints.save(step, self.learner.policy, self.learner.optimiser, self.logs)
         if self.accelerator.is_main_process:
-            report(row, scores)
+            write_rows(self.folders.scratch / "metrics.csv", self.logs["metrics"], RL_METRICS)
+            if self.online:
+                self.store.clear(step)
 
-    def save(self, step: int) -> bool:
-        """Write a checkpoint, where one is due and by one process; tell whether it did."""
-        train, writer = self.config.train, self.accelerator.is_main_process
-        due = step % train.checkpoint_every == 0 and step < train.steps
-        if due:
-            self.checkpoints.save(step, self.policy, self.optimiser, self.logs)
-            if writer:
-                write_rows(self.scratch / "metrics.csv", self.logs["metrics"], RL_METRICS)
-        return due and writer
-
-    def finish(self, out: Path, workers: int) -> None:
+    def finish(self) -> None:
         """Write a last checkpoint, then the results."""
+        out, policy, writer = self.folders.out, self.learner.policy, self.accelerator.is_main_process
         last = self.logs["metrics"][-1]["step"]
         if last > self.done:
-            self.checkpoints.save(last, self.policy, self.optimiser, self.logs)
-        save_policy(self.policy, out / "policy", self.accelerator.is_main_process)
-        if self.accelerator.is_main_process:
+            self.checkpoints.save(last, policy, self.learner.optimiser, self.logs)
+        save_policy(policy, out / "policy", writer)
+        if writer:
             for line in run_warnings(self.logs["metrics"], self.logs["tasks"]):
                 print(f"warning: {line}", flush=True)
             write_rows(out / "metrics.csv", self.logs["metrics"], RL_METRICS)
@@ -151,126 +299,19 @@ class Trainer:
                 self.config,
                 inputs=self.inputs,
                 policy=sha256(out / "policy"),
-                workers=workers,
+                workers=self.workers,
                 processes=self.accelerator.num_processes,
             )
-            self.checkpoints.finish()
+            self.checkpoints.mark_finished()
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
 
-def begin(
-    config: TrainStage,
-    initial: Path,
-    world_model_folder: Path | None,
-    demos: Path | None,
-    out: Path,
-    scratch: Path,
-) -> Trainer:
-    """Load everything: from the last checkpoint if there is one, else from the initial policy."""
-    accelerator = make_accelerator(config.train.trackers, out)
-    policy = load_policy(initial, accelerator.device)
-    # Dropout-free in both modes; one mode, so that sampling and learning see the same network.
-    policy.eval()
-    torch.manual_seed(config.seed)  # adapters start at random
-    policy.make_trainable(config.train.freeze_vision)
-    optimiser = make_optimiser(policy, config.train)
-    if is_sharded(accelerator):
-        require_whole_weights(policy.settings)
-        accelerator.prepare(policy, optimiser)  # changes both in place
-    reference = load_frozen(initial, policy, accelerator) if config.train.kl > 0 else None
-    world_model = None
-    if config.world_model is not None:
-        world_model = load_world_model(config.world_model, world_model_folder)
-    inputs = {"policy": sha256(initial)}
-    if world_model_folder is not None:
-        inputs["world_model"] = sha256(world_model_folder)
-    experts = None
-    if world_model is not None and config.reward.references == "fixed_expert":
-        if demos is None:
-            raise SystemExit("reward.references `fixed_expert` needs the demonstrations: --demos FOLDER")
-        files = [demos / file_name(load_task(config.suite, task).name) for task in config.tasks]
-        experts = embed_experts(config, world_model, files)
-        inputs |= {file.name: sha256(file) for file in files}
-    # Trackers look on: another choice of them does not make it another run.
-    settings = config.model_dump_json(exclude={"train": {"trackers"}})
-    identity = fingerprint(settings, *inputs.values())
-    with accelerator.main_process_first():
-        checkpoints = Checkpoints(
-            scratch, identity, config.train.keep_checkpoints, writer=accelerator.is_main_process
-        )
-    run = Trainer(
-        config, accelerator, policy, reference, world_model, experts, optimiser, checkpoints, scratch, inputs
-    )
-    if (resumed := checkpoints.resume(policy, optimiser)) is not None:
-        run.done, run.logs = resumed
-    if len(found := set(gather_object([run.done]))) > 1:
-        raise SystemExit(
-            f"{scratch}: processes see checkpoints of different steps {sorted(found)}; start again"
-        )
-    if accelerator.is_main_process:
-        if run.done:
-            print(f"resuming after step {run.done}", flush=True)
-        for line in settings_warnings(config):
-            print(f"warning: {line}", flush=True)
-    start_trackers(accelerator, config, identity[:16], run.done)
-    return run
-
-
-def load_frozen(initial: Path, policy: OpenVLAOFT, accelerator: Accelerator) -> OpenVLAOFT:
-    """The initial policy, not to be trained: whole in each process, in the precision of `policy`'s passes."""
-    mixed = is_sharded(accelerator) and accelerator.mixed_precision == "bf16"
-    settings = policy.settings.model_copy(update={"dtype": "bfloat16"} if mixed else {})
-    return load_policy(initial, accelerator.device, settings).requires_grad_(False)
-
-
-def train(
-    config: TrainStage,
-    initial: Path,
-    world_model_folder: Path | None,
-    out: Path,
-    scratch: Path,
-    workers: int,
-    demos: Path | None = None,
-) -> None:
-    """Train from the last checkpoint, or from the initial policy, to the finished one in `out`."""
-    run = begin(config, initial, world_model_folder, demos, out, scratch)
-    if run.complete:
-        run.finish(out, workers)
-        return
-    store = EpisodeStore(scratch)
-    sharded = is_sharded(run.accelerator)
-    actor = load_frozen(initial, run.policy, run.accelerator) if sharded else run.policy
-    sync_weights(actor, run.policy)
-    with PolicyRunner(config.suite, config.protocol, actor, workers) as rollouts:
-        runner = Collector(rollouts, store, run.accelerator)
-        for step in run.steps:
-            clock = [time.perf_counter()]
-            batch = collect(config, step, runner)
-            clock.append(time.perf_counter())
-            scores = run.score(batch)
-            clock.append(time.perf_counter())
-            learnt = run.update(batch, scores, step)
-            sync_weights(actor, run.policy)
-            clock.append(time.perf_counter())
-            evaluation = Batch()
-            if config.train.evaluate_every and step % config.train.evaluate_every == 0:
-                evaluation = runner.roll_out(evaluation_specs(config), step, 0, 1, f"evaluation {step}")
-            clock.append(time.perf_counter())
-            run.log(step, batch, scores, learnt, evaluation, clock)
-            run.logs["rewards"].extend(reward_rows(step, batch, scores))
-            if run.at_target:
-                if run.accelerator.is_main_process:
-                    print(f"target {config.train.target:.1%} reached: stopping", flush=True)
-                break
-            if run.save(step):
-                store.clear(step)
-    run.finish(out, workers)
-
-
 def main() -> None:
     """The command line of training, online and offline."""
-    parser = argparse.ArgumentParser(description="Reinforcement learning with SRPO (or GRPO).")
+    parser = argparse.ArgumentParser(
+        description="Reinforcement learning with SRPO or GRPO, online or offline."
+    )
     parser.add_argument("--config", type=Path, required=True, help="resolved configuration of the run")
     parser.add_argument("--policy", type=Path, required=True, help="policy checkpoint to start from")
     parser.add_argument("--world-model", type=Path, help="checkpoint folder of a pretrained world model")
@@ -280,22 +321,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="simulation processes (default: 2)")
     arguments = parser.parse_args()
     config = load_stage(arguments.config, TrainStage)
-    if config.train.offline is not None:
-        from srpo.rl import offline  # which imports this module
-
-        run = offline.train
-    else:
-        run = train
+    folders = Folders(
+        arguments.policy, arguments.out, arguments.scratch, arguments.world_model, arguments.demos
+    )
     with preemptible(), lock_held(arguments.scratch):
-        run(
-            config,
-            arguments.policy,
-            arguments.world_model,
-            arguments.out,
-            arguments.scratch,
-            arguments.workers,
-            arguments.demos,
-        )
+        Trainer(config, folders, arguments.workers).train()
 
 
 if __name__ == "__main__":

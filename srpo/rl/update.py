@@ -1,4 +1,4 @@
-"""What the policy learns from a step's episodes: the inputs of the loss, gradients, learning rates."""
+"""The policy update of an RL step: mini-batches of queries, their loss, and its gradients."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,18 +15,44 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
-from srpo import sft
 from srpo.config import Train, TrainStage
 from srpo.envs.libero import load_task
 from srpo.episode import PROPRIO_DIM, TOKENS, Episode, EpisodeSpec
 from srpo.policies.openvla_oft import Inputs, OpenVLAOFT
 from srpo.rl.collect import Batch
-from srpo.rl.losses import PolicyLoss, policy_loss, regression_loss
-from srpo.rl.score import Scores
+from srpo.rl.losses import LossInputs, PolicyLoss, policy_loss, regression_loss
+from srpo.rl.score import BatchScores
 from srpo.runtime.distributed import full_tensor, is_sharded
 
-Query = tuple[Episode, int, float]
-"""A policy query of an episode, its number there, and the episode's advantage."""
+UPDATE_METRICS = ("loss", "kl", "update_kl", "clip_fraction", "entropy", "grad_norm")
+"""What an update logs."""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What an update changes, and what it needs for that.
+
+    reference  the policy that the KL penalty refers to; None without one
+    """
+
+    policy: OpenVLAOFT
+    reference: OpenVLAOFT | None
+    optimiser: torch.optim.Optimizer
+    accelerator: Accelerator
+
+
+class PolicyQuery(NamedTuple):
+    """One query of the policy in an episode: its index there, and the episode's advantage."""
+
+    episode: Episode
+    index: int
+    advantage: float
+
+
+def episode_queries(episodes: Iterable[Episode], advantages: NDArray[np.float64]) -> list[PolicyQuery]:
+    """All queries of some episodes, with the episodes' advantages float (E,)."""
+    pairs = zip(episodes, advantages.tolist(), strict=True)
+    return [PolicyQuery(episode, k, value) for episode, value in pairs for k in range(len(episode.images))]
 
 
 @dataclass(frozen=True)
@@ -56,44 +82,24 @@ class ActionBatch:
         return ActionBatch(self.inputs.to(device), tokens, log_probs, valid, advantages)
 
 
-def queries_of(episodes: Sequence[Episode], advantages: NDArray[np.float64]) -> list[Query]:
-    """All queries of some episodes, with the episodes' advantages float (E,)."""
-    pairs = zip(episodes, advantages.tolist(), strict=True)
-    return [(episode, k, worth) for episode, worth in pairs for k in range(len(episode.images))]
+def make_action_batch(config: TrainStage, policy: OpenVLAOFT, queries: Sequence[PolicyQuery]) -> ActionBatch:
+    """At least one query, with images and prompts as the policy's inputs."""
 
+    def stacked(name: str) -> NDArray[Any]:
+        return np.stack([getattr(query.episode, name)[query.index] for query in queries])
 
-def make_action_batch(config: TrainStage, policy: OpenVLAOFT, queries: Sequence[Query]) -> ActionBatch:
-    """Some queries (at least one), their pictures prepared."""
-
-    def of(name: str) -> NDArray[Any]:
-        return np.stack([getattr(episode, name)[k] for episode, k, _ in queries])
-
-    words = [load_task(config.suite, episode.spec.task_id).language for episode, _, _ in queries]
+    instructions = [load_task(config.suite, query.episode.spec.task_id).language for query in queries]
     return ActionBatch(
-        policy.prepare(config.suite, of("images"), words, of("proprio")),
-        torch.from_numpy(of("tokens")),
-        torch.from_numpy(of("log_probs")),
-        torch.from_numpy(of("valid")),
-        torch.tensor([worth for _, _, worth in queries]),
+        policy.prepare_inputs(config.suite, stacked("images"), instructions, stacked("proprio")),
+        torch.from_numpy(stacked("tokens")),
+        torch.from_numpy(stacked("log_probs")),
+        torch.from_numpy(stacked("valid")),
+        torch.tensor([query.advantage for query in queries]),
     )
 
 
-def _ahead(
-    make: Callable[[Sequence[Query]], ActionBatch], parts: Iterable[Sequence[Query]]
-) -> Iterator[ActionBatch]:
-    """`map` whose next result is made by a thread while this one is used: pictures, while a GPU computes."""
-    with ThreadPoolExecutor(1) as thread:
-        coming: deque[Future[ActionBatch]] = deque()
-        for part in parts:
-            coming.append(thread.submit(make, part))
-            if len(coming) == 2:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
-
-
 def blank_episode(config: TrainStage) -> Episode:
-    """One query without content or tokens that count, for a process that has no episode of a mini-batch."""
+    """One query without content or valid tokens, for a process that has no episode of a mini-batch."""
     size = config.protocol.image_size
     return Episode(
         spec=EpisodeSpec(config.suite, config.tasks[0], 0, 0, config.train.temperature),
@@ -111,124 +117,110 @@ def blank_episode(config: TrainStage) -> Episode:
     )
 
 
-Objective = Callable[..., PolicyLoss]
-"""A loss of `srpo.rl.losses` with its settings filled in, weights of KL and entropy excepted."""
-UPDATE_METRICS = ("loss", "kl", "update_kl", "clip_fraction", "entropy", "grad_norm")
-"""What an update tells about itself."""
+def prefetch(
+    make: Callable[[Sequence[PolicyQuery]], ActionBatch], parts: Iterable[Sequence[PolicyQuery]]
+) -> Iterator[ActionBatch]:
+    """`map(make, parts)`, with the next result made by a thread: images are prepared while a GPU computes."""
+    with ThreadPoolExecutor(1) as thread:
+        pending: deque[Future[ActionBatch]] = deque()
+        for part in parts:
+            pending.append(thread.submit(make, part))
+            if len(pending) == 2:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
-def make_objective(train: Train) -> Objective:
-    """The clipped objective; offline, advantage-weighted regression."""
+def make_objective(train: Train) -> Callable[[LossInputs], PolicyLoss]:
+    """The configured loss: the clipped objective; offline, advantage-weighted regression."""
+    weights = {"kl_weight": train.kl, "entropy_weight": train.entropy}
     if train.offline is not None:
-        return partial(regression_loss, beta=train.offline.beta, max_weight=train.offline.max_weight)
-    return partial(policy_loss, clip_low=train.clip_low, clip_high=train.clip_high)
+        offline = train.offline
+        return partial(regression_loss, beta=offline.beta, max_weight=offline.max_weight, **weights)
+    return partial(policy_loss, clip_low=train.clip_low, clip_high=train.clip_high, **weights)
 
 
-def update(
-    config: TrainStage,
-    policy: OpenVLAOFT,
-    reference: OpenVLAOFT | None,
-    optimiser: torch.optim.Optimizer,
-    accelerator: Accelerator,
-    batch: Batch,
-    scores: Scores,
-    step: int,
+def update_policy(
+    config: TrainStage, learner: Learner, batch: Batch, scores: BatchScores, step: int
 ) -> dict[str, float | None]:
-    """One RL step's update: mini-batches of whole groups, each gathered from micro-batches and processes.
+    """One RL step's update: mini-batches of whole groups, each summed over micro-batches and processes.
 
-    Returns means over mini-batches of `UPDATE_METRICS`; None without an update.
+    Returns means over mini-batches of `UPDATE_METRICS`; None if there was no group to learn from.
     """
-    train = config.train
-    # A group whose rewards are all equal has nothing to teach: it would only thin out a mini-batch.
+    train, policy, accelerator = config.train, learner.policy, learner.accelerator
+    # A group whose rewards are all equal has advantage 0: it would only dilute a mini-batch.
     groups = np.unique(batch.groups[scores.kept & scores.signal])
-    logs: list[list[float]] = []
+    rows: list[list[float]] = []
     for epoch in range(train.epochs):
         order = np.random.default_rng([config.seed, step, epoch]).permutation(groups)
         for start in range(0, len(order), train.minibatch):
             members = np.isin(batch.groups, order[start : start + train.minibatch]) & scores.kept
-            # A process's share of the whole mini-batch's tokens, whichever processes its episodes are with:
-            # losses and gradients are means over processes.
+            # Losses and gradients are means over processes, so each divides by its part of the whole
+            # mini-batch's tokens, whichever processes have the episodes.
             normaliser = float(batch.tokens[members].sum()) / accelerator.num_processes
-            own = batch.own(members)
-            episodes = list(own.values()) or [blank_episode(config)]
-            advantages = scores.advantages[list(own)] if own else np.zeros(1)
-            queries = queries_of(episodes, advantages)
-            optimiser.zero_grad()
-            log = accumulate(config, policy, reference, accelerator, queries, normaliser)
+            local = batch.local_episodes(members)
+            episodes = list(local.values()) or [blank_episode(config)]
+            advantages = scores.advantages[list(local)] if local else np.zeros(1)
+            learner.optimiser.zero_grad()
+            terms = accumulate_gradients(config, learner, episode_queries(episodes, advantages), normaliser)
             average_gradients(policy, accelerator)
             norm = full_tensor(accelerator.clip_grad_norm_(policy.parameters(), train.grad_clip))
-            optimiser.step()
-            everyone = accelerator.reduce(log.float(), reduction="mean")
-            logs.append([*everyone.tolist(), float(norm)])
-    if not logs:
+            learner.optimiser.step()
+            mean_terms = accelerator.reduce(terms.float(), reduction="mean")
+            rows.append([*mean_terms.tolist(), float(norm)])
+    if not rows:
         return dict.fromkeys(UPDATE_METRICS)
-    means: dict[str, float | None] = dict(zip(UPDATE_METRICS, np.mean(logs, axis=0).tolist(), strict=True))
-    if reference is None:
+    means: dict[str, float | None] = dict(zip(UPDATE_METRICS, np.mean(rows, axis=0).tolist(), strict=True))
+    if learner.reference is None:
         means["kl"] = None
     return means
 
 
-def accumulate(
-    config: TrainStage,
-    policy: OpenVLAOFT,
-    reference: OpenVLAOFT | None,
-    accelerator: Accelerator,
-    queries: Sequence[Query],
-    normaliser: float,
+def accumulate_gradients(
+    config: TrainStage, learner: Learner, queries: Sequence[PolicyQuery], normaliser: float
 ) -> torch.Tensor:
-    """Add a mini-batch's gradients to the policy's, a micro-batch at a time.
+    """Add a mini-batch's gradients to the policy's, one micro-batch at a time.
 
-    Returns what this process's queries (at least one) add to `UPDATE_METRICS` but `grad_norm`: float64 (5,).
+    Returns the contribution of this process's queries (at least one) to `UPDATE_METRICS` except `grad_norm`:
+    float64 (5,).
     """
-    train = config.train
+    train, policy, reference = config.train, learner.policy, learner.reference
     objective = make_objective(train)
-    # Summed where it comes from: fetching a number from a GPU waits until it has nothing left to do.
-    log = torch.zeros(len(UPDATE_METRICS) - 1, dtype=torch.float64, device=policy.device)
-    # As often in every process, for FSDP: one that has run out takes a query without weight.
+    # Summed on the device: reading a number from a GPU waits until the GPU is idle.
+    terms = torch.zeros(len(UPDATE_METRICS) - 1, dtype=torch.float64, device=policy.device)
+    # FSDP needs equally many passes in every process: one that has run out repeats a query without weight.
     starts = range(0, max(gather_object([len(queries)])), train.microbatch)
-    parts = (queries[at : at + train.microbatch] or queries[:1] for at in starts)
-    for at, made in zip(starts, _ahead(partial(make_action_batch, config, policy), parts), strict=True):
-        choices = made.to(policy.device)
-        log_probs, entropy = policy.log_probs(choices.inputs, choices.tokens, train.temperature)
+    parts = (queries[start : start + train.microbatch] or queries[:1] for start in starts)
+    for start, made in zip(starts, prefetch(partial(make_action_batch, config, policy), parts), strict=True):
+        actions = made.to(policy.device)
+        log_probs, entropy = policy.log_probs(actions.inputs, actions.tokens, train.temperature)
         reference_log_probs = None
         if reference is not None:
             with torch.no_grad():
                 reference_log_probs, _ = reference.log_probs(
-                    choices.inputs, choices.tokens, train.temperature
+                    actions.inputs, actions.tokens, train.temperature
                 )
         loss = objective(
-            log_probs,
-            choices.log_probs,
-            choices.advantages,
-            choices.valid & (at < len(queries)),
-            normaliser,
-            reference_log_probs=reference_log_probs,
-            kl_weight=train.kl,
-            entropy=entropy,
-            entropy_weight=train.entropy,
+            LossInputs(
+                log_probs,
+                actions.log_probs,
+                actions.advantages,
+                actions.valid & (start < len(queries)),
+                normaliser,
+                reference_log_probs,
+                entropy,
+            )
         )
-        accelerator.backward(loss.total)
-        terms = (loss.total, loss.kl, loss.approx_kl, loss.clip_fraction, loss.entropy)
-        log += torch.stack([term.detach() for term in terms]).double()
-    return log
+        learner.accelerator.backward(loss.total)
+        logged = (loss.total, loss.kl, loss.approx_kl, loss.clip_fraction, loss.entropy)
+        terms += torch.stack([term.detach() for term in logged]).double()
+    return terms
 
 
 def average_gradients(policy: torch.nn.Module, accelerator: Accelerator) -> None:
-    """Give all processes the mean of their gradients, as FSDP did in every backward pass."""
+    """Give all processes the mean of their gradients, which FSDP has done in every backward pass."""
     if accelerator.num_processes == 1 or is_sharded(accelerator):
         return
     for parameter in policy.parameters():
         if parameter.grad is not None:
             parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")
-
-
-def learning_rate(train: Train, step: int) -> float:
-    """The learning rate of a step (from 1): linear warm-up over a share of the steps, then the schedule."""
-    if train.schedule == "cosine":
-        return sft.learning_rate(step - 1, train.steps, train.learning_rate, train.warmup)
-    return train.learning_rate * min(1.0, step / max(1, round(train.warmup * train.steps)))
-
-
-def make_optimiser(policy: OpenVLAOFT, train: Train) -> torch.optim.Optimizer:
-    """AdamW, with the settings' moments."""
-    return sft.adamw(policy, train.learning_rate, train.weight_decay, train.betas)

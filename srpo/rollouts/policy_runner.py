@@ -1,4 +1,4 @@
-"""PolicyRunner: a policy acting in many LIBERO episodes at once."""
+"""A policy acting in many LIBERO episodes at once."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from srpo.config import Protocol
 from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.libero_plus.data import PlusSources
 from srpo.policies.openvla_oft import OpenVLAOFT
-from srpo.rollouts.pool import Answer, EnvPool, Query
+from srpo.rollouts.pool import EnvPool, Query
+from srpo.rollouts.worker import Answer
 
 
 class PolicyRunner(AbstractContextManager["PolicyRunner"]):
     """Runs episodes of one suite with one policy; the policy may be trained between two runs.
 
-    An episode is decided by its spec, the policy and the protocol: its actions are drawn from a generator
-    seeded by `spec.seed`. Only rounding is left: see `protocol.batch`.
+    An episode is determined by its spec, the policy and the protocol, since its actions are sampled by a
+    generator seeded with `spec.seed`; but for rounding, see `protocol.batch`.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class PolicyRunner(AbstractContextManager["PolicyRunner"]):
         self._policy = policy
         self._batch = protocol.batch or (1 if policy.device.type == "cpu" else 64)
         self._generators: dict[int, torch.Generator] = {}
-        self._pool = EnvPool(suite, protocol, workers, policy.preparation, plus=plus)
+        self._pool = EnvPool(suite, protocol, workers, policy.image_transform, plus)
 
     def run(self, specs: Iterable[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
         """Run episodes, all at one temperature; yield each as it finishes, in any order."""
@@ -46,7 +47,7 @@ class PolicyRunner(AbstractContextManager["PolicyRunner"]):
             raise ValueError("two episodes of one run are the same")
         self._policy.eval()
         threads = torch.get_num_threads()
-        # The workers use the other cores, and one observation is too small to share.
+        # The workers use the other cores, and one observation is too small for several threads.
         torch.set_num_threads(1)
         try:
             yield from self._pool.run(specs, self._act, self._batch)
@@ -57,7 +58,7 @@ class PolicyRunner(AbstractContextManager["PolicyRunner"]):
         for query in queries:
             if query.first:
                 self._generators[query.worker] = torch.Generator().manual_seed(query.spec.seed)
-        inputs = self._policy.inputs(
+        inputs = self._policy.build_inputs(
             self._suite,
             np.stack([query.image for query in queries]),
             [query.instruction for query in queries],
@@ -68,7 +69,11 @@ class PolicyRunner(AbstractContextManager["PolicyRunner"]):
         actions = self._policy.actions(self._suite, tokens)
         return [Answer(*parts) for parts in zip(actions, tokens, log_probs, strict=True)]
 
+    def close(self) -> None:
+        """End the simulation processes."""
+        self._pool.close()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.close()
+        self.close()

@@ -1,53 +1,39 @@
-"""Resumable training state in a scratch folder: written whole or not at all, verified before use."""
+"""Resumable training state in a scratch folder: written atomically, verified before use."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-import signal
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, fields
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from srpo.episode import Episode, EpisodeSpec
 from srpo.runtime.distributed import gather_full, shard_like
-from srpo.runtime.files import atomic_directory, atomic_file, write_json
-from srpo.runtime.manifest import sha256
+from srpo.runtime.files import atomic_directory, write_json
+from srpo.runtime.manifest import fingerprint, sha256
 
-PREEMPTED = 75
-"""Exit code of a run that a signal stopped: run it again and it goes on (sysexits.h: EX_TEMPFAIL)."""
-
-
-def fingerprint(*parts: str) -> str:
-    """One hash of everything that decides a run (settings, hashes of its inputs)."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def code() -> str:
-    """A hash of this package's source."""
-    return fingerprint(*(sha256(file) for file in sorted(Path(__file__).parents[1].rglob("*.py"))))
+def source_fingerprint() -> str:
+    """A hash of this package's source code."""
+    return fingerprint(*(sha256(file) for file in sorted(PACKAGE.rglob("*.py"))))
 
 
 class Checkpoints:
     """The checkpoints of one run, in `scratch/checkpoint-<step>` folders.
 
-    A scratch folder belongs to one run: if its fingerprint is another's (changed settings, other inputs),
-    what is in it is discarded, and a line says so. The newest `keep` checkpoints are kept: should one turn
-    out damaged, the one before it serves. Of a distributed run's processes only one is the `writer`; the
-    others leave the folder as it is.
+    A scratch folder belongs to one run, whose fingerprint is in its `run.json`. The state of another run
+    (changed settings, other inputs) is discarded with a message. The newest `keep` checkpoints are kept: if
+    one turns out damaged, the one before it serves. Of a distributed run's processes only the `writer`
+    changes the folder.
 
-    Of a finished run the last checkpoint stays, for its outputs may be asked for again: a job whose Snakemake
-    was killed can finish before the job in its place starts. It serves the code that finished the run alone.
+    The last checkpoint of a finished run stays, since its outputs may be asked for again: a job whose
+    Snakemake was killed can finish before the job that replaces it starts. It serves only the same code.
     """
 
     def __init__(self, scratch: Path, run: str, keep: int = 2, writer: bool = True) -> None:
@@ -56,17 +42,17 @@ class Checkpoints:
         self._writer = writer
         if not writer:
             return
-        self._note = scratch / "run.json"
+        self._marker = scratch / "run.json"
         self._run = {"run": run}
-        finished = self._run | {"finished_by": code()}
-        found = json.loads(self._note.read_text()) if self._note.exists() else None
-        if found == finished:
+        finished = self._run | {"finished_by": source_fingerprint()}
+        marked = json.loads(self._marker.read_text()) if self._marker.exists() else None
+        if marked == finished:
             print(
                 f"{scratch}: this run is finished; its results are written again from its last checkpoint "
                 "(to train anew, remove the folder)",
                 flush=True,
             )
-        elif scratch.exists() and found != self._run:
+        elif scratch.exists() and marked != self._run:
             print(
                 f"{scratch}: holds another run's state (settings, inputs, or the code since it was finished, "
                 "changed); starting anew",
@@ -74,15 +60,21 @@ class Checkpoints:
             )
             shutil.rmtree(scratch)
         if not scratch.exists():
-            write_json(self._note, self._run)
+            write_json(self._marker, self._run)
+
+    @classmethod
+    def shared(cls, scratch: Path, run: str, accelerator: Accelerator, keep: int = 2) -> Checkpoints:
+        """Those of a distributed run: its main process writes, and looks at the folder before the others."""
+        with accelerator.main_process_first():
+            return cls(scratch, run, keep, writer=accelerator.is_main_process)
 
     def save(
         self, step: int, model: nn.Module, optimiser: torch.optim.Optimizer, progress: dict[str, Any]
     ) -> None:
-        """Keep what is trained of the model, the optimiser and `progress` (JSON) after `step`.
+        """Write the model's trained weights, the optimiser and `progress` (JSON) after `step`.
 
-        Generators need no keeping: every random draw of a run is seeded by (seed, step). Of a distributed
-        run's processes all call, since weights may be spread over them; the writer writes.
+        Random generators are not needed: every random draw of a run is seeded by (seed, step). All processes
+        of a distributed run must call, since weights may be sharded over them; the writer writes.
         """
         trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         weights, moments = (gather_full(tree, self._writer) for tree in (trained, optimiser.state_dict()))
@@ -97,13 +89,15 @@ class Checkpoints:
         for old in self._all()[: -self._keep]:
             shutil.rmtree(old)
 
-    def resume(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, dict[str, Any]] | None:
-        """Restore the newest checkpoint that is whole.
+    def restore(
+        self, model: nn.Module, optimiser: torch.optim.Optimizer
+    ) -> tuple[int, dict[str, Any]] | None:
+        """Load the newest undamaged checkpoint into model and optimiser.
 
-        Returns its step and progress, or None if there is none to resume from.
+        Returns its step and progress, or None if there is none.
         """
         for folder in reversed(self._all()):
-            if not self._is_whole(folder):
+            if not self._is_intact(folder):
                 print(f"{folder}: incomplete or damaged; trying the one before", flush=True)
                 continue
             trained = load_file(folder / "model.safetensors")
@@ -123,10 +117,10 @@ class Checkpoints:
             return int(folder.name.rsplit("-", 1)[1]), json.loads((folder / "progress.json").read_text())
         return None
 
-    def finish(self) -> None:
-        """Remove all but the newest checkpoint: the run is finished and its outputs are in place."""
-        write_json(self._note, self._run | {"finished_by": code()})
-        for path in set(self._folder.iterdir()) - {self._note, self._all()[-1]}:
+    def mark_finished(self) -> None:
+        """Mark the run as finished and remove all but its newest checkpoint; its outputs are in place."""
+        write_json(self._marker, self._run | {"finished_by": source_fingerprint()})
+        for path in set(self._folder.iterdir()) - {self._marker, self._all()[-1]}:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
@@ -136,87 +130,9 @@ class Checkpoints:
         return sorted(path for path in self._folder.glob("checkpoint-*") if path.is_dir())
 
     @staticmethod
-    def _is_whole(folder: Path) -> bool:
+    def _is_intact(folder: Path) -> bool:
         try:
             hashes = json.loads((folder / "hashes.json").read_text())
             return bool(hashes) and all(sha256(folder / name) == value for name, value in hashes.items())
         except (OSError, ValueError):
             return False
-
-
-class EpisodeStore:
-    """Finished episodes of the steps that no checkpoint holds yet, in `scratch/episodes/step-<step>`.
-
-    An episode is decided by its spec and the policy's weights, so a step that is resumed need not run it
-    again. Every episode is written as soon as it ends: a run may be killed without warning. The processes of
-    a distributed run share the folder.
-    """
-
-    def __init__(self, scratch: Path) -> None:
-        self._folder = scratch / "episodes"
-
-    def get(self, step: int, spec: EpisodeSpec) -> Episode | None:
-        """The episode, if it was kept; one that is damaged is as good as none."""
-        path = self._path(step, spec)
-        if not path.exists():
-            return None
-        try:
-            with np.load(path, allow_pickle=False) as stored:  # the archive's checksums are verified
-                values = {name: stored[name] for name in stored.files}
-            assert EpisodeSpec(**json.loads(str(values.pop("spec")))) == spec
-            scalars = {name: values.pop(name).item() for name in ("success", "steps", "wall_seconds")}
-            return Episode(spec=spec, **scalars, **values)
-        except (
-            OSError,
-            EOFError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AssertionError,
-            zipfile.BadZipFile,
-        ) as error:
-            print(f"{path}: damaged ({error}); running that episode again", flush=True)
-            return None
-
-    def add(self, step: int, episode: Episode) -> None:
-        """Keep an episode that was run in `step`."""
-        values = {field.name: getattr(episode, field.name) for field in fields(episode)}
-        values["spec"] = json.dumps(asdict(episode.spec))
-        with atomic_file(self._path(step, episode.spec)) as temporary, temporary.open("wb") as handle:
-            np.savez(handle, **values)
-
-    def clear(self, step: int) -> None:
-        """Forget the episodes of all steps up to `step`: a checkpoint holds what was learnt from them."""
-        for folder in self._folder.glob("step-*"):
-            if int(folder.name.rpartition("-")[2]) <= step:
-                shutil.rmtree(folder, ignore_errors=True)
-
-    def _path(self, step: int, spec: EpisodeSpec) -> Path:
-        return self._folder / f"step-{step:08d}" / f"{fingerprint(json.dumps(asdict(spec)))[:32]}.npz"
-
-
-class Preempted(SystemExit):
-    """SIGTERM or SIGUSR1: the machine is wanted for something else, or the time limit is near."""
-
-
-@contextmanager
-def preemptible() -> Iterator[None]:
-    """Within this block SIGTERM and SIGUSR1 raise `Preempted`, which ends the program with code 75.
-
-    There is nothing left to save then: checkpoints are written after steps, episodes as they end.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for each in handlers:  # once: cleaning up must not be interrupted by a second signal
-            signal.signal(each, signal.SIG_IGN)
-        print(f"{signal.Signals(number).name}: stopping; the same command goes on from here", flush=True)
-        raise Preempted(PREEMPTED)
-
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    for number in handlers:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

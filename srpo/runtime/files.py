@@ -12,7 +12,7 @@ from typing import Any
 
 
 def _temporary(path: Path) -> Path:
-    # The name is unique to a process and host, so that a job started twice by accident cannot mix two writes.
+    # Unique to a process and host, so that a job started twice by accident cannot mix two writes.
     return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
 
 
@@ -35,7 +35,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it takes the place of `path`."""
+    """Yield a temporary folder beside `path`; on success it replaces `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Fetch a checkpoint from the hub, by revision and with its hashes checked, for jobs without internet.
+"""Download a checkpoint from the hub at a fixed revision and verify its hashes, for jobs without internet.
 
 srpo download --checkpoint ORGANISATION/NAME [--revision COMMIT] --out FOLDER
 """
@@ -19,17 +19,17 @@ from srpo.runtime.files import write_json
 from srpo.runtime.manifest import sha256
 
 SUFFIXES = (".safetensors", ".json")
-"""Files that are taken: data. Python files and pickles of a checkpoint stay where they are."""
+"""Files that are downloaded: data only, no Python files and no pickles."""
 RECORD = "fetched.json"
 """What was fetched: repository, commit and each file's SHA-256."""
 
 
 class FetchError(ValueError):
-    """A checkpoint could not be fetched, or is not what was fetched."""
+    """A checkpoint could not be downloaded, or its files are not those that were."""
 
 
 def _matches(path: Path, stated: Any) -> bool:
-    """Whether a file is the one that the hub states: by SHA-256 (large files) or by git's blob hash."""
+    """Whether a file has the hash that the hub states: SHA-256 (large files) or git's blob hash."""
     if not path.is_file() or (stated.size is not None and path.stat().st_size != stated.size):
         return False
     if stated.lfs is not None:
@@ -39,14 +39,14 @@ def _matches(path: Path, stated: Any) -> bool:
 
 
 def fetch(checkpoint: str, revision: str | None, out: Path, endpoint: str | None = None) -> None:
-    """Bring a checkpoint's data files to `out`. What an interrupted fetch already had is kept.
+    """Download a checkpoint's data files to `out`. Files of an interrupted download are kept.
 
     Args:
         revision: a commit, tag or branch; None: the newest. The commit is recorded.
         endpoint: another hub than huggingface.co.
 
     Raises:
-        FetchError: there is no such checkpoint or connection, or a file arrives other than the hub states.
+        FetchError: there is no such checkpoint or connection, or a file arrives damaged.
     """
     api = HfApi(endpoint=endpoint)
     try:
@@ -63,7 +63,7 @@ def fetch(checkpoint: str, revision: str | None, out: Path, endpoint: str | None
     files = {name: stated for name, stated in files.items() if "/" not in name}
     if not any(name.endswith(".safetensors") for name in files):
         raise FetchError(f"{checkpoint} at {info.sha} has no safetensors")
-    # Beside `out` and named for the commit, so that a fetch that was cut off goes on with its own files.
+    # Beside `out` and named for the commit, so that an interrupted download resumes with its own files.
     partial = out.with_name(f".{out.name}.{info.sha}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     for name, stated in sorted(files.items()):
@@ -87,17 +87,17 @@ def fetch(checkpoint: str, revision: str | None, out: Path, endpoint: str | None
     )
     if out.exists():
         raise FetchError(f"{out} is there already; delete it to fetch it anew")
-    shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's notes
+    shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's bookkeeping
     partial.rename(out)
 
 
 def verify(folder: Path) -> None:
-    """Raise a FetchError if a fetched folder's files are not those that were fetched."""
+    """Raise a FetchError if a folder's files are not those that were downloaded."""
     try:
         files = json.loads((folder / RECORD).read_text())["files"]
     except (OSError, ValueError, KeyError, TypeError):
         raise FetchError(
-            f"{folder} was not fetched by srpo.runtime.hub: its {RECORD} is not there or broken"
+            f"{folder} was not fetched by `srpo download`: its {RECORD} is missing or broken"
         ) from None
     wrong = sorted(
         n for n, value in files.items() if not (folder / n).is_file() or sha256(folder / n) != value
@@ -109,7 +109,7 @@ def verify(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Fetch a checkpoint from the hub.")
+    parser = argparse.ArgumentParser(description="Download a checkpoint from the hub.")
     parser.add_argument("--checkpoint", required=True, help="ORGANISATION/NAME")
     parser.add_argument("--revision", help="commit, tag or branch (default: the newest)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")

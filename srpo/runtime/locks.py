@@ -1,13 +1,13 @@
 """One writer at a time for a run's scratch folder, across the nodes of a cluster.
 
-A job may be started twice: Snakemake was killed, its jobs went on, and it was run again; or somebody launched
-the same run by hand. The lock is a file beside the scratch folder that names its owner: host, process, Slurm
-job. It is made by a hard link, which is atomic on NFS too, and asks nothing of the file system's own locking.
+A job may be started twice: Snakemake was killed while its jobs kept running, and was run again; or the same
+run was launched by hand. The lock is a file beside the scratch folder that names its owner: host, process,
+Slurm job. It is created by a hard link, which is atomic on NFS too and needs no locking by the file system.
 
-- An owner that is gone (its process ended, its Slurm job no longer runs) left the lock behind: it is taken.
-- Where owner and newcomer are Slurm jobs, the newcomer takes over: whoever submitted it waits for it, and
-  perhaps nobody waits for the other. It cancels the other job and goes on from its last checkpoint.
-- Otherwise the newcomer is refused, with the owner's name and what to do.
+- If the owner is gone (its process ended, its Slurm job no longer runs), the lock is stale and is taken.
+- If owner and newcomer are both Slurm jobs, the newcomer takes over, since only its submitter is known to be
+  waiting: it cancels the owner's job and resumes from its last checkpoint.
+- Otherwise the newcomer is refused with a message that names the owner and what to do.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Owner:
 
 
 def is_gone(owner: Owner, me: Owner) -> bool:
-    """Whether an owner can no longer write. In doubt it can: another host that no Slurm knows, say."""
+    """Whether an owner can no longer write; False in doubt (a process on another host outside Slurm, say)."""
     if owner.host == me.host:
         try:
             return abs(psutil.Process(owner.pid).create_time() - owner.started) > 1
@@ -65,12 +65,12 @@ def is_gone(owner: Owner, me: Owner) -> bool:
             return True
     if owner.slurm_job is None:
         return False
-    # A job of our own id on another host is this very job before Slurm requeued it.
+    # The same job id on another host is this very job before Slurm requeued it.
     return owner.slurm_job == me.slurm_job or not _is_running(owner.slurm_job)
 
 
 def _is_running(job: str) -> bool:
-    """Whether Slurm says that a job runs; also if Slurm cannot be asked."""
+    """Whether a job runs according to Slurm; True if Slurm cannot be asked."""
     command = ["squeue", "--noheader", "--states=all", "--format=%T", "--jobs", job]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -83,10 +83,10 @@ def _is_running(job: str) -> bool:
 
 @contextmanager
 def lock_held(scratch: Path) -> Iterator[None]:
-    """Hold the lock `<scratch>.lock` within this block. Of a distributed run's processes the first one does.
+    """Hold the lock `<scratch>.lock` within this block. In a distributed run only rank 0 does.
 
     Raises:
-        SystemExit: another process holds it that cannot be told to stop.
+        SystemExit: another process holds it and cannot be stopped.
     """
     if os.environ.get("RANK", "0") != "0":
         yield
@@ -126,11 +126,11 @@ def _read(lock: Path) -> Owner | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
-        raise SystemExit(f"{lock}: is no lock of this program ({error}); remove it") from None
+        raise SystemExit(f"{lock}: is not a lock of this program ({error}); remove it") from None
 
 
 def _remove(lock: Path, owner: Owner) -> None:
-    """Remove an owner's lock, but none that another process has taken meanwhile."""
+    """Remove an owner's lock, unless another process has taken it meanwhile."""
     aside = lock.with_name(f"{lock.name}.{os.uname().nodename}.{os.getpid()}.old")
     if _read(lock) != owner:
         return
@@ -138,23 +138,23 @@ def _remove(lock: Path, owner: Owner) -> None:
         lock.rename(aside)
     except FileNotFoundError:
         return
-    if _read(aside) != owner:  # it changed hands between the look and the move: give it back
+    if _read(aside) != owner:  # it changed hands between reading and renaming: put it back
         os.link(aside, lock)
     aside.unlink()
 
 
 def _take_over(lock: Path, owner: Owner, me: Owner) -> None:
-    """Cancel the owner's job and wait until it is gone; SystemExit where that cannot be."""
+    """Cancel the owner's job and wait until it is gone; SystemExit if that is not possible."""
     if not (owner.slurm_job and me.slurm_job) or owner.slurm_job == me.slurm_job:
         raise SystemExit(
             f"{lock}: this run is at work already: {owner}. Wait for it or stop it; if you know that it is "
             "gone, remove the file."
         )
     print(
-        f"{lock}: this run is at work in Slurm job {owner.slurm_job}; cancelling that and going on",
+        f"{lock}: this run is at work in Slurm job {owner.slurm_job}; cancelling that and resuming",
         flush=True,
     )
-    # The output is no matter: what counts is whether the job ends.
+    # Its output does not matter, only whether the job ends.
     subprocess.run(["scancel", owner.slurm_job], capture_output=True, timeout=60)
     end = time.monotonic() + TAKE_OVER_SECONDS
     while not is_gone(owner, me):

@@ -1,4 +1,4 @@
-"""What made a result: code revision, package versions, machine, settings."""
+"""Where a result comes from: code revision, package versions, machine, settings, hashes of inputs."""
 
 from __future__ import annotations
 
@@ -53,11 +53,16 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def fingerprint(*parts: str) -> str:
+    """One hash of everything that decides a run (settings, hashes of its inputs)."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
 def write_manifest(path: Path, config: BaseModel, **facts: Any) -> None:
     """Write `manifest.json`: settings, versions of every installed package, host, GPU, OpenGL back end, time.
 
     Args:
-        facts: anything else worth keeping, for instance hashes of the inputs.
+        facts: further entries, for instance hashes of the inputs.
     """
     gpus: list[str] = []
     try:

@@ -1,4 +1,4 @@
-"""Worker processes: one core each, and none that outlives its parent."""
+"""Worker processes: one core each, ended with their parent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def one_core_each() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Make this process end when its parent is killed, instead of waiting for work for ever."""
+    """End this process when its parent is killed; otherwise it would wait for work for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

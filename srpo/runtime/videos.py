@@ -1,4 +1,4 @@
-"""Small videos that every browser plays: MP4, H.264, 4:2:0. FFmpeg comes with the package imageio-ffmpeg."""
+"""Small videos that every browser plays (MP4, H.264, 4:2:0), by the FFmpeg of the package imageio-ffmpeg."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from srpo.runtime.files import write_with
 
 
 def write_video(path: Path, frames: NDArray[np.uint8], fps: float) -> None:
-    """Write frames, uint8 (F, H, W, 3) with even H and W, atomically as an MP4 of so many frames a second."""
+    """Write frames, uint8 (F, H, W, 3) with even H and W, atomically as an MP4 of `fps` frames per second."""
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise ValueError(f"frames must be uint8 (F, H, W, 3), not {frames.dtype} {frames.shape}")
     height, width = frames.shape[1:3]
@@ -27,7 +27,7 @@ def write_video(path: Path, frames: NDArray[np.uint8], fps: float) -> None:
             codec="libx264",
             quality=None,
             macro_block_size=2,
-            # Constant quality; the index first; no encoder's name: the same frames give the same bytes.
+            # Constant quality; the index first; no encoder name, so that equal frames give equal bytes.
             output_params=["-crf", "26", "-movflags", "+faststart", "-fflags", "+bitexact", "-f", "mp4"],
         )
         writer.send(None)
@@ -39,9 +39,9 @@ def write_video(path: Path, frames: NDArray[np.uint8], fps: float) -> None:
 
 
 def read_video(path: Path) -> tuple[NDArray[np.uint8], float]:
-    """The frames, uint8 (F, H, W, 3), and how many a second. Raises OSError for what is no video."""
+    """The frames, uint8 (F, H, W, 3), and frames per second. Raises OSError if the file is not a video."""
     reader = imageio_ffmpeg.read_frames(str(path))
-    facts = next(reader)
-    width, height = facts["size"]
+    header = next(reader)
+    width, height = header["size"]
     frames = [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
-    return np.stack(frames), float(facts["fps"])
+    return np.stack(frames), float(header["fps"])

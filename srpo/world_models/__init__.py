@@ -1,4 +1,4 @@
-"""World models: frozen representations in which trajectories are compared (pixels, pictures, V-JEPA 2)."""
+"""World models: frozen representations in which trajectories are compared (pixels, images, V-JEPA 2)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ __all__ = ["WorldModel", "load_world_model", "select_frames"]
 
 
 def load_world_model(config: WorldModelConfig, checkpoint: Path | None, device: str = "auto") -> WorldModel:
-    """Build the world model that `config` names.
+    """Load the world model that `config` names.
 
-    `checkpoint` is the folder that the workflow pretrained; None takes `config.checkpoint`.
-    `device`: `auto` is the GPU if there is one, else the CPU.
+    Args:
+        checkpoint: the folder that the workflow pretrained; None: `config.checkpoint`.
+        device: `auto` is the GPU if there is one, else the CPU.
 
-    Raises FileNotFoundError or ValueError, naming the folder and the fix, when the weights cannot be used.
+    Raises:
+        FileNotFoundError, ValueError: the weights cannot be used; the message names the folder and the fix.
     """
     if config.kind == "pixel":
         return PixelWorldModel(config)

@@ -1,4 +1,4 @@
-"""What a world model is to the rest of the program: a frozen map from an episode's frames to a vector."""
+"""The interface of world models: a frozen map from an episode's frames to a vector."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Frames = NDArray[np.uint8]
-"""Pictures of one episode, uint8 (T, H, W, 3), in the official orientation."""
+"""Images of one episode, uint8 (T, H, W, 3), in the official orientation."""
 Embedding = NDArray[np.float32]
 
 
@@ -18,7 +18,7 @@ def select_frames(length: int, count: int) -> NDArray[np.int64]:
     """Indices (count,) of frames spread evenly over an episode of `length` frames, first and last included.
 
     Index i is i·(length − 1)/(count − 1) rounded half up, in integers, so that every platform picks the
-    same frames. A shorter episode repeats frames. A single frame is the last: it shows how it ended.
+    same frames. A shorter episode repeats frames. A single frame is the last one.
     """
     if length < 1 or count < 1:
         raise ValueError(f"cannot select {count} frames of an episode of {length}")
@@ -35,7 +35,7 @@ def require_frames(frames: Frames) -> None:
 
 
 class WorldModel(ABC):
-    """A frozen representation of episodes: frames are chosen and batched here, subclasses encode batches."""
+    """A frozen representation of episodes. It selects and batches frames; subclasses encode batches."""
 
     def __init__(self, frames: int, dimension: int, batch_size: int) -> None:
         self.frames = frames
@@ -43,15 +43,15 @@ class WorldModel(ABC):
         self.dimension = dimension
         """D, the length of an embedding."""
         self.batch_size = batch_size
-        """Episodes encoded at once: bounds the memory, leaves the result alone."""
+        """Episodes encoded at once: it bounds the memory and does not change the result."""
 
     @abstractmethod
     def encode(self, videos: Sequence[Frames]) -> Embedding:
         """Embeddings (N, D) of N ≤ `batch_size` videos, uint8 (frames, H, W, 3) each."""
 
     def fingerprint(self) -> str | None:
-        """A hash of everything an embedding depends on besides the frames; None: embedding is so quick that
-        keeping the result is not worth it."""
+        """A hash of everything an embedding depends on besides the frames; None if embedding is so fast that
+        caching is not worth it."""
         return None
 
     def embed(self, frames: Frames) -> Embedding:
@@ -59,10 +59,10 @@ class WorldModel(ABC):
         return self.embed_many([frames])[0]
 
     def embed_many(self, episodes: Iterable[Frames]) -> Embedding:
-        """Embeddings (N, D) of N episodes, uint8 (T_i, H_i, W_i, 3) each. A generator is read as it goes.
+        """Embeddings (N, D) of N episodes, uint8 (T_i, H_i, W_i, 3) each. A generator is consumed lazily.
 
-        An embedding that is not finite comes back as it is: `srpo.rewards.progress` leaves that episode out,
-        and only that. Raises ValueError on frames of another shape or type.
+        Embeddings that are not finite are returned as they are: `srpo.rewards.progress` leaves those episodes
+        out. Raises ValueError on frames of another shape or type.
         """
         selected = (self._select(episode) for episode in episodes)
         batches = [np.empty((0, self.dimension), np.float32)]

@@ -1,4 +1,4 @@
-"""Embeddings kept in files by what they are of: a killed or repeated scoring encodes nothing twice."""
+"""Embeddings cached in files, so that an interrupted or repeated scoring encodes nothing twice."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from srpo.world_models.base import Embedding, Frames, WorldModel
 
 
 class EmbeddingCache:
-    """A world model whose prefix embeddings are kept in `folder`, one file an episode.
+    """A world model whose prefix embeddings are cached in `folder`, one file for each episode.
 
-    A file's name is a hash of the frames, the prefixes and the world model's fingerprint: a file of other
+    A file's name is a hash of the frames, the prefixes and the world model's fingerprint, so a file of other
     weights, settings or frames is never read, and the folder may be shared or deleted at any time. A world
-    model without a fingerprint (pixels) is quicker than reading, and nothing is kept of it.
+    model without a fingerprint (pixels) is faster than reading files, and is not cached.
     """
 
     def __init__(self, world_model: WorldModel, folder: Path) -> None:

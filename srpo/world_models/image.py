@@ -1,4 +1,4 @@
-"""Encoders of single pictures (DINOv2, CLIP, SigLIP) as representations: the mean over the frames."""
+"""Encoders of single images (DINOv2, CLIP, SigLIP) as representations: the mean over the frames."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from transformers import CLIPVisionModelWithProjection, Dinov2Model, PreTrainedM
 
 from srpo.config import WorldModel as WorldModelConfig
 from srpo.world_models.base import Embedding, Frames, WorldModel, require_frames, select_frames
-from srpo.world_models.pretrained import IMAGENET_MEAN, IMAGENET_STD, fingerprint, load_pretrained, prepare
+from srpo.world_models.pretrained import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    load_pretrained,
+    preprocess_images,
+    weights_fingerprint,
+)
 
 TOKENS_PER_BATCH = 32768
-"""Patch tokens encoded at once: 127 pictures of a ViT with 256 patches and a class token."""
+"""Patch tokens encoded at once: 127 images of a ViT with 256 patches and a class token."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +30,8 @@ class Family:
     """How one kind of encoder is used, as its authors' evaluation does.
 
     model      transformers' class
-    embedding  the field of its output that is a picture's embedding
-    short      side of the input → side that the short one is resized to, before the crop
+    embedding  the field of its output that is an image's embedding
+    short      input size → length of the short side after the resize, before the crop
     mean, std  the input's normalisation
     """
 
@@ -64,55 +70,60 @@ FAMILIES = {
     "siglip": SIGLIP,
     "siglip_vision_model": SIGLIP,
 }
-"""Model type, as config.json has it, of whole models and of their vision part → how it is used."""
+"""Model type in config.json, of whole models and of their vision part → how it is used."""
 
 
-class PictureWorldModel(WorldModel):
-    """A frozen encoder of single pictures; an embedding is the mean of its pictures' embeddings.
+class ImageEncoderWorldModel(WorldModel):
+    """A frozen encoder of single images; an embedding is the mean of its images' embeddings, of width D.
 
-    D is the width of those. The mean forgets the order of frames, so two episodes that differ only in it look
-    alike; a prefix still differs from the whole.
+    The mean discards the order of frames, so episodes that differ only in it have equal embeddings; those of
+    a prefix and of the whole episode still differ.
     """
 
     def __init__(
-        self, config: WorldModelConfig, model: nn.Module, dimension: int, pictures: int, device: torch.device
+        self,
+        config: WorldModelConfig,
+        model: nn.Module,
+        dimension: int,
+        image_batch: int,
+        device: torch.device,
     ) -> None:
-        super().__init__(config.frames, dimension, max(1, pictures // config.frames))
-        self.pictures = pictures
-        """Pictures encoded at once."""
+        super().__init__(config.frames, dimension, max(1, image_batch // config.frames))
+        self.image_batch = image_batch
+        """Images encoded at once."""
         self.image_size = config.image_size
         self.device = device
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         self.model = model.to(device, self.dtype).eval().requires_grad_(False)
 
     @abstractmethod
-    def prepare(self, pictures: Tensor) -> Tensor:
-        """Pictures, uint8 (P, H, W, 3), as the encoder takes them: float32 (P, 3, S, S)."""
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Images uint8 (P, H, W, 3) as the encoder's input float32 (P, 3, S, S)."""
 
     @abstractmethod
     def features(self, inputs: Tensor) -> Tensor:
-        """Embeddings (P, D) of prepared pictures (P, 3, S, S)."""
+        """Embeddings (P, D) of preprocessed images (P, 3, S, S)."""
 
     def encode(self, videos: Sequence[Frames]) -> Embedding:
-        return self._encode_pictures(videos).reshape(len(videos), -1, self.dimension).mean(1)
+        return self._encode_images(videos).reshape(len(videos), -1, self.dimension).mean(1)
 
     def _embed_prefixes(self, frames: Frames, ends: Sequence[int]) -> Embedding:
-        # A picture looks the same in whichever prefix it is, so each is encoded once.
+        # An image has the same features in every prefix, so each is encoded once.
         require_frames(frames)
         chosen = [select_frames(end + 1, self.frames) for end in ends]
         used, places = np.unique(np.array(chosen), return_inverse=True)
-        encoded = self._encode_pictures([frames[used]])
-        return np.stack([encoded[own].mean(0) for own in places.reshape(len(ends), -1)])
+        encoded = self._encode_images([frames[used]])
+        return np.stack([encoded[rows].mean(0) for rows in places.reshape(len(ends), -1)])
 
     @torch.inference_mode()
-    def _encode_pictures(self, videos: Sequence[Frames]) -> Embedding:
-        """Embeddings (P, D) of all pictures of the videos, in their order."""
-        inputs = torch.cat([self.prepare(torch.from_numpy(video).to(self.device)) for video in videos])
-        parts = [self.features(part).float().cpu() for part in inputs.split(self.pictures)]
+    def _encode_images(self, videos: Sequence[Frames]) -> Embedding:
+        """Embeddings (P, D) of all images of the videos, in their order."""
+        inputs = torch.cat([self.preprocess(torch.from_numpy(video).to(self.device)) for video in videos])
+        parts = [self.features(part).float().cpu() for part in inputs.split(self.image_batch)]
         return np.asarray(torch.cat(parts))
 
 
-class ImageWorldModel(PictureWorldModel):
+class ImageWorldModel(ImageEncoderWorldModel):
     """An encoder of transformers: DINOv2, CLIP or SigLIP."""
 
     def __init__(self, config: WorldModelConfig, source: str, device: torch.device) -> None:
@@ -137,9 +148,9 @@ class ImageWorldModel(PictureWorldModel):
         super().__init__(config, model, dimension, max(1, TOKENS_PER_BATCH // tokens), device)
         self.family = family
 
-    def prepare(self, pictures: Tensor) -> Tensor:
+    def preprocess(self, images: Tensor) -> Tensor:
         family, size = self.family, self.image_size
-        return prepare(pictures, family.short(size), size, family.mean, family.std, "bicubic")
+        return preprocess_images(images, family.short(size), size, family.mean, family.std, "bicubic")
 
     def features(self, inputs: Tensor) -> Tensor:
         output = self.model(pixel_values=inputs.to(self.dtype))
@@ -147,4 +158,4 @@ class ImageWorldModel(PictureWorldModel):
         return embedding
 
     def fingerprint(self) -> str:
-        return fingerprint(self.model, self.frames, self.image_size)
+        return weights_fingerprint(self.model, self.frames, self.image_size)

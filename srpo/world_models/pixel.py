@@ -1,4 +1,4 @@
-"""The pixel baseline: small pictures instead of features."""
+"""The pixel baseline: small images instead of features."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def area_weights(source: int, target: int) -> NDArray[np.float32]:
 class PixelWorldModel(WorldModel):
     """RGB frames averaged over areas to `image_size`² pixels and concatenated: D = frames · image_size² · 3.
 
-    The whole picture is kept (no crop), values are in [0, 1]. Colour stays, because it is what tells LIBERO's
-    objects apart at this size.
+    The image is not cropped, values are in [0, 1]. Colour is kept, because it distinguishes LIBERO's objects
+    at this size.
     """
 
     def __init__(self, config: WorldModelConfig) -> None:

@@ -1,4 +1,4 @@
-"""What released encoders have in common: loading them safely, preparing pictures, telling them apart."""
+"""What pretrained encoders have in common: loading them safely, preprocessing images, fingerprints."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def load_pretrained(
 
     Args:
         source: folder or hub id.
-        classes: model type, as config.json has it → class to load it with.
-        example: a hub id that would fit, for messages.
+        classes: model type in config.json → class to load it with.
+        example: a suitable hub id, for messages.
         needed: which weights must be there.
 
     Returns: the model, on the CPU, and its model type.
@@ -49,19 +49,19 @@ def load_pretrained(
         "or remove the folder and rerun the workflow if that made it"
     )
     try:
-        facts, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+        description, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f"world model {source} has no readable config.json: {fix}") from error
-    if not facts:
+    if not description:
         raise FileNotFoundError(f"world model {source} has no config.json: {fix}")
-    kind = facts.get("model_type")
+    kind = description.get("model_type")
     if kind not in classes:
         raise ValueError(
             f"world model {source} is of type {kind!r}, not {' or '.join(map(repr, classes))}: set "
             f"world_model.checkpoint to one that is, such as {example}"
         )
     if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()  # a log file is no place for one
+        transformers_logging.disable_progress_bar()  # it would clutter a log file
     try:
         model, report = classes[kind].from_pretrained(
             source, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True
@@ -76,17 +76,17 @@ def load_pretrained(
     return model, kind
 
 
-def prepare(
-    pictures: Tensor, short: int, size: int, mean: Sequence[float], std: Sequence[float], mode: str
+def preprocess_images(
+    images: Tensor, short: int, size: int, mean: Sequence[float], std: Sequence[float], mode: str
 ) -> Tensor:
     """The usual evaluation transform: uint8 (..., H, W, 3) to float32 (..., 3, size, size).
 
     The short side is resized to `short` (antialiased, `mode` bilinear or bicubic), the centre `size` cropped,
     the values scaled to [0, 1] and normalised. transformers' processors do the same, but need torchvision or
-    round the resized picture to 8 bits; this keeps the fractions.
+    round the resized image to 8 bits, which this does not.
     """
-    *leading, height, width, _ = pictures.shape
-    pixels = pictures.reshape(-1, height, width, 3).permute(0, 3, 1, 2).float() / 255
+    *leading, height, width, _ = images.shape
+    pixels = images.reshape(-1, height, width, 3).permute(0, 3, 1, 2).float() / 255
     scale = short / min(height, width)
     resized = (short, int(width * scale)) if height <= width else (int(height * scale), short)
     if resized != (height, width):
@@ -94,15 +94,15 @@ def prepare(
         pixels = pixels.clamp(0, 1)  # bicubic overshoots at edges
     top, left = (resized[0] - size) // 2, (resized[1] - size) // 2
     pixels = pixels[..., top : top + size, left : left + size]
-    centre, spread = (pixels.new_tensor(values).view(3, 1, 1) for values in (mean, std))
-    return ((pixels - centre) / spread).reshape(*leading, 3, size, size)
+    means, deviations = (pixels.new_tensor(values).view(3, 1, 1) for values in (mean, std))
+    return ((pixels - means) / deviations).reshape(*leading, 3, size, size)
 
 
-def fingerprint(model: nn.Module, *settings: object) -> str:
+def weights_fingerprint(model: nn.Module, *settings: object) -> str:
     """A hash (hex) of everything an embedding depends on besides the frames.
 
-    The weights as loaded, the settings, this package's code, the libraries' versions, and the kind of device
-    (which decides the last bits).
+    It covers the weights as loaded, the settings, this folder's code, the libraries' versions, and the kind
+    of device (which affects the last bits).
     """
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parent.glob("*.py")):

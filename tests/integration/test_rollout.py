@@ -18,7 +18,8 @@ from sweeping import BOWL, PROTOCOL, STOVE, SUITE, sweeping_policy
 
 from srpo.envs.libero import LiberoEnv
 from srpo.episode import CHUNK, Episode, EpisodeSpec, FailedRun
-from srpo.policies.openvla_oft import OpenVLAOFT, load_policy, save_policy
+from srpo.policies.checkpoints import load_policy, save_policy
+from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.rollouts.policy_runner import PolicyRunner
 from srpo.world_models import select_frames
 
@@ -91,7 +92,7 @@ def test_an_episode_is_what_a_plain_loop_gives(
         assert not success
         np.testing.assert_array_equal(image, pictures[-1])
         np.testing.assert_array_equal(episode.proprio[query], env.proprio())
-        inputs = policy.prepare(SUITE, image[None], [env.task.language], env.proprio()[None])
+        inputs = policy.prepare_inputs(SUITE, image[None], [env.task.language], env.proprio()[None])
         tokens, log_probs = policy.act(inputs, spec.temperature, [generator])
         np.testing.assert_array_equal(episode.tokens[query], tokens[0])
         np.testing.assert_array_equal(episode.log_probs[query], log_probs[0])
@@ -189,7 +190,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from sweeping import PROTOCOL, SUITE
-from srpo.policies.openvla_oft import load_policy
+from srpo.policies.checkpoints import load_policy
 from srpo.rollouts.policy_runner import PolicyRunner
 from srpo.episode import EpisodeSpec
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from sweeping import sweeping_policy, write_config
-from test_training import TRAINING
+from sweeping import TRAINING, sweeping_policy, write_config
 
-from srpo.policies.openvla_oft import save_policy
+from srpo.policies.checkpoints import save_policy
 
 pytestmark = pytest.mark.integration
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

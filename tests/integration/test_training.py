@@ -15,75 +15,18 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
-from sweeping import BOWL, PROTOCOL, STOVE, SUITE, sweeping_policy, write_config
+from sweeping import BOWL, PROTOCOL, STOVE, SUITE, TRAINING, sweeping_policy, without_times, write_config
 
-from srpo.config import Evaluate, EvaluateStage, Offline, Reward, Train, TrainStage, WorldModel
+from srpo.config import Evaluate, EvaluateStage, Offline
 from srpo.episode import EpisodeSpec
-from srpo.evaluate import evaluate, libero_specs
-from srpo.policies.openvla_oft import save_policy
-from srpo.results.rows import EPISODES, REWARDS, RL_METRICS, TASK_METRICS, read_rows
-from srpo.runtime.checkpoint import PREEMPTED
+from srpo.evaluate import Outputs, evaluate, libero_specs
+from srpo.policies.checkpoints import save_policy
+from srpo.results.rows import read_rows
+from srpo.results.schemas import EPISODES, REWARDS, RL_METRICS, TASK_METRICS
+from srpo.runtime.preemption import PREEMPTED
 
 pytestmark = pytest.mark.integration
 
-TRAINING = TrainStage(
-    preset="test",
-    suite=SUITE,
-    tasks=(STOVE,),
-    protocol=PROTOCOL,
-    variant="srpo-pixel",
-    seed=5,
-    world_model=WorldModel(
-        name="pixel",
-        kind="pixel",
-        checkpoint=None,
-        revision=None,
-        frames=8,
-        image_size=8,
-        pooling=None,
-        dtype="float32",
-        pretraining=None,
-    ),
-    reward=Reward(
-        shaping="siirl",
-        alpha=0.8,
-        scope="task",
-        references="mean",
-        eps=0.5,
-        eps_relative=False,
-        min_samples=2,
-    ),
-    train=Train(
-        steps=3,
-        prompts=2,
-        group_size=2,
-        temperature=1.0,
-        keep_success=(0.0, 1.0),
-        resample=0,
-        learning_rate=1e-3,
-        warmup=0.0,
-        schedule="constant",
-        weight_decay=0.0,
-        deviation="group",
-        betas=(0.9, 0.999),
-        freeze_vision=False,
-        minibatch=1,
-        microbatch=5,
-        epochs=1,
-        clip_low=0.2,
-        clip_high=0.28,
-        kl=0.01,
-        entropy=0.0,
-        grad_clip=1.0,
-        offline=None,
-        evaluate_every=2,
-        evaluate_states=1,
-        target=None,
-        checkpoint_every=1,
-        keep_checkpoints=2,
-        trackers=("tensorboard",),
-    ),
-)
 EVALUATION = EvaluateStage(
     preset="test",
     suite=SUITE,
@@ -151,10 +94,6 @@ def session(leader: int) -> list[int]:
         if int(fields[3]) == leader and fields[0] != "Z":
             found.append(int(status.parent.name))
     return found
-
-
-def without_times(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[[name for name in rows if "second" not in str(name) and "memory" not in str(name)]]
 
 
 def test_training_survives_preemption_and_a_kill(policy: Path, tmp_path: Path) -> None:
@@ -225,7 +164,7 @@ def test_offline_training_survives_preemption(policy: Path, tmp_path: Path) -> N
 
     def training(name: str) -> list[str]:
         out, scratch = tmp_path / name, tmp_path / f"{name}-scratch"
-        return command("srpo.rl.offline", config=config, policy=policy, out=out, scratch=scratch, workers=2)
+        return command("srpo.rl.trainer", config=config, policy=policy, out=out, scratch=scratch, workers=2)
 
     run(training("whole"))
     episodes = tmp_path / "stopped-scratch/episodes"
@@ -248,7 +187,7 @@ def test_evaluation_survives_a_kill(policy: Path, tmp_path: Path) -> None:
     # Uninterrupted, and with an episode that cannot be run, which must not disturb the others.
     impossible = EpisodeSpec(SUITE, BOWL, init_state=99, seed=99, temperature=0.0)
     specs = libero_specs(EVALUATION)
-    evaluate(EVALUATION, [*specs, impossible], policy, whole, tmp_path / "whole", workers=1)
+    evaluate(EVALUATION, [*specs, impossible], policy, Outputs(whole), tmp_path / "whole", workers=1)
     expected = read_rows(whole, EPISODES)
     errors = expected[expected["status"] == "infra_error"]
     assert list(errors["init_state"]) == [99]

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from srpo.config import Encoder, LanguageModel, Policy
-from srpo.policies.openvla_oft import OpenVLAOFT, create_policy
+from srpo.policies.checkpoints import create_policy
+from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.policies.processing import make_tokenizer
 
 SUITE = "libero_goal"

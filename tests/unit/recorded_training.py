@@ -1,8 +1,8 @@
-"""Train on episodes that need no simulator: python recorded_training.py FOLDER [WORD ...].
+"""Train on episodes that need no simulator: python recorded_training.py FOLDER [OPTION ...].
 
-config.yaml stands in FOLDER. The trainer is the real one. Its rollouts are made up, and always from the
-initial policy, so that they are the same in every run; its optimiser is plain gradient descent, because AdamW
-divides rounding errors by themselves.
+FOLDER has a config.yaml. The trainer is the real one. Its rollouts are synthetic, and always of the initial
+policy, so that they are the same in every run. Its optimiser is plain gradient descent, because AdamW
+amplifies rounding errors.
 
     live     the policy in training acts, and AdamW optimises
     sharded  under FSDP
@@ -31,14 +31,16 @@ from srpo.runtime import distributed
 
 
 def episode(spec: EpisodeSpec, success: bool, steps: int, policy: OpenVLAOFT) -> Episode:
-    """An episode with made-up pictures, whose tokens the policy really sampled."""
+    """An episode with random images, whose tokens the policy sampled."""
     rng = np.random.default_rng(spec.seed)
     queries = -(-steps // CHUNK)
     images = rng.integers(0, 256, (queries, 16, 16, 3), dtype=np.uint8)
     proprio = rng.normal(size=(queries, 8)).astype(np.float32)
-    words = [load_task(spec.suite, spec.task_id).language] * queries
+    instructions = [load_task(spec.suite, spec.task_id).language] * queries
     generators = [torch.Generator().manual_seed(k) for k in range(queries)]
-    tokens, log_probs = policy.act(policy.prepare(SUITE, images, words, proprio), 1.0, generators)
+    tokens, log_probs = policy.act(
+        policy.prepare_inputs(SUITE, images, instructions, proprio), 1.0, generators
+    )
     valid = np.repeat(np.arange(queries * CHUNK) < steps, 7).reshape(queries, 56)
     frames = rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     path = np.zeros((steps + 1, 3), np.float32)
@@ -49,7 +51,7 @@ def episode(spec: EpisodeSpec, success: bool, steps: int, policy: OpenVLAOFT) ->
 
 
 class RecordedRollouts:
-    """In place of `srpo.rollouts`' `PolicyRunner`. One episode in 16 cannot be run, two in five succeed."""
+    """In place of `PolicyRunner`. One episode in 16 cannot be run, two in five succeed."""
 
     def __init__(self, *_: object) -> None:
         self._policy = small_policy()
@@ -61,10 +63,7 @@ class RecordedRollouts:
             else:
                 yield episode(spec, spec.seed % 5 < 2, 9 + spec.seed % 17, self._policy)
 
-    def __enter__(self) -> "RecordedRollouts":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         pass
 
 
@@ -98,7 +97,7 @@ def main() -> None:
     config = load_stage(folder / "config.yaml", TrainStage)
 
     def train(out: Path, scratch: Path) -> None:
-        trainer.train(config, folder / "initial", None, out, scratch, workers=1)
+        trainer.Trainer(config, trainer.Folders(folder / "initial", out, scratch), workers=1).train()
 
     if "resumed" not in how:
         train(folder / "out", folder / "scratch")

@@ -23,16 +23,8 @@ from srpo.config import (
     WorldModel,
 )
 from srpo.libero_plus import tasks as plus_tasks
-from srpo.results.rows import (
-    BENCHMARK,
-    CURVES,
-    EPISODES,
-    PATHS,
-    RL_METRICS,
-    protocol_json,
-    read_rows,
-    write_rows,
-)
+from srpo.results.rows import protocol_json, read_rows, write_rows
+from srpo.results.schemas import BENCHMARK, CURVES, EPISODES, PATHS, RL_METRICS
 
 MAX_STEPS: dict[str, int] = {
     "libero_spatial": 220,
@@ -372,7 +364,7 @@ def reward_benchmark(
 
 
 def curves_of(scores: list[Path], points: int = 16, size: int = 48) -> tuple[list[Path], Path]:
-    """The curves behind scores of `reward_benchmark`, and the trajectories; gives their files.
+    """The curves behind scores of `reward_benchmark`, and the trajectories; gives their files and folder.
 
     The pictures are grey, lighter as time goes on, with the trajectory's number in the lower left pixel.
     """
@@ -403,4 +395,4 @@ def curves_of(scores: list[Path], points: int = 16, size: int = 48) -> tuple[lis
     with h5py.File(path, "w") as file:
         file.attrs["suite"] = frame["suite"][0]
         file["frames"] = frames
-    return files, path
+    return files, path.parent

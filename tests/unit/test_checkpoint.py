@@ -12,8 +12,11 @@ import torch
 from torch import nn
 
 from srpo.episode import Episode, EpisodeSpec
+from srpo.rollouts.episode_store import EpisodeStore
 from srpo.runtime import checkpoint
-from srpo.runtime.checkpoint import PREEMPTED, Checkpoints, EpisodeStore, fingerprint, preemptible
+from srpo.runtime.checkpoint import Checkpoints
+from srpo.runtime.manifest import fingerprint
+from srpo.runtime.preemption import PREEMPTED, preemptible
 
 
 def trained(steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -37,7 +40,7 @@ def saved(scratch: Path, *steps: int) -> Checkpoints:
 def test_resuming_gives_back_everything(tmp_path: Path) -> None:
     saved(tmp_path, 1, 2, 3)
     model, optimiser = trained(0)
-    assert Checkpoints(tmp_path, "run").resume(model, optimiser) == (3, {"rows": [0, 1, 2]})
+    assert Checkpoints(tmp_path, "run").restore(model, optimiser) == (3, {"rows": [0, 1, 2]})
     expected, expected_optimiser = trained(3)
     assert torch.equal(model.weight, expected.weight)
     for mine, theirs in zip(
@@ -60,8 +63,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
         weights.write_bytes(weights.read_bytes()[:-4])
     else:
         (newest / ("optimiser.pt" if damage == "remove" else "hashes.json")).unlink()
-    resumed = Checkpoints(tmp_path, "run").resume(*trained(0))
-    assert resumed is not None and resumed[0] == 1
+    restored = Checkpoints(tmp_path, "run").restore(*trained(0))
+    assert restored is not None and restored[0] == 1
     assert "incomplete or damaged" in capsys.readouterr().out
 
 
@@ -76,7 +79,7 @@ def test_another_runs_state_is_discarded_and_said_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved(tmp_path, 1)
-    assert Checkpoints(tmp_path, "other").resume(*trained(0)) is None
+    assert Checkpoints(tmp_path, "other").restore(*trained(0)) is None
     assert "another run's state" in capsys.readouterr().out
 
 
@@ -88,33 +91,37 @@ def test_of_a_finished_run_its_last_checkpoint_stays(
     EpisodeStore(tmp_path).add(3, some_episode())
     (tmp_path / "metrics.csv").touch()
     for _ in range(2):  # it may be finished again
-        checkpoints.finish()
+        checkpoints.mark_finished()
         assert {p.name for p in tmp_path.iterdir()} == {"run.json", "checkpoint-00000002"}
         checkpoints = Checkpoints(tmp_path, "run")
         assert "this run is finished" in capsys.readouterr().out
-        assert checkpoints.resume(*trained(0)) == (2, {"rows": [0, 1]})
-    assert Checkpoints(tmp_path, "other").resume(*trained(0)) is None
+        assert checkpoints.restore(*trained(0)) == (2, {"rows": [0, 1]})
+    assert Checkpoints(tmp_path, "other").restore(*trained(0)) is None
 
 
 def test_a_finished_run_is_run_again_by_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is on its way goes on: hours are not lost to a mended typing error."""
-    saved(tmp_path / "finished", 1).finish()
+    saved(tmp_path / "finished", 1).mark_finished()
     saved(tmp_path / "begun", 1)
-    monkeypatch.setattr(checkpoint, "code", lambda: "changed")
-    assert Checkpoints(tmp_path / "finished", "run").resume(*trained(0)) is None
-    assert Checkpoints(tmp_path / "begun", "run").resume(*trained(0)) is not None
+    monkeypatch.setattr(checkpoint, "source_fingerprint", lambda: "changed")
+    assert Checkpoints(tmp_path / "finished", "run").restore(*trained(0)) is None
+    assert Checkpoints(tmp_path / "begun", "run").restore(*trained(0)) is not None
 
 
 def test_only_the_writer_touches_the_folder(tmp_path: Path) -> None:
     saved(tmp_path, 1, 2)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert Checkpoints(tmp_path, "run", writer=False).resume(*trained(0)) == (2, {"rows": [0, 1]})
+    assert Checkpoints(tmp_path, "run", writer=False).restore(*trained(0)) == (2, {"rows": [0, 1]})
     Checkpoints(tmp_path, "other", writer=False)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_fingerprints_tell_parts_apart() -> None:
     assert fingerprint("ab", "c") != fingerprint("a", "bc")
+
+
+def test_the_code_is_that_of_the_whole_package() -> None:
+    assert {path.name for path in checkpoint.PACKAGE.iterdir()} >= {"rl", "envs", "sft.py", "runtime"}
 
 
 def test_as_many_checkpoints_are_kept_as_wanted(tmp_path: Path) -> None:
@@ -191,7 +198,7 @@ def test_preemption_cleans_up_and_exits_with_its_code(tmp_path: Path, number: in
     program = """
 import os, sys, time
 from pathlib import Path
-from srpo.runtime.checkpoint import preemptible
+from srpo.runtime.preemption import preemptible
 from srpo.runtime.files import atomic_file
 with preemptible(), atomic_file(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
@@ -203,7 +210,7 @@ with preemptible(), atomic_file(Path(sys.argv[1])) as temporary:
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.send_signal(number)
     output, _ = process.communicate(timeout=30)
-    assert process.returncode == PREEMPTED == 75 and "the same command goes on" in output
+    assert process.returncode == PREEMPTED == 75 and "the same command resumes" in output
     assert not list(tmp_path.iterdir())
 
 

@@ -194,7 +194,7 @@ def test_every_setting_has_a_meaning() -> None:
 
 def test_no_heavy_imports() -> None:
     """The workflow is parsed in every job of a cluster; what it imports of srpo must be light."""
-    code = "import sys, srpo.config, srpo.config.plan, srpo.libero_plus.tasks; print(*sys.modules)"
+    code = "import sys, srpo.config, srpo.config.plan, srpo.cluster.resources; print(*sys.modules)"
     modules = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

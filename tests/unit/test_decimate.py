@@ -1,4 +1,4 @@
-"""Decimation: what must stay stays, what need not be there goes."""
+"""Decimation: fewer faces, while outlines, seams, surface and shading stay within their bounds."""
 
 import numpy as np
 import pytest
@@ -63,28 +63,28 @@ def samples(points: np.ndarray, faces: np.ndarray, count: int) -> np.ndarray:
 
 def test_a_flat_square_keeps_its_outline() -> None:
     points, faces = grid(12)
-    left, corners = decimate(points, faces, np.zeros(len(faces), int), flat(points, faces), 0.001, 2.0)
-    assert len(left) <= 8
-    assert area(points, left) == pytest.approx(1.0)
-    assert {0, 12, 156, 168} <= set(left.ravel().tolist()), "the four corners of the square"
-    np.testing.assert_array_equal(faces.ravel()[corners], left)
-    np.testing.assert_allclose(face_normals(points, left), np.broadcast_to([0, 0, 1], (len(left), 3)))
+    kept, corners = decimate(points, faces, np.zeros(len(faces), int), flat(points, faces), 0.001, 2.0)
+    assert len(kept) <= 8
+    assert area(points, kept) == pytest.approx(1.0)
+    assert {0, 12, 156, 168} <= set(kept.ravel().tolist()), "the four corners of the square"
+    np.testing.assert_array_equal(faces.ravel()[corners], kept)
+    np.testing.assert_allclose(face_normals(points, kept), np.broadcast_to([0, 0, 1], (len(kept), 3)))
 
 
 @pytest.mark.parametrize("tolerance", [0.0003, 0.002])
 def test_a_sphere_stays_within_the_tolerance(tolerance: float) -> None:
     points, faces = sphere(24)
     normals = points[faces] / 0.1
-    left, _ = decimate(points, faces, np.zeros(len(faces), int), normals, tolerance, 2.0)
-    assert len(left) < 0.8 * len(faces)
-    radius = np.linalg.norm(samples(points, left, 20000), axis=1)
+    kept, _ = decimate(points, faces, np.zeros(len(faces), int), normals, tolerance, 2.0)
+    assert len(kept) < 0.8 * len(faces)
+    radius = np.linalg.norm(samples(points, kept, 20000), axis=1)
     before = np.linalg.norm(samples(points, faces, 20000), axis=1)
     # The tolerance is a root mean square; the worst place is a few times that, beyond the polygon's own.
     assert before.min() - radius.min() < 4 * tolerance
     # Closed before, closed after: every edge has two faces.
-    edges = np.sort(np.concatenate([left[:, [0, 1]], left[:, [1, 2]], left[:, [2, 0]]]), axis=1)
+    edges = np.sort(np.concatenate([kept[:, [0, 1]], kept[:, [1, 2]], kept[:, [2, 0]]]), axis=1)
     assert (np.unique(edges, axis=0, return_counts=True)[1] == 2).all()
-    assert (np.einsum("nd,nd->n", face_normals(points, left), points[left].mean(axis=1)) > 0).all()
+    assert (np.einsum("nd,nd->n", face_normals(points, kept), points[kept].mean(axis=1)) > 0).all()
 
 
 def test_more_tolerance_leaves_fewer_faces() -> None:
@@ -99,13 +99,13 @@ def test_charts_keep_their_area_and_meet_without_gaps() -> None:
     """A bumpy square whose two halves have different places in the texture."""
     points, faces = grid(20, height=0.0005)
     charts = (points[faces].mean(axis=1)[:, 0] > 0.5).astype(int)
-    left, corners = decimate(points, faces, charts, flat(points, faces), 0.003, 2.0)
-    assert len(left) < len(faces) / 4
+    kept, corners = decimate(points, faces, charts, flat(points, faces), 0.003, 2.0)
+    assert len(kept) < len(faces) / 4
     belongs = charts[corners // 3]
     assert (belongs == belongs[:, :1]).all(), "no face takes its texture from two charts"
     for chart in (0, 1):
-        assert area(points, left[belongs[:, 0] == chart]) == pytest.approx(0.5, abs=0.01)
-        seam = points[left[belongs[:, 0] == chart]].reshape(-1, 3)
+        assert area(points, kept[belongs[:, 0] == chart]) == pytest.approx(0.5, abs=0.01)
+        seam = points[kept[belongs[:, 0] == chart]].reshape(-1, 3)
         assert {0.0, 1.0} <= set(seam[np.isclose(seam[:, 0], 0.5), 1].tolist()), "the seam's ends are kept"
 
 
@@ -118,9 +118,9 @@ def test_shading_of_a_panel_with_rounded_normals_is_kept() -> None:
     normal /= np.linalg.norm(normal, axis=1, keepdims=True)
 
     def mean_shading(shade: float) -> float:
-        left, corners = decimate(points, faces, np.zeros(len(faces), int), normal[faces], 0.001, shade)
-        assert len(left) < len(faces) / 2
-        a, b, c = points[left].transpose(1, 0, 2)
+        kept, corners = decimate(points, faces, np.zeros(len(faces), int), normal[faces], 0.001, shade)
+        assert len(kept) < len(faces) / 2
+        a, b, c = points[kept].transpose(1, 0, 2)
         areas = np.linalg.norm(np.cross(b - a, c - a), axis=1)
         return float(np.average(normal[faces].reshape(-1, 3)[corners][..., 2].mean(axis=1), weights=areas))
 

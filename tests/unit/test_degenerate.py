@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from drawing import run, texts, write_sheet
 from matplotlib.figure import Figure
 from synthetic_results import (
     curves_of,
@@ -22,21 +22,11 @@ from synthetic_results import (
     reward_benchmark,
     rl_run,
 )
-from test_figures import texts
-from test_tables import run, write_sheet
 
-from srpo.analysis import f1, f2, f3, f4, f5, style, t1, t2, t2_curves, t3, t3_distributions, t3_truth
-from srpo.results.rows import (
-    BENCHMARK,
-    CURVES,
-    EPISODES,
-    PATHS,
-    RL_METRICS,
-    ResultError,
-    Schema,
-    read_rows,
-    write_rows,
-)
+from srpo.analysis import style
+from srpo.results import ResultError
+from srpo.results.rows import read_rows, write_rows
+from srpo.results.schemas import BENCHMARK, CURVES, EPISODES, PATHS, RL_METRICS, Schema
 
 SUITE = "libero_goal"
 VARIANTS = ("srpo", "srpo-pixel", "srpo-alpha-0")
@@ -45,9 +35,9 @@ DIMENSIONS = ("camera", "noise")
 
 @dataclass(frozen=True)
 class Drawn:
-    """A table or figure: its module, the option and schema of its rows, their files, and other options."""
+    """A table or figure: its name, the option and schema of its rows, their files, and other options."""
 
-    module: ModuleType
+    name: str
     option: str
     schema: Schema
     files: list[Path]
@@ -67,17 +57,17 @@ def results(root: Path, rate: float = 0.5) -> dict[str, Drawn]:
     curves, films = curves_of(scores)
     shown = [*sheet, "--tasks", tasks]
     return {
-        "t1": Drawn(t1, "--episodes", EPISODES, episodes, sheet),
-        "t2": Drawn(t2, "--episodes", EPISODES, plus, shown),
-        "t2_curves": Drawn(t2_curves, "--episodes", EPISODES, plus, shown),
-        "t3": Drawn(t3, "--scores", BENCHMARK, scores, []),
-        "t3_distributions": Drawn(t3_distributions, "--scores", BENCHMARK, scores, []),
-        "t3_truth": Drawn(t3_truth, "--curves", CURVES, curves, []),
-        "f1": Drawn(f1, "--curves", CURVES, curves, ["--trajectories", films]),
-        "f2": Drawn(f2, "--metrics", RL_METRICS, metrics, sheet),
-        "f3": Drawn(f3, "--metrics", RL_METRICS, metrics, sheet),
-        "f4": Drawn(f4, "--paths", PATHS, paths, sheet),
-        "f5": Drawn(f5, "--episodes", EPISODES, episodes, sheet),
+        "t1": Drawn("t1", "--episodes", EPISODES, episodes, sheet),
+        "t2": Drawn("t2", "--episodes", EPISODES, plus, shown),
+        "t2_curves": Drawn("t2_curves", "--episodes", EPISODES, plus, shown),
+        "t3": Drawn("t3", "--scores", BENCHMARK, scores, []),
+        "t3_distributions": Drawn("t3_distributions", "--scores", BENCHMARK, scores, []),
+        "t3_truth": Drawn("t3_truth", "--curves", CURVES, curves, []),
+        "f1": Drawn("f1", "--curves", CURVES, curves, ["--trajectories", films]),
+        "f2": Drawn("f2", "--metrics", RL_METRICS, metrics, sheet),
+        "f3": Drawn("f3", "--metrics", RL_METRICS, metrics, sheet),
+        "f4": Drawn("f4", "--paths", PATHS, paths, sheet),
+        "f5": Drawn("f5", "--episodes", EPISODES, episodes, sheet),
     }
 
 
@@ -92,8 +82,8 @@ def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple
 
     def call(drawn: Drawn, *arguments: Any) -> tuple[set[str], pd.DataFrame]:
         out = tmp_path / "out"
-        run(drawn.module, out, *drawn.others, *arguments, drawn.option, *drawn.files)
-        return texts(saved[-1]), pd.read_csv(out.with_suffix(".csv"))
+        run(drawn.name, out, *drawn.others, *arguments, drawn.option, *drawn.files)
+        return texts(saved[-1]), pd.read_csv(out / "tables" / f"{drawn.name}.csv")
 
     return call
 
@@ -139,7 +129,7 @@ def test_a_missing_run_is_refused_or_named(
     name: str, tmp_path: Path, draw: Callable[..., tuple[set[str], pd.DataFrame]]
 ) -> None:
     whole = results(tmp_path)[name]
-    fewer = Drawn(whole.module, whole.option, whole.schema, whole.files[:-1], whole.others)
+    fewer = Drawn(whole.name, whole.option, whole.schema, whole.files[:-1], whole.others)
     if name == "f4":  # a comparison of two has nothing to say of one
         with pytest.raises(ResultError, match="needs paths of two variants in one suite"):
             draw(fewer, "--allow-incomplete")
@@ -167,7 +157,7 @@ def test_missing_rows_are_refused_or_counted(
 ) -> None:
     drawn = results(tmp_path)[name]
     if name == "f3":  # whose last file is not of a run that F3 shows
-        drawn = Drawn(drawn.module, drawn.option, drawn.schema, drawn.files[:2], drawn.others)
+        drawn = Drawn(drawn.name, drawn.option, drawn.schema, drawn.files[:2], drawn.others)
     less = without(drawn, 2)
     if name == "f1":  # what one representation lacks is shown under none: nothing to say
         draw(less)
@@ -240,11 +230,11 @@ def test_trajectories_without_failures(
     tmp_path: Path, draw: Callable[..., tuple[set[str], pd.DataFrame]]
 ) -> None:
     scores = reward_benchmark(tmp_path, SUITE, {"pixel": 0.4, "vjepa2-tiny": 0.8}, failures=0)
-    words, table = draw(Drawn(t3, "--scores", BENCHMARK, scores, []))
+    words, table = draw(Drawn("t3", "--scores", BENCHMARK, scores, []))
     assert "pixel (14 + 0)" in words and "–" in words
     own = table[(table["source"] == "ours") & table["metric"].isin(("MMD", "JS", "SMD"))]
     assert own["value"].isna().all()
-    words, table = draw(Drawn(t3_distributions, "--scores", BENCHMARK, scores, []))
+    words, table = draw(Drawn("t3_distributions", "--scores", BENCHMARK, scores, []))
     assert "pixel\n(14 + 0)" in words
     assert table.loc[table["outcome"] == "failure", "trajectories"].sum() == 0
     assert np.isfinite(table["low"]).all()

@@ -1,4 +1,4 @@
-"""Demonstration files: what is written is read back, and what is damaged is refused."""
+"""Demonstration files: written ones are read back, damaged ones are refused, official ones are imported."""
 
 import csv
 import json
@@ -7,27 +7,26 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from fine_tuning import stage as sft_stage
 from policies import small_settings
-from test_sft import stage as sft_stage
 
 from srpo import sft
 from srpo.config import Demos, DemosStage, Protocol
-from srpo.demos import (
+from srpo.demos.hdf5 import (
     IMAGES,
     LAYOUT,
     DemonstrationError,
     Recording,
     file_name,
-    import_all,
     instruction,
-    observed_before,
     read_demonstrations,
     read_recordings,
     write_recordings,
 )
+from srpo.demos.official import aligned, import_all
 from srpo.envs.expert.arm import NOISE_CORRELATION, NOISE_SCALE, CorrelatedNoise
 from srpo.envs.libero import load_task
-from srpo.policies.openvla_oft import load_policy
+from srpo.policies.checkpoints import load_policy
 
 STATES = 30
 
@@ -107,7 +106,7 @@ def test_damaged_data_is_refused(path: Path) -> None:
 
 
 def test_damage_anywhere_never_gives_wrong_arrays(path: Path) -> None:
-    """Wherever 32 bytes are lost, reading either fails cleanly or gives exactly what was written."""
+    """Wherever 32 bytes are lost, reading either fails cleanly or returns exactly what was written."""
     content = path.read_bytes()
     expected = read_demonstrations(path)
     rng = np.random.default_rng(0)
@@ -210,10 +209,10 @@ def late(values: Recording) -> Recording:
 
 def test_official_observations_are_shifted_back() -> None:
     values = recording(9)
-    shifted = observed_before(late(values))
+    shifted = aligned(late(values))
     for name in LAYOUT:
         np.testing.assert_array_equal(shifted[name], values[name][1:-1])
-    unchanged = observed_before(values)
+    unchanged = aligned(values)
     for name in LAYOUT:
         np.testing.assert_array_equal(unchanged[name], values[name])
 
@@ -238,12 +237,12 @@ def test_official_files_are_imported(tmp_path: Path) -> None:
 
 
 def official(path: Path, steps: int, late: bool, size: int) -> list[dict[str, np.ndarray]]:
-    """Two demonstrations written as LIBERO's script does (create_dataset.py): rendered after the action.
+    """Two demonstrations written as by LIBERO's script (create_dataset.py): rendered after the action.
 
-    Not `late`: as OpenVLA's (regenerate_libero_dataset.py), which renders before and writes no attributes
-    of `data`. Returns what happened at each moment: upright picture, joints, pose, fingers, action.
+    Not `late`: as by OpenVLA's (regenerate_libero_dataset.py), which renders before and writes no attributes
+    of `data`. Returns the true value at each time step: upright picture, joints, pose, fingers, action.
     """
-    happened = []
+    truth = []
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
         for number in range(2):
@@ -255,16 +254,16 @@ def official(path: Path, steps: int, late: bool, size: int) -> list[dict[str, np
                 "fingers": rng.uniform(0, 0.04, (steps, 2)),
                 "action": np.round(rng.uniform(-1, 1, (steps, 7)), 3),
             }
-            happened.append(true)
-            acted, seen = (slice(0, -1), slice(1, None)) if late else (slice(None), slice(None))
+            truth.append(true)
+            acted, observed = (slice(0, -1), slice(1, None)) if late else (slice(None), slice(None))
             rows = len(true["action"][acted])
             group = data.create_group(f"demo_{number}")
-            observed = group.create_group("obs")
-            observed["agentview_rgb"] = true["picture"][seen, ::-1, ::-1]
-            observed["eye_in_hand_rgb"] = np.zeros((rows, size, size, 3), np.uint8)
-            observed["ee_pos"], observed["ee_ori"] = true["pose"][seen, :3], true["pose"][seen, 3:]
-            observed["ee_states"] = true["pose"][seen]
-            observed["gripper_states"], observed["joint_states"] = true["fingers"][seen], true["joints"][seen]
+            obs = group.create_group("obs")
+            obs["agentview_rgb"] = true["picture"][observed, ::-1, ::-1]
+            obs["eye_in_hand_rgb"] = np.zeros((rows, size, size, 3), np.uint8)
+            obs["ee_pos"], obs["ee_ori"] = true["pose"][observed, :3], true["pose"][observed, 3:]
+            obs["ee_states"] = true["pose"][observed]
+            obs["gripper_states"], obs["joint_states"] = true["fingers"][observed], true["joints"][observed]
             group["actions"] = true["action"][acted]
             moments = np.arange(rows)[:, None] / 20
             group["states"] = np.hstack([moments, true["joints"][acted], rng.normal(size=(rows, 60))])
@@ -275,22 +274,22 @@ def official(path: Path, steps: int, late: bool, size: int) -> list[dict[str, np
         if late:
             data.attrs["macros_image_convention"], data.attrs["tag"] = "opengl", "libero-v1"
             data.attrs["num_demos"], data.attrs["env_name"] = 2, "Libero_Tabletop_Manipulation"
-    return happened
+    return truth
 
 
 @pytest.mark.parametrize("late", [True, False])
 def test_a_policy_is_trained_on_official_files(tmp_path: Path, late: bool) -> None:
-    """From a file that this project did not write to samples of what was seen just before what was done."""
+    """From a file of another project to samples of the observation just before each action."""
     steps, size = 21, 32
     config = stage(tmp_path / "official", per_task=2, image_size=size).model_copy(update={"tasks": (8,)})
     task = load_task("libero_goal", 8)
     (tmp_path / "official").mkdir()
-    happened = official(tmp_path / "official" / file_name(task.name), steps, late, size)
+    truth = official(tmp_path / "official" / file_name(task.name), steps, late, size)
     import_all(config, tmp_path / "demos")
     demonstrations = read_demonstrations(tmp_path / "demos" / file_name(task.name))
-    # Of late pictures the first action's and the last are not in the file.
+    # With late observations, the first action's and the last action have no pair in the file.
     rows = slice(1, -1) if late else slice(None)
-    for demonstration, true in zip(demonstrations, happened, strict=True):
+    for demonstration, true in zip(demonstrations, truth, strict=True):
         assert demonstration.language == task.language
         np.testing.assert_array_equal(demonstration.images, true["picture"][rows])
         np.testing.assert_array_equal(demonstration.actions, true["action"][rows].astype(np.float32))
@@ -299,8 +298,8 @@ def test_a_policy_is_trained_on_official_files(tmp_path: Path, late: bool) -> No
     settings = sft_stage(small_settings(), updates=1).model_copy(update={"tasks": (8,)})
     sft.train(settings, tmp_path / "demos", tmp_path / "out", tmp_path / "scratch")
     policy = load_policy(tmp_path / "out/policy")
-    done = np.concatenate([demonstration.actions for demonstration in demonstrations])
-    low, high = (np.quantile(done[:, :6], q, axis=0) for q in (0.01, 0.99))
+    actions = np.concatenate([demonstration.actions for demonstration in demonstrations])
+    low, high = (np.quantile(actions[:, :6], q, axis=0) for q in (0.01, 0.99))
     statistics = policy.statistics("libero_goal")["action"]
     np.testing.assert_allclose(statistics["q01"][:6], low, atol=1e-6)
     np.testing.assert_allclose(statistics["q99"][:6], high, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Several processes learn what one learns, on recorded episodes, each with all weights or, by FSDP, a part.
+"""Several processes learn the same as one, each with all weights or, under FSDP, a shard of them.
 
 They are started by torchrun, as `accelerate launch` starts them on GPUs. `accelerate launch --cpu` starts one
 process, whatever its --num_processes, unless it goes through MPI.
@@ -23,11 +23,12 @@ from accelerate import DistributedType
 from policies import small_policy, small_settings
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_trainer import stage
+from training import stage
 
 from srpo.config import Lora, Policy
-from srpo.policies.openvla_oft import save_policy
-from srpo.results.rows import REWARDS, RL_METRICS, TASK_METRICS, read_rows
+from srpo.policies.checkpoints import save_policy
+from srpo.results.rows import read_rows
+from srpo.results.schemas import REWARDS, RL_METRICS, TASK_METRICS
 from srpo.runtime import distributed
 
 HERE = Path(__file__).parent
@@ -42,7 +43,7 @@ SETTINGS = {
 def training(
     folder: Path, *how: str, processes: int = 2, precision: str = "no", code: int = 0, **settings: object
 ) -> str:
-    """What a run in `folder` prints, which goes on if there was one; `how`: recorded_training.py's words."""
+    """The output of a run in `folder`, resumed if there was one; `how`: options of recorded_training.py."""
     if not folder.exists():
         config = stage(SETTINGS | settings)
         save_policy(small_policy(gradient_checkpointing=True), folder / "initial")
@@ -126,7 +127,7 @@ def test_a_spread_policy_acts_as_it_learns_and_survives_a_kill(tmp_path: Path) -
 )
 def test_what_cannot_be_spread_is_refused(policy: Policy) -> None:
     with pytest.raises(SystemExit, match=r"policy\.lora null and policy\.dtype float32"):
-        distributed.require_whole_weights(policy)
+        distributed.require_full_training(policy)
 
 
 @pytest.mark.parametrize(("version", "precision"), [(1, "bf16"), (2, "fp16")])

@@ -57,7 +57,7 @@ def test_features_are_those_of_the_package() -> None:
 def test_photographs_are_recognised(name: str, category: int) -> None:
     """ImageNet's class 698 is a palace, 985 a daisy: network, weights and input belong together."""
     world_model = load()
-    inputs = world_model.prepare(torch.from_numpy(load_sample_image(name).copy())[None])
+    inputs = world_model.preprocess(torch.from_numpy(load_sample_image(name).copy())[None])
     with torch.inference_mode():
         assert int(load_efficientnet_lite().eval()(inputs).argmax()) == category
 
@@ -65,7 +65,7 @@ def test_photographs_are_recognised(name: str, category: int) -> None:
 def test_input_is_scaled_as_in_its_training() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 3), dtype=np.uint8)
     centre = torch.from_numpy(picture)[:, 16:240, 16:240].permute(0, 3, 1, 2)
-    found = load().prepare(torch.from_numpy(picture))
+    found = load().preprocess(torch.from_numpy(picture))
     torch.testing.assert_close(found, (centre.float() - 127) / 128, atol=1e-6, rtol=0)
 
 

@@ -12,8 +12,9 @@ import pytest
 from srpo import evaluate as evaluation
 from srpo.config import Evaluate, EvaluateStage, Protocol
 from srpo.episode import Episode, EpisodeSpec, FailedRun
-from srpo.evaluate import FILMED, Journal, _shard, episode_row, libero_specs
-from srpo.results.rows import EPISODES, PATHS, read_rows, write_rows
+from srpo.evaluate import VIDEO_FRAMES, Journal, Outputs, _shard, episode_row, libero_specs
+from srpo.results.rows import read_rows, write_rows
+from srpo.results.schemas import EPISODES, PATHS
 from srpo.runtime.videos import read_video
 
 CONFIG = EvaluateStage(
@@ -101,7 +102,7 @@ def test_shards() -> None:
 
 
 class RecordedRollouts:
-    """Episodes with made-up pictures and paths; each initial state runs as long as its number."""
+    """Episodes with synthetic frames and paths; an initial state's number is the steps of its episode."""
 
     def __init__(self, *_: object) -> None: ...
     def __enter__(self) -> "RecordedRollouts":
@@ -131,17 +132,8 @@ def test_evaluation_keeps_paths_and_videos_across_a_kill(
     out, paths, videos = (
         tmp_path / name for name in ("out/episodes.parquet", "out/paths.parquet", "out/videos")
     )
-    arguments = (
-        CONFIG,
-        libero_specs(CONFIG),
-        tmp_path / "policy",
-        out,
-        tmp_path / "scratch",
-        1,
-        None,
-        paths,
-        videos,
-    )
+    outputs = Outputs(out, paths, videos)
+    arguments = (CONFIG, libero_specs(CONFIG), tmp_path / "policy", outputs, tmp_path / "scratch", 1)
     with pytest.raises(ZeroDivisionError):  # killed when it is about to write
         evaluation.evaluate(*arguments)
     monkeypatch.undo()
@@ -167,5 +159,5 @@ def test_evaluation_keeps_paths_and_videos_across_a_kill(
     assert list(filmed["init_state"]) == [40, 40]
     for video, steps in zip(filmed["video"], filmed["steps"], strict=True):
         frames, fps = read_video(out.parent / video)
-        assert len(frames) == FILMED
-        assert (FILMED - 1) / fps == pytest.approx(steps / 20, rel=0.01)  # as fast as the simulation's clock
+        assert len(frames) == VIDEO_FRAMES
+        assert (VIDEO_FRAMES - 1) / fps == pytest.approx(steps / 20, rel=0.01)  # real time

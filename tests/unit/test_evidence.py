@@ -4,14 +4,20 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 import yaml
 from synthetic_results import curves_of, libero_run, reward_benchmark, rl_run
 
-from srpo.analysis import evidence
+from srpo.analysis.report import claims, evidence
 from srpo.config.plan import plan
 from srpo.config.resolve import CONFIGS, load_preset
-from srpo.results.rows import REWARDS, ResultError, write_rows
+from srpo.results import ResultError
+from srpo.results.rows import write_rows
+from srpo.results.schemas import REWARDS
+from srpo.rl.advantages import group_advantages
 
 PAGE = "".join(f"Before {name}.\n<!-- {name} -->\noutdated\n<!-- end -->\n" for name in evidence.PARTS)
 
@@ -82,14 +88,14 @@ def results(root: Path, rates: dict[str, float], ways: tuple[float, float] = (0.
 GOOD = {"sft": 0.3, "grpo": 0.5, "srpo": 1.0, "srpo-pixel": 0.6}
 
 
-def read(root: Path) -> evidence.Evidence:
-    return evidence.read(root, plan(*load_preset(str(preset(root)))))
+def read(root: Path) -> claims.Evidence:
+    return claims.read(root, plan(*load_preset(str(preset(root)))))
 
 
 def test_claims_that_hold_and_that_do_not(tmp_path: Path) -> None:
     found = read(results(tmp_path, GOOD))
     assert list(found.variants.values()) == ["SFT", "GRPO", "SRPO", "SRPO, pixels"]
-    judged = {claim.text: claim.holds for claim in evidence.claims(found)}
+    judged = {claim.text: claim.holds for claim in claims.claims(found)}
     assert judged["SRPO ends higher than GRPO"] is True
     assert judged["SRPO ends higher than SRPO, pixels"] is True
     assert judged["the relative gain is at least 60.0%"] is True
@@ -104,24 +110,35 @@ def test_what_did_not_hold_is_said_first(tmp_path: Path) -> None:
     assert heading == "**Did not hold:**"
     for words in ("relative gain", "SRPO ends higher than GRPO", "rewards by pixel"):
         assert words in text
-    judged = {claim.text: claim.holds for claim in evidence.claims(found)}
+    judged = {claim.text: claim.holds for claim in claims.claims(found)}
     assert judged["SRPO makes the SFT policy better on held-out states (intervals do not overlap)"] is None
 
 
 def test_what_failures_add_by_hand(tmp_path: Path) -> None:
-    row = next(r for r in evidence.taught(read(results(tmp_path, GOOD))).splitlines() if "| SRPO |" in r)
+    row = next(
+        r for r in evidence.failure_rewards(read(results(tmp_path, GOOD))).splitlines() if "| SRPO |" in r
+    )
     # Of the squares 1, 0.25, 2.25, 0.49 and 0.49 the last two; GRPO's advantages: (2, −1, −1)/√3 and 0, 0.
     assert row == "| Goal | SRPO | 80.0 | 50.0 | 21.9 | 0.58 |"
+
+
+def test_advantages_by_outcome_are_those_of_training() -> None:
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({"success": rng.random(60) < 0.4, "group": np.arange(60) % 9, "step": 1, "seed": 0})
+    rows = rows.assign(suite="libero_goal", variant="srpo")
+    success, groups = (torch.from_numpy(rows[name].to_numpy()) for name in ("success", "group"))
+    expected = group_advantages(success.double(), groups).numpy()
+    assert evidence.advantages_by_outcome(rows) == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_mean_over_tasks_weighs_tasks_alike(tmp_path: Path) -> None:
     found = read(results(tmp_path, GOOD))
     own = found.of("srpo")
-    assert evidence.rate(own).value == 1
+    assert claims.rate(own).value == 1
     before = found.of("sft")
     solved = (before["status"] == "success").groupby(before["task_id"]).mean()
-    assert evidence.mean_over_tasks(found, "sft").value == pytest.approx(solved.mean())
-    assert evidence.areas(found, "grpo") == evidence.areas(found, "grpo", "libero_goal")
+    assert claims.mean_over_tasks(found, "sft").value == pytest.approx(solved.mean())
+    assert claims.areas(found, "grpo") == claims.areas(found, "grpo", "libero_goal")
 
 
 def test_the_page_is_written_between_its_lines(tmp_path: Path) -> None:
@@ -152,13 +169,13 @@ def test_what_is_ours_is_claimed_to_be_above_srpo(tmp_path: Path) -> None:
     other = {"srpo": 0.6, "srpo-prefix": 1.0, "srpo-efficientnet": 0.6}
     root = results(tmp_path, {**GOOD, **other})
     plans = plan(*load_preset(str(preset(root, f2="mini/f2", ablations=with_prefixes(root)))))
-    found = evidence.read(root, plans)
+    found = claims.read(root, plans)
     assert (found.grpo, found.srpo) == ("grpo", "srpo")
-    assert found.ours == ["srpo-prefix"]
-    claims = {claim.text: claim.holds for claim in evidence.claims(found)}
-    assert claims["SRPO, matched prefixes ends higher than SRPO"] is True
-    assert claims["SRPO ends higher than SRPO, pixels"] is None
-    assert not any("SRPO ends higher than SRPO, matched" in text for text in claims)
+    assert found.above_srpo == ["srpo-prefix"]
+    judged = {claim.text: claim.holds for claim in claims.claims(found)}
+    assert judged["SRPO, matched prefixes ends higher than SRPO"] is True
+    assert judged["SRPO ends higher than SRPO, pixels"] is None
+    assert not any("SRPO ends higher than SRPO, matched" in text for text in judged)
     # Its rewards are not told as those of the representation that compares whole episodes.
     assert "| vjepa2-tiny, prefix | – | – | – |" in evidence.truth(found)
 

@@ -4,45 +4,50 @@ from __future__ import annotations
 
 import re
 import zlib
-from itertools import combinations, pairwise
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from PIL import Image
-from synthetic_results import curves_of, libero_run, paths_of, reward_benchmark, rl_run
-from test_tables import (
+from drawing import (
     PUBLISHED,
     REPOSITORY,
     SHEET,
     check_latex,
+    check_readable,
     plus_runs,
     run,
     t1_of,
     t2_of,
     tex_of,
+    texts,
     write_sheet,
+    written,
 )
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from synthetic_results import curves_of, libero_run, paths_of, reward_benchmark, rl_run
 
-from srpo.analysis import exploration, f1, f2, f3, f4, f5, style, t1, t2, t3, t3_distributions, tables
-from srpo.analysis.videos import FPS, HEADER, SIDE, beside
-from srpo.results.rows import BENCHMARK, EPISODES, PATHS, RL_METRICS, ResultError, read_rows, write_rows
+from srpo.analysis import exploration, style
+from srpo.analysis.comparisons import cells
+from srpo.analysis.figures import f1, f2, f4, f5
+from srpo.analysis.figures.videos import FPS, HEADER, SIDE, beside
+from srpo.analysis.published import read_published
+from srpo.analysis.tables import t1, t2, t3, t3_distributions
+from srpo.config.sheets import labels, read_sheet
+from srpo.results import ResultError
+from srpo.results.coverage import load_metrics
+from srpo.results.rows import read_rows, write_rows
+from srpo.results.schemas import BENCHMARK, EPISODES, PATHS, RL_METRICS
 
 
 @pytest.fixture(autouse=True)
 def _style() -> object:
     with mpl.rc_context(style.RC):
         yield
-
-
-def texts(figure: Figure) -> set[str]:
-    FigureCanvasAgg(figure).draw()
-    return {text.get_text() for text in figure.findobj(mpl.text.Text)}
 
 
 def markers(axes: Axes, colour: str) -> list[tuple[float, float]]:
@@ -52,17 +57,6 @@ def markers(axes: Axes, colour: str) -> list[tuple[float, float]]:
         for line in axes.lines
         if len(line.get_xdata()) == 1 and line.get_markeredgecolor() == colour
     ]
-
-
-def check_readable(figure: Figure) -> None:
-    """The tick labels of an axis do not overlap."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    for axes in figure.axes:
-        for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
-            boxes = [label.get_window_extent(canvas.get_renderer()) for label in labels if label.get_text()]
-            for one, other in pairwise(boxes):
-                assert not one.overlaps(other), [label.get_text() for label in labels]
 
 
 def test_t1_figure(tmp_path: Path) -> None:
@@ -109,7 +103,7 @@ def test_t3_figure(tmp_path: Path) -> None:
     scores, _ = t3.read_scores(
         reward_benchmark(tmp_path, "libero_goal", {"pixel": 0.3, "vjepa2-tiny": 0.8}, failures=0), False
     )
-    table = t3.estimate(scores, tables.read_published(PUBLISHED, "T3"))
+    table = t3.estimate(scores, read_published(PUBLISHED, "T3"))
     figure = t3.draw(table)
     assert [axes.get_title() for axes in figure.axes] == [f"{metric} ↑" for metric in t3.METRICS]
     assert len(markers(figure.axes[0], style.look("pixel")[0])) == 1
@@ -142,14 +136,14 @@ CURVES = {"grpo": [0.1, 0.2, 0.3], "srpo": [0.1, 0.4, 0.8]}
 def test_f2_estimates(tmp_path: Path) -> None:
     sheet = dict.fromkeys(CURVES, "label")
     one = [rl_run(tmp_path, "libero_goal", variant, rates) for variant, rates in CURVES.items()]
-    metrics, missing = f2.read_metrics(one, sheet, allow_incomplete=False)
+    metrics, missing = load_metrics(one, sheet, allow_incomplete=False)
     table = f2.estimate(metrics, sheet)
     assert missing == 0
     assert set(table["band"]) == {"wilson"}
     assert (table["low"] <= table["rate"]).all()
     assert len(table) == 6
     many = one + [rl_run(tmp_path, "libero_goal", v, r, seed=1) for v, r in CURVES.items()]
-    table = f2.estimate(f2.read_metrics(many, sheet, allow_incomplete=False)[0], sheet)
+    table = f2.estimate(load_metrics(many, sheet, allow_incomplete=False)[0], sheet)
     rates = [read_rows(path, RL_METRICS)["success_rate"][2] for path in (many[1], many[3])]
     last = table[(table["variant"] == "srpo") & (table["step"] == 3)].iloc[0]
     assert (last["low"], last["high"], last["band"], last["episodes"]) == (
@@ -165,14 +159,14 @@ def test_f2_refuses(tmp_path: Path) -> None:
     sheet = dict.fromkeys(CURVES, "label")
     paths = [rl_run(tmp_path, "libero_goal", variant, rates) for variant, rates in CURVES.items()]
     with pytest.raises(ResultError, match="incomplete: no run of srpo on libero_goal"):
-        f2.read_metrics(paths[:1], sheet, allow_incomplete=False)
+        load_metrics(paths[:1], sheet, allow_incomplete=False)
     with pytest.raises(ResultError, match="an RL step stands twice"):
-        f2.read_metrics([*paths, paths[0]], sheet, allow_incomplete=False)
+        load_metrics([*paths, paths[0]], sheet, allow_incomplete=False)
     rows = read_rows(paths[1], RL_METRICS).to_dict("records")
     write_rows(paths[1], rows[:2], RL_METRICS)
     with pytest.raises(ResultError, match=r"1 of 6 rows are missing, the first: .*variant=srpo"):
-        f2.read_metrics(paths, sheet, allow_incomplete=False)
-    assert f2.read_metrics(paths, sheet, allow_incomplete=True)[1] == 1
+        load_metrics(paths, sheet, allow_incomplete=False)
+    assert load_metrics(paths, sheet, allow_incomplete=True)[1] == 1
 
 
 @pytest.mark.parametrize("steps", [1, 3, 60])
@@ -180,7 +174,7 @@ def test_f2_figure(steps: int, tmp_path: Path) -> None:
     sheet = {"grpo": "GRPO", "srpo": "SRPO"}
     suites = ("libero_object", "libero_10")
     paths = [rl_run(tmp_path, s, v, [r] * steps) for s in suites for v, r in (("grpo", 0.0), ("srpo", 1.0))]
-    figure = f2.draw(f2.estimate(f2.read_metrics(paths, sheet, allow_incomplete=False)[0], sheet))
+    figure = f2.draw(f2.estimate(load_metrics(paths, sheet, allow_incomplete=False)[0], sheet))
     assert [axes.get_title() for axes in figure.axes] == ["Object", "Long", "", ""]
     for axes, unit in zip(figure.axes, (1, 1, 32, 32), strict=True):
         curves = {line.get_color(): list(line.get_ydata()) for line in axes.lines}
@@ -194,18 +188,18 @@ def test_f2_figure(steps: int, tmp_path: Path) -> None:
 def test_f2_command_line_writes_whole_files(tmp_path: Path) -> None:
     sheet = write_sheet(tmp_path / "f2.tsv", {"grpo": "GRPO", "srpo": "SRPO"})
     paths = [rl_run(tmp_path, "libero_goal", variant, rates) for variant, rates in CURVES.items()]
-    run(f2, tmp_path / "out" / "f2", "--sheet", sheet, "--metrics", *paths)
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+    run("f2", tmp_path / "out", "--sheet", sheet, "--metrics", *paths)
+    assert written(tmp_path / "out") == {
         *("f2.csv", "f2.png", "f2.pdf", "f2.tex", "f2.html", "f2-efficiency.csv")
     }
-    tex = (tmp_path / "out" / "f2.tex").read_text()
+    tex = (tmp_path / "out/tables/f2.tex").read_text()
     check_latex(tex)
     assert "at most 300 (Goal) steps, exact rendering at 128 pixels, MuJoCo 3.3.7." in tex
-    picture = np.asarray(Image.open(tmp_path / "out" / "f2.png").convert("RGB"))
+    picture = np.asarray(Image.open(tmp_path / "out/figures/f2.png").convert("RGB"))
     for variant in CURVES:
         colour = np.array(mpl.colors.to_rgb(style.look(variant)[0])) * 255
         assert (np.abs(picture - colour).max(axis=2) < 3).sum() > 50, f"{variant} is not in the picture"
-    pdf = (tmp_path / "out" / "f2.pdf").read_bytes()
+    pdf = (tmp_path / "out/figures/f2.pdf").read_bytes()
     assert pdf.rstrip().endswith(b"%%EOF")
     assert b"/FontFile2" in pdf  # TrueType, embedded
     assert b"/Type3" not in pdf
@@ -220,10 +214,10 @@ def test_an_incomplete_figure_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
     sheet = write_sheet(tmp_path / "f2.tsv", {"grpo": "GRPO", "srpo": "SRPO"})
     paths = [rl_run(tmp_path, "libero_goal", variant, rates) for variant, rates in CURVES.items()]
     arguments = ("--sheet", sheet, "--allow-incomplete", "--metrics", *paths)
-    run(f2, tmp_path / "f2", *arguments)
+    run("f2", tmp_path / "out", *arguments)
     rows = read_rows(paths[1], RL_METRICS).to_dict("records")
     write_rows(paths[1], rows[:2], RL_METRICS)
-    run(f2, tmp_path / "f2", *arguments)
+    run("f2", tmp_path / "out", *arguments)
     said = ["incomplete: without 1 RL steps" in texts(figure) for figure in saved]
     assert said == [False, True]
 
@@ -256,7 +250,7 @@ def lightness(colour: str) -> float:
 def test_what_stands_in_one_picture_is_told_apart_in_grey() -> None:
     """By its marker, or by 20 points of lightness: a fifth of the way from black to white."""
     together = [
-        [look for look in map(style.look, pd.read_csv(sheet, sep="\t")["variant"])]
+        [style.look(name) for name in labels(read_sheet(sheet))]
         for sheet in (REPOSITORY / "configs/experiments").rglob("*.tsv")
     ]
     together += [
@@ -295,8 +289,8 @@ def test_efficiency_by_hand(tmp_path: Path) -> None:
     paths += [
         rl_run(tmp_path, "libero_goal", "srpo", [0.0] * (3 + s) + [1.0] * (5 - s), seed=s) for s in (0, 1, 2)
     ]
-    table = f2.efficiency(f2.read_metrics(paths, sheet, allow_incomplete=False)[0], sheet)
-    rows = tables.cells(table.fillna({"level": -1}), "variant", "level", "unit")
+    table = f2.efficiency(load_metrics(paths, sheet, allow_incomplete=False)[0], sheet)
+    rows = cells(table.fillna({"level": -1}), "variant", "level", "unit")
     half, most = rows["srpo", 0.5, "RL steps"], rows["srpo", 0.9, "episodes"]
     assert (half["value"], half["low"], half["high"], half["arrived"]) == (6, 5, 7, 3)
     assert (most["value"], most["low"], most["high"], most["censored"]) == (7 * 32, 6 * 32, 8 * 32, False)
@@ -310,7 +304,7 @@ def test_efficiency_by_hand(tmp_path: Path) -> None:
     # Three seeds at 4.5, 3.5 and 2.5 of 7 against one at 0: an interval needs two of either.
     assert not table["best"].any()
     paths += [rl_run(tmp_path, "libero_goal", "grpo", [0.0] * 8, seed=1)]
-    table = f2.efficiency(f2.read_metrics(paths, sheet, allow_incomplete=False)[0], sheet)
+    table = f2.efficiency(load_metrics(paths, sheet, allow_incomplete=False)[0], sheet)
     assert set(table.loc[table["best"], "variant"]) == {"srpo"}
     assert set(table.loc[table["best"], "quantity"]) == {"area"}
     assert tex_of(f2, table).count(r"\textbf") == 1
@@ -336,19 +330,19 @@ def ablations(root: Path) -> tuple[list[Path], Path]:
 def test_f3_shows_runs_that_differ_in_the_world_model_alone(tmp_path: Path) -> None:
     paths, sheet = ablations(tmp_path)
     metrics = [path.parents[1] / "metrics.csv" for path in paths]
-    run(f3, tmp_path / "f3", "--sheet", sheet, "--metrics", *metrics)
-    table = pd.read_csv(tmp_path / "f3.csv")
+    run("f3", tmp_path / "out", "--sheet", sheet, "--metrics", *metrics)
+    table = pd.read_csv(tmp_path / "out/tables/f3.csv")
     assert dict(zip(table["variant"], table["label"], strict=True)) == {"srpo": "pixel", "srpo-pixel": "clip"}
     with pytest.raises(ResultError, match="incomplete: no run of srpo on libero_goal"):
-        run(f3, tmp_path / "f3", "--sheet", sheet, "--metrics", *metrics[1:])
-    with pytest.raises(ResultError, match="no run of srpo, the first variant"):
-        run(f3, tmp_path / "f3", "--sheet", sheet, "--allow-incomplete", "--metrics", *metrics[1:])
+        run("f3", tmp_path / "out", "--sheet", sheet, "--metrics", *metrics[1:])
+    with pytest.raises(ResultError, match="no run of srpo, the baseline"):
+        run("f3", tmp_path / "out", "--sheet", sheet, "--allow-incomplete", "--metrics", *metrics[1:])
 
 
 def test_f5_shows_alpha_and_references_apart(tmp_path: Path) -> None:
     paths, sheet = ablations(tmp_path)
-    run(f5, tmp_path / "f5", "--sheet", sheet, "--episodes", *paths)
-    table = pd.read_csv(tmp_path / "f5.csv")
+    run("f5", tmp_path / "out", "--sheet", sheet, "--episodes", *paths)
+    table = pd.read_csv(tmp_path / "out/tables/f5.csv")
     shown = {
         panel: dict(zip(own["variant"], own["alpha"], strict=True)) for panel, own in table.groupby("panel")
     }
@@ -373,8 +367,8 @@ def test_f5_puts_runs_without_a_progress_reward_at_zero(tmp_path: Path) -> None:
     rl_run(tmp_path, "libero_goal", "grpo", [0.2])
     paths = [libero_run(tmp_path, "libero_goal", variant, 0.7) for variant in ("srpo", "grpo")]
     sheet = write_sheet(tmp_path / "sheet.tsv", {"srpo": "SRPO", "grpo": "GRPO"})
-    run(f5, tmp_path / "f5", "--sheet", sheet, "--episodes", *paths)
-    table = pd.read_csv(tmp_path / "f5.csv")
+    run("f5", tmp_path / "out", "--sheet", sheet, "--episodes", *paths)
+    table = pd.read_csv(tmp_path / "out/tables/f5.csv")
     assert table[["panel", "variant", "alpha", "references"]].to_numpy().tolist() == [
         ["alpha", "srpo", 0.8, "DBSCAN, eps 0.5"],
         ["alpha", "grpo", 0.0, "nothing"],
@@ -389,8 +383,8 @@ def test_f5_puts_runs_without_a_progress_reward_at_zero(tmp_path: Path) -> None:
 def test_f1_chooses_and_shows_the_trajectorys_own_frames(tmp_path: Path) -> None:
     scores = reward_benchmark(tmp_path, "libero_goal", {"pixel": 0.3, "vjepa2-tiny": 0.8})
     curves, films = curves_of(scores)
-    run(f1, tmp_path / "f1", "--curves", *curves, "--trajectories", films)
-    table = pd.read_csv(tmp_path / "f1.csv")
+    run("f1", tmp_path / "out", "--curves", *curves, "--trajectories", films)
+    table = pd.read_csv(tmp_path / "out/tables/f1.csv")
     frame = read_rows(scores[0], BENCHMARK)
     won = frame[frame["success"] & (frame["task_id"] == 0)].sort_values(["steps", "trajectory"])
     lost = frame[~frame["success"] & (frame["task_id"] == 0)]
@@ -415,9 +409,9 @@ def test_f1_chooses_and_shows_the_trajectorys_own_frames(tmp_path: Path) -> None
 def test_f1_refuses(tmp_path: Path) -> None:
     curves, films = curves_of(reward_benchmark(tmp_path, "libero_goal", {"pixel": 0.3, "vjepa2-tiny": 0.8}))
     with pytest.raises(ResultError, match=r"incomplete: no curves of \[\('libero_goal', 'vjepa2-tiny'\)\]"):
-        run(f1, tmp_path / "f1", "--curves", curves[0], "--trajectories", films)
+        run("f1", tmp_path / "out", "--curves", curves[0], "--trajectories", films)
     with pytest.raises(ResultError, match="not a whole HDF5 file"):
-        run(f1, tmp_path / "f1", "--curves", *curves, "--trajectories", curves[0])
+        run("f1", tmp_path / "out", "--curves", *curves, "--trajectories", curves[0])
 
 
 def two_paths(root: Path, states: int = 10) -> list[Path]:
@@ -456,7 +450,7 @@ def test_f4_compares_like_with_like(tmp_path: Path) -> None:
     positions, alone = f4.read_paths(paths, sheet)
     assert alone == 2 and 3 not in set(positions["init_state"])
     with pytest.raises(ResultError, match="2 episodes were run by one of the two"):
-        run(f4, tmp_path / "f4", "--sheet", write_sheet(tmp_path / "t1.tsv", sheet), "--paths", *paths)
+        run("f4", tmp_path / "out", "--sheet", write_sheet(tmp_path / "t1.tsv", sheet), "--paths", *paths)
 
 
 def test_the_swap_test_seldom_finds_a_difference_where_there_is_none() -> None:

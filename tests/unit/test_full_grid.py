@@ -98,21 +98,21 @@ def commands(root: Path) -> dict[str, list[str]]:
     ablations, long = labels("ablations"), ("libero_object", "libero_10")
     scores = [str(p) for p in sorted(root.glob("reward_benchmark/*/*.parquet")) if "-curves" not in p.name]
     curves = [str(path) for path in sorted(root.glob("reward_benchmark/*/*-curves.parquet"))]
-    trajectories = [str(path) for path in sorted(root.glob("reward_benchmark/*/trajectories/*.h5"))]
+    trajectories = [str(path) for path in sorted(root.glob("reward_benchmark/*/trajectories"))]
     episodes = {name: files(root, evaluated, labels(name)) for name in ("t1", "ablations")}
     plus = ["--tasks", str(root / "tasks.csv"), "--episodes"]
     plus += files(root, "plus/episodes.parquet", labels("t2"))
     pair = [f"{root}/libero_spatial/{v}/seed0/evaluation/paths.parquet" for v in ("sft", "srpo")]
     return {
-        "t1": [*sheet("t1"), *published, *typeset("t1"), "--episodes", *episodes["t1"]],
-        "t2": [*sheet("t2"), *published, *typeset("t2"), *plus],
+        "t1": [*sheet("t1"), *published, "--episodes", *episodes["t1"]],
+        "t2": [*sheet("t2"), *published, *plus],
         "t2_curves": [*sheet("t2"), *plus],
-        "t3": [*published, *typeset("t3"), "--scores", *scores],
+        "t3": [*published, "--scores", *scores],
         "t3_distributions": ["--scores", *scores],
-        "t3_truth": [*typeset("t3_truth"), "--curves", *curves],
+        "t3_truth": ["--curves", *curves],
         "f1": ["--curves", *curves, "--trajectories", *trajectories],
-        "f2": [*sheet("f2"), *speed("f2"), "--metrics", *files(root, trained, labels("f2"), long)],
-        "f3": [*sheet("ablations"), *speed("f3"), "--metrics", *files(root, trained, ablations)],
+        "f2": [*sheet("f2"), "--metrics", *files(root, trained, labels("f2"), long)],
+        "f3": [*sheet("ablations"), "--metrics", *files(root, trained, ablations)],
         "f4": [*sheet("t1"), "--paths", *pair],
         "f5": [*sheet("ablations"), "--episodes", *episodes["ablations"]],
     }  # fmt: skip
@@ -122,37 +122,27 @@ def sheet(name: str) -> list[str]:
     return ["--sheet", str(SHEETS / f"{name}.tsv")]
 
 
-def speed(name: str) -> list[str]:
-    return ["--efficiency", f"{name}-efficiency.csv", *typeset(name)]
-
-
-def typeset(name: str) -> list[str]:
-    return ["--tex", f"{name}.tex", "--html", f"{name}.html"]
-
-
 def test_the_papers_grid_is_drawn_in_two_gigabytes(grid: Path, tmp_path: Path) -> None:
     rows = sum(pq.ParquetFile(path).metadata.num_rows for path in grid.rglob("episodes.parquet"))
     assert rows >= 100_000
     out = Path(os.environ.get("SRPO_KEEP_FIGURES", tmp_path))
     spent = most = 0.0
     for name, arguments in commands(grid).items():
-        command = [f"srpo.analysis.{name}", *arguments, "--csv", f"{name}.csv", "--figure", name]
-        seconds, megabytes = usage(command, out)
+        seconds, megabytes = usage(["draw", name, *arguments, "--out", "."], out)
         print(f"{name}: {seconds:.1f} s")
         spent, most = spent + seconds, max(most, megabytes)
     print(f"{rows:,} episodes: {spent:.1f} s of CPU, at most {most:.0f} MB")
     assert most <= 2048
     for name in commands(grid):
-        with Image.open(out / f"{name}.png") as picture:
+        with Image.open(out / f"figures/{name}.png") as picture:
             assert 500 < picture.width <= 1500, f"{name} is wider than a page"  # 200 dots an inch
-        assert len(pd.read_csv(out / f"{name}.csv"))
+        assert len(pd.read_csv(out / f"tables/{name}.csv"))
 
 
 METERED = """
-import os, re, runpy, sys
-del sys.argv[0]
+import os, re, runpy
 try:
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    runpy.run_module("srpo", run_name="__main__", alter_sys=True)
 finally:
     peak = re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]
     print(sum(os.times()[:2]), int(peak) / 1024)
@@ -160,7 +150,7 @@ finally:
 
 
 def usage(command: list[str], folder: Path) -> tuple[float, float]:
-    """What a module took: CPU seconds, which do not depend on who else is at work, and MB at its peak.
+    """What a command of `srpo` took: CPU seconds, whatever else the machine does, and MB at its peak.
 
     The peak is read from inside: `getrusage` counts the memory of the process that a command is forked from.
     """

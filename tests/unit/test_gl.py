@@ -1,4 +1,4 @@
-"""Choosing OpenGL, and saying in one line what is wrong with it."""
+"""Choosing an OpenGL back end, and one line about what is wrong with it."""
 
 import ctypes.util
 import os
@@ -31,7 +31,7 @@ def test_the_variable_decides(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("device", "backend"), [(True, "egl"), (False, "osmesa")])
 def test_unset_a_gpu_decides(monkeypatch: pytest.MonkeyPatch, device: bool, backend: str) -> None:
     for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM"):
-        monkeypatch.setenv(name, "")  # so that it is set back afterwards
+        monkeypatch.setenv(name, "")  # so that it is restored afterwards
         monkeypatch.delenv(name)
     monkeypatch.setattr(Path, "exists", lambda path: device)
     assert gl.choose_backend() == backend
@@ -69,7 +69,7 @@ def test_the_probe_draws() -> None:
 
 
 @pytest.mark.skipif(ctypes.util.find_library("EGL") is None, reason="no EGL here")
-def test_the_probe_says_what_is_wrong_in_one_line() -> None:
+def test_the_probe_tells_what_is_wrong_in_one_line() -> None:
     result = probe(MUJOCO_GL="egl", MUJOCO_EGL_DEVICE_ID="99")
     assert result.returncode == 1
     assert result.stderr.startswith("MUJOCO_GL=egl: ") and result.stderr.count("\n") == 1

@@ -7,13 +7,15 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
+from drawing import check_readable, run, sheet_of, texts, write_sheet
 from matplotlib.figure import Figure
 from synthetic_results import episode_row, rl_run
-from test_figures import check_readable, texts
-from test_tables import write_sheet
 
-from srpo.analysis import headline, style
-from srpo.results.rows import EPISODES, ResultError, write_rows
+from srpo.analysis import style
+from srpo.analysis.figures import headline
+from srpo.results import ResultError
+from srpo.results.rows import write_rows
+from srpo.results.schemas import EPISODES
 from srpo.runtime.videos import write_video
 
 PAIR = {"sft": "SFT", "grpo": "GRPO", "srpo": "SRPO"}
@@ -40,12 +42,12 @@ def episodes(root: Path, variant: str, statuses: dict[int, str]) -> Path:
 def test_it_shows_what_has_become_better(after: list[str], task: int, tmp_path: Path) -> None:
     before = episodes(tmp_path, "sft", {1: "success", 2: "failure", 3: "failure"})
     paths = [before, episodes(tmp_path, "srpo", dict(zip((1, 2, 3), after, strict=True)))]
-    pair = headline.choose(paths, PAIR)
+    pair = headline.choose(paths, sheet_of(PAIR))
     assert list(pair["variant"]) == ["sft", "srpo"]
     assert set(pair["task_id"]) == {task} and set(pair["init_state"]) == {40}
     assert all(path.is_file() for path in pair["file"])
     with pytest.raises(ResultError, match="no task and state was filmed of both sft and srpo"):
-        headline.choose([before], PAIR)
+        headline.choose([before], sheet_of(PAIR))
 
 
 def test_curves_above_and_episodes_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,8 +64,8 @@ def test_curves_above_and_episodes_below(tmp_path: Path, monkeypatch: pytest.Mon
     ]
     sheets = [write_sheet(tmp_path / "f2.tsv", {v: PAIR[v] for v in ("grpo", "srpo")})]
     sheets.append(write_sheet(tmp_path / "t1.tsv", PAIR))
-    options = ["--sheet", str(sheets[0]), "--pair", str(sheets[1]), "--figure", str(tmp_path / "headline")]
-    headline.main([*options, "--metrics", *metrics, "--episodes", *paths])
+    options = ["--sheet", sheets[0], "--t1-sheet", sheets[1], "--metrics", *metrics]
+    run("headline", tmp_path, *options, "--episodes", *paths)
     [figure] = saved
     curves, strips = figure.axes[:2], figure.axes[2:]
     assert [axes.get_title() for axes in curves] == ["Object", "Goal"]

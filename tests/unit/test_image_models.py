@@ -177,7 +177,7 @@ def test_batches_bound_memory_and_change_nothing(name: str, folders: dict[str, P
     world_model.model.register_forward_pre_hook(
         lambda _, __, kwargs: sizes.append(len(kwargs["pixel_values"])), with_kwargs=True
     )
-    world_model.pictures, world_model.batch_size = 2, 3
+    world_model.image_batch, world_model.batch_size = 2, 3
     np.testing.assert_allclose(world_model.embed_many(iter(episodes)), expected, atol=1e-5)
     assert max(sizes) == 2 and sum(sizes) == 12
     assert np.linalg.norm(expected[0] - expected[1]) > 0.01 * np.linalg.norm(expected[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -161,28 +160,20 @@ def test_moving_average() -> None:
         target.weight.copy_(torch.tensor([[1.0, -2.0]]))
         online.weight.copy_(torch.tensor([[3.0, 0.0]]))
     before = copy.deepcopy(online.state_dict())
-    jepa.follow(target, online, 0.75)
+    jepa.update_target(target, online, 0.75)
     torch.testing.assert_close(target.weight.data, torch.tensor([[1.5, -1.5]]))
     torch.testing.assert_close(online.state_dict(), before)
 
 
-def test_learning_rate_rises_then_falls_along_a_cosine() -> None:
-    pretraining = PRETRAINING.model_copy(update={"updates": 100, "learning_rate": 1.0})
-    rates = [jepa.learning_rate(update, pretraining) for update in range(101)]
-    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == pytest.approx(1.0)
-    assert rates[55] == pytest.approx(0.5) and rates[100] == pytest.approx(0.0)
-    assert all(later < earlier for earlier, later in pairwise(rates[10:]))
-
-
-def test_spread() -> None:
+def test_feature_statistics() -> None:
     # Four clips of two identical tokens: independent unit variances in two of three dimensions.
     corners = torch.tensor([[1.0, 1, 5], [1, -1, 5], [-1, 1, 5], [-1, -1, 5]])[:, None].repeat(1, 2, 1)
-    deviation, rank = jepa.spread(corners)
+    deviation, rank = jepa.feature_statistics(corners)
     assert deviation == pytest.approx(2 / 3 * (4 / 3) ** 0.5)
     assert rank == pytest.approx(2.0)
     line = torch.arange(4.0)[:, None, None] * torch.ones(1, 2, 3)
-    assert jepa.spread(line)[1] == pytest.approx(1.0)
-    assert jepa.spread(torch.ones(4, 2, 3)) == (0.0, 0.0)
+    assert jepa.feature_statistics(line)[1] == pytest.approx(1.0)
+    assert jepa.feature_statistics(torch.ones(4, 2, 3)) == (0.0, 0.0)
 
 
 def test_loss_falls(clips: torch.Tensor, tmp_path: Path) -> None:
@@ -207,7 +198,7 @@ def test_regularisers_keep_clips_apart(
 
 
 @pytest.mark.parametrize(("deviation", "rank"), [(0.001, 3.0), (0.5, 1.0)])
-def test_collapse_is_told_by_spread_and_by_rank(
+def test_collapse_shows_in_deviation_and_rank(
     deviation: float, rank: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     jepa.warn_if_collapsed([{"feature_std": 0.5, "participation_rank": 3.0}] * 30)
@@ -223,16 +214,16 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     config = settings(updates=7)
     expected, metrics = jepa.train(config, clips, tmp_path / "whole.pt", CPU)
 
-    follow = jepa.follow
+    update_target = jepa.update_target
     calls = iter(range(100))
 
     def killed(*arguments: object) -> None:
         if next(calls) == 4:  # in update 5, after the checkpoint of update 4
             raise KeyboardInterrupt
-        follow(*arguments)  # type: ignore[arg-type]
+        update_target(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(jepa, "follow", killed)
+        patch.setattr(jepa, "update_target", killed)
         with pytest.raises(KeyboardInterrupt):
             jepa.train(config, clips, tmp_path / "part.pt", CPU)
     resumed, again = jepa.train(config, clips, tmp_path / "part.pt", CPU)

@@ -1,4 +1,4 @@
-"""What an update logs is what the schema of metrics.csv says, computed here once more and in another way."""
+"""An update logs what the schema of metrics.csv says; computed here a second time, in another way."""
 
 import copy
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from policies import SUITE, observations, small_policy
-from test_trainer import batch, learn, scored, stage
+from training import batch, learn, scored, stage
 
 from srpo.envs.libero import load_task
 from srpo.policies.openvla_oft import OpenVLAOFT
@@ -31,7 +31,7 @@ def by_hand(policy: OpenVLAOFT, minibatch: int, epochs: int) -> dict[str, float]
             tokens = 0
             for k in members:
                 episode = data.episodes[k]
-                inputs = policy.prepare(
+                inputs = policy.prepare_inputs(
                     SUITE,
                     episode.images,
                     [instruction(episode.spec.task_id)] * len(episode.images),
@@ -89,7 +89,7 @@ def test_every_logged_figure_is_a_mean_over_tokens_and_minibatches(minibatch: in
 def test_the_ratio_is_1_whatever_batch_acted(acting: int) -> None:
     """The first update sees the policy that acted, though it takes the queries in other batches."""
     policy = small_policy()
-    inputs = policy.prepare(SUITE, *observations(16))
+    inputs = policy.prepare_inputs(SUITE, *observations(16))
     parts = []
     for at in range(0, 16, acting):
         part = inputs[slice(at, at + acting)]
@@ -107,26 +107,27 @@ def test_an_update_raises_what_did_better_above_what_did_worse() -> None:
     config, policy = stage({"minibatch": 4}), small_policy()
     data = batch(config, OUTCOMES, policy)
     scores = scored(config, data)
-    queries = update.queries_of(list(data.episodes.values()), scores.advantages)
-    choices = update.make_action_batch(config, policy, queries)
+    queries = update.episode_queries(data.episodes.values(), scores.advantages)
+    actions = update.make_action_batch(config, policy, queries)
     learn(config, policy, None, torch.optim.SGD(policy.parameters(), lr=1e-4), data, scores)
     with torch.no_grad():
-        log_probs, _ = policy.log_probs(choices.inputs, choices.tokens, 1.0)
-    change = ((log_probs - choices.log_probs) * choices.valid).sum(1)
-    better, worse = change[choices.advantages > 0], change[choices.advantages < 0]
+        log_probs, _ = policy.log_probs(actions.inputs, actions.tokens, 1.0)
+    change = ((log_probs - actions.log_probs) * actions.valid).sum(1)
+    better, worse = change[actions.advantages > 0], change[actions.advantages < 0]
     assert float(better.mean()) > float(worse.mean()) and float(better.median()) > float(worse.median())
-    assert float((choices.advantages * change).sum()) > 0
+    assert float((actions.advantages * change).sum()) > 0
 
 
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 def test_a_chunk_alone_moves_with_its_advantage(advantage: float) -> None:
     config, policy = stage({"minibatch": 4}), small_policy()
     episode = next(iter(batch(config, OUTCOMES, policy).episodes.values()))
-    queries = update.queries_of([episode], np.array([advantage]))
-    choices = update.make_action_batch(config, policy, queries)
+    queries = update.episode_queries([episode], np.array([advantage]))
+    actions = update.make_action_batch(config, policy, queries)
     optimiser = torch.optim.SGD(policy.parameters(), lr=1e-3)
-    update.accumulate(config, policy, None, Accelerator(), queries, float(choices.valid.sum()))
+    learner = update.Learner(policy, None, optimiser, Accelerator())
+    update.accumulate_gradients(config, learner, queries, float(actions.valid.sum()))
     optimiser.step()
     with torch.no_grad():
-        log_probs, _ = policy.log_probs(choices.inputs, choices.tokens, 1.0)
-    assert (((log_probs - choices.log_probs) * choices.valid).sum(1) * advantage > 0).all()
+        log_probs, _ = policy.log_probs(actions.inputs, actions.tokens, 1.0)
+    assert (((log_probs - actions.log_probs) * actions.valid).sum(1) * advantage > 0).all()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from srpo.rl.losses import PolicyLoss, k3, policy_loss, regression_loss
+from srpo.rl.losses import LossInputs, PolicyLoss, k3, policy_loss, regression_loss
 
 clipped_loss = partial(policy_loss, clip_low=0.2, clip_high=0.28)
 
@@ -21,9 +21,8 @@ def logs(*ratios: float) -> Tensor:
 
 def one(ratio: float, advantage: float, valid: bool = True) -> PolicyLoss:
     zero = torch.zeros(1, 1, dtype=torch.float64)
-    return clipped_loss(
-        logs(ratio), zero, torch.tensor([advantage], dtype=torch.float64), torch.tensor([[valid]]), 1
-    )
+    advantages = torch.tensor([advantage], dtype=torch.float64)
+    return clipped_loss(LossInputs(logs(ratio), zero, advantages, torch.tensor([[valid]]), 1))
 
 
 @pytest.mark.parametrize(
@@ -38,10 +37,10 @@ def one(ratio: float, advantage: float, valid: bool = True) -> PolicyLoss:
     ],
 )
 def test_clip_by_hand(ratio: float, advantage: float, loss: float, clipped: float) -> None:
-    found = one(ratio, advantage)
-    assert found.total.item() == pytest.approx(loss)
-    assert found.surrogate.item() == pytest.approx(loss)
-    assert found.clip_fraction.item() == clipped
+    result = one(ratio, advantage)
+    assert result.total.item() == pytest.approx(loss)
+    assert result.surrogate.item() == pytest.approx(loss)
+    assert result.clip_fraction.item() == clipped
 
 
 def test_aggregation_kl_and_entropy_by_hand() -> None:
@@ -50,24 +49,23 @@ def test_aggregation_kl_and_entropy_by_hand() -> None:
     # reference/policy 1, 2, 1/2: k3 = 0, 2 − 1 − ln 2, 1/2 − 1 + ln 2: mean 0.5/3 = 0.1666667
     # entropy (1 + 2 + 3)/3 = 2; total −0.22 + 0.3·0.1666667 − 0.01·2 = −0.19
     log_probs = torch.cat([logs(1.5, 7.0), logs(0.5, 1.1)])
-    found = clipped_loss(
+    inputs = LossInputs(
         log_probs,
         torch.zeros(2, 2, dtype=torch.float64),
         torch.tensor([2.0, -1.0], dtype=torch.float64),
         torch.tensor([[True, False], [True, True]]),
         3,
         reference_log_probs=log_probs + torch.cat([logs(1.0, 9.0), logs(2.0, 0.5)]),
-        kl_weight=0.3,
         entropy=torch.tensor([[1.0, 50.0], [2.0, 3.0]], dtype=torch.float64),
-        entropy_weight=0.01,
     )
-    assert found.surrogate.item() == pytest.approx(-0.22)
-    assert found.kl.item() == pytest.approx(1 / 6)
-    assert found.entropy.item() == pytest.approx(2)
-    assert found.total.item() == pytest.approx(-0.19)
-    assert found.clip_fraction.item() == pytest.approx(2 / 3)
+    result = clipped_loss(inputs, kl_weight=0.3, entropy_weight=0.01)
+    assert result.surrogate.item() == pytest.approx(-0.22)
+    assert result.kl.item() == pytest.approx(1 / 6)
+    assert result.entropy.item() == pytest.approx(2)
+    assert result.total.item() == pytest.approx(-0.19)
+    assert result.clip_fraction.item() == pytest.approx(2 / 3)
     # ratio − 1 − ln ratio: 0.5 − 0.4054651, −0.5 + 0.6931472, 0.1 − 0.0953102, over 3
-    assert found.approx_kl.item() == pytest.approx((0.0945349 + 0.1931472 + 0.0046898) / 3, abs=1e-7)
+    assert result.approx_kl.item() == pytest.approx((0.0945349 + 0.1931472 + 0.0046898) / 3, abs=1e-7)
 
 
 def random_batch(seed: int, queries: int = 6, tokens: int = 5) -> dict[str, Tensor]:
@@ -92,17 +90,16 @@ def loss_of(batch: dict[str, Tensor], part: slice, normaliser: float, logits: Te
     log_p = logits.log_softmax(-1)
     log_probs = log_p.gather(-1, batch["actions"][part].unsqueeze(-1)).squeeze(-1)
     fixed = log_probs.detach()
-    return clipped_loss(
+    inputs = LossInputs(
         log_probs,
         fixed + batch["noise"][part],
         batch["advantages"][part],
         batch["valid"][part],
         normaliser,
         reference_log_probs=fixed + batch["reference_noise"][part],
-        kl_weight=0.1,
         entropy=-(log_p.exp() * log_p).sum(-1),
-        entropy_weight=0.05,
     )
+    return clipped_loss(inputs, kl_weight=0.1, entropy_weight=0.05)
 
 
 @settings(max_examples=15)
@@ -111,8 +108,8 @@ def test_value_and_gradient_are_those_of_the_written_formula(seed: int) -> None:
     batch = random_batch(seed)
     normaliser = batch["valid"].sum().item()
     logits = batch["logits"].clone().requires_grad_()
-    found = loss_of(batch, slice(None), normaliser, logits).total
-    (gradient,) = torch.autograd.grad(found, logits)
+    result = loss_of(batch, slice(None), normaliser, logits).total
+    (gradient,) = torch.autograd.grad(result, logits)
 
     # The formula token by token, with plain Python control flow.
     again = batch["logits"].clone().requires_grad_()
@@ -130,7 +127,7 @@ def test_value_and_gradient_are_those_of_the_written_formula(seed: int) -> None:
             delta = new.detach() + batch["reference_noise"][q, t] - new
             total = total - objective + 0.1 * (delta.exp() - 1 - delta) + 0.05 * (p * p.log()).sum()
     (expected,) = torch.autograd.grad(total / normaliser, again)
-    assert found.item() == pytest.approx((total / normaliser).item())
+    assert result.item() == pytest.approx((total / normaliser).item())
     torch.testing.assert_close(gradient, expected)
 
 
@@ -157,32 +154,28 @@ def test_micro_batches_add_up(seed: int, size: int) -> None:
 def test_tokens_after_the_end_change_nothing_even_when_impossible() -> None:
     log_probs = torch.tensor([[-1.0, -math.inf]], dtype=torch.float64, requires_grad=True)
     old = torch.tensor([[-1.1, -math.inf]], dtype=torch.float64)
-    found = clipped_loss(
-        log_probs, old, torch.tensor([1.0]), torch.tensor([[True, False]]), 1, reference_log_probs=old
-    )
-    found.total.backward()
+    valid = torch.tensor([[True, False]])
+    result = clipped_loss(LossInputs(log_probs, old, torch.tensor([1.0]), valid, 1, reference_log_probs=old))
+    result.total.backward()
     assert log_probs.grad is not None
-    assert found.total.item() == pytest.approx(-math.exp(0.1))
+    assert result.total.item() == pytest.approx(-math.exp(0.1))
     assert log_probs.grad.tolist() == [[pytest.approx(-math.exp(0.1)), 0.0]]
 
 
 def test_on_policy_gradient_is_the_policy_gradient() -> None:
     log_probs = torch.tensor([[-1.0, -2.0]], dtype=torch.float64, requires_grad=True)
-    found = clipped_loss(
-        log_probs, log_probs.detach(), torch.tensor([0.5]), torch.ones(1, 2, dtype=torch.bool), 2
-    )
-    found.total.backward()
+    valid = torch.ones(1, 2, dtype=torch.bool)
+    result = clipped_loss(LossInputs(log_probs, log_probs.detach(), torch.tensor([0.5]), valid, 2))
+    result.total.backward()
     assert log_probs.grad is not None
     assert log_probs.grad.tolist() == [[-0.25, -0.25]]  # −A/2 each
-    assert found.approx_kl.item() == 0 and found.clip_fraction.item() == 0
+    assert result.approx_kl.item() == 0 and result.clip_fraction.item() == 0
 
 
 def test_a_huge_ratio_stays_finite() -> None:
-    zero = torch.zeros(1, 1)
-    found = clipped_loss(
-        torch.full((1, 1), 500.0), zero, torch.tensor([-1.0]), torch.ones(1, 1, dtype=torch.bool), 1
-    )
-    assert torch.isfinite(found.total)
+    zero, valid = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
+    result = clipped_loss(LossInputs(torch.full((1, 1), 500.0), zero, torch.tensor([-1.0]), valid, 1))
+    assert torch.isfinite(result.total)
 
 
 @given(st.integers(0, 2**31 - 1), st.floats(0, 3))
@@ -204,13 +197,13 @@ def test_k3_is_an_unbiased_estimate_of_the_divergence() -> None:
 
 def test_missing_inputs_are_errors() -> None:
     zero, valid = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
-    arguments = (zero, zero, torch.zeros(1), valid)
+    tensors = (zero, zero, torch.zeros(1), valid)
     with pytest.raises(ValueError, match="reference_log_probs"):
-        clipped_loss(*arguments, 1, kl_weight=0.1)
+        clipped_loss(LossInputs(*tensors, 1), kl_weight=0.1)
     with pytest.raises(ValueError, match="entropy"):
-        clipped_loss(*arguments, 1, entropy_weight=0.1)
+        clipped_loss(LossInputs(*tensors, 1), entropy_weight=0.1)
     with pytest.raises(ValueError, match="valid tokens"):
-        clipped_loss(*arguments, 0)
+        clipped_loss(LossInputs(*tensors, 0))
 
 
 def test_regression_by_hand() -> None:
@@ -221,10 +214,11 @@ def test_regression_by_hand() -> None:
     log_probs.requires_grad_()
     advantages = 2 * torch.tensor([3.0, 0.5, 50.0], dtype=torch.float64).log()
     valid = torch.tensor([[True, False], [True, True], [True, False]])
-    found = regression_loss(log_probs, log_probs.detach(), advantages, valid, 4, beta=2.0, max_weight=20.0)
-    assert found.total.item() == pytest.approx(2.0)
-    assert found.clip_fraction.item() == pytest.approx(0.25) and found.approx_kl.item() == 0
-    found.total.backward()
+    inputs = LossInputs(log_probs, log_probs.detach(), advantages, valid, 4)
+    result = regression_loss(inputs, beta=2.0, max_weight=20.0)
+    assert result.total.item() == pytest.approx(2.0)
+    assert result.clip_fraction.item() == pytest.approx(0.25) and result.approx_kl.item() == 0
+    result.total.backward()
     expected = torch.tensor([[-0.75, 0.0], [-0.125, -0.125], [-5.0, 0.0]], dtype=torch.float64)
     torch.testing.assert_close(log_probs.grad, expected)
 
@@ -257,19 +251,16 @@ def test_regression_follows_the_written_formula(seed: int, beta: float, most: fl
 
     def computed(log_p: Tensor) -> Tensor:
         chosen = log_p.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
-        return regression_loss(
+        inputs = LossInputs(
             chosen,
             chosen.detach(),
             batch["advantages"],
             valid,
             total,
-            beta=beta,
-            max_weight=most,
             reference_log_probs=chosen.detach() + batch["reference_noise"],
-            kl_weight=0.1,
             entropy=-(log_p.exp() * log_p).sum(-1),
-            entropy_weight=0.05,
-        ).total
+        )
+        return regression_loss(inputs, beta=beta, max_weight=most, kl_weight=0.1, entropy_weight=0.05).total
 
     for mine, theirs in zip(gradient(computed), gradient(written), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-9, rtol=1e-9)

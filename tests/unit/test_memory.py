@@ -17,12 +17,12 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.profiler import ProfilerActivity, profile
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from srpo.cluster.operations import PROMPT
 from srpo.config import Lora
-from srpo.episode import TOKENS
+from srpo.episode import PROMPT_TOKENS, TOKENS
 from srpo.policies import memory
 from srpo.policies.__main__ import MICROBATCH, POLICIES, SHARDS, read_policy
-from srpo.policies.openvla_oft import Inputs, OpenVLAOFT, load_policy, save_policy
+from srpo.policies.checkpoints import load_policy, save_policy
+from srpo.policies.openvla_oft import Inputs, OpenVLAOFT
 
 
 @pytest.fixture(autouse=True)
@@ -46,9 +46,9 @@ def allocated(work: Callable[[], object]) -> int:
 
 def inputs(policy: OpenVLAOFT, count: int) -> Inputs:
     """Queries with prompts as long as the estimate's, and as there with padding."""
-    one = policy.prepare(SUITE, *observations(count))
-    ids = torch.full((count, PROMPT), 5)
-    mask = torch.ones(count, PROMPT, dtype=torch.bool)
+    one = policy.prepare_inputs(SUITE, *observations(count))
+    ids = torch.full((count, PROMPT_TOKENS), 5)
+    mask = torch.ones(count, PROMPT_TOKENS, dtype=torch.bool)
     mask[:, 0] = False
     return Inputs(one.pixels, ids, mask, one.proprio, padded=True)
 

@@ -1,4 +1,4 @@
-"""The cache of compiled models: built once, bounded, and never in the way."""
+"""The cache of compiled models: built once, bounded, and dispensable."""
 
 import multiprocessing
 import os
@@ -42,11 +42,11 @@ def entries(folder: Path) -> list[Path]:
 def test_a_model_is_compiled_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = models.render_model(SCENE, "exact")
     (entry,) = entries(folder)
-    monkeypatch.setattr(models, "_compile_apart", None)  # calling it would fail
+    monkeypatch.setattr(models, "_compile_in_subprocess", None)  # calling it would fail
     os.utime(entry, (1, 1))
     again = models.render_model(SCENE, "exact")
     np.testing.assert_array_equal(first.mesh_vert, again.mesh_vert)
-    assert entry.stat().st_mtime > 1, "use is noted"
+    assert entry.stat().st_mtime > 1, "use is recorded"
 
 
 def test_each_kind_and_scene_has_its_own(folder: Path) -> None:

@@ -7,18 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from accelerate import Accelerator
 from policies import small_policy
 from pydantic import ValidationError
 from recorded_training import RecordedRollouts
 from safetensors.torch import load_file
-from test_trainer import batch, scored, stage
+from training import batch, learn, scored, stage
 
 from srpo.config import Offline, TrainStage
 from srpo.episode import EpisodeSpec
-from srpo.policies.openvla_oft import save_policy
-from srpo.results.rows import REWARDS, RL_METRICS, read_rows
-from srpo.rl import offline, score, trainer, update
+from srpo.policies.checkpoints import save_policy
+from srpo.results.rows import read_rows
+from srpo.results.schemas import REWARDS, RL_METRICS
+from srpo.rl import score, trainer, update
 
 SETTINGS = Offline(beta=1.0, max_weight=20.0)
 
@@ -30,21 +30,22 @@ def config(**changes: object) -> TrainStage:
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[EpisodeSpec]:
     """Every episode that is run, by recorded rollouts in place of the simulator."""
-    found: list[EpisodeSpec] = []
+    ran: list[EpisodeSpec] = []
 
     class Listed(RecordedRollouts):
         def run(self, specs):  # type: ignore[no-untyped-def]
-            found.extend(specs)
+            ran.extend(specs)
             return super().run(specs)
 
-    monkeypatch.setattr(offline, "PolicyRunner", Listed)
-    return found
+    monkeypatch.setattr(trainer, "PolicyRunner", Listed)
+    return ran
 
 
 def train(folder: Path, settings: TrainStage) -> None:
     if not (folder / "initial").exists():
         save_policy(small_policy(), folder / "initial")
-    offline.train(settings, folder / "initial", None, folder / "out", folder / "scratch", workers=1)
+    folders = trainer.Folders(folder / "initial", folder / "out", folder / "scratch")
+    trainer.Trainer(settings, folders, workers=1).train()
 
 
 def test_what_is_learnt_is_what_the_better_episodes_did() -> None:
@@ -53,18 +54,18 @@ def test_what_is_learnt_is_what_the_better_episodes_did() -> None:
     data = batch(settings, "1100" + "1010" + "0001" + "1110", small_policy())
     right = scored(settings, data)
 
-    def preference(scores: score.Scores) -> float:
+    def preference(scores: score.BatchScores) -> float:
         """Σ log π of the successes minus that of the failures, after an update."""
         policy = small_policy()
         optimiser = torch.optim.SGD(policy.parameters(), lr=1e-3)
-        update.update(settings, policy, None, optimiser, Accelerator(), data, scores, 1)
+        learn(settings, policy, None, optimiser, data, scores)
         signs = np.array([1.0 if data.episodes[k].success else -1.0 for k in data.episodes])
-        choices = update.make_action_batch(
-            settings, policy, update.queries_of(list(data.episodes.values()), signs)
+        actions = update.make_action_batch(
+            settings, policy, update.episode_queries(data.episodes.values(), signs)
         )
         with torch.no_grad():
-            log_probs, _ = policy.log_probs(choices.inputs, choices.tokens, 1.0)
-        return float((log_probs * choices.valid * choices.advantages[:, None]).sum())
+            log_probs, _ = policy.log_probs(actions.inputs, actions.tokens, 1.0)
+        return float((log_probs * actions.valid * actions.advantages[:, None]).sum())
 
     assert preference(right) > preference(replace(right, advantages=-right.advantages)) + 1
 
@@ -95,10 +96,10 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     class StopError(Exception):
         pass
 
-    def stop(run: trainer.Trainer, step: int) -> bool:
+    def stop(run: trainer.Trainer, step: int) -> None:
         if step == 2:
             raise StopError
-        return original(run, step)
+        original(run, step)
 
     original = trainer.Trainer.save
     with monkeypatch.context() as patch, pytest.raises(StopError):
@@ -120,19 +121,21 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     pd.testing.assert_frame_equal(*left, check_exact=True)
 
 
-def test_each_command_says_which_configuration_is_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_one_command_trains_online_and_offline(
+    ran: list[EpisodeSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module, settings, other in (
-        (offline, stage(), "use srpo train"),
-        (trainer, config(), "use srpo train"),
-    ):
-        file = tmp_path / "config.yaml"
+    """Online each step has episodes of its own, offline all have the same."""
+    save_policy(small_policy(), tmp_path / "initial")
+    for name, settings, episodes in (("online", stage({"steps": 2}), 32), ("offline", config(steps=2), 16)):
+        file = tmp_path / f"{name}.yaml"
         file.write_text(settings.model_dump_json())
-        options = [f"--{name}={tmp_path / name}" for name in ("policy", "out", "scratch")]
-        monkeypatch.setattr("sys.argv", ["train", f"--config={file}", *options])
-        with pytest.raises(SystemExit, match=other):
-            module.main()
+        options = {"config": file, "policy": tmp_path / "initial", "out": tmp_path / name}
+        options["scratch"] = tmp_path / f"{name}-scratch"
+        monkeypatch.setattr("sys.argv", ["train", *(f"--{key}={value}" for key, value in options.items())])
+        ran.clear()
+        trainer.main()
+        assert len(ran) == len(set(ran)) == episodes
+        assert read_rows(tmp_path / name / "metrics.csv", RL_METRICS)["step"].tolist() == [1, 2]
 
 
 def test_there_is_no_evaluation_in_the_loop() -> None:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from srpo.policies.openvla_oft import CheckpointError, load_policy, save_openvla, save_policy
-from srpo.policies.pictures import Preparation
-from srpo.policies.weights import INDEX, read_index
+from srpo.policies.checkpoints import load_policy, save_openvla, save_policy
+from srpo.policies.pictures import ImageTransform
+from srpo.policies.weights import INDEX, CheckpointError, read_index
 
 SUITE = "libero_goal"
 SHARD = "model-00002-of-00003.safetensors"
@@ -40,7 +40,7 @@ def test_logits_are_those_of_the_network_written_out(folder: Path, tensors: dict
     """Of each of a padded batch, in two orders; and no file of the checkpoint was executed."""
     policy = load_policy(folder, policy=layout.settings())
     images, words, proprio = observations(5)
-    seen = np.stack([Preparation(28, 0.9, True)(image) for image in images])
+    seen = np.stack([ImageTransform(28, 0.9, True)(image) for image in images])
     pixels = torch.from_numpy(seen).permute(0, 3, 1, 2) / 255
     tokenizer = policy.tokenizer
     texts = [f"In: What action should the robot take to {text}?\nOut:" for text in words]
@@ -50,7 +50,7 @@ def test_logits_are_those_of_the_network_written_out(folder: Path, tensors: dict
     expected = [layout.reference_logits(tensors, p, ids) for p, ids in zip(pixels, prompts, strict=True)]
     assert (torch.stack(expected).std(0) > 0.1).float().mean() > 0.9  # pictures and prompts matter
     for order in ([0, 1, 2, 3, 4], [3, 0], [4]):
-        inputs = policy.prepare(SUITE, images[order], [words[k] for k in order], proprio[order])
+        inputs = policy.prepare_inputs(SUITE, images[order], [words[k] for k in order], proprio[order])
         with torch.no_grad():
             logits = policy.action_logits(inputs)
         for k, row in zip(order, logits, strict=True):
@@ -88,7 +88,7 @@ def test_round_trips_are_exact(folder: Path, tmp_path: Path, tensors: dict[str, 
     config = json.loads((tmp_path / "theirs" / "config.json").read_text())
     assert config["text_config"]["vocab_size"] == 704 and "auto_map" not in config
     assert theirs.config.norm_stats == first.config.norm_stats == layout.STATISTICS
-    inputs = first.prepare(SUITE, *observations(2))
+    inputs = first.prepare_inputs(SUITE, *observations(2))
     with torch.no_grad():
         assert torch.equal(first.action_logits(inputs), theirs.action_logits(inputs))
 
@@ -104,7 +104,7 @@ def test_weights_are_held_as_configured(folder: Path) -> None:
     policy = load_policy(folder, policy=layout.settings(dtype="bfloat16"))
     assert {p.dtype for p in policy.parameters()} == {torch.bfloat16}
     whole = load_policy(folder, policy=layout.settings())
-    inputs = policy.prepare(SUITE, *observations(3))
+    inputs = policy.prepare_inputs(SUITE, *observations(3))
     with torch.no_grad():
         coarse, exact = policy.action_logits(inputs), whole.action_logits(inputs)
     assert coarse.dtype == torch.float32

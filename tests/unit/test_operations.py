@@ -41,7 +41,7 @@ def counted(work: Any) -> int:
 def test_policy_against_pytorchs_counter(changes: dict[str, Any]) -> None:
     policy, settings = small_policy(**changes), small_settings(**changes)
     policy.make_trainable()
-    inputs = policy.prepare(SUITE, *observations(1))
+    inputs = policy.prepare_inputs(SUITE, *observations(1))
     prompt = inputs.ids.shape[1]
 
     def act() -> None:

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from srpo.policies.pictures import Preparation
+from srpo.policies.pictures import ImageTransform
 
 
 def picture(side: int) -> NDArray[np.uint8]:
@@ -16,7 +16,7 @@ def picture(side: int) -> NDArray[np.uint8]:
 
 
 def test_nothing_is_done_to_a_picture_that_fits() -> None:
-    np.testing.assert_array_equal(Preparation(16, 1.0, False)(picture(16)), picture(16))
+    np.testing.assert_array_equal(ImageTransform(16, 1.0, False)(picture(16)), picture(16))
 
 
 @pytest.mark.parametrize(("side", "size"), [(40, 16), (256, 224), (10, 16)])
@@ -24,7 +24,7 @@ def test_resize_is_lanczos_and_upright(side: int, size: int) -> None:
     """Pillow resizes pictures of floats without rounding between the passes; then whole levels."""
     channels = [Image.fromarray(picture(side)[:, :, c].astype(np.float32)) for c in range(3)]
     resized = np.stack([c.resize((size, size), Image.Resampling.LANCZOS) for c in channels], -1)
-    prepared = Preparation(size, 1.0, False)(picture(side))
+    prepared = ImageTransform(size, 1.0, False)(picture(side))
     assert prepared.dtype == np.uint8
     clear = np.abs(resized % 1 - 0.5) > 1e-3  # not on the edge between two levels
     assert clear.mean() > 0.98
@@ -42,7 +42,7 @@ def test_crop_is_bilinear_between_the_corners_of_the_box(area: float) -> None:
     grey = picture(n) / 255
     rows = grey[low] * (1 - part)[:, None, None] + grey[low + 1] * part[:, None, None]
     expected = rows[:, low] * (1 - part)[None, :, None] + rows[:, low + 1] * part[None, :, None]
-    cropped = Preparation(n, area, False)(picture(n))
+    cropped = ImageTransform(n, area, False)(picture(n))
     # Back to whole levels as tf.image.convert_image_dtype does it; float32 may fall on an edge's other side.
     difference = np.abs(cropped - np.floor(expected * 255.5))
     assert difference.max() <= 1 and (difference > 0).mean() < 0.02
@@ -52,18 +52,18 @@ def test_jpeg_round_trip() -> None:
     """Smooth pictures come back nearly as they were; a pixel's colour is shared with its neighbours."""
     ramp = np.linspace(0, 255, 32).astype(np.uint8)
     smooth = np.broadcast_to(ramp[None, :, None], (32, 32, 3)).copy()
-    plain, jpeg = (Preparation(32, 1.0, flag)(smooth).astype(int) for flag in (False, True))
+    plain, jpeg = (ImageTransform(32, 1.0, flag)(smooth).astype(int) for flag in (False, True))
     assert 0 < np.abs(plain - jpeg).max() < 6
     red = np.zeros((32, 32, 3), np.uint8)
     red[16, 16, 0] = 255
-    seen = Preparation(32, 1.0, True)(red).astype(int)
+    seen = ImageTransform(32, 1.0, True)(red).astype(int)
     # Chroma has half the resolution, so the redness of the one pixel reaches beyond it.
     assert seen[16, 17, 0] - seen[16, 17, 1] > 12
 
 
 def test_a_picture_that_is_not_square_is_refused() -> None:
     with pytest.raises(ValueError, match="16 × 20 pixels, not square"):
-        Preparation(16, 1.0, False)(np.zeros((16, 20, 3), np.uint8))
+        ImageTransform(16, 1.0, False)(np.zeros((16, 20, 3), np.uint8))
 
 
 def test_simulators_prepare_pictures_without_pytorch() -> None:

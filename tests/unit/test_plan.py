@@ -7,27 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from srpo.cluster.estimate import (
-    CORES,
-    Flop,
-    Parts,
+from srpo.cluster import resources
+from srpo.cluster.estimate import Throughput, critical_path, estimate, read_throughput
+from srpo.cluster.jobs import Durations, Flop, Job, scratch_bytes, submissions
+from srpo.cluster.operations import policy_forward
+from srpo.cluster.plan import (
     Sizes,
-    Throughput,
-    Work,
-    chosen,
+    choose_speeds,
     counting,
-    critical_path,
+    group_sizes,
     main,
     published,
     published_step,
-    read_throughput,
-    submissions,
     table,
-    work,
 )
-from srpo.cluster.operations import policy_forward
 from srpo.cluster.speeds import Speeds, measured, nearest, of_peak, read_rates, read_table, shipped
-from srpo.config import ConfigError, Protocol
+from srpo.config import ConfigError, Protocol, TrainStage
 from srpo.config.plan import plan
 from srpo.config.resolve import load_preset
 from srpo.policies.__main__ import POLICIES, read_policy
@@ -47,22 +42,57 @@ def flat(speed: float) -> Speeds:
     return Speeds("h100", speed, speed, speed, {1: speed}, speed)
 
 
-def test_cores_are_those_of_the_rules() -> None:
-    text = "".join(file.read_text() for file in (ROOT / "workflow/rules").glob("*.smk"))
-    found = re.findall(r"^rule (\w+):(?:(?!^rule).)*?^    threads: (\d+)", text, re.MULTILINE | re.DOTALL)
-    assert {rule: int(threads) for rule, threads in found} == CORES
+def test_what_jobs_ask_for() -> None:
+    """Memory grows to twice the first, time to two days."""
+    assert [resources.memory_mb(8, 0, attempt) for attempt in (1, 2, 3, 4)] == [20000, 30000, 40000, 40000]
+    assert resources.memory_mb(8, 1, 1) == 4000 + 8 * 2 * 2000 + 64000
+    assert [resources.minutes("train", attempt) for attempt in (1, 2, 3)] == [1440, 2880, 2880]
+    assert [resources.cores("train", gpus) for gpus in (0, 8)] == [16, 16]
+    assert [resources.cores("sft", gpus) for gpus in (0, 1)] == [2, 8]
+
+
+def test_a_first_time_limit_above_two_days_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(resources.REQUESTS, "train", resources.Request(16, 4000))
+    assert [resources.minutes("train", attempt) for attempt in (1, 2)] == [4000, 4000]
+
+
+def test_where_a_gpu_acts_there_are_two_simulators_a_core() -> None:
+    assert [resources.simulators(6, gpus) for gpus in (0, 1, 8)] == [6, 12, 12]
+
+
+def test_scratch_is_beside_the_results() -> None:
+    run = "smoke/runs/libero_goal/grpo/seed0"
+    assert resources.scratch_path(f"results/{run}/evaluation/episodes.parquet") == (
+        f"scratch/{run}/evaluation/episodes"
+    )
+    assert resources.scratch_path(f"results/{run}/policy") == f"scratch/{run}/policy"
+
+
+def test_groups_are_those_of_the_profile() -> None:
+    """Snakemake wants their names in both places."""
+    assert group_sizes() == {"evaluate_{suite}_{any_variant}": 3, "plus_{suite}_{any_variant}_{seed}": 13}
+    assert set(group_sizes()) == set(resources.GROUPS.values())
+
+
+def test_a_sweep_is_submitted_in_groups() -> None:
+    run = "runs/libero_goal/grpo/seed"
+    evaluations = [Job("evaluate", f"{run}{seed}/evaluation") for seed in range(4)]
+    sweeps = [Job("plus_shard", f"{run}{seed}/plus/{k}") for seed in range(2) for k in range(14)]
+    sizes = dict(zip(resources.GROUPS.values(), (3, 13), strict=True))
+    assert submissions([*evaluations, *sweeps, Job("train", f"{run}0")], sizes) == 2 + 2 * 2 + 1
+    assert submissions(sweeps, {}) == 28  # without a word on groups each job is one
 
 
 def test_the_papers_counts() -> None:
     """As Snakemake's own dry run has them, but for the contact sheet of LIBERO-Plus."""
     preset, source = load_preset("paper")
-    jobs = work(plan(preset, source, ROOT / "configs"), THROUGHPUT, 0)
-    counts = {rule: sum(job.rule == rule for job in jobs) for rule in CORES}
+    jobs = estimate(plan(preset, source, ROOT / "configs"), THROUGHPUT, 0)
+    counts = {rule: sum(job.rule == rule for job in jobs) for rule in resources.REQUESTS}
     assert counts == {
         **{"demos": 4, "world_model": 0, "sft": 4, "train": 168, "evaluate": 172},
         **{"plus_shard": 412, "trajectories": 4, "score": 16},
     }
-    assert submissions(jobs) == 288
+    assert submissions(jobs, group_sizes()) == 288
     evaluated = [job for job in jobs if job.rule == "evaluate"]
     assert {job.episodes for job in evaluated} == {500}  # ten tasks from fifty states
     # 500 episodes of 512 steps, 100 steps a second on each of 8 cores
@@ -76,17 +106,26 @@ def test_the_papers_counts() -> None:
 
 def test_training_episodes_of_the_smoke_preset() -> None:
     preset, source = load_preset("smoke")
-    jobs = work(plan(preset, source, ROOT / "configs"), THROUGHPUT, 7)
+    jobs = estimate(plan(preset, source, ROOT / "configs"), THROUGHPUT, 7)
     trained = [job for job in jobs if job.rule == "train"]
     assert {job.episodes for job in trained} == {5 * 15 * 8}  # steps, groups, rollouts
     assert all(job.disk > 7 for job in trained)
+
+
+def test_pictures_that_a_training_keeps() -> None:
+    """One a query, the last one of less than a chunk included, and the world model's frames."""
+    planned = plan(*load_preset("smoke"), ROOT / "configs", ["protocol.max_steps=65"])
+    stage = next(s for s in planned.stages.values() if isinstance(s, TrainStage) and s.world_model)
+    assert stage.world_model is not None
+    pictures = 15 * 8 * stage.train.checkpoint_every * (9 + stage.world_model.frames)
+    assert scratch_bytes(stage) == pictures * 3 * stage.protocol.image_size**2
 
 
 def test_the_papers_operations() -> None:
     """By hand: a query acts with 4.92 TFLOP, 4.99 with adapters beside the weights, and is learnt from with
     15.09; a video is encoded with 113.8 (`test_operations.py`)."""
     preset, source = load_preset("paper")
-    jobs = work(
+    jobs = estimate(
         plan(preset, source, ROOT / "configs"), Throughput(Path("rollout.csv"), RATES, gpu=flat(1e15)), 0
     )
     by_folder = {job.folder: job for job in jobs}
@@ -95,7 +134,7 @@ def test_the_papers_operations() -> None:
     assert grpo.flop == pytest.approx((3_375_104 * 4.992e12, 0, 3_375_104 * 15.085e12), rel=1e-3)
     assert srpo.flop == pytest.approx((grpo.flop.act, 52_736 * 113.82e12, grpo.flop.learn), rel=1e-3)
     # Simulation: 52,736 episodes of 512 steps, 100 a second on each of 16 cores; policy: 10^15 a second.
-    assert grpo.parts == pytest.approx((16_875.52, 16_849, 0.0, 50_914), rel=1e-3)
+    assert grpo.durations == pytest.approx((16_875.52, 16_849, 0.0, 50_914), rel=1e-3)
     assert grpo.seconds == pytest.approx(16_875.52 + 50_914, rel=1e-3)  # acting hides behind simulation
     # Offline: 512 rollouts acted and encoded once, learnt from in each of 10 passes.
     offline = by_folder["runs/libero_goal/srpo-offline/seed0"]
@@ -116,21 +155,21 @@ def test_sft_and_several_gpus() -> None:
     planned = plan(
         preset, source, ROOT / "configs", ["sft.updates=10", "policy.lora=null", "policy.dtype=float32"]
     )
-    jobs = work(planned, Throughput(Path("rollout.csv"), RATES, gpu=flat(1e15)), 0)
+    jobs = estimate(planned, Throughput(Path("rollout.csv"), RATES, gpu=flat(1e15)), 0)
     # 10 updates of 64 queries, all weights with checkpoints: 18.55 TFLOP a query, on one GPU
-    learnt = [job.parts.learn for job in jobs if job.rule == "sft"]
+    learnt = [job.durations.learn for job in jobs if job.rule == "sft"]
     assert learnt == pytest.approx([640 * 18.55e12 / 1e15] * 4, rel=1e-3)
     goal = next(job for job in jobs if job.folder == "runs/libero_goal/grpo/seed0")
-    assert goal.parts.learn == pytest.approx(3_375_104 * 18.55e12 / 8e15, rel=1e-3)
+    assert goal.durations.learn == pytest.approx(3_375_104 * 18.55e12 / 8e15, rel=1e-3)
     assert any("8 times as fast as on one: not measured" in line for line in counting(8))
     assert len(counting(1)) == len(counting(8)) - 1
 
 
 def test_without_gpus_operations_take_no_time() -> None:
     preset, source = load_preset("smoke")
-    jobs = work(plan(preset, source, ROOT / "configs"), THROUGHPUT, 0)
+    jobs = estimate(plan(preset, source, ROOT / "configs"), THROUGHPUT, 0)
     assert all(job.flop.learn for job in jobs if job.rule in ("sft", "train"))
-    assert all(job.parts == (job.parts.simulate, 0, 0, 0) for job in jobs)
+    assert all(job.durations == (job.durations.simulate, 0, 0, 0) for job in jobs)
 
 
 def test_published_steps_beside_the_count() -> None:
@@ -152,8 +191,8 @@ def test_measured_rates_by_hand() -> None:
     # one after the other: prepared at 188.78 and 190.92 a second, answered at 91.383 and 91.84
     assert rates.act == pytest.approx(1 / (1 / 189.85 + 1 / 91.6115))  # 61.79
     # micro-batches of 8 as in the step, 9.7579 and 9.8591 a second, not 11.997 alone
-    assert rates.adapters == pytest.approx({8: 9.8085, 16: 13.977, 32: 17.157})
-    assert (rates.whole, rates.encode) == pytest.approx((9.1075, (3.3473 + 3.3608) / 2))
+    assert rates.learn_adapters == pytest.approx({8: 9.8085, 16: 13.977, 32: 17.157})
+    assert (rates.learn_all, rates.encode) == pytest.approx((9.1075, (3.3473 + 3.3608) / 2))
 
 
 def test_measured_speeds_by_hand() -> None:
@@ -162,8 +201,8 @@ def test_measured_speeds_by_hand() -> None:
     # learnt from with 14.72, all weights with 18.09; a video is encoded with 113.8.
     assert speeds.rollout == pytest.approx(21.86 * 4.871e12, rel=1e-3)
     assert speeds.act == pytest.approx(61.79 * 4.803e12, rel=1e-3)
-    assert speeds.adapters[8] == pytest.approx(9.8085 * 14.72e12, rel=1e-3)
-    assert speeds.whole == pytest.approx(9.1075 * 18.09e12, rel=1e-3)
+    assert speeds.learn_adapters[8] == pytest.approx(9.8085 * 14.72e12, rel=1e-3)
+    assert speeds.learn_all == pytest.approx(9.1075 * 18.09e12, rel=1e-3)
     assert speeds.encode == pytest.approx(3.354 * 113.82e12, rel=1e-3)
     assert speeds.card == "h200"
     # What the script counted of a query is what is counted here.
@@ -181,8 +220,8 @@ def test_each_job_goes_at_the_speed_of_its_kind() -> None:
         preset, source = load_preset("paper")
         planned = plan(preset, source, ROOT / "configs", settings)
         found = {}
-        for job in work(planned, Throughput(Path("rollout.csv"), RATES, gpu=speeds), 0):
-            times = zip(job.flop, job.parts[1:], strict=True)
+        for job in estimate(planned, Throughput(Path("rollout.csv"), RATES, gpu=speeds), 0):
+            times = zip(job.flop, job.durations[1:], strict=True)
             found[job.rule] = [round(flop / time / 1e12, 6) if time else 0 for flop, time in times]
         return found
 
@@ -204,13 +243,13 @@ def test_nearest_batch() -> None:
 
 
 def test_speeds_by_the_options() -> None:
-    assert chosen(None, None, None).card == "h200"
-    assert chosen(None, None, None) == chosen("h200", None, None) == measured(H200)
-    assert chosen("h100", None, None) == chosen("h100", 0.4, None) == of_peak("h100", 0.4)
-    assert chosen(None, 0.4, None).rollout == 0.4 * 989e12
+    assert choose_speeds(None, None, None).card == "h200"
+    assert choose_speeds(None, None, None) == choose_speeds("h200", None, None) == measured(H200)
+    assert choose_speeds("h100", None, None) == choose_speeds("h100", 0.4, None) == of_peak("h100", 0.4)
+    assert choose_speeds(None, 0.4, None).rollout == 0.4 * 989e12
     assert shipped("h100") is None
     with pytest.raises(ConfigError, match="column card has h200, not h100"):
-        chosen("h100", None, H200)
+        choose_speeds("h100", None, H200)
 
 
 @pytest.mark.parametrize(
@@ -232,14 +271,14 @@ def test_wrong_files_of_measurements(old: str, new: str, message: str, tmp_path:
 
 def test_table() -> None:
     jobs = [
-        Work(
+        Job(
             "train",
             "a",
             episodes=7,
             flop=Flop(1 * 10**15, 2 * 10**15, 3 * 10**15),
-            parts=Parts(3600, 7200, 3600, 3600),
+            durations=Durations(3600, 7200, 3600, 3600),
         ),
-        Work("demos", "b", episodes=2, parts=Parts(3600)),
+        Job("demos", "b", episodes=2, durations=Durations(3600)),
     ]
     assert [line.split() for line in table(jobs, gpus=2)[1:]] == [
         # a training: 2 h acting hide 1 h of simulation, 1 h encoding, 1 h learning: 4 h, 2 GPUs, 16 cores
@@ -253,7 +292,7 @@ def test_the_documentation_shows_what_is_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shown = re.search(
-        r"\$ python -m srpo\.plan --preset paper\n(.*?)```",
+        r"\$ srpo plan --preset paper\n(.*?)```",
         (ROOT / "docs/performance.md").read_text(),
         re.DOTALL,
     )
@@ -261,7 +300,7 @@ def test_the_documentation_shows_what_is_printed(
     # As `srpo policy inspect` has it: 7.50 G weights of 2 bytes, 107.9 M adapters of 4,
     # as many gradients, twice as many moments. Kept are weights, adapters, moments.
     sizes = Sizes(kept=14_996_313_408 + 3 * 431_448_064, learning=14_996_313_408 + 4 * 431_448_064)
-    monkeypatch.setattr("srpo.cluster.estimate.policy_sizes", lambda policy: sizes)
+    monkeypatch.setattr("srpo.cluster.plan.policy_sizes", lambda policy: sizes)
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("sys.argv", ["plan", "--preset", "paper"])
     main()
@@ -289,8 +328,8 @@ def test_wrong_options(
 
 
 def test_critical_path() -> None:
-    def job(rule: str, folder: str, seconds: float, *after: str) -> Work:
-        return Work(rule, folder, after, parts=Parts(seconds))
+    def job(rule: str, folder: str, seconds: float, *after: str) -> Job:
+        return Job(rule, folder, after, durations=Durations(seconds))
 
     jobs = [
         job("demos", "a", 10.0),
@@ -318,7 +357,7 @@ def test_throughput_is_read_from_what_was_measured(tmp_path: Path) -> None:
         | {"render": "exact"}
     )
     assert alone.simulated(4000, "libero_goal", protocol, 4) == 5.0
-    assert whole.whole == 20.0
+    assert whole.training == 20.0
     with pytest.raises(ConfigError, match="no steps_per_second of libero_10, loop exact"):
         alone.simulated(1, "libero_10", protocol, 1)
     metrics.write_text("steps\n1\n")
@@ -328,9 +367,9 @@ def test_throughput_is_read_from_what_was_measured(tmp_path: Path) -> None:
 
 def test_measured_training_replaces_the_count() -> None:
     preset, source = load_preset("paper")
-    measured = Throughput(Path("rollout.csv"), RATES, whole=20.0, gpu=flat(1e15))
-    jobs = {job.folder: job for job in work(plan(preset, source, ROOT / "configs"), measured, 0)}
+    measured = Throughput(Path("rollout.csv"), RATES, training=20.0, gpu=flat(1e15))
+    jobs = {job.folder: job for job in estimate(plan(preset, source, ROOT / "configs"), measured, 0)}
     # 500 episodes of 512 steps, 20 steps a second
-    assert jobs["runs/libero_goal/sft/seed0/evaluation"].parts == (500 * 512 / 20, 0, 0, 0)
-    assert jobs["demos/libero_goal"].parts == (10 * 512 / 800, 0, 0, 0)  # no policy
-    assert jobs["reward_benchmark/libero_goal/vjepa2-vitg"].parts.encode > 0  # is in no training
+    assert jobs["runs/libero_goal/sft/seed0/evaluation"].durations == (500 * 512 / 20, 0, 0, 0)
+    assert jobs["demos/libero_goal"].durations == (10 * 512 / 800, 0, 0, 0)  # no policy
+    assert jobs["reward_benchmark/libero_goal/vjepa2-vitg"].durations.encode > 0  # is in no training

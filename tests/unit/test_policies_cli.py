@@ -10,7 +10,7 @@ import yaml
 from policies import small_policy
 
 from srpo.policies import __main__ as cli
-from srpo.policies.openvla_oft import load_policy, save_policy
+from srpo.policies.checkpoints import load_policy, save_policy
 
 
 @pytest.fixture

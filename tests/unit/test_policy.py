@@ -13,14 +13,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from srpo.config import Lora
 from srpo.policies import action_tokens
+from srpo.policies.checkpoints import load_policy, save_policy
 from srpo.policies.lora import LoraLinear
-from srpo.policies.openvla_oft import CheckpointError, Inputs, OpenVLAOFT, load_policy, sample, save_policy
+from srpo.policies.openvla_oft import Inputs, OpenVLAOFT, sample
+from srpo.policies.weights import CheckpointError
 
 
 def test_sequence_is_read_before_each_placeholder_and_through_the_action_rows() -> None:
     """The same logits from the parts, put together by hand with an explicit all-to-all mask."""
     policy = small_policy()
-    inputs = policy.prepare(SUITE, *observations(1))
+    inputs = policy.prepare_inputs(SUITE, *observations(1))
     with torch.no_grad():
         embed = policy.language_model.get_input_embeddings()
         bos, stop = embed(torch.tensor([[policy.tokenizer.bos_token_id]])), embed(torch.tensor([[2]]))
@@ -46,7 +48,7 @@ def test_sequence_is_read_before_each_placeholder_and_through_the_action_rows() 
 def test_only_the_actions_go_through_the_output_matrix() -> None:
     """No result is as wide as the vocabulary (640 and 8 of padding), and 56 positions a query get logits."""
     policy = small_policy()
-    inputs = policy.prepare(SUITE, *observations(3))
+    inputs = policy.prepare_inputs(SUITE, *observations(3))
     seen: set[tuple[int, ...]] = set()
 
     class Shapes(TorchDispatchMode):
@@ -64,7 +66,7 @@ def test_only_the_actions_go_through_the_output_matrix() -> None:
 
 def test_attention_looks_both_ways() -> None:
     policy = small_policy()
-    inputs = policy.prepare(SUITE, *observations(1))
+    inputs = policy.prepare_inputs(SUITE, *observations(1))
     with torch.no_grad():
         before = policy.action_logits(inputs)
         policy.placeholders[-1] += 1.0  # the last position, behind all that is read for the first action
@@ -77,16 +79,16 @@ def test_a_sample_does_not_depend_on_its_batch(changes: dict) -> None:
     images, words, proprio = observations(5)
     assert len({len(policy.tokenizer(word)["input_ids"]) for word in words}) > 1  # so padding takes part
     with torch.no_grad():
-        together = policy.action_logits(policy.prepare(SUITE, images, words, proprio))
+        together = policy.action_logits(policy.prepare_inputs(SUITE, images, words, proprio))
         for k in range(5):
             one = slice(k, k + 1)
-            alone = policy.action_logits(policy.prepare(SUITE, images[one], words[one], proprio[one]))
+            alone = policy.action_logits(policy.prepare_inputs(SUITE, images[one], words[one], proprio[one]))
             np.testing.assert_allclose(together[k], alone[0], atol=1e-5)
 
 
 def test_acting_and_learning_agree() -> None:
     policy = small_policy()
-    inputs = policy.prepare(SUITE, *observations(4))
+    inputs = policy.prepare_inputs(SUITE, *observations(4))
     generators = [torch.Generator().manual_seed(k) for k in range(4)]
     tokens, log_probs = policy.act(inputs, 1.6, generators)
     with torch.no_grad():
@@ -100,7 +102,7 @@ def test_acting_and_learning_agree() -> None:
 
 def test_sampling_follows_the_softmax_of_each_episodes_own_generator() -> None:
     policy = small_policy()
-    one = policy.prepare(SUITE, *observations(1))
+    one = policy.prepare_inputs(SUITE, *observations(1))
     inputs = one[torch.zeros(100, dtype=torch.long)]
     generators = [torch.Generator().manual_seed(k) for k in range(100)]
     draws = np.concatenate([policy.act(inputs, 1.0, generators)[0][:, :4] for _ in range(15)])
@@ -135,7 +137,7 @@ def test_what_has_no_probability_is_never_drawn() -> None:
 
 def test_broken_weights_do_not_act() -> None:
     policy = small_policy()
-    inputs = policy.prepare(SUITE, *observations(1))
+    inputs = policy.prepare_inputs(SUITE, *observations(1))
     with torch.no_grad():
         policy.projector.fc1.bias[0] = torch.nan
     with pytest.raises(FloatingPointError, match="not finite"):
@@ -144,7 +146,7 @@ def test_broken_weights_do_not_act() -> None:
 
 def test_gradients_reach_every_parameter() -> None:
     policy = small_policy()
-    inputs = policy.prepare(SUITE, *observations(3))
+    inputs = policy.prepare_inputs(SUITE, *observations(3))
     log_probs, _ = policy.log_probs(inputs, torch.zeros(3, 56, dtype=torch.long), 1.0)
     log_probs.sum().backward()
     silent = [n for n, p in policy.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
@@ -170,7 +172,7 @@ def saved_bytes(policy: OpenVLAOFT, inputs: Inputs) -> int:
 def test_gradient_checkpointing_changes_memory_and_nothing_else() -> None:
     plain, saving = small_policy(), small_policy(gradient_checkpointing=True)
     saving.make_trainable()
-    inputs = plain.prepare(SUITE, *observations(3))
+    inputs = plain.prepare_inputs(SUITE, *observations(3))
     for policy in (plain, saving):
         log_probs, _ = policy.log_probs(inputs, torch.zeros(3, 56, dtype=torch.long), 1.0)
         log_probs.sum().backward()
@@ -202,7 +204,7 @@ def learn_something(policy: OpenVLAOFT, inputs: Inputs, rate: float, updates: in
 def test_adapters_start_at_nothing_and_are_kept_beside_the_weights(tmp_path: Path) -> None:
     """In float32 base weights; on the way the gradients reach the adapters and nothing else."""
     policy = small_policy(lora=Lora(rank=2, alpha=6.0))
-    inputs = policy.prepare(SUITE, *observations(3))
+    inputs = policy.prepare_inputs(SUITE, *observations(3))
     with torch.no_grad():
         before = policy.action_logits(inputs)
     weights = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
@@ -242,7 +244,7 @@ def test_adapters_of_a_policy_in_bfloat16_are_float32_and_lose_nothing_when_save
     """Updates of reinforcement learning are far smaller than the distance between two bfloat16 numbers."""
     policy = small_policy(lora=Lora(rank=2, alpha=4.0), dtype="bfloat16").to(torch.bfloat16)
     policy.make_trainable()
-    inputs = policy.prepare(SUITE, *observations(2))
+    inputs = policy.prepare_inputs(SUITE, *observations(2))
     learn_something(policy, inputs, 1e-6)
     trained = {name: p.detach() for name, p in policy.named_parameters() if p.requires_grad}
     assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
@@ -277,7 +279,7 @@ def test_two_encoders_are_fused() -> None:
     names = dict(policy.named_parameters())
     assert names["projector.fc1.weight"].shape == (4 * 32, 32)
     assert "vision_backbone.fused_featurizer.reg_token" in names and "projector.fc3.weight" in names
-    assert policy.action_logits(policy.prepare(SUITE, *observations(2))).shape == (2, 56, 256)
+    assert policy.action_logits(policy.prepare_inputs(SUITE, *observations(2))).shape == (2, 56, 256)
 
 
 def test_actions_are_unnormalised_and_the_gripper_inverted() -> None:
@@ -301,7 +303,7 @@ class TestCheckpoint:
 
     def test_a_loaded_policy_acts_as_the_saved_one(self, folder: Path) -> None:
         saved, loaded = small_policy(), load_policy(folder)
-        inputs = saved.prepare(SUITE, *observations(3))
+        inputs = saved.prepare_inputs(SUITE, *observations(3))
         with torch.no_grad():
             assert torch.equal(saved.action_logits(inputs), loaded.action_logits(inputs))
         assert loaded.tokenizer(INSTRUCTIONS[0])["input_ids"] == saved.tokenizer(INSTRUCTIONS[0])["input_ids"]

@@ -22,11 +22,18 @@ from synthetic_results import (
     rl_run,
 )
 
-from srpo.analysis import compare, export, f1, paper_map, redraw, validate
+from srpo.analysis import draw
+from srpo.analysis.drawings import DRAWINGS
+from srpo.analysis.figures import f1
+from srpo.analysis.report import compare, export, paper_map, validate
 from srpo.cluster import status
+from srpo.config import STYLES
 from srpo.config.plan import plan
 from srpo.config.resolve import load_preset
-from srpo.results.rows import EPISODES, REWARDS, STYLES, ResultError, read_rows, write_rows
+from srpo.results import ResultError
+from srpo.results.coverage import load_benchmark
+from srpo.results.rows import read_rows, write_rows
+from srpo.results.schemas import CURVES, EPISODES, REWARDS
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -141,7 +148,7 @@ def test_durations_in_words() -> None:
 
 
 def test_the_rate_of_nothing_is_not_known(tmp_path: Path) -> None:
-    now = status._evaluation([tmp_path / "rows.jsonl"], 10, 0)
+    now = status._evaluation([tmp_path], 10, 0)
     assert now == status.Progress("waiting", "episodes", 0, 10)
     assert np.isnan(status.wilson(0, 0).value)
 
@@ -160,16 +167,17 @@ def drawable(root: Path) -> Path:
     return root
 
 
-def test_redraw_draws_all_that_has_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_draw_all_draws_what_has_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = drawable(tmp_path / "smoke")
-    redraw.main([str(root), "--out", str(tmp_path / "out")])
+    draw.main(["all", str(root), "--out", str(tmp_path / "out")])
     said = capsys.readouterr().out
     assert f"t2: left out: {root}/runs/libero_goal/sft/seed0/plus/episodes.parquet and 3 more" in said
     drawn = {path.stem for path in (tmp_path / "out" / "figures").glob("*.pdf")}
     assert drawn == {"t1", "ablations", "t3", "t3_distributions", "t3_truth", "f1", "f2", "f3", "f4", "f5"}
+    assert (tmp_path / "out/tables/gains.txt").read_text().startswith("GRPO, Goal: ")
     (root / "runs/libero_goal/grpo/seed0/metrics.csv").write_text("step\n1\n")
-    with pytest.raises(SystemExit, match="9 drawn, 1 refused"):
-        redraw.main([str(root), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="9 drawn, 2 refused"):
+        draw.main(["all", str(root), "--out", str(tmp_path / "out")])
     assert "missing columns" in capsys.readouterr().out
 
 
@@ -195,10 +203,10 @@ def test_what_is_exported_draws_the_same_and_names_no_machine(
     small = tmp_path / "reference" / "smoke"
     export.main([str(root), "--out", str(small)])
     for folder, out in ((root, "whole"), (small, "small")):
-        redraw.main([str(folder), "--out", str(tmp_path / out)])
+        draw.main(["all", str(folder), "--out", str(tmp_path / out)])
     assert "left out" not in capsys.readouterr().out
     drawn = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.*"))
-    assert len(drawn) == 12 * 3 + 2 + 7 * 2  # CSV, PNG, PDF; how fast; LaTeX and HTML
+    assert len(drawn) == 12 * 3 + 2 + 7 * 2 + 2  # CSV, PNG, PDF; how fast; LaTeX and HTML; what changed
     for path in drawn:
         assert (tmp_path / "whole" / path).read_bytes() == (tmp_path / "small" / path).read_bytes(), path
 
@@ -218,9 +226,10 @@ def test_an_export_is_of_what_is_there(tmp_path: Path, capsys: pytest.CaptureFix
     assert "t2: left out: " in capsys.readouterr().out
     # Frames of a trajectory that F1 did not choose are not there; black ones would be a lie.
     curves = root / "reward_benchmark/libero_goal/pixel-curves.parquet"
-    table = f1.read_curves([curves], allow_incomplete=True)[0]
-    films = tmp_path / "small/reward_benchmark/libero_goal/trajectories/trajectories.h5"
-    chosen = f1.choose(f1.read_curves(sorted(curves.parent.glob("*-curves.parquet")), False)[0])
+    table = load_benchmark([curves], CURVES, "curves", allow_incomplete=True)[0]
+    films = tmp_path / "small/reward_benchmark/libero_goal/trajectories"
+    every = sorted(curves.parent.glob("*-curves.parquet"))
+    chosen = f1.choose(load_benchmark(every, CURVES, "curves", allow_incomplete=False)[0])
     assert len(f1.read_strips([films], chosen)) == 2
     with pytest.raises(ResultError, match="has no trajectory 1: it is not what was scored"):
         f1.read_strips([films], table[table["trajectory"] == 1])
@@ -239,12 +248,13 @@ def test_shipped_rows_are_sound_and_drawn_in_a_minute(
     """The schemas may grow: then these rows are still read, or made again."""
     validate.main([str(folder)])
     start = time.process_time()
-    redraw.main([str(folder), "--out", str(tmp_path)])
+    draw.main(["all", str(folder), "--out", str(tmp_path)])
     assert time.process_time() - start <= 60
     assert "left out" not in capsys.readouterr().out
-    assert {path.stem for path in (tmp_path / "figures").glob("*.pdf")} == set(
-        redraw.drawings(plan(*load_preset(folder.name)), folder)
-    )
+    planned = plan(*load_preset(folder.name))
+    shown = [drawing for drawing in DRAWINGS if drawing.shown(planned) and not drawing.filmed]
+    drawn = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
+    assert drawn == {path for drawing in shown for path in drawing.outputs.values()}
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 8e6
     for path in files:
@@ -252,7 +262,7 @@ def test_shipped_rows_are_sound_and_drawn_in_a_minute(
 
 
 def test_the_paper_map_holds_our_values(tmp_path: Path) -> None:
-    redraw.main([str(drawable(tmp_path / "smoke")), "--out", str(tmp_path / "out")])
+    draw.main(["all", str(drawable(tmp_path / "smoke")), "--out", str(tmp_path / "out")])
     lines = paper_map.document(tmp_path / "out").splitlines()
     rows = {
         line.split("|")[1].strip(): line for line in lines if line.startswith("| T") or line.startswith("| F")

@@ -16,16 +16,16 @@ from scipy.stats import spearmanr
 from srpo import reward_benchmark
 from srpo.config import RewardBenchmarkStage
 from srpo.episode import Episode, EpisodeSpec, FailedRun
-from srpo.results.rows import BENCHMARK, CURVES, read_rows
+from srpo.results.rows import read_rows
+from srpo.results.schemas import BENCHMARK, CURVES
 from srpo.reward_benchmark import (
     episode_spec,
     gather_collections,
-    has_reference,
     quotas,
-    score_rows,
     stored_frames,
-    write_trajectories,
+    write_collections,
 )
+from srpo.rewards.benchmark import has_reference, score_trajectories
 from srpo.world_models import WorldModel
 
 SIZE = 16
@@ -112,7 +112,7 @@ def contents(path: Path) -> dict[str, np.ndarray]:
 
 def collected(config: RewardBenchmarkStage, simulation: Simulation, folder: Path) -> dict[str, np.ndarray]:
     collections = gather_collections(config, simulation.run, folder)
-    write_trajectories(config, collections, folder / "trajectories.h5")
+    write_collections(config, collections, folder / "trajectories.h5")
     return contents(folder / "trajectories.h5")
 
 
@@ -202,7 +202,9 @@ def test_scores_by_hand() -> None:
     # third 9, of the failure 10.
     embeddings = np.array([[0, 5, 10], [1, 9, 8], [0, 9, 12], [5, 0, 2]], dtype=np.float32)[..., None]
     seen = np.array([[0, 4, 8], [0, 3, 6], [0, 7, 14], [0, 8, 20]])
-    scored, points = score_rows(embeddings, np.array([True, True, True, False]), np.zeros(4, int), seen)
+    scored, points = score_trajectories(
+        embeddings, np.array([True, True, True, False]), np.zeros(4, int), seen
+    )
     curves = [[point["progress"] for point in curve] for curve in points]
     assert [point["step"] for point in points[2]] == [0, 7, 14]
     assert [point["distance"] for point in points[3]] == [5, 10, 8]
@@ -226,7 +228,7 @@ def test_a_failure_is_not_judged_by_what_it_does_after_successes_have_ended() ->
     # Both failures do the same until step 10, when successes end; one then stands still, one comes near.
     embeddings = np.array([[9, 2, 0], [9, 2, 0], [9, 5, 5], [9, 5, 1]], dtype=np.float32)[..., None]
     seen = np.array([[0, 5, 10], [0, 5, 10], [0, 10, 20], [0, 10, 20]])
-    rows, _ = score_rows(embeddings, np.array([True, True, False, False]), np.zeros(4, int), seen)
+    rows, _ = score_trajectories(embeddings, np.array([True, True, False, False]), np.zeros(4, int), seen)
     assert [row["final_progress"] for row in rows[2:]] == pytest.approx([4 / 9, 8 / 9])
     assert [row["matched_progress"] for row in rows[2:]] == pytest.approx([4 / 9, 4 / 9])
 
@@ -236,8 +238,8 @@ def test_tasks_are_scored_apart() -> None:
     embeddings, success = rng.normal(size=(8, 4, 3)), np.arange(8) % 4 < 2
     task, seen = np.repeat([0, 1], 4), np.sort(rng.integers(0, 9, (8, 4)))
     seen[:, 0] = 0
-    rows, curves = score_rows(embeddings, success, task, seen)
-    assert (rows[4:], curves[4:]) == score_rows(embeddings[4:], success[4:], task[4:], seen[4:])
+    rows, curves = score_trajectories(embeddings, success, task, seen)
+    assert (rows[4:], curves[4:]) == score_trajectories(embeddings[4:], success[4:], task[4:], seen[4:])
 
 
 @pytest.fixture

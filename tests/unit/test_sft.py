@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,27 +12,17 @@ import openvla_layout as layout
 import pytest
 import torch
 from accelerate import Accelerator
+from fine_tuning import demonstration, stage
 from policies import SUITE, small_settings
 from safetensors.torch import load_file
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from srpo import sft
-from srpo.config import Lora, Policy, Protocol, Sft, SftStage
-from srpo.demos import Demonstration
+from srpo import optim, sft
+from srpo.config import Lora
 from srpo.policies import action_tokens
-from srpo.policies.openvla_oft import CheckpointError, load_policy
+from srpo.policies.checkpoints import load_policy
+from srpo.policies.weights import CheckpointError
 from srpo.runtime.hub import FetchError
 from srpo.runtime.manifest import sha256
-
-
-def demonstration(length: int, seed: int) -> Demonstration:
-    rng = np.random.default_rng(seed)
-    actions = rng.uniform(-1, 1, (length, 7)).astype(np.float32)
-    actions[:, 6] = np.where(np.arange(length) < length // 2, -1, 1)
-    images = rng.integers(0, 256, (length, 16, 16, 3), dtype=np.uint8)
-    return Demonstration(
-        "turn on the stove", images, rng.normal(size=(length, 8)).astype(np.float32), actions
-    )
 
 
 def test_a_chunk_behind_the_end_rests_with_the_gripper_as_it_was() -> None:
@@ -64,52 +53,6 @@ def test_soft_targets() -> None:
     assert rows[100, 103] / rows[100, 100] == pytest.approx(math.exp(-0.5), rel=1e-5)
 
 
-def test_learning_rate_rises_then_falls_along_a_cosine() -> None:
-    rates = [sft.learning_rate(k, 100, 1.0, 0.1) for k in range(100)]
-    assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0) and rates[10] == 1.0
-    assert rates[55] == pytest.approx(0.5) and rates[-1] < 1e-3
-    assert all(a >= b for a, b in pairwise(rates[10:]))
-
-
-def test_adamw_is_fused_on_a_gpu_and_takes_what_is_trained() -> None:
-    """Fake tensors say that they are on a GPU."""
-    model = torch.nn.Linear(3, 2)
-    model.bias.requires_grad_(False)
-    optimiser = sft.adamw(model, 0.1, 0.0)
-    assert optimiser.param_groups[0]["params"] == [model.weight] and optimiser.defaults["fused"] is None
-    with FakeTensorMode():
-        model.weight = torch.nn.Parameter(torch.empty(2, 3, device="cuda"))
-        assert sft.adamw(model, 0.1, 0.0).defaults["fused"]
-
-
-def stage(policy: Policy, **changes: object) -> SftStage:
-    """Settings of a tiny run."""
-    values = dict(
-        updates=60,
-        batch_size=16,
-        learning_rate=1e-2,
-        weight_decay=0.0,
-        warmup=0.1,
-        label_smoothing=3.0,
-        auxiliary=1.0,
-        stride=1,
-        grad_clip=1.0,
-        checkpoint_every=20,
-    )
-    return SftStage(
-        preset="test",
-        suite=SUITE,
-        tasks=(0,),
-        protocol=Protocol(
-            profile="held_out", max_steps=9, settle_steps=0, env_seed=0, image_size=16, render="fast"
-        ),
-        variant="sft",
-        seed=3,
-        policy=policy,
-        sft=Sft(**(values | changes)),  # type: ignore[arg-type]
-    )
-
-
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A tiny real run. Demonstrations come from memory: their files have tests of their own."""
@@ -132,7 +75,7 @@ def test_a_finished_run_is_written_again_at_once(
     run: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sft.train(run.config, run.folder, run.folder / "out", run.folder / "scratch")
-    monkeypatch.setattr(sft, "learning_rate", None)  # no update can be made
+    monkeypatch.setattr(optim, "learning_rate", None)  # no update can be made
     sft.train(run.config, run.folder, run.folder / "again", run.folder / "scratch")
     for file in ("policy/model.safetensors", "metrics.csv"):
         assert (run.folder / "again" / file).read_bytes() == (run.folder / "out" / file).read_bytes()
@@ -142,18 +85,18 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     run: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sft.train(run.config, run.folder, run.folder / "whole", run.folder / "other-scratch")
-    rate = sft.learning_rate
+    rate = optim.learning_rate
 
     def stop(update: int, *rest: float) -> float:
         if update == 47:
             raise KeyboardInterrupt
         return rate(update, *rest)
 
-    monkeypatch.setattr(sft, "learning_rate", stop)
+    monkeypatch.setattr(optim, "learning_rate", stop)
     with pytest.raises(KeyboardInterrupt):
         sft.train(run.config, run.folder, run.folder / "parts", run.folder / "scratch")
     assert not (run.folder / "parts").exists()
-    monkeypatch.setattr(sft, "learning_rate", rate)
+    monkeypatch.setattr(optim, "learning_rate", rate)
     sft.train(run.config, run.folder, run.folder / "parts", run.folder / "scratch")
     assert "resuming after update 40" in capsys.readouterr().out
     whole, parts = (load_file(run.folder / n / "policy" / "model.safetensors") for n in ("whole", "parts"))
@@ -177,7 +120,7 @@ def test_a_released_checkpoint_is_taken_as_it_is(run: SimpleNamespace) -> None:
     files = {file.name: sha256(file) for file in fetched.iterdir()}
     (fetched / "fetched.json").write_text(json.dumps({"files": files}))
     config = stage(layout.settings(checkpoint="lab/policy"), updates=0)
-    with pytest.raises(CheckpointError, match=r"srpo\.fetch --checkpoint lab/policy"):
+    with pytest.raises(CheckpointError, match=r"srpo download --checkpoint lab/policy"):
         sft.train(config, run.folder, run.folder / "out", run.folder / "scratch")
     sft.train(config, run.folder, run.folder / "out", run.folder / "scratch", fetched)
     policy = load_policy(run.folder / "out" / "policy")
@@ -203,18 +146,18 @@ def test_adapters_of_a_released_checkpoint_are_fine_tuned(run: SimpleNamespace) 
     sft.train(config, run.folder, run.folder / "out", run.folder / "scratch")
     rows = (run.folder / "out" / "metrics.csv").read_text().splitlines()
     assert float(rows[2].split(",")[1]) < float(rows[1].split(",")[1]) - 0.1
-    learnt = load_policy(run.folder / "out" / "policy").state_dict()
+    trained = load_policy(run.folder / "out" / "policy").state_dict()
     unchanged = {
-        name for name, tensor in tensors.items() if name in learnt and torch.equal(learnt[name], tensor)
+        name for name, tensor in tensors.items() if name in trained and torch.equal(trained[name], tensor)
     }
-    added = learnt.keys() - unchanged
+    added = trained.keys() - unchanged
     linear = {
         n.removesuffix(".weight")
         for n in unchanged
         if re.search(r"(attn|mlp|projector)\S*\.(\w+_proj|qkv|proj|fc\d)\.weight$", n)
     }
     assert added == {f"{name}.lora_{factor}" for name in linear for factor in "AB"}
-    assert all(learnt[name].any() for name in added)
+    assert all(trained[name].any() for name in added)
 
 
 def test_a_batch_that_does_not_divide_is_refused(

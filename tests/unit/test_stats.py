@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, ecdf
+from scipy.stats import binomtest
 from scipy.stats import bootstrap as scipy_bootstrap
 
 from srpo.analysis.stats import (
+    Estimate,
     Reached,
     area_under_curve,
     bootstrap,
+    cautious_difference,
     combine,
+    direction,
     first_reached,
     hierarchical,
     hierarchical_draws,
@@ -25,9 +26,7 @@ from srpo.analysis.stats import (
     median_reached,
     newcombe,
     paired_difference,
-    performance_profile,
     probability_of_improvement,
-    stratified,
     wilson,
 )
 
@@ -50,6 +49,15 @@ def test_wilson_of_nothing_and_of_nonsense() -> None:
     assert np.isnan([wilson(0, 0).value, wilson(0, 0).low, wilson(0, 0).high]).all()
     with pytest.raises(ValueError, match="5 successes in 4"):
         wilson(5, 4)
+
+
+def test_two_rates_differ_where_their_intervals_do_not_overlap() -> None:
+    low, high = Estimate(0.3, 0.2, 0.4), Estimate(0.6, 0.5, 0.7)
+    gain = cautious_difference(low, high)
+    assert (gain.value, gain.low, gain.high) == pytest.approx((0.3, 0.1, 0.5))
+    assert direction(gain) is True and direction(cautious_difference(high, low)) is False
+    assert direction(cautious_difference(low, Estimate(0.4, 0.4, 0.7))) is None
+    assert direction(cautious_difference(wilson(0, 0), high)) is None
 
 
 def test_paired_golden() -> None:
@@ -167,27 +175,9 @@ def test_hierarchical_refuses() -> None:
         hierarchical(np.array([1]), np.array([1]), rng)
 
 
-def test_stratified_bootstrap_against_every_resample() -> None:
-    # 3 runs of 2 tasks: 27 × 27 equally likely resamples, all enumerated.
-    scores = np.array([[0.0, 0.3], [0.5, 0.4], [1.0, 0.9]])
-    columns = [[c[list(i)].mean() for i in product(range(3), repeat=3)] for c in scores.T]
-    exact = np.sort([(a + b) / 2 for a in columns[0] for b in columns[1]])
-    ours = stratified(lambda own: float(own.mean()), [scores], np.random.default_rng(0), 20_000)
-    assert ours.value == pytest.approx(scores.mean())
-    assert (ours.low, ours.high) == pytest.approx(tuple(np.percentile(exact, [2.5, 97.5])), abs=0.035)
-    assert np.isnan(stratified(lambda own: 1.0, [scores[:1]], np.random.default_rng(0)).low)
-
-
 def test_interquartile_mean_by_hand() -> None:
     assert interquartile_mean(np.array([[0, 1, 2, 3], [4, 5, 60, -70]])) == 2.5  # of 1, 2, 3, 4
     assert interquartile_mean(np.array([1.0, 2.0, 9.0])) == 4  # a quarter of three, rounded down, is none
-
-
-@given(st.lists(st.sampled_from([0, 0.2, 0.5, 0.5, 1]), min_size=1, max_size=12))
-def test_performance_profile_is_the_survival_function(values: list[float]) -> None:
-    scores, thresholds = np.array(values), np.array([-0.1, 0, 0.2, 0.3, 0.5, 1])
-    expected = ecdf(scores).sf.evaluate(thresholds)
-    assert performance_profile(scores, thresholds) == pytest.approx(expected)
 
 
 def test_probability_of_improvement_counts_pairs() -> None:

@@ -1,11 +1,9 @@
-"""The RL loop's parts: which episodes, what they are worth, and the update."""
+"""The RL loop's parts: which episodes, their rewards, and the update."""
 
 import copy
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,111 +11,23 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
-from policies import SUITE, small_policy
-from recorded_training import RecordedRollouts, episode
+from policies import small_policy
+from recorded_training import RecordedRollouts
+from training import TASKS, ScriptedRunner, batch, collector, learn, scored, specs_of, stage
 
-from srpo.config import Protocol, Reward, Train, TrainStage, WorldModel
-from srpo.episode import Episode, EpisodeSpec, FailedRun
-from srpo.policies.openvla_oft import OpenVLAOFT, save_policy
-from srpo.results.rows import RL_METRICS, read_rows
+from srpo import optim
+from srpo.config import TrainStage
+from srpo.policies.checkpoints import save_policy
+from srpo.results.rows import read_rows
+from srpo.results.schemas import RL_METRICS
 from srpo.rl import collect, metrics, score, trainer, update
 from srpo.rl.tracking import scalars
-from srpo.runtime.checkpoint import EpisodeStore
 from srpo.world_models import load_world_model
-
-TASKS = (7, 8)
-
-
-def stage(train: dict | None = None, reward: dict | None = None, pixel: bool = True) -> TrainStage:
-    settings = dict(
-        steps=3, prompts=4, group_size=4, temperature=1.0, keep_success=(0.0, 1.0),
-        learning_rate=1e-2, weight_decay=0.0, deviation="group", betas=(0.9, 0.999), freeze_vision=False,
-        minibatch=2,
-        microbatch=1000, epochs=1, clip_low=0.2, clip_high=0.28, kl=0.0, entropy=0.0, grad_clip=1e9,
-        checkpoint_every=1, resample=0, warmup=0.0, schedule="constant", offline=None, evaluate_every=0,
-        evaluate_states=2, target=None,
-        keep_checkpoints=2, trackers=(),
-    )  # fmt: skip
-    shaping = dict(
-        shaping="paper",
-        alpha=0.8,
-        references="mean",
-        scope="task",
-        eps=0.5,
-        eps_relative=False,
-        min_samples=2,
-    )
-    world_model = WorldModel(
-        name="pixel", kind="pixel", checkpoint=None, revision=None, frames=4, image_size=4,
-        pooling=None, dtype="float32", pretraining=None,
-    )  # fmt: skip
-    return TrainStage(
-        preset="test",
-        suite=SUITE,
-        tasks=TASKS,
-        protocol=Protocol(
-            profile="held_out", max_steps=20, settle_steps=0, env_seed=0, image_size=16, render="fast"
-        ),
-        variant="test",
-        seed=5,
-        world_model=world_model if pixel else None,
-        reward=Reward(**(shaping | (reward or {}))),
-        train=Train(**(settings | (train or {}))),
-    )
-
-
-def specs_of(config: TrainStage, step: int) -> list[EpisodeSpec]:
-    return collect.episode_specs(config, step, collect.sample_prompts(config, step))
-
-
-class Recorded:
-    """PolicyRunner whose successes are given: one character (1, 0, or x: could not be run) an episode."""
-
-    def __init__(self, policy: object, successes: str) -> None:
-        self.policy, self.successes = policy, iter(successes)
-        self.ran: list[EpisodeSpec] = []
-
-    def run(self, specs: list[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
-        flags = [next(self.successes) for _ in specs]
-        for k, (spec, flag) in reversed(list(enumerate(zip(specs, flags, strict=True)))):
-            self.ran.append(spec)
-            if flag == "x":
-                yield FailedRun(spec, "boom")
-            else:
-                yield episode(spec, flag == "1", 9 + 3 * (k % 4), self.policy)
 
 
 @pytest.fixture
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("scratch")
-
-
-def runner(rollouts: Recorded, scratch: Path) -> collect.Collector:
-    return collect.Collector(rollouts, EpisodeStore(scratch), Accelerator())  # type: ignore[arg-type]
-
-
-def batch(config: TrainStage, successes: str, policy: object) -> collect.Batch:
-    """One episode a character of `successes` (1, 0), in the order of the first step's specs."""
-    with TemporaryDirectory() as scratch:
-        return collect.collect(config, 1, runner(Recorded(policy, successes), Path(scratch)))
-
-
-def scored(config: TrainStage, data: collect.Batch) -> score.Scores:
-    embeddings = None
-    if config.world_model is not None:
-        embeddings = score.embed(config, data, load_world_model(config.world_model, None), Accelerator())
-    return score.score(config, data, embeddings)
-
-
-def learn(
-    config: TrainStage,
-    policy: OpenVLAOFT,
-    reference: OpenVLAOFT | None,
-    optimiser: torch.optim.Optimizer,
-    data: collect.Batch,
-    scores: score.Scores,
-) -> dict[str, float | None]:
-    return update.update(config, policy, reference, optimiser, Accelerator(), data, scores, 1)
 
 
 def test_prompts_take_turns_over_tasks_and_stay_on_training_states() -> None:
@@ -153,7 +63,7 @@ def test_every_rollout_of_a_run_has_a_seed_of_its_own() -> None:
 
 def test_infrastructure_errors_are_set_apart(scratch: Path) -> None:
     config = stage({"prompts": 2, "minibatch": 2})
-    result = collect.collect(config, 1, runner(Recorded(small_policy(), "11111x00"), scratch))
+    result = collect.collect_batch(config, 1, collector(ScriptedRunner(small_policy(), "11111x00"), scratch))
     specs = specs_of(config, 1)
     assert [o.spec for o in result.outcomes] == specs[:5] + specs[6:]
     assert [o.number for o in result.outcomes] == [0, 1, 2, 3, 4, 6, 7]
@@ -165,10 +75,10 @@ def test_infrastructure_errors_are_set_apart(scratch: Path) -> None:
 
 def test_episodes_that_were_kept_are_not_run_again(scratch: Path) -> None:
     config = stage({"prompts": 2, "minibatch": 2})
-    first = Recorded(small_policy(), "10101x00")
-    before = collect.collect(config, 1, runner(first, scratch))
-    again = Recorded(small_policy(), "1")
-    after = collect.collect(config, 1, runner(again, scratch))
+    first = ScriptedRunner(small_policy(), "10101x00")
+    before = collect.collect_batch(config, 1, collector(first, scratch))
+    again = ScriptedRunner(small_policy(), "1")
+    after = collect.collect_batch(config, 1, collector(again, scratch))
     assert again.ran == [specs_of(config, 1)[5]] and (before.simulated, after.simulated) == (7, 1)
     assert list(before.episodes) == [0, 1, 2, 3, 4, 6, 7] and list(after.episodes) == list(range(8))
     for number, kept in before.episodes.items():
@@ -178,8 +88,8 @@ def test_episodes_that_were_kept_are_not_run_again(scratch: Path) -> None:
             kept.success,
             kept.steps,
         )
-    other_step = Recorded(small_policy(), "0" * 8)
-    collect.collect(config, 2, runner(other_step, scratch))
+    other_step = ScriptedRunner(small_policy(), "0" * 8)
+    collect.collect_batch(config, 2, collector(other_step, scratch))
     assert len(other_step.ran) == 8
 
 
@@ -187,17 +97,17 @@ def test_further_rounds_make_up_for_groups_left_out(scratch: Path) -> None:
     """First round: groups 1 and 3 are left out. Second: one of two more. Third: still not; then the bound."""
     config = stage({"keep_success": (0.1, 0.9), "resample": 2})
     outcomes = "1100" + "0000" + "0001" + "1111" + "0000" + "0100" + "1111"
-    rollouts = Recorded(small_policy(), outcomes + "x")
-    result = collect.collect(config, 1, runner(rollouts, scratch))
+    rollouts = ScriptedRunner(small_policy(), outcomes + "x")
+    result = collect.collect_batch(config, 1, collector(rollouts, scratch))
     assert len(rollouts.ran) == len(set(rollouts.ran)) == 28 and result.rounds == 3
     assert result.groups.tolist() == [k // 4 for k in range(28)]
     kept = collect.kept_groups(config.train, result)
     assert sorted(set(result.groups[kept])) == [0, 2, 5]
     specs = [o.spec for o in result.outcomes]
     assert all(len({(s.task_id, s.init_state) for s in specs[k : k + 4]}) == 1 for k in range(0, 28, 4))
-    again = collect.collect(config, 1, runner(Recorded(small_policy(), outcomes), scratch / "other"))
+    again = batch(config, outcomes, small_policy())
     assert [o.spec for o in again.outcomes] == specs
-    full = collect.collect(config, 1, runner(Recorded(small_policy(), "1000" * 4), scratch / "full"))
+    full = batch(config, "1000" * 4, small_policy())
     assert full.rounds == 1 and len(full.outcomes) == 16
 
 
@@ -256,8 +166,8 @@ def test_a_process_without_episodes_takes_part_and_adds_nothing() -> None:
     scores = scored(config, data)
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     optimiser = torch.optim.SGD(policy.parameters(), lr=1.0)
-    learnt = learn(config, policy, copy.deepcopy(policy), optimiser, replace(data, episodes={}), scores)
-    assert set(learnt.values()) == {0.0}
+    logged = learn(config, policy, copy.deepcopy(policy), optimiser, replace(data, episodes={}), scores)
+    assert set(logged.values()) == {0.0}
     for name, parameter in policy.named_parameters():
         assert torch.equal(parameter, before[name]) and (parameter.grad == 0).all(), name
 
@@ -280,19 +190,18 @@ def test_an_update_makes_better_episodes_likelier() -> None:
     advantages = np.array([scores.advantages[k] for k in data.episodes])
 
     def surrogate() -> float:
-        choices = update.make_action_batch(
-            config, policy, update.queries_of(list(data.episodes.values()), advantages)
-        )
+        queries = update.episode_queries(data.episodes.values(), advantages)
+        actions = update.make_action_batch(config, policy, queries)
         with torch.no_grad():
-            log_probs, _ = policy.log_probs(choices.inputs, choices.tokens, 1.0)
-        return float((log_probs * choices.valid * choices.advantages[:, None]).sum())
+            log_probs, _ = policy.log_probs(actions.inputs, actions.tokens, 1.0)
+        return float((log_probs * actions.valid * actions.advantages[:, None]).sum())
 
     before = surrogate()
     learn(config, policy, None, optimiser, data, scores)
     assert surrogate() > before
 
 
-def test_micro_batches_are_prepared_one_ahead_in_their_order() -> None:
+def test_micro_batches_are_prefetched_in_their_order() -> None:
     """Not all at once, whose pictures are gigabytes; an error of the thread is the update's."""
     made: list[int] = []
 
@@ -302,13 +211,32 @@ def test_micro_batches_are_prepared_one_ahead_in_their_order() -> None:
             raise ValueError("a broken picture")
         return part
 
-    ahead = update._ahead(make, ([k] for k in range(9)))  # type: ignore[arg-type, misc]
-    assert next(ahead) == [0] and len(made) <= 2
-    assert [next(ahead), next(ahead), next(ahead)] == [[1], [2], [3]]
+    batches = update.prefetch(make, ([k] for k in range(9)))  # type: ignore[arg-type, misc]
+    assert next(batches) == [0] and len(made) <= 2
+    assert [next(batches), next(batches), next(batches)] == [[1], [2], [3]]
     with pytest.raises(ValueError, match="a broken picture"):
-        next(ahead)
+        next(batches)
     assert len(made) <= 6
-    assert list(update._ahead(make, [])) == []  # type: ignore[arg-type]
+    assert list(update.prefetch(make, [])) == []  # type: ignore[arg-type]
+
+
+def record(
+    data: collect.Batch,
+    scores: score.BatchScores,
+    update_metrics: dict[str, float | None] | None = None,
+    evaluation: collect.Batch | None = None,
+    seconds: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0),
+) -> metrics.StepRecord:
+    """The first step's; by default each of the update's metrics is 0.5."""
+    return metrics.StepRecord(
+        1,
+        data,
+        scores,
+        update_metrics or dict.fromkeys(update.UPDATE_METRICS, 0.5),
+        1e-4,
+        evaluation or collect.Batch(),
+        dict(zip(metrics.PHASES, seconds, strict=True)),
+    )
 
 
 def test_a_step_without_signal_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -318,17 +246,18 @@ def test_a_step_without_signal_says_so(capsys: pytest.CaptureFixture[str]) -> No
     scores = scored(config, data)
     before = [p.detach().clone() for p in policy.parameters()]
     optimiser = torch.optim.SGD(policy.parameters(), lr=1.0)
-    learnt = learn(config, policy, None, optimiser, data, scores)
+    update_metrics = learn(config, policy, None, optimiser, data, scores)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
-    row = metrics.metrics_row(1, data, scores, learnt, 1e-4, collect.Batch(), [0.0, 1.0, 3.0, 6.0, 10.0])
+    step = record(data, scores, update_metrics, seconds=(1.0, 2.0, 3.0, 4.0))
+    row = metrics.metrics_row(step)
     assert row["loss"] is None and row["groups_without_signal"] == row["groups"] == 4
     seconds = [row[f"seconds_{name}"] for name in ("rollout", "encode", "update", "evaluate", "total")]
     assert seconds == [1.0, 2.0, 3.0, 4.0, 10.0] and row["episodes_per_second"] == 16.0
-    metrics.report(row, scores)
+    metrics.print_step(row, scores)
     assert "nothing to learn from" in capsys.readouterr().out
-    assert metrics.run_warnings([row], metrics.task_rows(1, data, scores)) == [
-        "no step had anything to learn from: the policy is what it was at the start",
-        "tasks [7, 8] never succeeded: nothing could be learnt about them",
+    assert metrics.run_warnings([row], metrics.task_rows(step)) == [
+        "no step had anything to learn from: the policy is still the initial one",
+        "tasks [7, 8] never succeeded: nothing could be learned about them",
     ]
 
 
@@ -337,14 +266,14 @@ def test_rows_tell_of_each_task_and_of_the_rewards() -> None:
     config = stage()
     data = batch(config, "1100" + "0000" + "0001" + "0000", small_policy())
     scores = scored(config, data)
-    learnt = dict.fromkeys(update.UPDATE_METRICS, 0.5)
     greedy = batch(config, "1000" + "0000" * 3, small_policy())
-    row = metrics.metrics_row(1, data, scores, learnt, 1e-4, greedy, [0.0, 1.0, 2.0, 3.0, 4.0])
+    step = record(data, scores, evaluation=greedy)
+    row = metrics.metrics_row(step)
     histogram = json.loads(row["reward_histogram"])
     assert len(histogram) == 10 and sum(histogram) == 16 and histogram[9] == 3 and histogram[0] >= 8
     assert row["evaluation_success_rate"] == 1 / 16 and row["unshaped_tasks"] == 1
     assert row["distance_min"] <= row["distance_mean"] <= row["distance_max"] and row["memory_mb"] > 50
-    seven, eight = metrics.task_rows(1, data, scores)
+    seven, eight = metrics.task_rows(step)
     assert (seven["task_id"], seven["successes"], seven["episodes"], seven["success_rate"]) == (
         7,
         3,
@@ -366,7 +295,8 @@ def test_rows_tell_of_each_task_and_of_the_rewards() -> None:
 def test_learning_rates() -> None:
     def rates(**changes: object) -> list[float]:
         train = stage({"steps": 8, "learning_rate": 0.4, **changes}).train
-        return [update.learning_rate(train, step) for step in range(1, 9)]
+        peak, warmup, schedule = train.learning_rate, train.warmup, train.schedule
+        return [optim.learning_rate(k, train.steps, peak, warmup, schedule) for k in range(train.steps)]
 
     assert rates() == [0.4] * 8
     assert rates(warmup=0.5) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4, 0.4])
@@ -385,9 +315,8 @@ def test_doubtful_settings_are_named() -> None:
 def test_a_radius_that_finds_no_cluster_is_told() -> None:
     config = stage(reward={"references": "dbscan", "eps": 1e-9})
     scores = scored(config, data := batch(config, "1100" + "1010" + "1101" + "0001", small_policy()))
-    learnt = dict.fromkeys(update.UPDATE_METRICS, 0.5)
-    row = metrics.metrics_row(1, data, scores, learnt, 1e-4, collect.Batch(), [0.0, 1.0, 2.0, 3.0, 4.0])
-    (line,) = metrics.run_warnings([row], metrics.task_rows(1, data, scores))
+    step = record(data, scores)
+    (line,) = metrics.run_warnings([metrics.metrics_row(step)], metrics.task_rows(step))
     assert "reward.eps is too small" in line and "no cluster in any step" in line
 
 
@@ -397,8 +326,13 @@ def test_training_stops_at_its_target(
     """All recorded episodes of the test states 40 and 41 succeed: their seeds say so."""
     monkeypatch.setattr(trainer, "PolicyRunner", RecordedRollouts)
     save_policy(small_policy(), tmp_path / "initial")
+
+    def train(config: TrainStage, out: str) -> None:
+        folders = trainer.Folders(tmp_path / "initial", tmp_path / out, tmp_path / "scratch")
+        trainer.Trainer(config, folders, workers=1).train()
+
     config = stage({"steps": 9, "evaluate_every": 2, "target": 1.0, "warmup": 0.5, "learning_rate": 1e-4})
-    trainer.train(config, tmp_path / "initial", None, tmp_path / "out", tmp_path / "scratch", workers=1)
+    train(config, "out")
     metrics = read_rows(tmp_path / "out/metrics.csv", RL_METRICS)
     assert metrics["step"].tolist() == [1, 2] and metrics["evaluation_episodes"].tolist() == [0, 4]
     assert metrics["evaluation_success_rate"][1] == 1 and pd.isna(metrics["evaluation_success_rate"][0])
@@ -408,7 +342,7 @@ def test_training_stops_at_its_target(
 
     # Asked for once more, it is written at once: no episode is run.
     monkeypatch.setattr(trainer, "PolicyRunner", None)
-    trainer.train(config, tmp_path / "initial", None, tmp_path / "again", tmp_path / "scratch", workers=1)
+    train(config, "again")
     for file in ("policy/model.safetensors", "metrics.csv", "tasks.csv", "rewards.parquet"):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "out" / file).read_bytes()
 
@@ -428,7 +362,8 @@ def test_the_expert_is_a_reference_where_configured(monkeypatch: pytest.MonkeyPa
     world_model = load_world_model(config.world_model, None)
     experts = score.embed_experts(config, world_model, [tmp_path / "seven", tmp_path / "eight"])
     assert shown == ["seven", "eight"] and {k: v.shape[0] for k, v in experts.items()} == {7: 2, 8: 2}
-    scores = score.score(config, data, score.embed(config, data, world_model, Accelerator()), experts)
+    embeddings = score.embed_batch(config, data, world_model, Accelerator())
+    scores = score.score_batch(config, data, embeddings, experts)
     assert [task.unshaped for task in scores.shaped.tasks] == [None, None]
     own = world_model.embed(data.episodes[4].frames)
     distance = np.linalg.norm(own.astype(float) - experts[8][0])
@@ -441,7 +376,7 @@ def test_the_simulator_may_say_how_near_a_failure_came() -> None:
     distances = [0.0 if outcome.success else 0.1 * outcome.number for outcome in data.outcomes]
     outcomes = [replace(o, distance_to_goal=d) for o, d in zip(data.outcomes, distances, strict=True)]
     data = replace(data, outcomes=tuple(outcomes))
-    shaped = score.score(config, data, score.distances_to_goal(data)).shaped
+    shaped = score.score_batch(config, data, score.distances_to_goal(data)).shaped
     # Task 7 ended 0.2, 0.3, 0.9 and 1.1 m away. Task 8 has no success: its failures earn 0, as with pictures.
     failures = [2, 3, 9, 11]
     assert shaped.valid.all() and shaped.distances[failures] == pytest.approx([0.2, 0.3, 0.9, 1.1])

@@ -3,12 +3,14 @@
 logged LOG [accelerate launch ... --module] srpo COMMAND ARGUMENTS...    (see workflow/shell.sh)
 """
 
+import re
 import sys
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from srpo.analysis.drawings import DRAWINGS
 from srpo.runtime.videos import write_video
 
 PIXEL = bytes.fromhex(
@@ -22,7 +24,6 @@ FILES = {
     "demos": ("task_demo.hdf5",),
     "pretrain": ("config.json",),
     "reward-benchmark": ("trajectories.h5",),
-    "srpo.analysis.videos": ("task0-state0.mp4", "all.html"),
 }
 
 
@@ -34,20 +35,31 @@ def make(path: Path) -> None:
     path.write_bytes(PIXEL if path.suffix == ".png" else b"a,b\n1,2\n")
 
 
+def drawn(name: str, *arguments: str) -> list[Path]:
+    """What `srpo draw NAME ARGUMENTS...` writes."""
+    out = Path(arguments[arguments.index("--out") + 1])
+    outputs = next(drawing for drawing in DRAWINGS if drawing.name == name).outputs
+    files = [out / path for form, path in outputs.items() if form != "folder"]
+    if "folder" in outputs:
+        suite = re.search(r"/runs/(\w+)/", " ".join(arguments))
+        assert suite
+        folder = out / outputs["folder"].format(suite=suite[1])
+        files += [folder / "task0-state0.mp4", folder / "all.html"]
+    return files
+
+
 log, *words = sys.argv[1:]
-at = words.index("srpo") if "srpo" in words else words.index("-m")
-command, *arguments = words[at + 1 :]
+command, *arguments = words[words.index("srpo") + 1 :]
 Path(log).parent.mkdir(parents=True, exist_ok=True)
 Path(log).write_text(" ".join([command, *arguments]))
+if command == "draw":
+    for path in drawn(*arguments):
+        make(path)
+    sys.exit()
 for name, value in pairwise(arguments):
-    if name == "--figure":
-        make(Path(f"{value}.png"))
-        make(Path(f"{value}.pdf"))
-    elif name == "--videos":
+    if name == "--videos":
         make(Path(value, "task0-state0.mp4"))
-    elif name in ("--csv", "--tex", "--html", "--text", "--curves", "--paths", "--efficiency", "--data") or (
-        name == "--out" and Path(value).suffix
-    ):
+    elif name in ("--curves", "--paths", "--data") or (name == "--out" and Path(value).suffix):
         make(Path(value))
     elif name == "--out":
         for file in FILES[command]:

@@ -44,7 +44,7 @@ LOAD_ALL = """
   return found;
 })()
 """
-"""What became of every result in the page: its kind and size (0: it does not load)."""
+"""For every result in the page: its kind and size (0: it does not load)."""
 
 
 class Browser:
@@ -90,19 +90,21 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"]["value"]
 
-    def told(self, method: str) -> list[dict[str, Any]]:
+    def received(self, method: str) -> list[dict[str, Any]]:
         return [event["params"] for event in self.events if event.get("method") == method]
 
     def errors(self) -> list[str]:
-        """Console errors, uncaught exceptions, and what the browser itself complains of."""
-        calls = [str(p["args"]) for p in self.told("Runtime.consoleAPICalled") if p["type"] == "error"]
-        thrown = [str(p["exceptionDetails"]) for p in self.told("Runtime.exceptionThrown")]
-        entries = [p["entry"]["text"] for p in self.told("Log.entryAdded") if p["entry"]["level"] == "error"]
+        """Console errors, uncaught exceptions, and errors that the browser itself logs."""
+        calls = [str(p["args"]) for p in self.received("Runtime.consoleAPICalled") if p["type"] == "error"]
+        thrown = [str(p["exceptionDetails"]) for p in self.received("Runtime.exceptionThrown")]
+        entries = [
+            p["entry"]["text"] for p in self.received("Log.entryAdded") if p["entry"]["level"] == "error"
+        ]
         return calls + thrown + entries
 
     def requests(self) -> list[str]:
         """Addresses outside this machine's files that the page asked for."""
-        asked = [parameters["request"]["url"] for parameters in self.told("Network.requestWillBeSent")]
+        asked = [parameters["request"]["url"] for parameters in self.received("Network.requestWillBeSent")]
         return [address for address in asked if not address.startswith(("file:", "data:", "blob:"))]
 
 
@@ -188,8 +190,8 @@ def test_videos_play_in_a_page(tmp_path: Path) -> None:
 
 @needs_chromium
 @pytest.mark.timeout(240)
-def test_the_browser_tells_of_what_is_wrong(tmp_path: Path) -> None:
-    """So that the test above can fail: a broken picture, a console error and a request are all seen."""
+def test_the_browser_reports_errors(tmp_path: Path) -> None:
+    """So that the tests above can fail: a broken picture, a console error and a request are all noticed."""
     page = tmp_path / "page.html"
     page.write_text(
         "<body><script>"

@@ -53,15 +53,3 @@ def test_local_rules_are_those_that_take_seconds(tmp_path: Path) -> None:
                 marked.add(name)
     # `ablations` is made of t1 (`use rule`), `all` has nothing to run, `generated` is no stage.
     assert marked == LOCAL - {"ablations", "all"} | {"generated"}
-
-
-def test_memory_and_time_grow_with_attempts() -> None:
-    """By the functions of common.smk: memory to twice the first, time to two days."""
-    text = (ROOT / "workflow/rules/common.smk").read_text()
-    code = "\n\n".join(re.findall(r"^def (?:memory|minutes)\(.*?(?=^\n\n)", text, re.MULTILINE | re.DOTALL))
-    names: dict[str, object] = {"PRESET": type("Preset", (), {"gpus": 0})}
-    exec(code, names)
-    memory, minutes = names["memory"], names["minutes"]
-    assert [memory(None, 8, attempt) for attempt in (1, 2, 3, 4)] == [20000, 30000, 40000, 40000]  # type: ignore
-    assert [minutes(1440)(None, attempt) for attempt in (1, 2, 3)] == [1440, 2880, 2880]  # type: ignore
-    assert [minutes(4000)(None, attempt) for attempt in (1, 2)] == [4000, 4000]  # type: ignore

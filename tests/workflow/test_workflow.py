@@ -177,7 +177,7 @@ def test_lint(tmp_path: Path) -> None:
 def test_imports_are_light(tmp_path: Path) -> None:
     """Every job of a cluster parses the workflow again."""
     allowed = re.compile(
-        r"^(from|import) (mimetypes|shlex|sys|pathlib|snakemake|srpo\.(config|libero_plus\.tasks))\b"
+        r"^(from|import) (mimetypes|shlex|sys|pathlib|snakemake|srpo\.(config|cluster|libero_plus\.tasks))\b"
     )
     for file in [ROOT / "Snakefile", *(ROOT / "workflow/rules").glob("*.smk")]:
         for line in file.read_text().splitlines():
@@ -274,10 +274,10 @@ def test_a_checkpoint_on_the_hub_is_fetched_first(finished: Path) -> None:
         "set=['policy.checkpoint=lab/policy', 'policy.revision=abc123']",
     )
     assert re.search(
-        r"srpo\.fetch --checkpoint lab/policy --revision abc123 --out checkpoints/lab--policy@abc123\n",
+        r"srpo download --checkpoint lab/policy --revision abc123 --out checkpoints/lab--policy@abc123\n",
         output,
     )
-    assert re.search(r"srpo\.sft .* --checkpoint checkpoints/lab--policy@abc123 --out ", output)
+    assert re.search(r"srpo sft .* --checkpoint checkpoints/lab--policy@abc123 --out ", output)
 
 
 def test_a_changed_variant_reruns_its_own_runs(finished: Path) -> None:
@@ -290,6 +290,28 @@ def test_a_changed_variant_reruns_its_own_runs(finished: Path) -> None:
         **{"config": 1, "train": 1, "evaluate": 1, "plus_shard": 4, "plus": 1},
         **{"t1": 1, "t2": 1, "t2_curves": 1, "f2": 1, "headline": 1, "gains": 1, "all": 1, "total": 15},
     }
+
+
+def test_an_edit_of_code_redraws_what_imports_it(finished: Path) -> None:
+    """A drawing depends on its module and on what that imports, however far away."""
+
+    def redrawn(module: str) -> set[str]:
+        file = finished / "srpo/analysis" / module
+        text, times = file.read_text(), file.stat()
+        file.write_text(f"{text}\n# edited\n")
+        counts = job_counts(dry_run(finished, "--quiet", "rules"))
+        file.write_text(text)
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+        return set(counts) - {"all", "total"}
+
+    shown = {"t1", "t2", "t2_curves", "t3", "t3_distributions", "t3_truth", "gains"}
+    shown |= {"f1", "f2", "f4", "headline", "videos"}
+    assert redrawn("tables/t1.py") == {"t1"}
+    assert redrawn("tables/t3.py") == {"t3", "t3_distributions"}
+    assert redrawn("figures/f2.py") == {"f2", "headline"}
+    assert redrawn("stats.py") >= {"t1", "t2", "t2_curves", "t3", "t3_truth", "gains", "f2", "headline"}
+    assert redrawn("style.py") == shown - {"gains", "videos"}
+    assert redrawn("report/evidence.py") == set()
 
 
 def test_an_override_reruns_what_it_changes(finished: Path) -> None:
@@ -325,18 +347,16 @@ def test_a_process_a_gpu_has_its_share_of_the_cores(cores: int, gpus: int, share
     assert shell(f"share {cores} {gpus}") == f"{share}\n"
 
 
-def test_where_a_gpu_acts_there_are_two_simulators_a_core() -> None:
-    assert [shell(f"simulators 6 {gpus}") for gpus in (0, 1, 8)] == ["6\n", "12\n", "12\n"]
-
-
 def test_processes_on_gpus_have_no_more_threads_than_the_job_has_cores(tmp_path: Path) -> None:
-    """As told by torch in each process: Snakemake has given the job as many threads as cores."""
-    (tmp_path / "told.py").write_text("import os, torch; os.write(1, b'%d\\n' % torch.get_num_threads())")
+    """As torch counts them in each process: Snakemake has given the job as many threads as cores."""
+    (tmp_path / "srpo.py").write_text("import os, torch; os.write(1, b'%d\\n' % torch.get_num_threads())")
+    (tmp_path / "srpo").write_text("#!/bin/sh\nexec python -m srpo\n")
+    (tmp_path / "srpo").chmod(0o755)
     before = {f"{library}_NUM_THREADS": "2" for library in ("OMP", "MKL", "OPENBLAS", "GOTO")}
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, **before, "PATH": path, "PYTHONPATH": str(tmp_path)}
-    assert shell("$(launch 2 1) told", environment) == "2\n"
-    assert shell("$(launch 2 2) told", environment) == "1\n1\n"
+    assert shell(f"cd {tmp_path}; $(launch 2 1)", environment) == "2\n"
+    assert shell(f"cd {tmp_path}; $(launch 2 2)", environment) == "1\n1\n"
 
 
 def shell(command: str, environment: dict[str, str] | None = None) -> str:

@@ -7,8 +7,6 @@ rule checkpoint:
     benchmark:
         "checkpoints/{checkpoint}.tsv"
     localrule: True
-    conda:
-        "../../environment.yml"
     params:
         source=lambda wildcards: checkpoint_arguments(
             *CHECKPOINTS[wildcards.checkpoint]

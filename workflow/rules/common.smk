@@ -6,12 +6,15 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from srpo.config import STAGES, STYLES, ConfigError, Preset, validate
+from srpo.analysis.drawings import DRAWINGS, OUTPUTS
+from srpo.cluster import resources
+from srpo.cluster.resources import GROUPS, scratch_path, sweep_size
+from srpo.config import STAGES, ConfigError, Preset, validate
 from srpo.config.layers import split_overrides
 from srpo.config.plan import plan
 from srpo.config.resolve import to_yaml
-from srpo.config.sheets import SFT, baseline, ours
-from srpo.libero_plus.tasks import count, shards
+from srpo.config.sheets import SFT
+from srpo.libero_plus.tasks import shards
 
 ROOT = Path(os.path.relpath(workflow.basedir))
 PRESET_FILES = ", ".join(os.path.relpath(file) for file in workflow.configfiles)
@@ -35,9 +38,11 @@ mimetypes.add_type(
 )  # for the report, which would complain that it does not know
 PLAN = make_plan()
 PRESET = PLAN.preset
-GAINS = f"results/{PRESET.name}/tables/gains.txt"
+SIMULATORS_PER_CORE = resources.simulators(1, PRESET.gpus)
+RESULTS = f"results/{PRESET.name}"
+GAINS = Path(RESULTS, "tables", "gains.txt")
 # The report's first lines; its template sees nothing but the configuration.
-config["gains"] = Path(GAINS).read_text().splitlines() if Path(GAINS).is_file() else []
+config["gains"] = GAINS.read_text().splitlines() if GAINS.is_file() else []
 
 
 def checkpoint_name(source, revision):
@@ -83,9 +88,9 @@ shell.prefix(
 
 
 pathvars:
-    results=f"results/{PRESET.name}",
-    logs=f"results/{PRESET.name}/logs",
-    benchmarks=f"results/{PRESET.name}/benchmarks",
+    results=RESULTS,
+    logs=f"{RESULTS}/logs",
+    benchmarks=f"{RESULTS}/benchmarks",
 
 
 def one_of(names):
@@ -113,29 +118,20 @@ def stage_of(folder):
 
 
 def scratch(wildcards, output):
-    """Where a job keeps what it resumes from: outside its outputs, which Snakemake deletes when the job fails."""
-    return Path("scratch", *Path(output[0]).parts[1:]).with_suffix("").as_posix()
+    """The folder of a job's resumable state."""
+    return scratch_path(output[0])
 
 
-def stem(wildcards, output):
-    """A figure's path without its ending: it is written in several formats."""
-    return Path(output.png).with_suffix("").as_posix()
+def cores(rule):
+    return resources.cores(rule, PRESET.gpus)
 
 
 def memory(wildcards, threads, attempt):
-    """MB of a job that simulates: 2 GB a simulator (on a GPU two a core), the policy's share, and up to twice as much
-    after failures."""
-    first = 4000 + (4000 * threads + 64000 if PRESET.gpus else 2000 * threads)
-    return min(2 * first, first * (attempt + 1) // 2)
+    return resources.memory_mb(threads, PRESET.gpus, attempt)
 
 
-def minutes(first):
-    """A job's time limit: more after each failure, up to two days, which many clusters allow."""
-
-    def runtime(wildcards, attempt):
-        return min(first * attempt, max(first, 2880))
-
-    return runtime
+def minutes(rule):
+    return lambda wildcards, attempt: resources.minutes(rule, attempt)
 
 
 def demos_of(wildcards):
@@ -193,39 +189,16 @@ def flag(name, values):
     return [name, *values] if values else []
 
 
-def runs(table, file):
-    """A file of every run that a table shows."""
-    return [f"<results>/{run.folder}/{file}" for run in PLAN.tables.get(table, ())]
-
-
-def sheet(table):
-    """The sheet of a table: its rows and their labels."""
-    return (
-        (ROOT / "configs" / PLAN.sheets[table]).as_posix()
-        if table in PLAN.sheets
-        else []
-    )
-
-
 def source(path):
     """A file of this repository that a job reads, as a path from where Snakemake runs."""
     return (ROOT / path).as_posix()
-
-
-def existing(path):
-    """A file that may be there or not, as an input."""
-    return [path] if Path(path).is_file() else []
 
 
 def plus_shards(wildcards):
     """The parts of a LIBERO-Plus sweep; how many is known without the task list."""
     folder = f"runs/{wildcards.suite}/{wildcards.any_variant}/seed{wildcards.seed}/plus"
     stage = PLAN.stages[folder]
-    total = count(
-        stage.suite, stage.tasks, stage.plus.dimensions, stage.plus.per_dimension
-    )
-    total += len(STYLES) * stage.plus.styles
-    number = shards(total, stage.plus.shard_size)
+    number = shards(sweep_size(stage), stage.plus.shard_size)
     return [f"<results>/{folder}/shard-{shard}.parquet" for shard in range(number)]
 
 
@@ -237,78 +210,108 @@ def plus_assets(wildcards):
     return flag("--assets", [folder for folder in folders if folder])
 
 
-def scores(kind=""):
-    """The reward benchmark's scores (`-curves`: progress curves) of every suite and representation."""
-    return [
-        f"<results>/reward_benchmark/{suite}/{name}{kind}.parquet"
-        for suite in PRESET.suites
-        for name in PRESET.world_models
-    ]
-
-
-def pair(file, suite=None):
-    """A file of the evaluations of T1's baseline and of ours in a suite (default: the first), one seed each."""
-    if "t1" not in PLAN.tables:
-        return []
-    rows = PLAN.rows["t1"]
-    return [
-        f"<results>/{run.folder}/evaluation/{file}"
-        for row in dict.fromkeys([baseline(rows), ours(rows)])
-        for run in PLAN.tables["t1"]
-        if (run.suite, run.variant, run.seed)
-        == (suite or PRESET.suites[0], row.name, PRESET.seeds[0])
-    ]
-
-
-def evaluated_suites():
-    """T1's suites, once each."""
-    return dict.fromkeys(run.suite for run in PLAN.tables.get("t1", ()))
-
-
-def pairs(file):
-    """The same in all of T1's suites."""
-    return [path for suite in evaluated_suites() for path in pair(file, suite)]
-
-
-def shown():
-    """The tables and figures of this preset."""
-    return [
-        *PLAN.tables,
-        *(["t2_curves"] if "t2" in PLAN.tables else []),
-        *(["f4"] if len(set(pair("paths.parquet"))) == 2 else []),
-        *(["f3", "f5"] if "ablations" in PLAN.tables else []),
-        *(["f1", "t3", "t3_distributions", "t3_truth"] if PRESET.world_models else []),
-    ]
-
-
-def videos():
-    """Folders of videos, one a suite of T1."""
-    return [f"<results>/videos/{suite}" for suite in evaluated_suites()]
-
-
-def headline():
-    """The picture to show first, if there are curves, and episodes of before and after."""
-    made = {"t1", "f2"} <= set(PLAN.tables)
-    return ["<results>/figures/headline.png"] if made else []
-
-
-def gains():
-    """What training changed, in sentences, if there are curves and evaluations."""
-    return [GAINS] if {"t1", "f2"} <= set(PLAN.tables) else []
-
-
 def gallery():
     """Pictures of what LIBERO-Plus changes, if it is swept."""
     return ["<results>/figures/gallery.png"] if "t2" in PLAN.tables else []
 
 
-def tables():
-    return [f"<results>/tables/{table}.csv" for table in shown()]
+# Tables and figures (srpo/analysis/drawings.py).
 
 
-def figures():
-    return [
-        f"<results>/figures/{table}.{kind}"
-        for table in shown()
-        for kind in ("png", "pdf")
+def drawing_inputs(drawing):
+    """What a drawing reads, by option of its command, and the code that draws it."""
+
+    def place(root, path):
+        configs = (ROOT / "configs").as_posix()
+        folder = {"preset": "<results>", "results": "results", "configs": configs}[root]
+        return f"{folder}/{path}"
+
+    def of_suite(paths):
+        """Where a rule has the wildcard `suite`, the files of that suite alone."""
+
+        def chosen(wildcards):
+            runs, suite = "<results>/runs/", wildcards.get("suite", "")
+            return [
+                path
+                for path in paths
+                if path.startswith(f"{runs}{suite}") or not path.startswith(runs)
+            ]
+
+        return chosen
+
+    files = drawing.files(PLAN, place)
+    for item in drawing.inputs:
+        if item.need == "if present":
+            files[item.option] = [
+                path for path in files[item.option] if Path(path).is_file()
+            ]
+    named = {
+        option.replace("-", "_"): of_suite(paths) for option, paths in files.items()
+    }
+    return {
+        **named,
+        "beside": of_suite(drawing.beside(PLAN, place)),
+        "code": lambda wildcards: [source(path) for path in drawing.sources()],
+    }
+
+
+def drawing_outputs(drawing):
+    """What a drawing writes, by form, with its place in the report."""
+    caption = f"../report/{drawing.name}.rst"
+    if not Path(workflow.basedir, "workflow/rules", caption).is_file():
+        caption = None
+
+    def output(form, path):
+        if not OUTPUTS[form].label:
+            return f"<results>/{path}"
+        if form == "folder":
+            return report(
+                directory(f"<results>/{path}"),
+                patterns=["{name}.mp4", "{name}.html"],
+                caption=caption,
+                category=drawing.category,
+                labels={"suite": "{suite}", "episode": "{name}"},
+            )
+        return report(
+            f"<results>/{path}",
+            caption=caption,
+            category=drawing.category,
+            labels={
+                drawing.category.lower().removesuffix("s"): drawing.title,
+                "form": OUTPUTS[form].label,
+            },
+        )
+
+    return {form: output(form, path) for form, path in drawing.outputs.items()}
+
+
+def drawing_arguments(drawing):
+    """The command line that draws it."""
+
+    def arguments(wildcards, input):
+        files = {
+            item.option: list(input.get(item.option.replace("-", "_")))
+            for item in drawing.inputs
+        }
+        return drawing.arguments(files, RESULTS)
+
+    return arguments
+
+
+def drawing_log(drawing):
+    """Where its log and benchmark stand, without folder and ending."""
+    name = "{suite}" if "folder" in drawing.writes else drawing.name
+    return f"{drawing.category.lower()}/{name}"
+
+
+def drawn():
+    """All that this preset's tables and figures consist of."""
+    suites = {run.suite for run in PLAN.tables.get("t1", ())} or PRESET.suites
+    paths = [
+        f"<results>/{path.format(suite=suite)}"
+        for drawing in DRAWINGS
+        if drawing.shown(PLAN)
+        for path in drawing.outputs.values()
+        for suite in sorted(suites)
     ]
+    return list(dict.fromkeys(paths))

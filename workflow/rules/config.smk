@@ -14,8 +14,6 @@ rule config:
     benchmark:
         "<benchmarks>/config/{folder}.tsv"
     localrule: True
-    conda:
-        "../../environment.yml"
     params:
         settings=lambda wildcards: to_yaml(PLAN.stages[wildcards.folder]),
     shell:

@@ -1,4 +1,4 @@
-# Demonstrations: the scripted expert's, or a folder of LIBERO's own files, checked.
+# Demonstrations: recorded by the scripted expert, or imported from a folder of LIBERO's own files.
 rule demos:
     input:
         config="<results>/demos/{suite}/config.yaml",
@@ -8,12 +8,10 @@ rule demos:
         "<logs>/demos/{suite}.log",
     benchmark:
         "<benchmarks>/demos/{suite}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: 8
+    threads: cores("demos")
     resources:
         mem_mb=memory,
-        runtime=minutes(240),
+        runtime=minutes("demos"),
     params:
         scratch=scratch,
     shell:

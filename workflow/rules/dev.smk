@@ -19,8 +19,6 @@ rule generated:
     benchmark:
         "<benchmarks>/generated.tsv"
     localrule: True
-    conda:
-        "../../environment.yml"
     params:
         schemas=lambda wildcards, output: Path(output.schemas[0]).parent.as_posix(),
     shell:

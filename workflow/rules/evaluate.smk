@@ -15,16 +15,14 @@ rule evaluate:
         "<benchmarks>/evaluate/{suite}/{any_variant}/seed{seed}.tsv"
     # The seeds of one variant; how many share a job is up to the profile.
     group:
-        "evaluate_{suite}_{any_variant}"
-    conda:
-        "../../environment.yml"
-    threads: 8
+        GROUPS["evaluate"]
+    threads: cores("evaluate")
     resources:
         mem_mb=memory,
-        runtime=minutes(480),
+        runtime=minutes("evaluate"),
         gpu=PRESET.gpus,
     params:
         scratch=scratch,
     shell:
         "logged {log:q} srpo evaluate --config {input.config:q} --policy {input.policy:q}"
-        " --out {output.episodes:q} --paths {output.paths:q} --videos {output.videos:q} --scratch {params.scratch:q} --workers $(simulators {threads} {resources.gpu})"
+        " --out {output.episodes:q} --paths {output.paths:q} --videos {output.videos:q} --scratch {params.scratch:q} --workers $(({threads} * {SIMULATORS_PER_CORE}))"

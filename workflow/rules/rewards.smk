@@ -9,18 +9,16 @@ rule trajectories:
         "<logs>/trajectories/{suite}.log",
     benchmark:
         "<benchmarks>/trajectories/{suite}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: 8
+    threads: cores("trajectories")
     resources:
         mem_mb=memory,
-        runtime=minutes(480),
+        runtime=minutes("trajectories"),
         gpu=PRESET.gpus,
     params:
         scratch=scratch,
     shell:
         "logged {log:q} srpo reward-benchmark collect --config {input.config:q}"
-        " --policy {input.policy:q} --out {output:q} --scratch {params.scratch:q} --workers $(simulators {threads} {resources.gpu})"
+        " --policy {input.policy:q} --out {output:q} --scratch {params.scratch:q} --workers $(({threads} * {SIMULATORS_PER_CORE}))"
 
 
 rule score:
@@ -35,12 +33,10 @@ rule score:
         "<logs>/score/{suite}/{world_model}.log",
     benchmark:
         "<benchmarks>/score/{suite}/{world_model}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: 8
+    threads: cores("score")
     resources:
         mem_mb=memory,
-        runtime=minutes(480),
+        runtime=minutes("score"),
         gpu=PRESET.gpus,
     params:
         scratch=scratch,

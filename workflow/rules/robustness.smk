@@ -1,4 +1,4 @@
-# LIBERO-Plus: the official task list, then each run's sweep in parts of many tasks (never a job a task).
+# LIBERO-Plus: the official task list, then each run's sweep in shards of many tasks.
 rule plus_tasks:
     output:
         tasks="results/libero_plus/tasks.csv",
@@ -8,8 +8,6 @@ rule plus_tasks:
     benchmark:
         "<benchmarks>/plus_tasks.tsv"
     localrule: True
-    conda:
-        "../../environment.yml"
     shell:
         "logged {log:q} srpo libero-plus fetch --out {output.tasks:q} --data {output.data:q}"
 
@@ -26,15 +24,13 @@ rule plus_shard:
         "<logs>/plus/{suite}/{any_variant}/seed{seed}/shard-{shard}.log",
     benchmark:
         "<benchmarks>/plus/{suite}/{any_variant}/seed{seed}/shard-{shard}.tsv"
-    # Parts of one sweep need the same files; how many share a job is up to the profile.
+    # Shards of one sweep need the same files; the profile sets how many share a job.
     group:
-        "plus_{suite}_{any_variant}_{seed}"
-    conda:
-        "../../environment.yml"
-    threads: 8
+        GROUPS["plus_shard"]
+    threads: cores("plus_shard")
     resources:
         mem_mb=memory,
-        runtime=minutes(120),
+        runtime=minutes("plus_shard"),
         gpu=PRESET.gpus,
     params:
         scratch=scratch,
@@ -42,7 +38,7 @@ rule plus_shard:
     shell:
         "logged {log:q} srpo evaluate --config {input.config:q} --policy {input.policy:q}"
         " --plus {input.tasks:q} --plus-data {input.data:q} --shard {wildcards.shard}/{params.number}"
-        " --out {output:q} --scratch {params.scratch:q} --workers $(simulators {threads} {resources.gpu})"
+        " --out {output:q} --scratch {params.scratch:q} --workers $(({threads} * {SIMULATORS_PER_CORE}))"
 
 
 rule plus:
@@ -57,8 +53,6 @@ rule plus:
     benchmark:
         "<benchmarks>/plus/{suite}/{any_variant}/seed{seed}.tsv"
     localrule: True
-    conda:
-        "../../environment.yml"
     shell:
         "logged {log:q} srpo libero-plus merge --config {input.config:q} --tasks {input.tasks:q}"
         " --out {output:q} {input.shards:q}"
@@ -78,8 +72,6 @@ rule gallery:
         "<logs>/figures/gallery.log",
     benchmark:
         "<benchmarks>/figures/gallery.tsv"
-    conda:
-        "../../environment.yml"
     resources:
         mem_mb=8000,
         runtime=60,
@@ -87,46 +79,3 @@ rule gallery:
         assets=plus_assets,
     shell:
         "logged {log:q} srpo libero-plus gallery --data {input.data:q} {params.assets:q} --out {output:q}"
-
-
-rule t2_curves:
-    input:
-        episodes=runs("t2", "plus/episodes.parquet"),
-        configs=runs("t2", "plus/config.yaml"),
-        sheet=sheet("t2"),
-        tasks=rules.plus_tasks.output.tasks,
-        # LIBERO-Plus's own file of difficulty levels, where the user has put it.
-        classification=lambda wildcards: existing(
-            "results/libero_plus/task_classification.json"
-        ),
-        code=source("srpo/analysis/t2_curves.py"),
-    output:
-        csv=report(
-            "<results>/tables/t2_curves.csv",
-            caption="../report/t2_curves.rst",
-            category="Tables",
-            labels={"table": "T2: success by magnitude", "form": "numbers"},
-        ),
-        png=report(
-            "<results>/figures/t2_curves.png",
-            caption="../report/t2_curves.rst",
-            category="Tables",
-            labels={"table": "T2: success by magnitude", "form": "picture"},
-        ),
-        pdf="<results>/figures/t2_curves.pdf",
-    log:
-        "<logs>/tables/t2_curves.log",
-    benchmark:
-        "<benchmarks>/tables/t2_curves.tsv"
-    localrule: True
-    conda:
-        "../../environment.yml"
-    params:
-        stem=stem,
-        classification=lambda wildcards, input: (
-            f"--classification {input.classification}" if input.classification else ""
-        ),
-    shell:
-        "logged {log:q} python -m srpo.analysis.t2_curves --sheet {input.sheet:q} --tasks {input.tasks:q}"
-        " --episodes {input.episodes:q} {params.classification}"
-        " --csv {output.csv:q} --figure {params.stem:q}"

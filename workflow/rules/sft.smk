@@ -12,13 +12,10 @@ rule sft:
         f"<logs>/sft/{{suite}}/{SFT}/seed{{seed}}.log",
     benchmark:
         f"<benchmarks>/sft/{{suite}}/{SFT}/seed{{seed}}.tsv"
-    conda:
-        "../../environment.yml"
-    # Sums over threads round differently, and a policy that SFT leaves early succeeds more or less often with them.
-    threads: 8 if PRESET.gpus else 2
+    threads: cores("sft")
     resources:
         mem_mb=memory,
-        runtime=minutes(1440),
+        runtime=minutes("sft"),
         gpu=PRESET.gpus,
     params:
         demos=f"results/{PRESET.name}/demos/{{suite}}/data",

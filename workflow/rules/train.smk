@@ -16,12 +16,10 @@ rule train:
         "<logs>/train/{suite}/{variant}/seed{seed}.log",
     benchmark:
         "<benchmarks>/train/{suite}/{variant}/seed{seed}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: 16
+    threads: cores("train")
     resources:
         mem_mb=memory,
-        runtime=minutes(1440),
+        runtime=minutes("train"),
         gpu=PRESET.gpus,
     params:
         out=subpath(output.policy, parent=True),
@@ -33,4 +31,4 @@ rule train:
     shell:
         "logged {log:q} $(launch {threads} {resources.gpu}) train --config {input.config:q} --policy {input.policy:q}"
         " {params.world_model:q} {params.demos:q} --out {params.out:q} --scratch {params.scratch:q}"
-        " --workers $(simulators $(share {threads} {resources.gpu}) {resources.gpu})"
+        " --workers $(($(share {threads} {resources.gpu}) * {SIMULATORS_PER_CORE}))"

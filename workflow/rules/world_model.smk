@@ -8,12 +8,10 @@ rule world_model:
         "<logs>/world_model/{world_model}.log",
     benchmark:
         "<benchmarks>/world_model/{world_model}.tsv"
-    conda:
-        "../../environment.yml"
-    threads: 8
+    threads: cores("world_model")
     resources:
         mem_mb=memory,
-        runtime=minutes(480),
+        runtime=minutes("world_model"),
         gpu=PRESET.gpus,
     params:
         scratch=scratch,

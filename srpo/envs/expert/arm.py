@@ -1,4 +1,4 @@
-"""How the expert moves: a proportional controller on the gripper's pose, with optional noise."""
+"""The expert's controller: proportional control of the gripper's pose, with optional noise."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from srpo.envs.libero import LiberoEnv
 OPEN, CLOSED = -1.0, 1.0
 """Gripper commands."""
 TRANSLATION, ROTATION = 0.05, 0.5
-"""Metres and radians that a full action asks of LIBERO's controller."""
+"""Displacement (metres) and rotation (radians) of a full action."""
 GAIN = 1.5
 ROTATION_GAIN = 1.2
 ROTATION_LIMIT = 0.6
+"""Largest rotation number of an action."""
 NOISE_CORRELATION = 0.8
 NOISE_SCALE = np.array([1.0, 1.0, 1.0, 0.3, 0.3, 0.3])
-"""Noise on xyz and on rotation, as shares of the configured standard deviation."""
-CAREFUL = 0.8
-"""At or below this speed the gripper is near things: noise would spoil grasps rather than show recoveries."""
-CAREFUL_NOISE = 0.5
-"""The share of the noise that is left then."""
+"""Noise on translation and rotation, as fractions of the configured standard deviation."""
+SLOW = 0.8
+"""Speed from which downwards the gripper is near objects, where full noise would spoil grasps."""
+SLOW_NOISE = 0.5
+"""Fraction of the noise at slow speed."""
 CLOSING_STEPS = 12
 """Control steps that the gripper takes to close."""
 
@@ -38,7 +39,7 @@ class EpisodeEnd(Exception):  # noqa: N818  (not an error)
 
 
 class CorrelatedNoise:
-    """Stationary AR(1) noise x' = ρ x + √(1 − ρ²) σ ε of the six motion numbers, starting at 0."""
+    """AR(1) noise x' = ρ x + √(1 − ρ²) σ ε of an action's six motion numbers, starting at 0."""
 
     def __init__(self, scale: float, rng: np.random.Generator) -> None:
         self._deviation = scale * NOISE_SCALE
@@ -47,16 +48,16 @@ class CorrelatedNoise:
 
     def __call__(self) -> Vector:
         """The next value (6,)."""
-        fresh = self._rng.standard_normal(6) * self._deviation
-        self._value = NOISE_CORRELATION * self._value + np.sqrt(1 - NOISE_CORRELATION**2) * fresh
+        innovation = self._rng.standard_normal(6) * self._deviation
+        self._value = NOISE_CORRELATION * self._value + np.sqrt(1 - NOISE_CORRELATION**2) * innovation
         return self._value
 
 
 class Arm:
     """The robot's gripper.
 
-    `before_step` is called with every intended action just before it is executed with noise, which is what
-    makes noisy demonstrations useful: states a little off the path, labelled with the way back.
+    `before_step` is called with every intended action just before it is executed with noise. So noisy
+    demonstrations have states off the path, labelled with the action that returns to it.
     """
 
     def __init__(
@@ -88,11 +89,11 @@ class Arm:
 
     @property
     def target_rotation(self) -> Matrix:
-        """The orientation last asked for."""
+        """The orientation last commanded."""
         return self._target_rotation
 
     def _act(self, target: Vector, gain: float, speed: float) -> None:
-        """One control step towards `target`; no axis exceeds `speed`, and the direction is kept."""
+        """One control step towards `target`, scaled so that no axis exceeds `speed`."""
         action = np.empty(7)
         action[:3] = gain / TRANSLATION * (target - self.position)
         action[:3] *= min(1.0, speed / max(np.abs(action[:3]).max(), 1e-9))
@@ -100,7 +101,7 @@ class Arm:
         action[3:6] *= min(1.0, ROTATION_LIMIT / max(np.abs(action[3:6]).max(), 1e-9))
         action[6] = self._command
         self._before_step(action.copy())
-        noise = self._noise() * (CAREFUL_NOISE if speed <= CAREFUL else 1.0)
+        noise = self._noise() * (SLOW_NOISE if speed <= SLOW else 1.0)
         action[:6] = np.clip(action[:6] + noise, -1.0, 1.0)
         self._steps_left -= 1
         if self._env.step(action):
@@ -121,10 +122,10 @@ class Arm:
         speed: float = 1.0,
         until: Callable[[], bool] | None = None,
     ) -> bool:
-        """Go to `target` (world, metres; a function is asked again at every step).
+        """Move to `target` (world, metres; a function is evaluated at every step).
 
-        Ends when within `tolerance` (metres) and `angle` (radians), when `until()` holds, or after `steps`
-        steps; only the last returns False. `rotation` and `gripper` stay as they were when not given.
+        Ends when within `tolerance` (metres) and `angle` (radians), when `until()` is true, or after `steps`
+        steps; only the last returns False. `rotation` and `gripper` default to those of the move before.
         """
         if rotation is not None:
             self._target_rotation = rotation
@@ -132,8 +133,8 @@ class Arm:
             self._command = gripper
         for _ in range(steps):
             goal = target() if callable(target) else target
-            turn = np.linalg.norm(rotation_vector(self.rotation, self._target_rotation))
-            if np.linalg.norm(goal - self.position) < tolerance and turn < angle:
+            angle_left = np.linalg.norm(rotation_vector(self.rotation, self._target_rotation))
+            if np.linalg.norm(goal - self.position) < tolerance and angle_left < angle:
                 return True
             if until is not None and until():
                 return True
@@ -141,16 +142,16 @@ class Arm:
         return False
 
     def shift(self, x: float = 0.0, y: float = 0.0, z: float = 0.0) -> Vector:
-        """The gripper's position moved by so many metres."""
+        """The gripper's position plus an offset, metres."""
         return self.position + np.array([x, y, z])
 
     def at_height(self, z: float) -> Vector:
-        """The gripper's position, but at this height."""
+        """The gripper's position at another height."""
         return np.append(self.position[:2], z)
 
     def hold(self, steps: int, gripper: float) -> None:
-        """Stay where the gripper is now while it opens or closes."""
+        """Hold the present position while the gripper opens or closes."""
         self._command = gripper
         target = self.position
         for _ in range(steps):
-            self._act(target, GAIN, CAREFUL)
+            self._act(target, GAIN, SLOW)

@@ -1,4 +1,4 @@
-"""From a task's BDDL goals to a run of the expert."""
+"""An episode of the expert: a skill for each of the task's BDDL goals."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SKILLS: dict[str, Callable[..., None]] = {
     "in": put_in,
     "close": close,
 }
-"""What makes each predicate true, in the order in which a task's goals are done: doors close last."""
-PATIENCE = 12
-"""Control steps to wait at the end for things to come to rest."""
+"""Skill that makes each predicate true, in the order in which a task's goals are done: doors close last."""
+FINAL_STEPS = 12
+"""Control steps to wait at the end for objects to come to rest."""
 
 
 def run_expert(
@@ -34,17 +34,20 @@ def run_expert(
     max_steps: int,
     before_step: BeforeStep,
 ) -> bool:
-    """Play one episode; it ends at the first success. Returns whether it succeeded.
+    """Run one episode, which ends at the first success.
 
     Args:
         env: any task of libero_spatial, libero_object, libero_goal or libero_10.
         init_state: the initial state to start from.
-        noise: standard deviation of the noise added to executed translations (full action is 1; rotations get
-            0.3 of it, and slow moves near things half). It is correlated in time: AR(1) with ρ = 0.8.
-        rng: source of the noise, and of nothing else.
-        max_steps: control steps after which the episode has failed.
-        before_step: called before each step with the intended action (7,), without noise; what `env` shows at
-            that moment is the observation that belongs to it.
+        noise: standard deviation of the noise on executed translations, as a fraction of a full action
+            (rotations have 0.3 of it, slow moves near objects half). It is AR(1) with ρ = 0.8.
+        rng: source of the noise alone.
+        max_steps: control steps after which the episode fails.
+        before_step: called before each step with the intended action (7,), without noise, while `env` shows
+            the observation that belongs to it.
+
+    Returns:
+        Whether the episode succeeded.
     """
     env.reset(init_state)
     scene = Scene(env)
@@ -54,9 +57,9 @@ def run_expert(
         for predicate, *arguments in sorted(scene.goals, key=lambda goal: order.index(goal[0])):
             if not scene.holds(predicate, *arguments):
                 SKILLS[predicate](hand, *arguments)
-        hand.arm.hold(PATIENCE, OPEN)
-    except EpisodeEnd as over:
-        return over.success
+        hand.arm.hold(FINAL_STEPS, OPEN)
+    except EpisodeEnd as end:
+        return end.success
     except GraspError:
         return False
     return False

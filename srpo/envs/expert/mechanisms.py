@@ -1,4 +1,4 @@
-"""The predicates `open`, `close` and `turnon`: drawers, the microwave's door and the stove's knob."""
+"""Skills for the predicates `open`, `close` and `turnon`: drawers, the microwave's door, the stove's knob."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ UP = np.array([0.0, 0.0, 1.0])
 
 
 def tilted(outward: Vector, degrees: float, *, fingers_vertical: bool) -> Matrix:
-    """A gripper that approaches against `outward` (horizontal, unit), tilted by `degrees` from straight down.
+    """A gripper orientation tilted by `degrees` from straight down, approaching against `outward`.
 
-    The fingers move in the vertical plane of the approach, or horizontally across it.
+    Args:
+        outward: horizontal unit vector (3,).
+        fingers_vertical: whether the fingers move in the vertical plane of the approach, or across it.
     """
     angle = np.arctan2(outward[1], outward[0])
     down = top_down(angle if fingers_vertical else angle + np.pi / 2)
@@ -25,7 +27,7 @@ def tilted(outward: Vector, degrees: float, *, fingers_vertical: bool) -> Matrix
 def open_drawer(hand: Hand, region: str) -> None:
     """Pinch the handle from the front and pull."""
     scene, arm = hand.scene, hand.arm
-    drawer = scene.slide(region)
+    drawer = scene.drawer(region)
     out = drawer.outward
     rotation = tilted(out, 75, fingers_vertical=True)
 
@@ -64,7 +66,7 @@ def close(hand: Hand, target: str) -> None:
 def _close_drawer(hand: Hand, region: str) -> None:
     """Push the drawer's front with the closed gripper."""
     scene, arm = hand.scene, hand.arm
-    drawer = scene.slide(region)
+    drawer = scene.drawer(region)
     out = drawer.outward
     rotation = tilted(out, 45, fingers_vertical=False)
 

@@ -1,4 +1,4 @@
-"""The predicates `on` and `in`: where each kind of goal wants its object, and how it gets there."""
+"""Skills for the predicates `on` and `in`: where each kind of goal has its object, and how it gets there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRIES = 3
 
 
 def put_on(hand: Hand, name: str, target: str) -> None:
-    """Make (on name target) true; the target is an object, a region of a fixture, or one of the table."""
+    """Make (on name target) true; the target is an object or a region of a fixture or the table."""
     scene = hand.scene
     if scene.is_object(target):
         _put_on_object(hand, name, target)
@@ -38,8 +38,8 @@ def put_on(hand: Hand, name: str, target: str) -> None:
 def _put_on_object(hand: Hand, name: str, target: str) -> None:
     scene = hand.scene
     for _ in range(TRIES):
-        standing = scene.position(name)[2] - scene.bottom(name)
-        hand.pick(name, lift=0.09, place=scene.position(target) + np.array([0, 0, standing + 0.007]))
+        origin_height = scene.position(name)[2] - scene.bottom(name)
+        hand.pick(name, lift=0.09, place=scene.position(target) + np.array([0, 0, origin_height + 0.007]))
         position, top = scene.position(target), scene.bounds(target)[1][2]
         if category(target) == "plate":
             height = position[2] + 0.007
@@ -47,8 +47,8 @@ def _put_on_object(hand: Hand, name: str, target: str) -> None:
             height = position[2] + 0.03
         else:
             height = top
-        put = hand.carry(name, position[:2], height, clear=max(height + 0.07, top + 0.05), onto=target)
-        if put and scene.holds("on", name, target):
+        carried = hand.carry(name, position[:2], height, clear=max(height + 0.07, top + 0.05), onto=target)
+        if carried and scene.holds("on", name, target):
             return
 
 
@@ -70,8 +70,8 @@ def _put_on_fixture(hand: Hand, name: str, region: str, fixture: str) -> None:
     xy = _spot_on_fixture(hand, name, region)
     top = scene.surface_height(fixture, xy)
     for _ in range(TRIES):
-        standing = scene.position(name)[2] - scene.bottom(name)
-        hand.pick(name, place=np.append(xy, top + 0.01 + standing))
+        origin_height = scene.position(name)[2] - scene.bottom(name)
+        hand.pick(name, place=np.append(xy, top + 0.01 + origin_height))
         if hand.carry(name, xy, top + 0.003, clear=top + 0.05, onto=fixture) and scene.holds(
             "on", name, region
         ):
@@ -87,7 +87,7 @@ def _put_on_rack(hand: Hand, name: str, region: str, rack: str) -> None:
 
 
 def _drag_plate(hand: Hand, name: str, goal: Vector) -> None:
-    """Pinch the rim and drag: a plate is too flat to be carried."""
+    """Pinch the rim and drag: a plate is too flat to carry."""
     scene, arm = hand.scene, hand.arm
     for _ in range(5):
         grasp = hand.plan(name, towards=goal)
@@ -129,17 +129,17 @@ def _put_in_basket(hand: Hand, name: str, region: str, basket: str) -> None:
         hand.pick(name, towards=scene.region_position(region))
         xy = scene.region_position(region)[:2]
         low, high = scene.bounds(basket)
-        # Let go just above the floor, but with the hand clear of the rim.
-        hanging = hand.arm.position[2] - scene.bottom(name)
-        height = max(low[2] + 0.03, high[2] - 0.019 - hanging)
-        put = hand.carry(name, xy, height, clear=high[2] + 0.025, onto=basket, tolerance=0.02, speed=0.8)
-        if put and scene.holds("in", name, region):
+        # Release just above the basket's floor, but with the hand above the rim.
+        gripper_height = hand.arm.position[2] - scene.bottom(name)  # above the object's bottom
+        height = max(low[2] + 0.03, high[2] - 0.019 - gripper_height)
+        carried = hand.carry(name, xy, height, clear=high[2] + 0.025, onto=basket, tolerance=0.02, speed=0.8)
+        if carried and scene.holds("in", name, region):
             return
 
 
 def _put_in_drawer(hand: Hand, name: str, region: str, cabinet: str) -> None:
     scene = hand.scene
-    drawer = scene.slide(region)
+    drawer = scene.drawer(region)
     if scene.joint_value(drawer.qpos) > -0.12:
         open_drawer(hand, region)
     top = max(scene.geom_top(geom) for geom in drawer.geoms)
@@ -147,8 +147,8 @@ def _put_in_drawer(hand: Hand, name: str, region: str, cabinet: str) -> None:
         place = scene.region_position(region) + 0.014 * drawer.outward
         place[2] = top - 0.02
         hand.pick(name, place=place)
-        put = hand.carry(name, place[:2], top - 0.028, clear=top + 0.03, onto=cabinet, speed=0.5)
-        if put and scene.holds("in", name, region):
+        carried = hand.carry(name, place[:2], top - 0.028, clear=top + 0.03, onto=cabinet, speed=0.5)
+        if carried and scene.holds("in", name, region):
             return
 
 
@@ -158,15 +158,15 @@ def _put_in_caddy(hand: Hand, name: str, region: str, caddy: str) -> None:
     fingers_along_x = (top_down(0.0), top_down(0.0) @ np.diag([-1.0, -1.0, 1.0]))
     for _ in range(TRIES):
         hand.pick(name, lift=0.14)
-        nearer = min(fingers_along_x, key=lambda way: np.linalg.norm(rotation_vector(arm.rotation, way)))
+        nearer = min(fingers_along_x, key=lambda turn: np.linalg.norm(rotation_vector(arm.rotation, turn)))
         arm.move(arm.position, nearer, tolerance=0.03, angle=0.12, steps=60)
         middle = scene.data.geom_xpos[scene.collision_geoms(scene.domain.obj_body_id[name])[0]]
         xy = scene.region_position(region)[:2] - (middle - scene.position(name))[:2]
         low, high = scene.bounds(caddy)
-        put = hand.carry(
+        carried = hand.carry(
             name, xy, low[2] + 0.035, clear=high[2] + 0.02, onto=caddy, tolerance=0.008, speed=0.5
         )
-        if put and scene.holds("in", name, region):
+        if carried and scene.holds("in", name, region):
             return
 
 
@@ -185,7 +185,7 @@ def _put_in_microwave(hand: Hand, name: str, region: str, microwave: str) -> Non
             continue
 
         def gripper_at(depth: float, height: float) -> Vector:
-            """Where the gripper must be for the mug to be `depth` behind the microwave's middle."""
+            """The gripper's position at which the mug is `depth` behind the microwave's middle."""
             return inside + np.array([-0.02, depth, height]) + arm.position - scene.position(name)
 
         arm.move(partial(gripper_at, -0.16, 0.038), steps=80)
@@ -198,7 +198,7 @@ def _put_in_microwave(hand: Hand, name: str, region: str, microwave: str) -> Non
 
 
 def _lift_by_handle(hand: Hand, name: str) -> bool:
-    """Pinch a mug's handle from the robot's right and lift it by 6.5 cm; returns whether it came along."""
+    """Pinch a mug's handle from the robot's right and lift it by 6.5 cm; returns whether the mug follows."""
     scene, arm = hand.scene, hand.arm
     rotation = tilted(np.array([0.0, -1.0, 0.0]), 65, fingers_vertical=False)
     handle = scene.position(name) + scene.rotation(name) @ MUG_HANDLE

@@ -1,4 +1,4 @@
-"""What the expert knows: poses, shapes and goals, read from the simulator."""
+"""The expert's privileged state: poses, shapes and goals, read from the simulator."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
 POINT_SPACING = 0.012
-"""Metres between the points that stand for a collision box: narrower than a finger."""
+"""Metres between the points that represent a collision box: narrower than a finger."""
 
 FINGERS_ALONG_Y: Matrix = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
-"""The gripper's orientation at the start: its z (the approach) is down, its x (the fingers) along world y."""
+"""The gripper's orientation at the start: z (the approach) points down, x (the fingers) along world y."""
 
 
 def top_down(angle: float) -> Matrix:
-    """The downward gripper whose fingers move along the world direction `angle` (radians from x).
+    """The downward gripper orientation with fingers along the world direction `angle` (radians from x).
 
-    The gripper is symmetric, so of the two such orientations the one nearer to the start is returned.
+    The gripper is symmetric: of the two such orientations, the one nearer to the start's.
     """
     return Rotation.from_euler("z", angle % np.pi - np.pi / 2).as_matrix() @ FINGERS_ALONG_Y
 
@@ -37,12 +37,12 @@ def about(axis: Vector, degrees: float) -> Matrix:
 
 
 def rotation_vector(source: Matrix, target: Matrix) -> Vector:
-    """The world-frame rotation vector (radians) that turns `source` into `target`."""
+    """The rotation from `source` to `target` as a vector in the world frame, radians."""
     return Rotation.from_matrix(target @ source.T).as_rotvec()
 
 
 def upright(rotation: Matrix) -> Matrix:
-    """`rotation` turned by the least angle that makes its approach (z) point straight down."""
+    """`rotation` turned by the smallest angle after which its approach (z) points straight down."""
     axis = np.cross(rotation[:, 2], [0.0, 0.0, -1.0])
     sine = float(np.linalg.norm(axis))
     if sine < 0.05:
@@ -52,17 +52,17 @@ def upright(rotation: Matrix) -> Matrix:
 
 @dataclass(frozen=True)
 class Cloud:
-    """Points fixed to collision geoms: `points` (N, 3) in the frame of geom `geoms[n]`."""
+    """Points attached to collision geoms: `points[n]` (3,) is in the frame of geom `geoms[n]`."""
 
     points: Vector
     geoms: NDArray[np.intp]
 
 
 @dataclass(frozen=True)
-class Slide:
+class Drawer:
     """A drawer: its joint, its handle and the direction (world, unit) in which it opens.
 
-    The joint's coordinate falls, from 0 to about -0.16 m, as the drawer opens.
+    The joint's coordinate decreases from 0 to about -0.16 m as the drawer opens.
     """
 
     qpos: int
@@ -72,7 +72,7 @@ class Slide:
 
 
 class Scene:
-    """One episode's simulation, seen with privileged state. All positions are metres in the world frame."""
+    """Privileged state of one episode's simulation. All positions are metres in the world frame."""
 
     def __init__(self, env: LiberoEnv) -> None:
         self.domain: Any = env.env
@@ -85,7 +85,7 @@ class Scene:
 
     @property
     def goals(self) -> list[tuple[str, ...]]:
-        """The task's goal as (predicate, argument, ...) tuples, all of which must hold."""
+        """The task's goal: (predicate, argument, ...) tuples that all must hold."""
         return [tuple(goal) for goal in self.domain.parsed_problem["goal_state"]]
 
     def holds(self, *predicate: str) -> bool:
@@ -93,7 +93,7 @@ class Scene:
         return bool(self.domain._eval_predicate(list(predicate)))
 
     def is_object(self, name: str) -> bool:
-        """Whether the name is a movable object's (a goal may name a region instead)."""
+        """Whether a name is a movable object's (goals also name regions)."""
         return name in self.domain.objects_dict
 
     def parent(self, region: str) -> str | None:
@@ -156,8 +156,8 @@ class Scene:
         if (name, dense) not in self._clouds:
             geoms = self.collision_geoms(self.domain.obj_body_id[name])
             points = [self._geom_points(geom, dense) for geom in geoms]
-            owners = np.repeat(np.array(geoms, dtype=np.intp), [len(p) for p in points])
-            self._clouds[name, dense] = Cloud(np.concatenate(points), owners)
+            geom_of_point = np.repeat(np.array(geoms, dtype=np.intp), [len(p) for p in points])
+            self._clouds[name, dense] = Cloud(np.concatenate(points), geom_of_point)
         return self._clouds[name, dense]
 
     def _world(self, cloud: Cloud) -> Vector:
@@ -184,13 +184,13 @@ class Scene:
         return float(self.bounds(name)[0][2])
 
     def obstacles(self, *excluded: str) -> Vector:
-        """Points (N, 3) of all objects and fixtures but the excluded ones."""
+        """Points (N, 3) of all objects and fixtures except the excluded ones."""
         names = [*self.domain.objects_dict, *self.domain.fixtures_dict]
         clouds = [self.points(name) for name in names if name not in excluded]
         return np.concatenate(clouds) if clouds else np.zeros((0, 3))
 
     def table_height(self) -> float:
-        """Height of the table: the lowest object stands on it."""
+        """Height of the table, on which the lowest object stands."""
         return min(self.bottom(name) for name in self.domain.objects_dict)
 
     def surface_height(self, fixture: str, xy: Vector) -> float:
@@ -209,8 +209,8 @@ class Scene:
         """A joint's coordinate (metres or radians) by its address in `qpos`."""
         return float(self.data.qpos[qpos])
 
-    def slide(self, region: str) -> Slide:
-        """The drawer that a goal region lies in."""
+    def drawer(self, region: str) -> Drawer:
+        """The drawer that a goal region is in."""
         body = int(self.model.site_bodyid[self.model.site(region).id])
         while body not in self._joint_of_body:
             body = int(self.model.body_parentid[body])
@@ -219,4 +219,4 @@ class Scene:
         geoms = [geom for geom in self.collision_geoms(body) if self.model.geom_bodyid[geom] == body]
         small = [geom for geom in geoms if self.model.geom_size[geom].max() < 0.05]
         handle = max(small, key=lambda geom: float(self.data.geom_xpos[geom] @ outward))
-        return Slide(int(self.model.jnt_qposadr[joint]), handle, geoms, outward)
+        return Drawer(int(self.model.jnt_qposadr[joint]), handle, geoms, outward)

@@ -1,7 +1,7 @@
-"""Play data: aimless manipulation in libero_90 scenes, from which a small V-JEPA 2 learns what can happen.
+"""Play data: undirected manipulation in libero_90 scenes, on which a small V-JEPA 2 is pretrained.
 
-No task is solved and none that is evaluated is touched: a scripted hand goes to random objects, grasps at
-them, carries what it caught somewhere else and lets go, with smooth noise on top.
+No task is solved, and no evaluated suite is used: a scripted hand moves to random objects, tries to grasp
+them, carries them somewhere else and releases them, with smooth noise added.
 """
 
 from __future__ import annotations
@@ -31,38 +31,38 @@ NOISE = np.array([0.25, 0.25, 0.25, 0.05, 0.05, 0.05])
 GAIN = 30.0
 """Action per metre of position error (full speed beyond 3 cm)."""
 NEAR = 0.02
-"""Metres from its target at which a motion is over."""
+"""Metres from its target at which a motion ends."""
 RIM = 0.045
 """Metres from a bowl's or mug's centre to its rim, where it can be pinched."""
 HOVER, CARRY = 0.12, 0.2
-"""Metres above an object to approach it from, and above the workspace to carry it at."""
+"""Metres above an object from which it is approached, and above the workspace at which it is carried."""
 LONGEST_MOTION, GRIP_STEPS = 40, 12
-"""Control steps after which a motion is given up, and that the gripper takes to close."""
+"""Control steps after which a motion is aborted, and those that the gripper takes to close."""
 
 
 def episode_file(folder: Path, scene: int, episode: int) -> Path:
-    """Where a play episode's frames are kept: uint8 (F, H, W, 3), NumPy format."""
+    """The file of a play episode's frames: uint8 (F, H, W, 3), NumPy format."""
     return folder / f"scene{scene:02d}" / f"episode{episode:03d}.npy"
 
 
-def collect(config: WorldModelStage, folder: Path, workers: int) -> list[Path]:
-    """Play `episodes` episodes in every scene, `workers` at a time, and return their files in a fixed order.
+def collect_play(config: WorldModelStage, folder: Path, workers: int) -> list[Path]:
+    """Play `episodes` episodes in every scene with `workers` processes; returns their files, in fixed order.
 
-    Episodes that are already in `folder` are kept. An episode depends on the seed, its scene and its number
-    alone, not on who played it or after what.
+    Episodes that are already in `folder` are kept. An episode depends only on the seed, its scene and its
+    number, not on the process that played it or on earlier episodes.
     """
     pretraining = config.world_model.pretraining
     assert pretraining is not None
-    wanted = {
+    missing = {
         scene: [n for n in range(pretraining.episodes) if not episode_file(folder, scene, n).exists()]
         for scene in pretraining.scenes
     }
-    # A job is a part of one scene: building a scene costs seconds, so it is split only to occupy all workers.
+    # A job is a part of one scene. Loading a scene takes seconds, so it is split only to occupy all workers.
     parts = -(-workers // len(pretraining.scenes))
-    jobs = [(scene, todo[part::parts]) for scene, todo in wanted.items() for part in range(parts)]
+    jobs = [(scene, todo[part::parts]) for scene, todo in missing.items() for part in range(parts)]
     jobs = [(scene, todo) for scene, todo in jobs if todo]
     if jobs:
-        # A process does one job, since a scene keeps its memory.
+        # A process does one job, since a scene's memory is not released.
         spawn = multiprocessing.get_context("spawn")
         total = sum(len(todo) for _, todo in jobs)
         with (
@@ -113,12 +113,12 @@ def play_episode(
 
 
 def play(env: LiberoEnv, rng: np.random.Generator) -> Iterator[NDArray[np.float64]]:
-    """Actions (7,) without end: directed motions under AR(1) noise. Reads the simulator, never changes it."""
+    """Endless actions (7,): directed motions with AR(1) noise. Reads the simulator, never changes it."""
     hand = env.env.robots[0].eef_site_id
     noise = rng.normal(size=ACTION_DIM - 1) * NOISE
     fresh = np.sqrt(1 - NOISE_CORRELATION**2)
     while True:
-        for target, gripper, least in _handle_something(env, rng):
+        for target, gripper, least in _pick_and_place(env, rng):
             for step in range(LONGEST_MOTION):
                 error = target - env.data.site_xpos[hand]
                 if step >= least and np.linalg.norm(error) < NEAR:
@@ -129,10 +129,10 @@ def play(env: LiberoEnv, rng: np.random.Generator) -> Iterator[NDArray[np.float6
                 yield np.append(np.clip(directed + noise, -1, 1), gripper)
 
 
-def _handle_something(
+def _pick_and_place(
     env: LiberoEnv, rng: np.random.Generator
 ) -> Iterator[tuple[NDArray[np.float64], float, int]]:
-    """Motions of one pick and place at random: target (3,) of the hand in metres, gripper, least steps."""
+    """Motions of one random pick and place: target (3,) of the hand in metres, gripper, minimum steps."""
     names = sorted(env.env.objects_dict)
     thing, place = (env.env.obj_body_id[name] for name in rng.choice(names, 2))
     # Boxes and bottles are grasped at the centre, bowls and mugs at the rim; the fingers open along y.

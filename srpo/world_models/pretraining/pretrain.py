@@ -1,13 +1,13 @@
-"""Pretrain a small V-JEPA 2 on play data, for a pipeline that downloads nothing.
+"""Pretrain a small V-JEPA 2 on play data, so that a pipeline needs no download.
 
     srpo pretrain --config CONFIG --out DIR --scratch DIR --workers N
 
-plays in libero_90 scenes (`play`), trains on what was seen (`jepa`) and writes DIR, which
+plays in libero_90 scenes (`play`), trains on the recorded frames (`jepa`) and writes DIR, which
 `transformers.VJEPA2Model.from_pretrained` loads:
 
     config.json, model.safetensors    encoder (the moving average) and predictor
     video_preprocessor_config.json    the input's preprocessing, for transformers' VJEPA2VideoProcessor
-    metrics.csv                       a row an update: loss, spread of the features, learning rate, seconds
+    metrics.csv                       one row per update: loss, feature statistics, learning rate, seconds
     manifest.json                     settings and circumstances
 """
 
@@ -28,8 +28,8 @@ from srpo.runtime.files import atomic_directory, write_json
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import write_manifest
 
-# Play needs the simulator and training needs torch: each is imported where it starts, so that the playing
-# processes, which import this module anew, do not load torch.
+# Play needs the simulator and training needs torch. Each is imported where it starts, so that the simulation
+# processes, which import this module again, do not load torch.
 if TYPE_CHECKING:
     from transformers import VJEPA2Model
 
@@ -37,13 +37,13 @@ log = logging.getLogger(__name__)
 
 
 def prepare_scratch(scratch: Path, config: WorldModelStage) -> None:
-    """Drop what an earlier run under other settings left in `scratch`; keep what this one can go on from."""
+    """Clear `scratch` if an earlier run under other settings left it; keep it if this run can resume."""
     settings = config.model_dump(mode="json", exclude={"preset"})
-    note = scratch / "settings.json"
-    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == settings:
+    marker = scratch / "settings.json"
+    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == settings:
         return
     clear_scratch(scratch)
-    write_json(note, settings)
+    write_json(marker, settings)
 
 
 def clear_scratch(scratch: Path) -> None:
@@ -84,14 +84,14 @@ def write_model(folder: Path, model: VJEPA2Model) -> None:
 
 
 def pretrain(config: WorldModelStage, out: Path, scratch: Path, workers: int) -> None:
-    """Collect, train and write `out`; a killed run goes on from `scratch`."""
+    """Collect play data, train, and write `out`; an interrupted run resumes from `scratch`."""
     if config.world_model.pretraining is None:
         raise ConfigError(f"world model {config.world_model.name}: world_model.pretraining is not set")
     require_gl()
     prepare_scratch(scratch, config)
-    from srpo.world_models.pretraining.play import collect
+    from srpo.world_models.pretraining.play import collect_play
 
-    files = collect(config, scratch / "play", workers)
+    files = collect_play(config, scratch / "play", workers)
 
     import torch
 
@@ -99,7 +99,7 @@ def pretrain(config: WorldModelStage, out: Path, scratch: Path, workers: int) ->
 
     torch.set_num_threads(workers)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    clips = jepa.prepare(files, config.world_model.image_size)
+    clips = jepa.load_clips(files, config.world_model.image_size)
     model, metrics = jepa.train(config.world_model, clips, scratch / "checkpoint.pt", device)
     with atomic_directory(out) as folder:
         write_model(folder, model)
@@ -120,9 +120,9 @@ def main() -> None:
     parser.add_argument(
         "--config", type=Path, required=True, help="resolved configuration of the stage (YAML)"
     )
-    parser.add_argument("--out", type=Path, required=True, help="model folder to make")
+    parser.add_argument("--out", type=Path, required=True, help="model folder to write")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for play data and checkpoints")
-    parser.add_argument("--workers", type=int, default=1, help="processes that play, threads that train")
+    parser.add_argument("--workers", type=int, default=1, help="processes that simulate, threads that train")
     arguments = parser.parse_args()
     if arguments.workers < 1:
         parser.error(f"--workers {arguments.workers}: at least 1")

@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from cluster import Cluster, wait_until
 from safetensors.torch import load_file
-from sweeping import sweeping_policy, write_config
-from test_training import TRAINING, without_times
+from sweeping import TRAINING, sweeping_policy, without_times, write_config
 
 from srpo.cluster.launch import Command, make_executor, state
-from srpo.policies.openvla_oft import save_policy
-from srpo.results.rows import RL_METRICS, read_rows
+from srpo.policies.checkpoints import save_policy
+from srpo.results.rows import read_rows
+from srpo.results.schemas import RL_METRICS
 
 pytestmark = pytest.mark.integration
 
@@ -98,7 +98,7 @@ def test_processes_of_two_nodes_find_one_another(
     )
     log, go = tmp_path / "log", tmp_path / "go"
     command = ["bash", "-c", RANK.format(log=log, go=go)]
-    job = make_executor(wanted, tmp_path / "launch").submit(Command(command, 4, 3))
+    job = make_executor(wanted, tmp_path / "launch").submit(Command(command, 4))
     wait_until(lambda: log.exists() and log.read_text().count("\n") == 4, "four processes")
     ranks = [f"{rank}/4 {rank % 2} node1 0,1 2" for rank in range(4)]
     assert sorted(log.read_text().splitlines()) == ranks

@@ -1,0 +1,199 @@
+"""Draw a table or figure from its files, or all that a folder of results has the rows for.
+
+    srpo draw t1 --sheet SHEET.tsv --published PUBLISHED.csv --episodes FILE ... --out results/smoke
+    srpo draw all results/reference/smoke --out figures
+    srpo draw list
+
+Written are `tables/` and `figures/` in the folder `--out`. Drawing simulates nothing and needs no Snakemake.
+The folder for `all` is laid out like `results/<preset>/`, but needs only the rows and each run's config.yaml
+(and, for T2, `libero_plus/tasks.csv` in it or beside it): what `srpo export` copies. What has no rows there
+is left out with a message.
+
+A drawing is an entry of `srpo.analysis.drawings`. Its module has a function
+
+    make(OPTION=paths, ..., allow_incomplete: bool) -> Drawn
+
+with an argument for each of the entry's inputs: a list of paths, one path, or the rows of a sheet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+from srpo.analysis import style
+from srpo.analysis.drawings import DRAWINGS, Drawing, Input, Root
+from srpo.analysis.drawn import Drawn
+from srpo.analysis.typeset import to_html, to_latex
+from srpo.config.plan import Plan, plan
+from srpo.config.resolve import CONFIGS, load_preset
+from srpo.config.sheets import read_sheet
+from srpo.results import ResultError
+from srpo.runtime.files import atomic_directory, write_text, write_with
+
+
+def draw(
+    drawing: Drawing, files: Mapping[str, Sequence[Path]], out: Path, allow_incomplete: bool = False
+) -> None:
+    """Draw one table or figure and write all its forms below `out`.
+
+    Raises:
+        ResultError, ConfigError: its files cannot be used.
+    """
+    given = {
+        item.option.replace("-", "_"): _value(item, files[item.option])
+        for item in drawing.inputs
+        if files.get(item.option)
+    }
+    make = import_module(f"srpo.analysis.{drawing.module}").make
+    write(make(**given, allow_incomplete=allow_incomplete), drawing.outputs, out)
+
+
+def _value(item: Input, paths: Sequence[Path]) -> Any:
+    """What `make` gets for an option."""
+    if item.kind == "files":
+        return list(paths)
+    (path,) = paths
+    return read_sheet(path) if item.kind == "sheet" else path
+
+
+def write(drawn: Drawn, outputs: Mapping[str, str], out: Path) -> None:
+    """Write a drawing: first the pictures, last the numbers, so that a refusal leaves no file."""
+    if drawn.figure is not None:
+        with mpl.rc_context(style.RC):
+            figure = drawn.figure()
+            if drawn.missing:
+                figure.suptitle(f"incomplete: without {drawn.missing}", fontsize=7)
+            style.save(figure, (out / outputs["png"]).with_suffix(""))
+    for suite, write_files in drawn.folders.items():
+        with atomic_directory(out / outputs["folder"].format(suite=suite)) as folder:
+            write_files(folder)
+    if drawn.typeset is not None:
+        write_text(out / outputs["tex"], to_latex(drawn.typeset))
+        write_text(out / outputs["html"], to_html(drawn.typeset))
+    if drawn.text is not None:
+        write_text(out / outputs["text"], drawn.text)
+    for form, table in (("efficiency", drawn.efficiency), ("csv", drawn.table)):
+        if table is not None:
+            write_with(out / outputs[form], partial(table.to_csv, index=False))
+
+
+# All drawings of a folder.
+
+
+@dataclass(frozen=True)
+class Source:
+    """A drawing and its files in a folder of results."""
+
+    drawing: Drawing
+    files: Mapping[str, list[Path]]
+
+    def missing(self) -> list[Path]:
+        """Files that are not there."""
+        return [path for paths in self.files.values() for path in paths if not path.exists()]
+
+
+def find(drawing: Drawing, planned: Plan, folder: Path) -> Source:
+    """A drawing's files in a folder laid out like `results/<preset>/`, whether they are there or not."""
+
+    def place(root: Root, path: str) -> str:
+        if root == "configs":
+            return str(CONFIGS / path)
+        shared = root == "results" and not (folder / path).exists()
+        return str((folder.parent if shared else folder) / path)
+
+    files = {
+        option: [Path(path) for path in paths] for option, paths in drawing.files(planned, place).items()
+    }
+    for item in drawing.inputs:
+        if item.need == "if present":
+            files[item.option] = [path for path in files[item.option] if path.is_file()]
+    return Source(drawing, files)
+
+
+def available(folder: Path, preset: str | None) -> Iterator[Source]:
+    """What a folder has all files for; a message tells what is left out.
+
+    Args:
+        preset: name or path; None: the folder's name.
+    """
+    planned = plan(*load_preset(preset or folder.name))
+    for drawing in DRAWINGS:
+        if drawing.filmed or not drawing.shown(planned):
+            continue
+        source = find(drawing, planned, folder)
+        if missing := source.missing():
+            print(f"{drawing.name}: left out: {missing[0]} and {len(missing) - 1} more files are not there")
+        else:
+            yield source
+
+
+def draw_all(folder: Path, preset: str | None, out: Path) -> None:
+    """Draw what a folder has the rows for; SystemExit if a drawing is refused, or none is drawn."""
+    drawn, refused = 0, 0
+    for source in available(folder, preset):
+        name = source.drawing.name
+        try:
+            draw(source.drawing, source.files, out)
+        except ResultError as error:
+            refused += 1
+            print(f"{name}: {error}")
+        else:
+            drawn += 1
+            print(f"{name}: {out / list(source.drawing.outputs.values())[-1]}")
+    if refused or not drawn:
+        sys.exit(f"error: {folder}: {drawn} drawn, {refused} refused")
+
+
+# Command line.
+
+
+def parser() -> argparse.ArgumentParser:
+    """`all`, `list`, and a command for each drawing with an option for each of its inputs."""
+    result = argparse.ArgumentParser(
+        prog="srpo draw", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = result.add_subparsers(dest="name", required=True)
+    everything = commands.add_parser("all", help="all that a folder of results has the rows for")
+    everything.add_argument("folder", type=Path, help="rows of a preset, e.g. results/reference/smoke")
+    everything.add_argument("--preset", help="name or path of the preset; default: the folder's name")
+    everything.add_argument("--out", type=Path, required=True, help="folder for tables/ and figures/")
+    commands.add_parser("list", help="the names of all tables and figures")
+    for drawing in DRAWINGS:
+        command = commands.add_parser(drawing.name, help=drawing.title)
+        for item in drawing.inputs:
+            required = item.need == "always"
+            nargs = 1 if item.kind != "files" else "+" if required else "*"
+            command.add_argument(
+                f"--{item.option}", type=Path, nargs=nargs, required=required, default=[], help=item.file
+            )
+        command.add_argument("--out", type=Path, required=True, help="folder for tables/ and figures/")
+        command.add_argument(
+            "--allow-incomplete", action="store_true", help="go without missing rows, and say so"
+        )
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parser().parse_args(argv)
+    if arguments.name == "list":
+        print("\n".join(drawing.name for drawing in DRAWINGS))
+    elif arguments.name == "all":
+        draw_all(arguments.folder, arguments.preset, arguments.out)
+    else:
+        drawing = next(drawing for drawing in DRAWINGS if drawing.name == arguments.name)
+        given = vars(arguments)
+        files = {item.option: given[item.option.replace("-", "_")] for item in drawing.inputs}
+        draw(drawing, files, arguments.out, arguments.allow_incomplete)
+
+
+if __name__ == "__main__":
+    main()

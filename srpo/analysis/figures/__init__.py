@@ -1,0 +1,1 @@
+"""Figures: `make` of a module gives the numbers and the figure."""

@@ -1,0 +1,1 @@
+"""Pages and folders about whole presets: evidence, paper map, export, comparison, checks."""

@@ -1,0 +1,144 @@
+"""Compare two result folders: their rows, their settings, their versions, and what is beyond noise.
+
+srpo compare results/smoke /elsewhere/results/smoke
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from statsmodels.stats.multitest import multipletests
+
+from srpo.analysis.report.validate import result_files
+from srpo.analysis.stats import ALPHA, paired_difference
+from srpo.analysis.text import p_text, percent
+from srpo.results import ResultError
+from srpo.results.rows import check_episodes, read_rows
+from srpo.results.schemas import EPISODES, IDENTITY
+
+MACHINE = ("git_revision", "packages", "python", "gpus", "gl_backend", "processor")
+"""What a manifest says of the code and the machine."""
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys."""
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    inner = [flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in values.items()]
+    return {key: value for part in inner for key, value in part.items()}
+
+
+def changes(first: Any, second: Any) -> dict[str, tuple[Any, Any]]:
+    """Dotted key → its value in either, of those that differ; `absent` where there is none."""
+    one, other = flat(first), flat(second)
+    both = {key: (one.get(key, "absent"), other.get(key, "absent")) for key in {**one, **other}}
+    return {key: pair for key, pair in both.items() if pair[0] != pair[1]}
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """Every resolved config.yaml below a folder, by its path there."""
+    files = sorted(folder.rglob("config.yaml"))
+    return {str(f.relative_to(folder)): yaml.safe_load(f.read_text(encoding="utf-8")) for f in files}
+
+
+def versions(folder: Path) -> dict[str, str]:
+    """What the manifests below a folder say of code and machine: dotted key → its values, sorted."""
+    values: dict[str, set[str]] = {}
+    for path in sorted(folder.rglob("*manifest.json")):
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        for key, value in flat({name: manifest.get(name) for name in MACHINE}).items():
+            values.setdefault(key, set()).add(str(value))
+    return {key: ", ".join(sorted(texts)) for key, texts in values.items()}
+
+
+def episodes(folder: Path) -> pd.DataFrame:
+    """All evaluated episodes below a folder; those of LIBERO-Plus once, not again from their shards."""
+    files = [p for p, schema in result_files(folder) if schema is EPISODES and p.name == "episodes.parquet"]
+    if not files:
+        return pd.DataFrame(columns=list(EPISODES.columns))
+    rows = pd.concat([read_rows(path, EPISODES) for path in files], ignore_index=True)
+    for _, group in rows.groupby("benchmark"):
+        check_episodes(group)
+    return rows
+
+
+def differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """Success in the second folder minus in the first on shared episodes, by benchmark, suite and variant.
+
+    `beyond_noise`: its p, adjusted by Holm's method for there being several, is below 5%.
+    """
+    keys = [*IDENTITY]
+    both = first[[*keys, "status"]].merge(second[[*keys, "status"]], on=keys, suffixes=("_first", "_second"))
+    both = both[(both["status_first"] != "infra_error") & (both["status_second"] != "infra_error")]
+    rows: list[dict[str, Any]] = []
+    for (benchmark, suite, variant), group in both.groupby(["benchmark", "suite", "variant"]):
+        episode = [group["task_id"], group["init_state"], group["perturbation_task"].fillna("")]
+        outcomes = [
+            np.asarray((group[f"status_{side}"] == "success").groupby(episode).mean(), dtype=np.float64)
+            for side in ("first", "second")
+        ]
+        result = paired_difference(outcomes[0], outcomes[1])
+        rows.append({"benchmark": benchmark, "suite": suite, "variant": variant, "episodes": len(group)})
+        rows[-1] |= {"changed": int((group["status_first"] != group["status_second"]).sum())}
+        rows[-1] |= {"first": float(outcomes[0].mean()), "second": float(outcomes[1].mean())}
+        rows[-1] |= {"low": result.estimate.low, "high": result.estimate.high, "p_value": result.p_value}
+    table = pd.DataFrame(rows)
+    if len(table):
+        table["beyond_noise"] = multipletests(table["p_value"], alpha=ALPHA, method="holm")[0]
+    return table
+
+
+def report(first: Path, second: Path) -> list[str]:
+    """The comparison in lines of text."""
+    lines = []
+    one, other = episodes(first), episodes(second)
+    shared = one.merge(other[IDENTITY], on=IDENTITY)
+    lines.append(
+        f"episodes: {len(one)} and {len(other)}, {len(shared)} of them the same task, state and seed"
+    )
+    for row in differences(one, other).to_dict("records"):
+        verdict = "beyond noise" if row["beyond_noise"] else "within noise"
+        lines.append(
+            f"  {row['benchmark']} {row['suite']} {row['variant']}: {percent(row['first'])} → "
+            f"{percent(row['second'])}% of {row['episodes']}, {row['changed']} ended otherwise, difference "
+            f"[{percent(row['low'], True)}, {percent(row['high'], True)}], {p_text(row['p_value'])}, "
+            f"{verdict}"
+        )
+    before, after = settings(first), settings(second)
+    both = [name for name in before if name in after]
+    for title, pair in {
+        "settings": ({name: before[name] for name in both}, {name: after[name] for name in both}),
+        "versions": (versions(first), versions(second)),
+    }.items():
+        # One line for a difference that many files share.
+        files: dict[str, list[str]] = {}
+        for key, (old, new) in changes(*pair).items():
+            file, _, setting = key.rpartition("config.yaml.") if title == "settings" else ("", "", key)
+            files.setdefault(f"{setting}: {old} → {new}", []).append(file)
+        lines.append(f"{title}: {len(files)} differences")
+        lines += [f"  {what}" + (f" (in {len(n)} files)" if len(n) > 1 else "") for what, n in files.items()]
+    for folder, names in ((first, before), (second, after)):
+        lines += [f"settings in {folder} alone: {name}" for name in names if name not in both]
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="srpo compare", description=__doc__)
+    parser.add_argument("first", type=Path, help="results of a preset")
+    parser.add_argument("second", type=Path, help="results to set beside them")
+    arguments = parser.parse_args(argv)
+    for folder in (arguments.first, arguments.second):
+        if not folder.is_dir():
+            raise ResultError(f"{folder}: no such folder")
+    print("\n".join(report(arguments.first, arguments.second)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""What reinforcement learning changed, in a few sentences with counts: the first lines of the report.
+
+Of the training rollouts of each variant, the first third of its RL steps beside the last; of the greedy
+episodes on held-out states, the SFT policy's beside the trained one's. A rate "rose" where the two 95%
+intervals (Wilson's) do not overlap, all seeds of a suite together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from srpo.analysis import comparisons
+from srpo.analysis.drawn import Drawn
+from srpo.analysis.stats import cautious_difference, direction, wilson
+from srpo.analysis.text import SUITE_LABELS, percent
+from srpo.config.sheets import SheetRow, baseline, labels
+from srpo.results.coverage import load_evaluations, load_metrics
+
+TRAINING, HELD_OUT = "training rollouts", "greedy, held-out states"
+VERDICTS = {True: "rose", False: "fell", None: "undecided"}
+
+
+def make(
+    metrics: Sequence[Path],
+    sheet: Sequence[SheetRow],
+    episodes: Sequence[Path],
+    t1_sheet: Sequence[SheetRow],
+    allow_incomplete: bool,
+) -> Drawn:
+    """The sentences on the training curves in `metrics` and the evaluations in `episodes`."""
+    steps, missing_steps = load_metrics(metrics, labels(sheet), allow_incomplete)
+    rows, missing_episodes = load_evaluations(episodes, labels(t1_sheet), allow_incomplete)
+    table = estimate(steps, labels(sheet), rows, t1_sheet)
+    lines = [*sentences(table)]
+    if missing_steps or len(missing_episodes):
+        lines.append(
+            f"Incomplete: {missing_steps} RL steps and {len(missing_episodes)} episodes are missing."
+        )
+    return Drawn(table, text="".join(f"{line}\n" for line in lines))
+
+
+def estimate(
+    metrics: pd.DataFrame,
+    curves: Mapping[str, str],
+    episodes: pd.DataFrame,
+    sheet: Sequence[SheetRow],
+) -> pd.DataFrame:
+    """The tidy table, one row a (suite, variant, what): counts and rates before and after.
+
+    Args:
+        metrics: of `load_metrics`, of the variants in `curves` (name → label).
+        episodes: greedy ones of the variants in `sheet`, whose baseline is what all others start from.
+    """
+    rows: list[dict[str, Any]] = []
+    for suite, variant in metrics[["suite", "variant"]].drop_duplicates().to_numpy():
+        group = metrics[(metrics["suite"] == suite) & (metrics["variant"] == variant)]
+        steps = group["step"].max()
+        third = max(1, steps // 3)
+        parts = group[group["step"] <= third], group[group["step"] > steps - third]
+        before, after = ((int(part["successes"].sum()), int(part["episodes"].sum())) for part in parts)
+        identity = {"suite": suite, "variant": variant, "label": curves[variant], "what": TRAINING}
+        rows.append(identity | _before_and_after(before, after))
+    for suite in episodes["suite"].unique():
+        here = episodes[episodes["suite"] == suite]
+        counted = {name: comparisons.counts(here[here["variant"] == name]) for name in labels(sheet)}
+        pairs = {name: (count["successes"], count["episodes"]) for name, count in counted.items()}
+        before = pairs.pop(baseline(sheet).name)
+        for name, after in pairs.items():
+            identity = {"suite": suite, "variant": name, "label": labels(sheet)[name], "what": HELD_OUT}
+            rows.append(identity | _before_and_after(before, after))
+    return pd.DataFrame(rows)
+
+
+def _before_and_after(before: tuple[int, int], after: tuple[int, int]) -> dict[str, Any]:
+    """Columns of (successes, episodes) before and after, and whether the rate rose."""
+    rates = wilson(*before), wilson(*after)
+    return {
+        "successes_before": before[0],
+        "episodes_before": before[1],
+        **comparisons.columns_of(rates[0], "before", "before_"),
+        "successes_after": after[0],
+        "episodes_after": after[1],
+        **comparisons.columns_of(rates[1], "after", "after_"),
+        "verdict": VERDICTS[direction(cautious_difference(*rates))],
+    }
+
+
+def sentences(table: pd.DataFrame) -> Iterator[str]:
+    """A line a row."""
+    for row in table.to_dict("records"):
+        before, after = (
+            f"{percent(row[when])}% ({row[f'successes_{when}']} of {row[f'episodes_{when}']})"
+            for when in ("before", "after")
+        )
+        where = f"{row['label']}, {SUITE_LABELS[row['suite']]}: success of {row['what']}"
+        verb = {"rose": "rose from", "fell": "fell from", "undecided": "went, within its noise, from"}
+        ends = ("in the first third of the RL steps", "in the last third")
+        if row["what"] == HELD_OUT:
+            ends = ("after SFT", "after RL")
+        yield f"{where} {verb[row['verdict']]} {before} {ends[0]} to {after} {ends[1]}."

@@ -1,0 +1,229 @@
+"""Table T1: success on LIBERO per suite and on average, ours with intervals, published rows beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from srpo.analysis import comparisons, style, text, typeset
+from srpo.analysis.drawn import Drawn
+from srpo.analysis.published import read_published
+from srpo.analysis.stats import NO_PAIRS, Estimate, combine, wilson
+from srpo.config import SUITES, TASKS_PER_SUITE
+from srpo.config.sheets import SheetRow, baseline, labels
+from srpo.results.coverage import load_evaluations
+
+AVERAGE = "average"
+COLUMNS = [
+    *("source", "variant", "label", "suite", "rate", "low", "high"),
+    *("successes", "episodes", "infra_errors", "seeds", "tasks", "missing", "mean_over_tasks"),
+    *("runs_low", "runs_high", "iqm", "improvement"),
+    *("difference", "difference_low", "difference_high", "pairs", "p_value", "test", "protocol", "note"),
+]
+INTEGERS = ["successes", "episodes", "infra_errors", "seeds", "tasks", "missing", "pairs"]
+
+
+def make(
+    episodes: Sequence[Path], sheet: Sequence[SheetRow], published: Path, allow_incomplete: bool
+) -> Drawn:
+    """The table of the evaluations in these files of episodes."""
+    rows, missing = load_evaluations(episodes, labels(sheet), allow_incomplete)
+    table = estimate(rows, missing, sheet, read_published(published, "T1"))
+    return Drawn(
+        table,
+        lambda: draw(table),
+        layout(table, text.protocol_note(rows)),
+        missing=text.lacking_episodes(rows, missing, labels(sheet)),
+    )
+
+
+def estimate(
+    episodes: pd.DataFrame, missing: pd.DataFrame, sheet: Sequence[SheetRow], published: pd.DataFrame
+) -> pd.DataFrame:
+    """The tidy table, one row a (variant or published model, suite); rates are fractions of 1.
+
+    Seeds are pooled. The average is the unweighted mean over the suites that ran, for published rows over the
+    same suites, and stands only where none is lacking. Differences are to the sheet's baseline, paired.
+    `best` marks our highest rate of a suite where its paired difference to the second leaves no doubt.
+    """
+    suites = [suite for suite in SUITES if suite in set(episodes["suite"])]
+    of = {
+        (suite, row.name): episodes[(episodes["suite"] == suite) & (episodes["variant"] == row.name)]
+        for suite in suites
+        for row in sheet
+    }
+    first = baseline(sheet).name
+    rows: list[dict[str, Any]] = []
+    for name, label in labels(sheet).items():
+        identity = {"source": "ours", "variant": name, "label": label}
+        lacking = missing[missing["variant"] == name]
+        measured = []
+        for suite in suites:
+            row = _measured(of[suite, first], of[suite, name], name == first)
+            row |= {"missing": int((lacking["suite"] == suite).sum()), "note": ""}
+            row["protocol"] = episodes.loc[episodes["suite"] == suite, "protocol"].iloc[0]
+            measured.append({**identity, "suite": suite, **row})
+        rows += [*measured, {**identity, **_average(measured), "missing": len(lacking)}]
+    table = pd.DataFrame([*rows, *_published_rows(published, suites)], columns=COLUMNS)
+
+    def difference(suite: str, second: str, first: str) -> Estimate:
+        within = suites if suite == AVERAGE else [suite]
+        return combine([comparisons.compare(of[s, second], of[s, first]).estimate for s in within])
+
+    ours = table[table["source"] == "ours"]
+    best = comparisons.clearly_best(ours, ["suite"], "variant", "rate", difference)
+    return table.assign(best=table.index.isin(best)).astype(dict.fromkeys(INTEGERS, "Int64"))
+
+
+def _measured(first: pd.DataFrame, rows: pd.DataFrame, is_baseline: bool) -> dict[str, Any]:
+    """What the episodes of a variant in a suite say, beside those of the baseline (`first`)."""
+    ran = rows[rows["status"] != "infra_error"]
+    return {
+        **comparisons.rate_columns(comparisons.counts(rows)),
+        "tasks": rows["task_id"].nunique(),
+        "mean_over_tasks": (ran["status"] == "success").groupby(ran["task_id"]).mean().mean(),
+        **comparisons.over_runs(first, rows),
+        **comparisons.comparison_columns(NO_PAIRS if is_baseline else comparisons.compare(first, rows)),
+    }
+
+
+def _average(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The unweighted mean of a variant's suites, with the sums of their counts."""
+    rates = [wilson(row["successes"], row["episodes"]) for row in measured]
+    return {
+        "suite": AVERAGE,
+        **comparisons.columns_of(combine(rates)),
+        **{key: sum(row[key] for row in measured) for key in ("successes", "episodes", "infra_errors")},
+        "seeds": max(row["seeds"] for row in measured),
+        "note": f"unweighted mean of {len(measured)} suites",
+    }
+
+
+def _published_rows(published: pd.DataFrame, suites: Sequence[str]) -> list[dict[str, Any]]:
+    """Published models over the same suites; the printed average only where that is over all of them."""
+    rows = []
+    for (model, inputs), values in published.groupby(["model", "inputs"], sort=False):
+        printed = dict(zip(values["column"], values["value"], strict=True))
+        rates = [printed.get(_column(suite), np.nan) for suite in suites]
+        all_suites = len(suites) == len(SUITES) and AVERAGE in printed
+        average = printed[AVERAGE] if all_suites else float(np.mean(rates))
+        rows += [
+            {
+                "source": "published",
+                "variant": f"{model} ({inputs})" if inputs else model,
+                "label": model,
+                "suite": suite,
+                "rate": rate,
+                "note": ", ".join(sorted(set(values["source"]))),
+            }
+            for suite, rate in zip([*suites, AVERAGE], [*rates, average], strict=True)
+        ]
+    return rows
+
+
+def _column(suite: str) -> str:
+    """The suite's name in the file of published values."""
+    return text.SUITE_LABELS[suite].lower()
+
+
+def _columns(table: pd.DataFrame) -> dict[str, str]:
+    """Suite → heading; the average only where it is one of several."""
+    suites = [suite for suite in SUITES if suite in set(table["suite"])]
+    return {s: text.SUITE_LABELS[s] for s in suites} | ({AVERAGE: "Average"} if len(suites) > 1 else {})
+
+
+def _tasks(table: pd.DataFrame) -> dict[str, int]:
+    """Suite → tasks evaluated, of the suites evaluated in part only."""
+    most = table.groupby("suite")["tasks"].max().dropna()
+    return {suite: int(most[suite]) for suite in SUITES if most.get(suite, TASKS_PER_SUITE) < TASKS_PER_SUITE}
+
+
+def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
+    """Ours above the rule (percent, interval, counts), published rows below it."""
+    columns = _columns(table)
+    cells = comparisons.cells(table, "source", "variant", "suite")
+    rows: dict[str, list[typeset.Row]] = {"ours": [], "published": []}
+    for source, variant in dict.fromkeys((source, variant) for source, variant, _ in cells):
+        row = [cells[source, variant, suite] for suite in columns]
+        label = [row[0]["label"]]
+        if source == "ours" and (seeds := max(cell["seeds"] for cell in row)) > 1:
+            label.append(f"{seeds} seeds")
+        best = frozenset(place for place, cell in enumerate(row) if cell["best"])
+        rows[source].append(typeset.Row(label, [_cell(cell) for cell in row], best))
+    ours = table[(table["source"] == "ours") & (table["suite"] == AVERAGE)]
+    notes = [
+        "Beneath the rate, its 95% interval (Wilson; averages combined by MOVER) and successes/episodes. "
+        f"Average: unweighted mean of the suites. {text.BOLD} Published rows: other code and protocols, so "
+        "not a like-for-like comparison.",
+        *(f"{columns[s]}: {n} of {TASKS_PER_SUITE} tasks only." for s, n in _tasks(table).items()),
+        *text.coverage_notes(int(ours["infra_errors"].sum()), int(ours["missing"].sum())),
+    ]
+    groups = [
+        typeset.Group("", rows["ours"]),
+        typeset.Group("Published, as printed elsewhere", rows["published"]),
+    ]
+    caption = f"Success on LIBERO in percent, greedy decoding. {protocol}"
+    return typeset.Table(caption, "Model", list(columns.values()), groups, notes)
+
+
+def _cell(row: Mapping[str, Any]) -> list[str]:
+    if row["source"] == "published":
+        return [text.percent(row["rate"])]
+    if row["episodes"] == 0:
+        return [text.NOT_RUN]
+    if np.isnan(row["rate"]):
+        return ["–"]
+    return [
+        text.percent(row["rate"]),
+        f"[{text.percent(row['low'])},{text.percent(row['high'])}]",
+        f"{row['successes']}/{row['episodes']}",
+    ]
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """A dot plot: one panel a suite, one row a model; ours above the line, published hollow below it."""
+    columns = _columns(table)
+    few = _tasks(table)
+    cells = comparisons.cells(table, "source", "variant", "suite")
+    models = list(dict.fromkeys((source, variant) for source, variant, _ in cells))
+    ours = sum(source == "ours" for source, _ in models)
+    # Published rows stand closer together: they carry one number each.
+    heights = [-float(i) if i < ours else -ours - 0.2 - 0.72 * (i - ours) for i in range(len(models))]
+    size = (1.6 + 1.08 * len(columns), 0.8 - 0.2 * min(heights))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for axes, (suite, heading) in zip(panels, columns.items(), strict=True):
+        for y, (source, variant) in zip(heights, models, strict=True):
+            row = cells[source, variant, suite]
+            if source == "published":
+                style.published_dot(axes, y, 100 * row["rate"])
+            elif np.isnan(row["rate"]):
+                axes.text(
+                    50,
+                    y,
+                    text.NOT_RUN if row["episodes"] == 0 else "–",
+                    ha="center",
+                    va="center",
+                    fontsize=6,
+                )
+            else:
+                estimate = (100 * row["rate"], 100 * row["low"], 100 * row["high"])
+                style.dot(axes, y, estimate, style.look(variant))
+                axes.text(109, y, f"{row['successes']}/{row['episodes']}", va="center", fontsize=5.5)
+        if ours < len(models):
+            axes.axhline((heights[ours - 1] + heights[ours]) / 2, color="#999999", linewidth=0.6)
+        if suite in few:
+            heading += f"\n({few[suite]} of {TASKS_PER_SUITE} tasks)"
+        axes.set(xlim=(-4, 104), xticks=[0, 50, 100], ylim=(min(heights) - 0.6, 0.7), title=heading)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+    panels[0].set_yticks(heights, [cells[*model, next(iter(columns))]["label"] for model in models])
+    for label, (source, _) in zip(panels[0].get_yticklabels(), models, strict=True):
+        label.set_color(style.PUBLISHED if source == "published" else "black")
+    figure.supxlabel("success (%); hollow: published", fontsize=8)
+    return figure

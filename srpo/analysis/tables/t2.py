@@ -1,0 +1,353 @@
+"""Table T2: success on LIBERO-Plus for each perturbation dimension, every variant against the baseline."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from srpo.analysis import comparisons, style, text, typeset
+from srpo.analysis.drawn import Drawn
+from srpo.analysis.published import read_published
+from srpo.analysis.stats import NO_PAIRS, Estimate, combine, wilson
+from srpo.config import DIMENSIONS, STYLES, PlusStage
+from srpo.config.sheets import SheetRow, baseline, labels
+from srpo.libero_plus import tasks as plus_tasks
+from srpo.libero_plus.sweep import expected_episodes
+from srpo.results import ResultError
+from srpo.results.coverage import load_episodes, read_config
+
+TOTALS = ("macro", "micro")
+UNAVAILABLE = "unavailable"
+"""Note of a dimension whose every task asked for cannot run here."""
+LABELS = {
+    **{dimension: text.PERTURBATION_LABELS[dimension] for dimension in DIMENSIONS},
+    "macro": "Total (macro)",
+    "micro": "Total (micro)",
+    **{style: text.PERTURBATION_LABELS[style] for style in STYLES},
+}
+"""Columns: LIBERO-Plus's dimensions, its totals, and our own styles, which are in no total."""
+COLUMNS = [
+    *("source", "variant", "label", "dimension", "rate", "low", "high"),
+    *("successes", "episodes", "infra_errors", "seeds", "tasks", "benchmark_tasks"),
+    *("missing", "unavailable"),
+    *("difference", "difference_low", "difference_high", "pairs", "p_value", "test", "note"),
+]
+INTEGERS = [
+    *("successes", "episodes", "infra_errors", "seeds", "tasks", "benchmark_tasks"),
+    *("missing", "unavailable", "pairs"),
+]
+
+
+def make(
+    episodes: Sequence[Path],
+    tasks: Path,
+    sheet: Sequence[SheetRow],
+    published: Path,
+    allow_incomplete: bool,
+) -> Drawn:
+    """The table of the sweeps in these files of episodes, with LIBERO-Plus's list of tasks."""
+    rows, missing = load_sweeps(episodes, tasks, labels(sheet), allow_incomplete)
+    table = estimate(rows, missing, sheet, read_published(published, "T2"))
+    return Drawn(
+        table,
+        lambda: draw(table),
+        layout(table, text.protocol_note(rows), baseline(sheet).name),
+        missing=text.lacking_episodes(rows, missing, labels(sheet)),
+    )
+
+
+def load_sweeps(
+    paths: Sequence[Path], tasks: Path, variants: Collection[str], allow_incomplete: bool
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Episodes on LIBERO-Plus, and the expected ones that are missing."""
+    try:
+        listed = plus_tasks.read_tasks(tasks)
+    except (OSError, ValueError) as error:
+        raise ResultError(str(error)) from None
+    expected = expected_episodes([read_config(path, PlusStage) for path in paths], listed)
+    return load_episodes(paths, "libero_plus", variants, expected, allow_incomplete)
+
+
+def benchmark_sizes(suites: Sequence[str]) -> dict[str, int]:
+    """Tasks that LIBERO-Plus has in these suites, by dimension."""
+    return {
+        dimension: sum(counts[dimension] for suite in suites for counts in plus_tasks.COUNTS[suite].values())
+        for dimension in DIMENSIONS
+    }
+
+
+def estimate(
+    episodes: pd.DataFrame, missing: pd.DataFrame, sheet: Sequence[SheetRow], published: pd.DataFrame
+) -> pd.DataFrame:
+    """The tidy table: a row for each variant or published model, and dimension or total. Rates are fractions.
+
+    Suites and seeds are pooled. Totals are over the dimensions that ran: `macro` is their unweighted mean
+    (the SRPO paper's), `micro` weighs them by LIBERO-Plus' number of tasks (the leaderboard's). A total's
+    p-value is of the test over all pairs. Tasks that are unavailable here are counted apart (`unavailable`)
+    and are in no rate: a dimension of which some are has the rate of the others, and says so. A dimension
+    that did not run has no rate. Our styles have rows of their own and are in no total. `best` marks our
+    highest rate of a dimension or total where its paired difference to the second leaves no doubt.
+    """
+    sizes = benchmark_sizes(sorted(set(episodes["suite"])))
+    unavailable = episodes[episodes["status"] == "unavailable"]
+    episodes = episodes[episodes["status"] != "unavailable"]
+    ran = [dimension for dimension in DIMENSIONS if dimension in set(episodes["perturbation"])]
+    rows: list[dict[str, Any]] = []
+    for name, label in labels(sheet).items():
+        lacking = {
+            column: frame.loc[frame["variant"] == name, "perturbation"]
+            for column, frame in (("missing", missing), ("unavailable", unavailable))
+        }
+        group = _variant_rows(episodes, baseline(sheet).name, name, sizes, lacking)
+        rows += [{"source": "ours", "variant": name, "label": label, **row} for row in group]
+    table = pd.DataFrame([*rows, *_published_rows(published, ran)], columns=COLUMNS)
+    of = {key: group for key, group in episodes.groupby(["perturbation", "variant"])}
+
+    def difference(dimension: str, second: str, first: str) -> Estimate:
+        within = ran if dimension in TOTALS else [dimension]
+        each = [comparisons.compare(of[d, second], of[d, first]).estimate for d in within]
+        return combine(each, [float(sizes[d]) for d in ran] if dimension == "micro" else None)
+
+    ours = table[table["source"] == "ours"]
+    best = comparisons.clearly_best(ours, ["dimension"], "variant", "rate", difference)
+    return table.astype(dict.fromkeys(INTEGERS, "Int64")).assign(best=table.index.isin(best))
+
+
+def _variant_rows(
+    episodes: pd.DataFrame,
+    first: str,
+    name: str,
+    sizes: Mapping[str, int],
+    lacking: Mapping[str, pd.Series],
+) -> Iterator[dict[str, Any]]:
+    """A variant's rows: every dimension, then the totals.
+
+    Args:
+        episodes: those that ran, of all variants.
+        first, name: the baseline and the variant.
+        lacking: `missing` and `unavailable` → the perturbations of such episodes of the variant.
+    """
+
+    def measured(dimensions: Collection[str]) -> tuple[dict[str, Any], Estimate]:
+        here = episodes[episodes["perturbation"].isin(list(dimensions))]
+        rows = here[here["variant"] == name]
+        pairs = NO_PAIRS if name == first else comparisons.compare(here[here["variant"] == first], rows)
+        row = {
+            **comparisons.rate_columns(comparisons.counts(rows)),
+            "tasks": rows["perturbation_task"].nunique(),
+            **comparisons.comparison_columns(pairs),
+        }
+        return row, pairs.estimate
+
+    tested = set(episodes["perturbation"])
+    rates: list[Estimate] = []
+    differences: list[Estimate] = []
+    for dimension in DIMENSIONS + STYLES:
+        without = int((lacking["unavailable"] == dimension).sum())
+        counted = {"dimension": dimension, "unavailable": without}
+        if dimension not in tested:
+            yield {**counted, "note": UNAVAILABLE if without else text.NOT_RUN}
+            continue
+        row, difference = measured([dimension])
+        if dimension in DIMENSIONS:
+            rates.append(wilson(row["successes"], row["episodes"]))
+            differences.append(difference)
+        yield {
+            **counted,
+            **row,
+            "benchmark_tasks": sizes.get(dimension),
+            "missing": int((lacking["missing"] == dimension).sum()),
+            "note": f"without {without} unavailable tasks" if without else "",
+        }
+    ran = [dimension for dimension in DIMENSIONS if dimension in tested]
+    row, _ = measured(ran)
+    for total in TOTALS:
+        weights = [float(sizes[dimension]) for dimension in ran] if total == "micro" else None
+        yield {
+            "dimension": total,
+            **row,
+            **comparisons.columns_of(combine(rates, weights)),
+            **comparisons.columns_of(combine(differences, weights), "difference", "difference_"),
+            "benchmark_tasks": sum(sizes[dimension] for dimension in ran),
+            "missing": len(lacking["missing"]),
+            "unavailable": int(lacking["unavailable"].isin(DIMENSIONS).sum()),
+            "note": f"over {len(ran)} of {len(DIMENSIONS)} dimensions",
+        }
+
+
+def _published_rows(published: pd.DataFrame, ran: Sequence[str]) -> list[dict[str, Any]]:
+    """Published models with a value for at least one dimension that ran, or, if all ran, with a total.
+
+    A printed total is macro or micro as its note says. Over fewer dimensions than seven there is no printed
+    total: macro is then the mean of the printed values of the same dimensions, and micro stays empty.
+    """
+    rows = []
+    for (model, inputs), values in published.groupby(["model", "inputs"], sort=False):
+        printed = dict(zip(values["column"], values["value"], strict=True))
+        rates = {dimension: printed.get(dimension, np.nan) for dimension in DIMENSIONS}
+        if len(ran) == len(DIMENSIONS):
+            totals = _printed_totals(values[values["column"] == "total"])
+        else:
+            totals = {"macro": float(np.mean([rates[dimension] for dimension in ran])), "micro": np.nan}
+        rates |= totals
+        if np.isnan([rates[dimension] for dimension in (*ran, *TOTALS)]).all():
+            continue
+        for dimension, rate in rates.items():
+            rows.append(
+                {
+                    "source": "published",
+                    "variant": f"{model} ({inputs})" if inputs else model,
+                    "label": f"{model} ({inputs})" if str(inputs).startswith("trained") else model,
+                    "dimension": dimension,
+                    "rate": rate,
+                    "note": ", ".join(sorted(set(values["source"]))),
+                }
+            )
+    return rows
+
+
+def _printed_totals(total: pd.DataFrame) -> dict[str, float]:
+    """Read "a macro average; micro is 57.3" and its like; a total of unknown kind is left out."""
+    result = dict.fromkeys(TOTALS, np.nan)
+    for value, note in zip(total["value"], total["note"], strict=True):
+        for kind in re.findall(r"a (macro|micro) average", note):
+            result[kind] = value
+        for kind, other in re.findall(r"(macro|micro) is ([\d.]+)", note):
+            result[kind] = float(other) / 100
+    return result
+
+
+STYLE_NOTE = (
+    "Columns (style): our own light, background and distractors on LIBERO's own assets, no part of "
+    "LIBERO-Plus and in no total."
+)
+_EMPTY: Mapping[str, Any] = {"source": "published", "rate": np.nan, "label": "", "best": False}
+
+
+def _columns(table: pd.DataFrame) -> list[str]:
+    """The columns to show: our styles only where they ran."""
+    shown = set(table.loc[(table["source"] == "ours") & table["rate"].notna(), "dimension"])
+    return [dimension for dimension in LABELS if dimension not in STYLES or dimension in shown]
+
+
+def _text(row: Mapping[str, Any]) -> list[str]:
+    if row["source"] == "published":
+        return [text.percent(row["rate"])]
+    if row["note"] in (text.NOT_RUN, UNAVAILABLE):
+        return [row["note"]]
+    if np.isnan(row["rate"]):
+        return ["–"]
+    return [
+        text.percent(row["rate"]),
+        f"[{text.percent(row['low'])},{text.percent(row['high'])}]",
+        f"{row['successes']}/{row['episodes']}",
+        *([f"({row['unavailable']} unavailable)"] if row["unavailable"] else []),
+    ]
+
+
+def _difference(row: Mapping[str, Any]) -> list[str]:
+    if np.isnan(row["difference"]):
+        return [""]
+    low, high = (text.percent(row[f"difference_{side}"]) for side in ("low", "high"))
+    return [text.percent(row["difference"], sign=True), f"[{low},{high}]", text.p_text(row["p_value"])]
+
+
+def layout(table: pd.DataFrame, protocol: str, first: str) -> typeset.Table:
+    """Per variant its success, then its paired difference to the baseline `first`; published row below a
+    rule."""
+    cells = comparisons.cells(table, "source", "variant", "dimension")
+    models = list(dict.fromkeys((source, variant) for source, variant, _ in cells))
+    columns = _columns(table)
+    ours, published = [], []
+    for model in models:
+        row = [cells.get((*model, dimension), _EMPTY) for dimension in columns]
+        if model[0] == "published":
+            label = row[0]["label"].replace(" (", "\n(").split("\n")  # what it was trained on goes below
+            published.append(typeset.Row(label, [_text(cell) for cell in row]))
+            continue
+        seeds = cells[*model, "micro"]["seeds"]
+        name = [row[0]["label"], *([f"{seeds} seeds"] if seeds > 1 else [])]
+        best = frozenset(place for place, cell in enumerate(row) if cell["best"])
+        ours.append(typeset.Row(name, [_text(cell) for cell in row], best))
+        if model != ("ours", first):
+            subtracted = f"− {cells['ours', first, 'macro']['label']}"
+            ours.append(typeset.Row([subtracted], [_difference(cell) for cell in row]))
+    totals = table[(table["source"] == "ours") & (table["dimension"] == "micro")]
+    without = int(totals["unavailable"].max())
+    notes = [
+        "Beneath the rate, its 95% interval (Wilson; totals combined by MOVER) and successes/episodes. "
+        "Differences in percentage points, paired by task, with interval and "
+        "two-sided p (exact McNemar; sign-flip test over several seeds). Totals: (macro), the mean of the "
+        "dimensions; (micro), weighted by LIBERO-Plus' number of tasks. "
+        f"Our totals are {totals['note'].iloc[0]}. {text.BOLD} "
+        "Published row: other code and protocols, so not a like-for-like comparison.",
+        *([STYLE_NOTE] if set(columns) & set(STYLES) else []),
+        *(
+            [f"{without} tasks are unavailable without LIBERO-Plus' asset pack; no rate has them."]
+            if without
+            else []
+        ),
+        *text.coverage_notes(int(totals["infra_errors"].sum()), int(totals["missing"].sum())),
+    ]
+    groups = [typeset.Group("", ours), typeset.Group("Published, as printed elsewhere", published)]
+    heads = [LABELS[dimension].removeprefix("Total ") for dimension in columns]
+    caption = f"Success on LIBERO-Plus in percent, by what is perturbed; greedy decoding. {protocol}"
+    return typeset.Table(caption, "Model", heads, groups, notes)
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Grouped dots: one group a dimension, in it one line a variant and one for all published values."""
+    cells = comparisons.cells(table, "source", "variant", "dimension")
+    models = list(dict.fromkeys((source, variant) for source, variant, _ in cells))
+    ours = [variant for source, variant in models if source == "ours"]
+    published = [variant for source, variant in models if source == "published"]
+    columns = _columns(table)
+    markers = dict(zip(published, itertools.cycle("osD^v<>phX*d"), strict=False))
+    figure = Figure(layout="constrained")
+    axes = figure.subplots()
+    y = 0.0  # of the next line; lines lie one apart, downwards
+    ticks = []
+    for dimension in columns:
+        top = y
+        ran = [v for v in ours if not np.isnan(cells["ours", v, dimension]["rate"])]
+        for variant in ran:
+            row = cells["ours", variant, dimension]
+            style.dot(axes, y, (100 * row["rate"], 100 * row["low"], 100 * row["high"]), style.look(variant))
+            axes.text(107, y, f"{row['successes']}/{row['episodes']}", va="center", fontsize=5.5)
+            y -= 1
+        if not ran:
+            axes.text(107, y, cells["ours", ours[0], dimension]["note"], va="center", fontsize=5.5)
+        rates = {v: cells["published", v, dimension]["rate"] for v in published if dimension not in STYLES}
+        shown = {variant: rate for variant, rate in rates.items() if not np.isnan(rate)}
+        for variant, rate in shown.items():
+            style.published_dot(axes, y, 100 * rate, markers[variant])
+        if shown or not ran:
+            y -= 1
+        ticks.append((top + y + 1) / 2)
+        last = dimension == columns[-1]
+        before_totals = dimension in (DIMENSIONS[-1], TOTALS[-1])
+        if not last:
+            axes.axhline(y + 0.1, color="#999999" if before_totals else "#E5E5E5", linewidth=0.6, zorder=0)
+            y -= 0.8
+    some = cells["ours", ours[0], "macro"]["note"].removeprefix("over ")
+    partly = some != f"{len(DIMENSIONS)} of {len(DIMENSIONS)} dimensions"
+    labels = [f"{LABELS[d]}\n{some}" if partly and d in TOTALS else LABELS[d] for d in columns]
+    axes.set_yticks(ticks, labels)
+    axes.set(xlim=(-3, 103), ylim=(y + 0.2, 0.8), xlabel="success (%)")
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    handles = []
+    for source, variant in models:
+        colour, marker = style.look(variant) if source == "ours" else (style.PUBLISHED, markers[variant])
+        label = cells[source, variant, "macro"]["label"] + (" (published)" if source == "published" else "")
+        handles.append(style.legend_marker(colour, marker, label, hollow=source == "published"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=1, fontsize=6.5)
+    figure.set_size_inches(3.6, 0.6 + 0.14 * (len(handles) - y))
+    return figure

@@ -1,0 +1,198 @@
+"""The jobs of a preset and what each has to do: episodes, operations, bytes. Without torch."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from srpo.cluster import operations
+from srpo.cluster.resources import GROUPS, sweep_size
+from srpo.config import (
+    DemosStage,
+    EvaluateStage,
+    PlusStage,
+    Policy,
+    Protocol,
+    RewardBenchmarkStage,
+    SftStage,
+    Stage,
+    TrainStage,
+    WorldModel,
+    WorldModelStage,
+)
+from srpo.config.plan import Plan
+from srpo.episode import CHUNK
+from srpo.libero_plus.tasks import shards
+
+
+class Flop(NamedTuple):
+    """Floating-point operations of a job: of acting, of encoding for rewards, of learning."""
+
+    act: int = 0
+    encode: int = 0
+    learn: int = 0
+
+
+class Durations(NamedTuple):
+    """Seconds of a job's parts."""
+
+    simulate: float = 0.0
+    act: float = 0.0
+    encode: float = 0.0
+    learn: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Wall clock at best.
+
+        Simulators and policy work at the same time on different episodes, without a barrier
+        (`srpo/rollouts/pool.py`), so the slower of the two decides. Rewards need all episodes of a step, and
+        learning needs the rewards.
+        """
+        return max(self.simulate, self.act) + self.encode + self.learn
+
+
+class Job(NamedTuple):
+    """One job of a rule.
+
+    folder     of its stage (and part), below `results/<preset>/`
+    after      folders of the jobs that it waits for
+    flop       operations of policy and world model
+    disk       bytes, of results and of a training's scratch folder
+    durations  wall clock by part, s; of zeros where it is not yet estimated
+    """
+
+    rule: str
+    folder: str
+    after: tuple[str, ...] = ()
+    episodes: int = 0
+    flop: Flop = Flop()
+    disk: int = 0
+    durations: Durations = Durations()
+
+    @property
+    def seconds(self) -> float:
+        """Wall clock, at best."""
+        return self.durations.total
+
+
+def jobs_of(plan: Plan, folder: str, stage: Stage | WorldModelStage, policy_bytes: int) -> Iterator[Job]:
+    """A stage's jobs, without their durations. `policy_bytes`: what stays of a policy on disk."""
+    if isinstance(stage, WorldModelStage):
+        yield Job("world_model", folder)
+        return
+    policy, sft = policy_of(plan, stage), plan.sft_of(stage.suite).folder
+    if isinstance(stage, DemosStage):
+        yield Job("demos", folder, episodes=stage.demos.per_task * len(stage.tasks))
+    elif isinstance(stage, SftStage):
+        after = (f"demos/{stage.suite}",) if stage.sft.updates else ()
+        learn = stage.sft.updates * stage.sft.batch_size * operations.learning(policy)
+        yield Job("sft", folder, after, flop=Flop(learn=learn), disk=policy_bytes)
+    elif isinstance(stage, TrainStage):
+        after = (sft, *pretraining_of(plan, stage.world_model))
+        disk = policy_bytes + scratch_bytes(stage)
+        yield Job("train", folder, after, training_episodes(stage), training_flop(stage, policy), disk)
+    elif isinstance(stage, EvaluateStage):
+        episodes = len(stage.tasks) * stage.evaluate.states
+        flop = acting_flop(stage, policy, episodes)
+        yield Job("evaluate", folder, (folder.removesuffix("/evaluation"),), episodes, flop)
+    elif isinstance(stage, PlusStage):
+        total, size = sweep_size(stage), stage.plus.shard_size
+        for index in range(shards(total, size)):
+            episodes = min(size, total - index * size)
+            flop = acting_flop(stage, policy, episodes)
+            yield Job("plus_shard", f"{folder}/{index}", (folder.removesuffix("/plus"),), episodes, flop)
+    elif isinstance(stage, RewardBenchmarkStage):
+        settings = stage.reward_benchmark
+        flop = acting_flop(stage, policy, settings.max_episodes)
+        yield Job("trajectories", folder, (sft,), settings.max_episodes, flop)
+        videos = (settings.successes + settings.failures) * settings.prefixes
+        for model in stage.world_models:
+            flop = Flop(encode=videos * (operations.encoding(model) or 0))
+            yield Job("score", f"{folder}/{model.name}", (folder, *pretraining_of(plan, model)), flop=flop)
+
+
+def pretraining_of(plan: Plan, model: WorldModel | None) -> tuple[str, ...]:
+    """The folder of the stage that pretrains a world model, if the preset has one."""
+    folder = f"world_models/{model.name}" if model else ""
+    return (folder,) if folder in plan.stages else ()
+
+
+def policy_of(plan: Plan, stage: Stage) -> Policy:
+    """The policy of a suite's stages: that of its SFT."""
+    sft = plan.stages[plan.sft_of(stage.suite).folder]
+    assert isinstance(sft, SftStage)
+    return sft.policy
+
+
+def queries(protocol: Protocol) -> int:
+    """Policy queries of an episode that lasts as long as it may."""
+    return math.ceil(protocol.max_steps / CHUNK)
+
+
+def acting_flop(stage: Stage, policy: Policy, episodes: int) -> Flop:
+    """Of episodes of a finished policy, which keeps its adapters beside its weights."""
+    return Flop(act=episodes * queries(stage.protocol) * operations.policy_forward(policy).total)
+
+
+def training_flop(stage: TrainStage, policy: Policy) -> Flop:
+    """Of a training in which every group is learned from, and all episodes are encoded."""
+    train, episode_queries = stage.train, queries(stage.protocol)
+    rollouts = train.prompts * train.group_size
+    forward = operations.policy_forward(policy).total  # adapters stand beside the weights
+    learning = operations.learning(policy) + forward * (train.kl > 0)
+    encoding = 0 if stage.world_model is None else operations.encoding(stage.world_model) or 0
+    return Flop(
+        training_episodes(stage) * episode_queries * forward,
+        rollouts * (train.steps if train.offline is None else 1) * encoding,
+        rollouts * train.steps * train.epochs * episode_queries * learning,
+    )
+
+
+def training_episodes(stage: TrainStage) -> int:
+    """Episodes of a training, further rounds of dynamic sampling excepted."""
+    train = stage.train
+    rollouts = train.prompts * train.group_size
+    if train.offline is not None:
+        return rollouts  # collected once; the steps are passes over them
+    evaluations = train.steps // train.evaluate_every if train.evaluate_every else 0
+    return train.steps * rollouts + evaluations * len(stage.tasks) * train.evaluate_states
+
+
+def scratch_bytes(stage: TrainStage) -> int:
+    """Pictures that a training keeps until its next checkpoint: for the policy and for the world model."""
+    frames = 0 if stage.world_model is None else stage.world_model.frames
+    pictures = queries(stage.protocol) + frames
+    episodes = stage.train.prompts * stage.train.group_size * stage.train.checkpoint_every
+    return episodes * pictures * 3 * stage.protocol.image_size**2
+
+
+def uncounted(plan: Plan) -> list[str]:
+    """World models whose operations are not counted: pretrained here, or of an unknown architecture."""
+    used: dict[str, WorldModel] = {}
+    for stage in plan.stages.values():
+        models = (*getattr(stage, "world_models", ()), getattr(stage, "world_model", None))
+        used |= {model.name: model for model in models if model is not None}
+    return [f"pretraining of {name}" for name, model in used.items() if model.pretraining] + [
+        f"encoding by {name}" for name, model in used.items() if operations.encoding(model) is None
+    ]
+
+
+def submissions(jobs: Iterable[Job], group_sizes: Mapping[str, int]) -> int:
+    """How often `sbatch` is called.
+
+    Args:
+        group_sizes: jobs that share a submission, by the `GROUPS` of their rules (default: 1).
+    """
+    members: dict[tuple[str, str], int] = defaultdict(int)
+    for job in jobs:
+        group = GROUPS.get(job.rule, job.folder)
+        members[group, group.format_map(_wildcards(job.folder))] += 1
+    return sum(math.ceil(number / group_sizes.get(group, 1)) for (group, _), number in members.items())
+
+
+def _wildcards(folder: str) -> dict[str, str]:
+    """Of a job below `runs/<suite>/<variant>/<seed>/`."""
+    return dict(zip(("suite", "any_variant", "seed"), folder.split("/")[1:], strict=False))

@@ -1,0 +1,42 @@
+"""Record demonstrations with the scripted expert, or import LIBERO's own files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from srpo.config import ConfigError, DemosStage, load_stage
+from srpo.demos.hdf5 import DemonstrationError
+from srpo.demos.official import import_all
+from srpo.demos.record import record_all
+from srpo.envs.gl import MissingGLError
+from srpo.runtime.locks import lock_held
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="srpo demos", description=__doc__)
+    parser.add_argument(
+        "--config", type=Path, required=True, help="resolved configuration of the stage (YAML)"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to make, one HDF5 file per task")
+    parser.add_argument(
+        "--scratch", type=Path, required=True, help="folder of finished demonstrations until all are done"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes that record (default: 1)")
+    arguments = parser.parse_args()
+    if arguments.workers < 1:
+        parser.error(f"--workers {arguments.workers}: at least 1")
+    try:
+        config = load_stage(arguments.config, DemosStage)
+        if config.demos.source == "expert":
+            with lock_held(arguments.scratch):
+                record_all(config, arguments.out, arguments.scratch, arguments.workers)
+        else:
+            import_all(config, arguments.out)
+    except (ConfigError, DemonstrationError, MissingGLError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""The format of demonstration files: reading, checking, writing.
+
+One HDF5 file per task, `<task name>_demo.hdf5`, in the layout of LIBERO's own files (robomimic's, with
+LIBERO's names; LIBERO, scripts/create_dataset.py):
+
+    data                     attributes problem_info, env_args, bddl_file_content, num_demos, total, ...
+    data/demo_<i>            attributes num_samples, init_state
+        actions              float64 (T, 7)    in [-1, 1]; without the noise that was added when executed
+        states               float64 (T, n)    flattened simulator state: time, positions, velocities
+        robot_states         float64 (T, 9)    finger positions, end-effector position, its quaternion (xyzw)
+        rewards, dones       uint8   (T,)      1 at the last step
+        obs/agentview_rgb    uint8   (T, H, W, 3)  in OpenGL's row order: upside down
+        obs/ee_pos, ee_ori, ee_states, gripper_states, joint_states    float64 (T, 3 | 3 | 6 | 2 | 7)
+
+Row t has the observation just before action t, as in robomimic and in OpenVLA's regenerated files. The wrist
+camera (obs/eye_in_hand_rgb) is left out: the policy does not use it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from srpo.runtime.files import atomic_file
+
+Recording = dict[str, NDArray[Any]]
+"""One demonstration as in the file: dataset's name, such as `obs/ee_pos`, to array; T rows each."""
+
+IMAGES = "obs/agentview_rgb"
+LAYOUT: dict[str, tuple[int | None, ...]] = {
+    "actions": (7,),
+    "states": (None,),
+    "robot_states": (9,),
+    "rewards": (),
+    "dones": (),
+    IMAGES: (None, None, 3),
+    "obs/ee_pos": (3,),
+    "obs/ee_ori": (3,),
+    "obs/ee_states": (6,),
+    "obs/gripper_states": (2,),
+    "obs/joint_states": (7,),
+}
+"""The datasets of a demonstration and the shape of one row; None is any size."""
+_REMEDY = (
+    "Delete it and record it again (srpo demos), or, if it is one of LIBERO's own files, download it again."
+)
+
+
+class DemonstrationError(Exception):
+    """A demonstration file cannot be used, or not be recorded; the message tells what to do."""
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One demonstration of T steps as a policy is trained on it.
+
+    language  the instruction
+    images    uint8 (T, H, W, 3), official orientation (the file's rotated by 180°)
+    proprio   float32 (T, 8): end-effector position (m), axis-angle (rad), finger positions (m)
+    actions   float32 (T, 7) in [-1, 1]
+    """
+
+    language: str
+    images: NDArray[np.uint8]
+    proprio: NDArray[np.float32]
+    actions: NDArray[np.float32]
+
+
+def file_name(task: str) -> str:
+    """The name of a task's demonstration file, as LIBERO has it."""
+    return f"{task}_demo.hdf5"
+
+
+def instruction(task: str) -> str:
+    """A task's instruction, as LIBERO takes it from the name: without the scene, spaces for underscores."""
+    return re.sub(r"^[A-Z_]+SCENE\d+_", "", task).replace("_", " ")
+
+
+def read_demonstrations(path: Path, limit: int | None = None) -> list[Demonstration]:
+    """Read the first `limit` demonstrations of a task's file (all of them by default).
+
+    Raises:
+        DemonstrationError: the file is missing, truncated, corrupt or incomplete, or has too few.
+    """
+    language = instruction(path.name.removesuffix(".hdf5").removesuffix("_demo"))
+    return [
+        Demonstration(
+            language=language,
+            images=np.ascontiguousarray(recording[IMAGES][:, ::-1, ::-1]),
+            proprio=np.concatenate(
+                [recording["obs/ee_states"], recording["obs/gripper_states"]], axis=1
+            ).astype(np.float32),
+            actions=recording["actions"].astype(np.float32),
+        )
+        for recording in read_recordings(path, limit)
+    ]
+
+
+def read_recordings(path: Path, limit: int | None = None) -> Iterator[Recording]:
+    """Read and check the first `limit` demonstrations of a file, one by one, as they are in it.
+
+    Raises:
+        DemonstrationError: as `read_demonstrations`.
+    """
+    if not path.is_file():
+        raise DemonstrationError(f"{path}: no such file. {_REMEDY}")
+    try:
+        with h5py.File(path, "r") as file:
+            data = file.get("data")
+            if not isinstance(data, h5py.Group):
+                raise DemonstrationError(
+                    f"{path}: has no group `data`, so it is no demonstration file. {_REMEDY}"
+                )
+            names = sorted(data, key=lambda name: (len(name), name))  # demo_2 before demo_10
+            if not names or len(names) < (limit or 0):
+                wanted = limit or "at least one"
+                raise DemonstrationError(
+                    f"{path}: holds {len(names)} demonstrations, not {wanted}. {_REMEDY}"
+                )
+            for name in names[:limit]:
+                yield _read_recording(data[name], f"{path}: data/{name}")
+    except (OSError, KeyError, RuntimeError) as error:  # what h5py raises on damage
+        raise DemonstrationError(f"{path}: truncated or corrupt ({error}). {_REMEDY}") from error
+
+
+def _read_recording(group: h5py.Group, where: str) -> Recording:
+    missing = [name for name in LAYOUT if not isinstance(group.get(name), h5py.Dataset)]
+    if missing:
+        raise DemonstrationError(f"{where} lacks {', '.join(missing)}. {_REMEDY}")
+    recording = {name: group[name][()] for name in LAYOUT}
+    steps = len(recording["actions"])
+    for name, row in LAYOUT.items():
+        shape = recording[name].shape
+        fits = len(shape) == len(row) + 1 and all(b in (None, a) for a, b in zip(shape[1:], row, strict=True))
+        if not fits or shape[0] != steps or steps == 0:
+            expected = ", ".join("any" if size is None else str(size) for size in (steps or "T", *row))
+            raise DemonstrationError(f"{where}/{name} has shape {shape}, not ({expected}). {_REMEDY}")
+    if recording[IMAGES].dtype != np.uint8:
+        raise DemonstrationError(f"{where}/{IMAGES} is {recording[IMAGES].dtype}, not uint8. {_REMEDY}")
+    for name in ("actions", "obs/ee_states", "obs/gripper_states"):
+        if not np.isfinite(recording[name]).all():
+            raise DemonstrationError(f"{where}/{name} is not finite. {_REMEDY}")
+    if np.abs(recording["actions"]).max() > 1:
+        raise DemonstrationError(f"{where}/actions leaves [-1, 1]. {_REMEDY}")
+    return recording
+
+
+def write_recordings(path: Path, attributes: Mapping[str, Any], recordings: Iterable[Recording]) -> None:
+    """Write a demonstration file atomically; `attributes` are those of its group `data`."""
+    # HDF5 1.10's format has checksums of its own structure; fletcher32 adds those of the arrays.
+    with atomic_file(path) as temporary, h5py.File(temporary, "w", libver="v110") as file:
+        data = file.create_group("data")
+        data.attrs.update(attributes)
+        count = total = 0
+        for recording in recordings:
+            group = data.create_group(f"demo_{count}")
+            for name, values in recording.items():
+                chunks = (1, *values.shape[1:]) if name == IMAGES else None  # one picture each
+                group.create_dataset(
+                    name, data=values, chunks=chunks, compression="gzip", compression_opts=1, fletcher32=True
+                )
+            group.attrs["num_samples"] = len(recording["actions"])
+            group.attrs["init_state"] = recording["states"][0]
+            count, total = count + 1, total + len(recording["actions"])
+        data.attrs["num_demos"] = count
+        data.attrs["total"] = total

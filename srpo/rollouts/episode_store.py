@@ -1,0 +1,66 @@
+"""Finished episodes in files, so that an interrupted RL step does not run them again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+
+from srpo.episode import Episode, EpisodeSpec
+from srpo.runtime.files import atomic_file
+from srpo.runtime.manifest import fingerprint
+
+
+class EpisodeStore:
+    """Finished episodes of the steps that no checkpoint holds yet, in `scratch/episodes/step-<step>`.
+
+    An episode is determined by its spec and the policy's weights, so a resumed step need not run it again.
+    Every episode is written as soon as it ends, because a run may be killed without warning. The processes
+    of a distributed run share the folder.
+    """
+
+    def __init__(self, scratch: Path) -> None:
+        self._folder = scratch / "episodes"
+
+    def get(self, step: int, spec: EpisodeSpec) -> Episode | None:
+        """The stored episode; None if there is none or its file is damaged."""
+        path = self._path(step, spec)
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as stored:  # the archive's checksums are verified
+                values = {name: stored[name] for name in stored.files}
+            assert EpisodeSpec(**json.loads(str(values.pop("spec")))) == spec
+            scalars = {name: values.pop(name).item() for name in ("success", "steps", "wall_seconds")}
+            return Episode(spec=spec, **scalars, **values)
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AssertionError,
+            zipfile.BadZipFile,
+        ) as error:
+            print(f"{path}: damaged ({error}); running that episode again", flush=True)
+            return None
+
+    def add(self, step: int, episode: Episode) -> None:
+        """Store an episode that was run in `step`."""
+        values = {field.name: getattr(episode, field.name) for field in fields(episode)}
+        values["spec"] = json.dumps(asdict(episode.spec))
+        with atomic_file(self._path(step, episode.spec)) as temporary, temporary.open("wb") as handle:
+            np.savez(handle, **values)
+
+    def clear(self, step: int) -> None:
+        """Remove the episodes of all steps up to `step`, whose updates a checkpoint contains."""
+        for folder in self._folder.glob("step-*"):
+            if int(folder.name.rpartition("-")[2]) <= step:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _path(self, step: int, spec: EpisodeSpec) -> Path:
+        return self._folder / f"step-{step:08d}" / f"{fingerprint(json.dumps(asdict(spec)))[:32]}.npz"
