@@ -80,7 +80,7 @@ def progress(folder: str, stage: Stage | WorldModelStage, here: Path) -> Progres
         return Progress("done")
     scratch = here / scratch_path(str(files[0]))
     if isinstance(stage, EvaluateStage):
-        return _evaluation([scratch], len(stage.tasks) * stage.evaluate.states, 0)
+        return _evaluation([scratch], len(stage.tasks) * stage.evaluate.episodes_per_task, 0)
     if isinstance(stage, PlusStage):
         total, shards = sweep_size(stage), results / folder / "shard-*.parquet"
         finished = len(list(here.glob(str(shards)))) * stage.plus.shard_size

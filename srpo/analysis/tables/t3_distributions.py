@@ -85,7 +85,14 @@ def draw(table: pd.DataFrame) -> Figure:
                         ax=axes,
                         **looks[outcome],
                     )
-            axes.set(xlabel="", ylabel="", xlim=(lowest - 0.03, 1.03), xticks=[lowest, 1], ylim=(0, 105), yticks=[0, 100])
+            axes.set(
+                xlabel="",
+                ylabel="",
+                xlim=(lowest - 0.03, 1.03),
+                xticks=[lowest, 1],
+                ylim=(0, 105),
+                yticks=[0, 100],
+            )
             axes.tick_params(labelsize=6)
             if name == names[0]:
                 axes.set_title(heading, fontsize=7)
