@@ -29,9 +29,9 @@ def make(
     metrics: Sequence[Path],
     sheet: Sequence[SheetRow],
     episodes: Sequence[Path],
-    sampled: Sequence[Path],
     t1_sheet: Sequence[SheetRow],
     allow_incomplete: bool,
+    sampled: Sequence[Path] = (),
 ) -> Drawn:
     """The sentences on the training curves in `metrics` and the evaluations in `episodes` and `sampled`."""
     steps, missing_steps = load_metrics(metrics, labels(sheet), allow_incomplete)
