@@ -38,7 +38,7 @@ Settings are YAML files in layers, each only saying how it differs from those be
 7. the row's `set`, e.g. `reward.alpha=0.5`
 8. the command line: `snakemake --config set="train.steps=5 reward.alpha=0.5"`
 
-Each run's resolved settings stand in its `config.yaml`. To see them beforehand by the name of a row:
+Each run's resolved settings stand in its `config.yaml`. To see them beforehand, by a row's name:
 `srpo resolve train --preset smoke --suite libero_goal --variant grpo --seed 0`.
 Unknown keys, wrong types and combinations that cannot be are errors before any job starts.
 

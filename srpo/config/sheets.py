@@ -22,8 +22,8 @@ from srpo.config.loading import ConfigError, did_you_mean
 
 Role = Literal["baseline", "ours", "ablation", "upper_bound"]
 ROLES: dict[Role, str] = {
-    "baseline": "what the other rows are compared with: exactly one row",
-    "ours": "the method that the sheet is about: at most one row, none if that is the baseline (ablations)",
+    "baseline": "what the other rows are compared with (exactly one row)",
+    "ours": "the method that the sheet is about (at most one row; none where that is the baseline itself)",
     "ablation": "another method, or ours with a setting changed",
     "upper_bound": "uses what no method may know",
 }

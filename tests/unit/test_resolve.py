@@ -373,6 +373,9 @@ def test_a_changed_variant_changes_its_own_runs_only(configs: Path) -> None:
     assert changed == {"runs/libero_goal/grpo/seed0"}
 
 
+SRPO_ROW = "srpo\tSRPO.*"
+OTHER = "other\tOther\tours\tsrpo\t"
+UNUSED = "other\tOther\tours\tgrpo\tworld_model=pixel"
 WRONG = [
     # file, what is replaced (a regular expression), by what, message
     ("presets/example.yaml", "suites: .*", "suites: [libero_gaol]", r"suites.*did you mean `libero_goal`"),
@@ -408,36 +411,11 @@ WRONG = [
     ("experiments/tiny/t1.tsv", "grpo\tGRPO", "grpo GRPO", r"line 3"),
     ("experiments/tiny/t1.tsv", "grpo\tGRPO", "sft\tGRPO", r"line 3: name: the row of the variant `sft`"),
     ("experiments/tiny/t1.tsv", "name\tlabel", "label\tname", r"the first line"),
-    (
-        "experiments/tiny/t1.tsv",
-        "\tsrpo\n",
-        "\tsrpo\ttrain.stepz=1\n",
-        r"line 4: set: train\.stepz: .*`steps`",
-    ),
-    (
-        "experiments/tiny/t1.tsv",
-        "\tsrpo\n",
-        "\tsrpo\ttrain.steps\n",
-        r"line 4: set: .*not of the form key=value",
-    ),
-    (
-        "experiments/tiny/t1.tsv",
-        "\tsrpo\n",
-        "\tsrpo\tworld_model=3\n",
-        r"line 4: set: world_model: there is no",
-    ),
-    (
-        "experiments/tiny/f2.tsv",
-        "\tgrpo\n",
-        "\tgrpo\tworld_model=pixel\n",
-        r"set: world_model: pixel is not used: reward\.shaping",
-    ),
-    (
-        "experiments/tiny/f2.tsv",
-        "grpo\tGRPO\tbaseline\tgrpo",
-        "sft\tSFT\tbaseline\tsft",
-        r"`sft` has no training",
-    ),
+    ("experiments/tiny/t1.tsv", SRPO_ROW, OTHER + "train.stepz=1", r"line 4: set: train\.stepz: .*`steps`"),
+    ("experiments/tiny/t1.tsv", SRPO_ROW, OTHER + "train.steps", r"line 4: set: .*not of the form key=value"),
+    ("experiments/tiny/t1.tsv", SRPO_ROW, OTHER + "world_model=3", r"line 4: set: world_model: there is no"),
+    ("experiments/tiny/t1.tsv", SRPO_ROW, UNUSED, r"set: world_model: pixel is not used: reward\.shaping"),
+    ("experiments/tiny/f2.tsv", "grpo\tGRPO.*", "sft\tSFT\tbaseline\tsft", r"`sft` has no training"),
     (
         "variants/grpo.yaml",
         "reward:",
