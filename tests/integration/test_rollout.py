@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sweeping import BOWL, PROTOCOL, STOVE, SUITE, sweeping_policy
 
 from srpo.envs.libero import LiberoEnv
 from srpo.episode import CHUNK, Episode, EpisodeSpec, FailedRun
@@ -22,9 +21,11 @@ from srpo.policies.checkpoints import load_policy, save_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.rollouts.policy_runner import PolicyRunner
 from srpo.world_models import select_frames
+from support.sweeping import BOWL, PROTOCOL, STOVE, SUITE, sweeping_policy
 
 pytestmark = pytest.mark.integration
 
+ROOT = Path(__file__).resolve().parents[2]
 SPECS = [
     EpisodeSpec(SUITE, task, state, seed=10 * state + task, temperature=1.0, frames=12)
     for state in range(3, 6)
@@ -188,8 +189,7 @@ def test_interrupting_leaves_no_process_and_no_shared_memory(tmp_path: Path, pol
         """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from sweeping import PROTOCOL, SUITE
+from support.sweeping import PROTOCOL, SUITE
 from srpo.policies.checkpoints import load_policy
 from srpo.rollouts.policy_runner import PolicyRunner
 from srpo.episode import EpisodeSpec
@@ -203,7 +203,8 @@ if __name__ == "__main__":
     )
     before = set(Path("/dev/shm").iterdir())
     run = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path / "policy"), str(Path(__file__).parent)],
+        [sys.executable, str(script), str(tmp_path / "policy")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))},
         stdout=subprocess.PIPE,
         start_new_session=True,
     )

@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from sweeping import TRAINING, sweeping_policy, write_config
 
 from srpo.policies.checkpoints import save_policy
+from support.sweeping import TRAINING, sweeping_policy, write_config
 
 pytestmark = pytest.mark.integration
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -11,7 +11,22 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from drawing import (
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from srpo.analysis import exploration, style
+from srpo.analysis.comparisons import cells
+from srpo.analysis.figures import f1, f2, f4, f5
+from srpo.analysis.figures.videos import FPS, HEADER, SIDE, beside
+from srpo.analysis.published import read_published
+from srpo.analysis.tables import t1, t2, t3, t3_distributions
+from srpo.config.sheets import labels, read_sheet
+from srpo.results import ResultError
+from srpo.results.coverage import load_metrics
+from srpo.results.rows import read_rows, write_rows
+from srpo.results.schemas import BENCHMARK, EPISODES, PATHS, RL_METRICS
+from support.drawing import (
     PUBLISHED,
     REPOSITORY,
     SHEET,
@@ -26,22 +41,7 @@ from drawing import (
     write_sheet,
     written,
 )
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from PIL import Image
-from synthetic_results import curves_of, libero_run, paths_of, reward_benchmark, rl_run
-
-from srpo.analysis import exploration, style
-from srpo.analysis.comparisons import cells
-from srpo.analysis.figures import f1, f2, f4, f5
-from srpo.analysis.figures.videos import FPS, HEADER, SIDE, beside
-from srpo.analysis.published import read_published
-from srpo.analysis.tables import t1, t2, t3, t3_distributions
-from srpo.config.sheets import labels, read_sheet
-from srpo.results import ResultError
-from srpo.results.coverage import load_metrics
-from srpo.results.rows import read_rows, write_rows
-from srpo.results.schemas import BENCHMARK, EPISODES, PATHS, RL_METRICS
+from support.synthetic_results import curves_of, libero_run, paths_of, reward_benchmark, rl_run
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from synthetic_results import (
+
+from srpo.config import SUITES
+from support.synthetic_results import (
     curves_of,
     libero_run,
     paths_of,
@@ -21,8 +23,6 @@ from synthetic_results import (
     reward_benchmark,
     rl_run,
 )
-
-from srpo.config import SUITES
 
 REPOSITORY = Path(__file__).parents[2]
 SHEETS = REPOSITORY / "configs" / "experiments" / "paper"

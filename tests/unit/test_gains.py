@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from drawing import run, write_sheet
-from synthetic_results import libero_run, rl_run
 
 from srpo.analysis.tables import gains
+from support.drawing import run, write_sheet
+from support.synthetic_results import libero_run, rl_run
 
 
 def draw(root: Path, curve: list[float], rates: dict[str, float]) -> tuple[pd.DataFrame, list[str]]:

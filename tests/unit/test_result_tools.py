@@ -12,15 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_results import (
-    curves_of,
-    libero_run,
-    paths_of,
-    plus_run,
-    plus_tasks_file,
-    reward_benchmark,
-    rl_run,
-)
 
 from srpo.analysis import draw
 from srpo.analysis.drawings import DRAWINGS
@@ -34,6 +25,15 @@ from srpo.results import ResultError
 from srpo.results.coverage import load_benchmark
 from srpo.results.rows import read_rows, write_rows
 from srpo.results.schemas import CURVES, EPISODES, REWARDS
+from support.synthetic_results import (
+    curves_of,
+    libero_run,
+    paths_of,
+    plus_run,
+    plus_tasks_file,
+    reward_benchmark,
+    rl_run,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 

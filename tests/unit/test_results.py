@@ -14,7 +14,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from synthetic_results import MUJOCO, episode_row, libero_run, protocol, reward_benchmark, rl_run
 
 from srpo.analysis.text import PERTURBATION_LABELS
 from srpo.config import DIMENSIONS, STYLES, EvaluateStage
@@ -24,6 +23,7 @@ from srpo.results.coverage import missing_rows, read_config
 from srpo.results.document import document
 from srpo.results.rows import check_episodes, protocol_json, read_episodes, read_rows, write_rows
 from srpo.results.schemas import BENCHMARK, EPISODES, REWARDS, RL_METRICS, SFT_METRICS, Schema
+from support.synthetic_results import MUJOCO, episode_row, libero_run, protocol, reward_benchmark, rl_run
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -12,33 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from drawing import (
-    PUBLISHED,
-    REPOSITORY,
-    SHEET,
-    cell,
-    check_latex,
-    plus_runs,
-    run,
-    sheet_of,
-    t1_of,
-    t2_of,
-    tex_of,
-    write_sheet,
-    written,
-)
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_results import (
-    MAX_STEPS,
-    curves_of,
-    episode_row,
-    libero_run,
-    plus_run,
-    plus_tasks_file,
-    reward_benchmark,
-    rl_run,
-)
 
 from srpo.analysis import text, typeset
 from srpo.analysis.published import read_published
@@ -53,6 +28,31 @@ from srpo.results.coverage import load_episodes
 from srpo.results.rows import read_episodes, read_rows, write_rows
 from srpo.results.schemas import BENCHMARK, EPISODES, REWARDS
 from srpo.rewards.metrics import standardised_mean_difference
+from support.drawing import (
+    PUBLISHED,
+    REPOSITORY,
+    SHEET,
+    cell,
+    check_latex,
+    plus_runs,
+    run,
+    sheet_of,
+    t1_of,
+    t2_of,
+    tex_of,
+    write_sheet,
+    written,
+)
+from support.synthetic_results import (
+    MAX_STEPS,
+    curves_of,
+    episode_row,
+    libero_run,
+    plus_run,
+    plus_tasks_file,
+    reward_benchmark,
+    rl_run,
+)
 
 PROTOCOL = (
     "Protocol: official initial states, at most 300 (Goal) steps, exact rendering at 128 pixels, "
