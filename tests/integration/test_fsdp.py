@@ -17,14 +17,12 @@ from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
-from srpo import optim, sft
+from srpo import ROOT, optim, sft
 from srpo.runtime import distributed
 from support import sharding
 from support.fine_tuning import demonstration, stage
 from support.policies import small_settings
 from support.recorded_training import descent
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("file", sharding.FILE.parent.glob("*.yaml"), ids=lambda file: file.stem)

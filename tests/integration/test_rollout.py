@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from srpo import ROOT
 from srpo.envs.libero import LiberoEnv
 from srpo.episode import CHUNK, Episode, EpisodeSpec, FailedRun
 from srpo.policies.checkpoints import load_policy, save_policy
@@ -25,7 +27,6 @@ from support.sweeping import BOWL, PROTOCOL, STOVE, SUITE, sweeping_policy
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).resolve().parents[2]
 SPECS = [
     EpisodeSpec(SUITE, task, state, seed=10 * state + task, temperature=1.0, frames=12)
     for state in range(3, 6)
@@ -201,7 +202,6 @@ if __name__ == "__main__":
             print("finished", flush=True)
 """
     )
-    before = set(Path("/dev/shm").iterdir())
     run = subprocess.Popen(
         [sys.executable, str(script), str(tmp_path / "policy")],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))},
@@ -210,13 +210,25 @@ if __name__ == "__main__":
     )
     assert run.stdout is not None
     assert run.stdout.readline() == b"finished\n"
+    shared = shared_memory(run.pid)
+    assert shared
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to all of them
     run.wait(timeout=30)
     assert run.returncode != 0
     for _ in range(100):
-        members = subprocess.run(["pgrep", "-g", str(run.pid)], capture_output=True, text=True).stdout.split()
-        if not members:
+        if not members(run.pid):
             break
         time.sleep(0.1)
-    assert not members
-    assert set(Path("/dev/shm").iterdir()) <= before
+    assert not members(run.pid)
+    assert not [path for path in shared if path.exists()]
+
+
+def members(group: int) -> list[str]:
+    """The processes of a group."""
+    return subprocess.run(["pgrep", "-g", str(group)], capture_output=True, text=True).stdout.split()
+
+
+def shared_memory(group: int) -> set[Path]:
+    """The files of shared memory that processes of a group have mapped."""
+    maps = "".join(Path("/proc", member, "maps").read_text() for member in members(group))
+    return {Path(name) for name in re.findall(r" (/dev/shm/\S+)", maps)}

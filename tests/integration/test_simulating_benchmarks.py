@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
+from srpo import ROOT
 from srpo.policies.checkpoints import save_policy
 from support.sweeping import TRAINING, sweeping_policy, write_config
 
 pytestmark = pytest.mark.integration
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 
 def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:

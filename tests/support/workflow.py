@@ -10,7 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from srpo import ROOT
+
 SUPPORT = ROOT / "tests/support"
 SNAKEMAKE = Path(sys.executable).with_name("snakemake")
 

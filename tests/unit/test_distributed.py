@@ -22,6 +22,7 @@ from accelerate import DistributedType
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from srpo import ROOT
 from srpo.config import Lora, Policy
 from srpo.policies.checkpoints import save_policy
 from srpo.results.rows import read_rows
@@ -31,7 +32,6 @@ from support import sharding
 from support.policies import small_policy, small_settings
 from support.rl_steps import stage
 
-ROOT = Path(__file__).resolve().parents[2]
 # Groups of 3, so that two processes have different shares of each; a further round; both penalties.
 SETTINGS = {
     "prompts": 6, "group_size": 3, "minibatch": 2, "microbatch": 2, "keep_success": (0.1, 0.9), "resample": 1,

@@ -30,7 +30,7 @@ from srpo.results.schemas import BENCHMARK, EPISODES, REWARDS
 from srpo.rewards.metrics import standardised_mean_difference
 from support.drawing import (
     PUBLISHED,
-    REPOSITORY,
+    ROOT,
     SHEET,
     cell,
     check_latex,
@@ -244,7 +244,7 @@ def test_a_refusal_is_one_line_and_leaves_no_file(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "srpo", "draw", "t1", "--sheet", sheet, "--episodes", path]
     command += ["--published", PUBLISHED, "--out", out]
-    refused = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=REPOSITORY)
+    refused = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=ROOT)
     assert (refused.returncode, refused.stderr) == (
         1,
         "error: incomplete: no run of srpo on libero_goal\n",
@@ -270,7 +270,7 @@ def test_broken_sheets_are_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_the_projects_own_sheets_are_sound() -> None:
-    sheets = sorted((REPOSITORY / "configs" / "experiments").rglob("*.tsv"))
+    sheets = sorted((ROOT / "configs" / "experiments").rglob("*.tsv"))
     assert sheets
     for path in sheets:
         assert read_sheet(path)
