@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from srpo.analysis import typeset, videos
+from srpo.analysis import typeset
+from srpo.analysis.figures import videos
 from srpo.runtime.files import write_text
 from srpo.runtime.videos import write_video
 
