@@ -19,7 +19,7 @@ from typing import Literal
 import pandas as pd
 
 from srpo.analysis.stats import wilson
-from srpo.analysis.tables import percent
+from srpo.analysis.text import percent
 from srpo.cluster.resources import scratch_path, sweep_size
 from srpo.config import (
     ConfigError,

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from drawing import run, write_sheet
-from synthetic_results import libero_run, rl_run
 
 from srpo.analysis.tables import gains
 from srpo.results import ResultError
 from srpo.results.rows import read_episodes
+from support.drawing import run, write_sheet
+from support.synthetic_results import libero_run, rl_run
 
 
 def draw(root: Path, curve: list[float], rates: dict[str, float]) -> tuple[pd.DataFrame, list[str]]:
