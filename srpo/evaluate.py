@@ -44,13 +44,19 @@ Config = EvaluateStage | PlusStage
 
 
 def libero_specs(config: EvaluateStage) -> list[EpisodeSpec]:
-    """Every task from its first test states; the episode's seed is its initial state's number."""
+    """Every task from its first test states, greedy (seed: the state's number) and sampled."""
     states = list(config.protocol.test_states())[: config.evaluate.states]
-    return [
+    starts = [(task, state) for task in config.tasks for state in states]
+    greedy = [
         EpisodeSpec(config.suite, task, state, state, 0.0, frames=VIDEO_FRAMES if state == states[0] else 0)
-        for task in config.tasks
-        for state in states
+        for task, state in starts
     ]
+    sampled = [
+        EpisodeSpec(config.suite, task, state, seed, config.evaluate.temperature)
+        for task, state in starts
+        for seed in config.evaluate.sampled_seeds(state)
+    ]
+    return greedy + sampled
 
 
 def plus_specs(config: PlusStage, tasks: Sequence[PlusTask], index: int, number: int) -> list[EpisodeSpec]:
@@ -97,6 +103,7 @@ def episode_row(
         "init_state": spec.init_state,
         "seed": config.seed,
         "episode_seed": spec.seed,
+        "temperature": spec.temperature,
         "policy": policy,
         "variant": config.variant,
         "benchmark": "libero_plus" if perturbed else "libero",
@@ -152,7 +159,7 @@ class Journal:
 
 
 class Recordings:
-    """What LIBERO episodes leave besides their row, in the scratch folder: the hand's path, some videos."""
+    """What greedy LIBERO episodes leave besides their row: the hand's path, some videos. In scratch."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "recordings"
@@ -190,12 +197,14 @@ def path_rows(row: dict[str, Any], path: np.ndarray) -> list[dict[str, Any]]:
 class Outputs:
     """Files that an evaluation writes.
 
-    episodes  parquet file, with a manifest beside it
-    paths     parquet file for the hand's path in every episode (LIBERO only), if wanted
+    episodes  parquet file for greedy episodes, with a manifest beside it
+    sampled   parquet file for sampled episodes (LIBERO only), if wanted
+    paths     parquet file for the hand's path in every greedy episode (LIBERO only), if wanted
     videos    folder for a video of each task's first test state (LIBERO only), if wanted
     """
 
     episodes: Path
+    sampled: Path | None = None
     paths: Path | None = None
     videos: Path | None = None
 
@@ -219,7 +228,7 @@ def evaluate(
     journal = Journal(scratch, fingerprint(config.model_dump_json(), digest, mujoco.__version__))
     recordings = Recordings(scratch)
     if isinstance(config, EvaluateStage):  # a journal of an older version may have rows without a path
-        journal.rows = [row for row in journal.rows if recordings.path(row).is_file()]
+        journal.rows = [row for row in journal.rows if row["temperature"] or recordings.path(row).is_file()]
     reasons = {} if plus is None else unavailable_specs(specs, plus)
     runnable = [spec for spec in specs if spec not in reasons]
     run_missing(config, runnable, policy, journal, recordings, workers, plus)
@@ -234,12 +243,14 @@ def evaluate(
     write_outputs(outputs, rows, recordings)
     manifest = outputs.episodes.with_suffix(".manifest.json")
     write_manifest(manifest, config, policy=digest, workers=workers)
-    counts = Counter(row["status"] for row in rows)
-    print(
-        f"{counts['success']} of {counts['success'] + counts['failure']} episodes succeeded, "
-        f"{counts['infra_error']} could not be run, {counts['unavailable']} are unavailable here",
-        flush=True,
-    )
+    for kind, drawn in (("greedy", False), ("sampled", True)):
+        counts = Counter(row["status"] for row in rows if (row["temperature"] > 0) == drawn)
+        if counts:
+            print(
+                f"{counts['success']} of {counts['success'] + counts['failure']} {kind} episodes succeeded, "
+                f"{counts['infra_error']} could not be run, {counts['unavailable']} are unavailable here",
+                flush=True,
+            )
 
 
 def run_missing(
@@ -269,7 +280,7 @@ def run_missing(
             row = episode_row(config, policy.settings.name, result)
             if isinstance(result, FailedRun):
                 print(f"infrastructure error: {result.spec}: {result.error}", flush=True)
-            elif isinstance(config, EvaluateStage):
+            elif isinstance(config, EvaluateStage) and result.spec.temperature == 0:
                 recordings.add(row, result)
             journal.add(row)
             successes += row["status"] == "success"
@@ -278,7 +289,10 @@ def run_missing(
 
 
 def write_outputs(outputs: Outputs, rows: list[dict[str, Any]], recordings: Recordings) -> None:
-    """Write the rows, and paths and videos where wanted."""
+    """Write the rows, greedy and sampled ones apart, and paths and videos where wanted."""
+    if outputs.sampled is not None:
+        write_rows(outputs.sampled, [row for row in rows if row["temperature"] > 0], EPISODES)
+    rows = [row for row in rows if row["temperature"] == 0]
     ran = [row for row in rows if row["status"] in ("success", "failure")]
     if outputs.paths is not None:
         points = [
@@ -297,12 +311,16 @@ def write_outputs(outputs: Outputs, rows: list[dict[str, Any]], recordings: Reco
     write_rows(outputs.episodes, rows, EPISODES)
 
 
-def _row_key(row: dict[str, Any]) -> tuple[int, int, str]:
-    return row["task_id"], row["init_state"], row["perturbation_task"] or ""
+Key = tuple[int, int, str, float, int]
 
 
-def _spec_key(spec: EpisodeSpec) -> tuple[int, int, str]:
-    return spec.task_id, spec.init_state, spec.variant or ""
+def _row_key(row: dict[str, Any]) -> Key:
+    perturbation = row["perturbation_task"] or ""
+    return row["task_id"], row["init_state"], perturbation, row["temperature"], row["episode_seed"]
+
+
+def _spec_key(spec: EpisodeSpec) -> Key:
+    return spec.task_id, spec.init_state, spec.variant or "", spec.temperature, spec.seed
 
 
 def unavailable_specs(specs: Sequence[EpisodeSpec], plus: PlusSources) -> dict[EpisodeSpec, str]:
@@ -321,7 +339,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Greedy evaluation, one row per episode.")
+    parser = argparse.ArgumentParser(description="Evaluation, one row per episode.")
     parser.add_argument("--config", type=Path, required=True, help="resolved configuration of the evaluation")
     parser.add_argument("--policy", type=Path, required=True, help="policy checkpoint folder")
     parser.add_argument("--plus", type=Path, help="LIBERO-Plus task list: evaluate on it instead of LIBERO")
@@ -333,14 +351,15 @@ def main() -> None:
     parser.add_argument(
         "--shard", type=_shard, default=(0, 1), help="which part of the LIBERO-Plus tasks, as 0/4"
     )
-    parser.add_argument("--out", type=Path, required=True, help="parquet file for the episodes")
+    parser.add_argument("--out", type=Path, required=True, help="parquet file for the greedy episodes")
+    parser.add_argument("--sampled", type=Path, help="parquet file for the sampled episodes (LIBERO only)")
     parser.add_argument("--paths", type=Path, help="parquet file for the hand's paths (LIBERO only)")
     parser.add_argument("--videos", type=Path, help="folder for a video of each task (LIBERO only)")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for resumable state")
     parser.add_argument("--workers", type=int, default=2, help="simulation processes (default: 2)")
     arguments = parser.parse_args()
-    if arguments.plus is not None and (arguments.paths or arguments.videos):
-        parser.error("--paths and --videos are for evaluations on LIBERO, not on LIBERO-Plus")
+    if arguments.plus is not None and (arguments.sampled or arguments.paths or arguments.videos):
+        parser.error("--sampled, --paths and --videos are for evaluations on LIBERO, not on LIBERO-Plus")
     arguments.scratch.mkdir(parents=True, exist_ok=True)
     config: Config
     sources = None
@@ -352,7 +371,7 @@ def main() -> None:
         specs = plus_specs(config, read_tasks(arguments.plus), *arguments.shard)
         sources = plus_sources(config, arguments.plus_data)
     with lock_held(arguments.scratch):
-        outputs = Outputs(arguments.out, arguments.paths, arguments.videos)
+        outputs = Outputs(arguments.out, arguments.sampled, arguments.paths, arguments.videos)
         evaluate(config, specs, arguments.policy, outputs, arguments.scratch, arguments.workers, sources)
 
 

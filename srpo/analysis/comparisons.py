@@ -67,7 +67,7 @@ def clearly_best(
     """
     best = []
     for key, group in rows.dropna(subset=[value]).groupby(list(by)):
-        group = group.sort_values(value, ascending=False)
+        group = group.sort_values(value, ascending=False, kind="stable")
         if len(group) > 1 and difference(*key, group[name].iloc[1], group[name].iloc[0]).low > 0:
             best.append(group.index[0])
     return pd.Index(best)

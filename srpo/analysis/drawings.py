@@ -15,6 +15,7 @@ from pathlib import Path
 from posixpath import normpath
 from typing import Literal
 
+from srpo.config import EvaluateStage
 from srpo.config.plan import Plan
 from srpo.config.sheets import baseline, ours
 
@@ -103,6 +104,15 @@ def evaluations(*tables: str, beside: tuple[str, ...] = ("config.yaml",)) -> Inp
     return Input("episodes", "evaluation/episodes.parquet", of_runs(*tables), beside)
 
 
+def of_sampled(plan: Plan, file: str) -> list[str]:
+    """A file of those evaluations of T1's runs that have sampled episodes."""
+    stages = {run: plan.stages[f"{run.folder}/evaluation"] for run in plan.tables.get("t1", ())}
+    sampled = [
+        run for run, stage in stages.items() if isinstance(stage, EvaluateStage) and stage.evaluate.sampled
+    ]
+    return [f"{run.folder}/{file}" for run in sampled]
+
+
 def training(*tables: str) -> Input:
     return Input("metrics", "metrics.csv", of_runs(*tables), ("config.yaml", "manifest.json"))
 
@@ -121,6 +131,7 @@ CURVES = Input(
 TRAJECTORIES = Input("trajectories", "reward_benchmark/<suite>/trajectories", of_benchmark)
 REWARDS = Input("rewards", "rewards.parquet", of_runs("ablations"), ("config.yaml",), need="if planned")
 FILMED = Input("episodes", "evaluation/episodes.parquet", of_t1_pairs, ("config.yaml", "videos"))
+SAMPLED = Input("sampled", "evaluation/sampled.parquet", of_sampled, ("config.yaml",), need="if planned")
 PUBLISHED = Input("published", "reference/published.csv", as_named, root="configs", kind="file")
 
 
@@ -264,7 +275,7 @@ DRAWINGS = (
         "gains",
         "tables.gains",
         "What training changed",
-        (training("f2"), sheet("f2"), evaluations("t1"), sheet("t1", "t1-sheet")),
+        (training("f2"), sheet("f2"), evaluations("t1"), SAMPLED, sheet("t1", "t1-sheet")),
         ("csv", "text"),
         "Tables",
     ),

@@ -95,7 +95,7 @@ def jobs_of(plan: Plan, folder: str, stage: Stage | WorldModelStage, policy_byte
         disk = policy_bytes + scratch_bytes(stage)
         yield Job("train", folder, after, training_episodes(stage), training_flop(stage, policy), disk)
     elif isinstance(stage, EvaluateStage):
-        episodes = len(stage.tasks) * stage.evaluate.states
+        episodes = len(stage.tasks) * stage.evaluate.episodes_per_task
         flop = acting_flop(stage, policy, episodes)
         yield Job("evaluate", folder, (folder.removesuffix("/evaluation"),), episodes, flop)
     elif isinstance(stage, PlusStage):

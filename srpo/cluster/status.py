@@ -19,7 +19,7 @@ from typing import Literal
 import pandas as pd
 
 from srpo.analysis.stats import wilson
-from srpo.analysis.tables import percent
+from srpo.analysis.text import percent
 from srpo.cluster.resources import scratch_path, sweep_size
 from srpo.config import (
     ConfigError,
@@ -80,7 +80,7 @@ def progress(folder: str, stage: Stage | WorldModelStage, here: Path) -> Progres
         return Progress("done")
     scratch = here / scratch_path(str(files[0]))
     if isinstance(stage, EvaluateStage):
-        return _evaluation([scratch], len(stage.tasks) * stage.evaluate.states, 0)
+        return _evaluation([scratch], len(stage.tasks) * stage.evaluate.episodes_per_task, 0)
     if isinstance(stage, PlusStage):
         total, shards = sweep_size(stage), results / folder / "shard-*.parquet"
         finished = len(list(here.glob(str(shards)))) * stage.plus.shard_size

@@ -16,10 +16,24 @@ STYLES = ("style_light", "style_background", "style_distractors")
 
 
 class Evaluate(Section):
-    """Greedy evaluation on LIBERO's test states."""
+    """Evaluation on LIBERO's test states: a greedy episode of each, and sampled ones."""
 
     states: PositiveInt
     """Test states a task, taken in order."""
+    sampled: NonNegativeInt = 0
+    """Further episodes of each test state with sampled actions, as in training. RL raises the success of
+    sampled actions; greedy decoding follows as far as the likeliest tokens are the good ones."""
+    temperature: Positive = 1.0
+    """Sampling temperature of these."""
+
+    def sampled_seeds(self, state: int) -> range:
+        """Episode seeds of a test state's sampled episodes; a task has 50 states, so that all differ."""
+        return range(50 + state, 50 * (self.sampled + 1) + state, 50)
+
+    @property
+    def episodes_per_task(self) -> int:
+        """Greedy and sampled."""
+        return self.states * (1 + self.sampled)
 
 
 class Plus(Section):

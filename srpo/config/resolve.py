@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from srpo import ROOT
 from srpo.config.fields import Suite
 from srpo.config.layers import COMMAND_LINE, Layer, merge, parse_overrides
 from srpo.config.loading import ConfigError, did_you_mean, problems, read_yaml, validate
@@ -32,7 +33,7 @@ from srpo.config.reward import needs_world_model
 from srpo.config.sheets import SFT, SheetRow, read_sheet
 from srpo.config.stages import STAGES, RunStage, Stage, WorldModelStage
 
-CONFIGS: Path = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 SUITES_ON_HUB = {
     "libero_spatial": "libero-spatial",
     "libero_object": "libero-object",

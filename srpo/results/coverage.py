@@ -125,6 +125,20 @@ def expected_episodes(configs: Sequence[EvaluateStage]) -> pd.DataFrame:
     )
 
 
+def expected_sampled(configs: Sequence[EvaluateStage]) -> pd.DataFrame:
+    """The same for the sampled ones, with episode_seed."""
+    return pd.DataFrame(
+        [
+            (config.suite, config.variant, config.seed, task, state, seed)
+            for config in configs
+            for task in config.tasks
+            for state in config.protocol.test_states()[: config.evaluate.states]
+            for seed in config.evaluate.sampled_seeds(state)
+        ],
+        columns=["suite", "variant", "seed", "task_id", "init_state", "episode_seed"],
+    )
+
+
 def load_episodes(
     paths: Sequence[Path],
     benchmark: str,
@@ -147,10 +161,11 @@ def load_episodes(
 
 
 def load_evaluations(
-    paths: Sequence[Path], variants: Collection[str], allow_incomplete: bool
+    paths: Sequence[Path], variants: Collection[str], allow_incomplete: bool, sampled: bool = False
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """`load_episodes` for evaluations on LIBERO: their configurations say which episodes to expect."""
-    expected = expected_episodes([read_config(path, EvaluateStage) for path in paths])
+    configs = [read_config(path, EvaluateStage) for path in paths]
+    expected = expected_sampled(configs) if sampled else expected_episodes(configs)
     return load_episodes(paths, "libero", variants, expected, allow_incomplete)
 
 

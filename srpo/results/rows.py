@@ -139,9 +139,9 @@ def read_episodes(paths: Sequence[Path]) -> pd.DataFrame:
 def check_episodes(episodes: pd.DataFrame) -> None:
     """Refuse episodes that must not stand in one table.
 
-    One preset and one protocol throughout; only `max_steps` may differ, and only between suites. No episode
-    twice. `max_steps` and `profile` agree with the protocol's record. Episodes that did not run, and they
-    alone, say why.
+    One preset, one protocol and one temperature throughout; only `max_steps` may differ, and only between
+    suites. No episode twice. `max_steps` and `profile` agree with the protocol's record. Episodes that did
+    not run, and they alone, say why.
     """
     if episodes.empty:
         raise ResultError("no episodes: the files have no rows")
@@ -166,7 +166,12 @@ def check_episodes(episodes: pd.DataFrame) -> None:
                 raise ResultError(
                     f"column protocol: mixes protocols: {scope} is {shared[scope]} and {value!r}"
                 )
-    twice = episodes[episodes.duplicated(IDENTITY)]
+    temperatures = sorted(set(episodes["temperature"]))
+    if len(temperatures) > 1:
+        raise ResultError(
+            f"column temperature: mixes {temperatures}: greedy and sampled episodes stand apart"
+        )
+    twice = episodes[episodes.duplicated([*IDENTITY, "episode_seed"] if temperatures[0] > 0 else IDENTITY)]
     if len(twice):
         raise ResultError(f"{len(twice)} episodes stand twice, the first: {describe(twice.iloc[0])}")
 

@@ -55,6 +55,7 @@ EPISODES = Schema(
         "init_state": Column("int", "number of the initial state, from 0"),
         "seed": Column("int", "seed of the run that made the policy"),
         "episode_seed": Column("int", "seed of the episode: action sampling and random perturbations"),
+        "temperature": Column("float", "sampling temperature; 0 is greedy decoding"),
         "policy": Column("str", "name of the policy's configuration, e.g. `tiny`"),
         "variant": Column("str", "the run's name in its sheet (`configs/experiments/`), e.g. `sft`, `grpo`"),
         "benchmark": Column(
@@ -83,6 +84,7 @@ EPISODES = Schema(
         "wall_seconds": Column("float", "seconds the episode took"),
         "video": Column("str", "path of its video from the folder of this file, if there is one", True),
     },
+    added={"temperature": 0.0},
 )
 
 RL_METRICS = Schema(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +41,8 @@ class Learner:
     accelerator: Accelerator
 
 
-class PolicyQuery(NamedTuple):
+@dataclass(frozen=True)
+class PolicyQuery:
     """One query of the policy in an episode: its index there, and the episode's advantage."""
 
     episode: Episode
@@ -133,11 +134,11 @@ def prefetch(
 
 def make_objective(train: Train) -> Callable[[LossInputs], PolicyLoss]:
     """The configured loss: the clipped objective; offline, advantage-weighted regression."""
-    weights = {"kl_weight": train.kl, "entropy_weight": train.entropy}
     if train.offline is not None:
-        offline = train.offline
-        return partial(regression_loss, beta=offline.beta, max_weight=offline.max_weight, **weights)
-    return partial(policy_loss, clip_low=train.clip_low, clip_high=train.clip_high, **weights)
+        loss = partial(regression_loss, beta=train.offline.beta, max_weight=train.offline.max_weight)
+    else:
+        loss = partial(policy_loss, clip_low=train.clip_low, clip_high=train.clip_high)
+    return partial(loss, kl_weight=train.kl, entropy_weight=train.entropy)
 
 
 def update_policy(

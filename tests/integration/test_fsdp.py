@@ -17,15 +17,12 @@ from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "unit"))
-import sharding  # noqa: E402
-from fine_tuning import demonstration, stage  # noqa: E402
-from policies import small_settings  # noqa: E402
-from recorded_training import descent  # noqa: E402
-
-from srpo import optim, sft  # noqa: E402
-from srpo.runtime import distributed  # noqa: E402
+from srpo import ROOT, optim, sft
+from srpo.runtime import distributed
+from support import sharding
+from support.fine_tuning import demonstration, stage
+from support.policies import small_settings
+from support.recorded_training import descent
 
 
 @pytest.mark.parametrize("file", sharding.FILE.parent.glob("*.yaml"), ids=lambda file: file.stem)
@@ -42,7 +39,7 @@ def two_processes(folder: Path, how: str) -> str:
         [*command, __file__, str(folder), how],
         cwd=ROOT,
         env=os.environ
-        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
         | (sharding.environment("no") if how == "sharded" else {}),
         capture_output=True,
         text=True,

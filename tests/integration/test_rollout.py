@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,14 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sweeping import BOWL, PROTOCOL, STOVE, SUITE, sweeping_policy
 
+from srpo import ROOT
 from srpo.envs.libero import LiberoEnv
 from srpo.episode import CHUNK, Episode, EpisodeSpec, FailedRun
 from srpo.policies.checkpoints import load_policy, save_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.rollouts.policy_runner import PolicyRunner
 from srpo.world_models import select_frames
+from support.sweeping import BOWL, PROTOCOL, STOVE, SUITE, sweeping_policy
 
 pytestmark = pytest.mark.integration
 
@@ -188,8 +190,7 @@ def test_interrupting_leaves_no_process_and_no_shared_memory(tmp_path: Path, pol
         """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from sweeping import PROTOCOL, SUITE
+from support.sweeping import PROTOCOL, SUITE
 from srpo.policies.checkpoints import load_policy
 from srpo.rollouts.policy_runner import PolicyRunner
 from srpo.episode import EpisodeSpec
@@ -201,21 +202,33 @@ if __name__ == "__main__":
             print("finished", flush=True)
 """
     )
-    before = set(Path("/dev/shm").iterdir())
     run = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path / "policy"), str(Path(__file__).parent)],
+        [sys.executable, str(script), str(tmp_path / "policy")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))},
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
     assert run.stdout is not None
     assert run.stdout.readline() == b"finished\n"
+    shared = shared_memory(run.pid)
+    assert shared
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to all of them
     run.wait(timeout=30)
     assert run.returncode != 0
     for _ in range(100):
-        members = subprocess.run(["pgrep", "-g", str(run.pid)], capture_output=True, text=True).stdout.split()
-        if not members:
+        if not members(run.pid):
             break
         time.sleep(0.1)
-    assert not members
-    assert set(Path("/dev/shm").iterdir()) <= before
+    assert not members(run.pid)
+    assert not [path for path in shared if path.exists()]
+
+
+def members(group: int) -> list[str]:
+    """The processes of a group."""
+    return subprocess.run(["pgrep", "-g", str(group)], capture_output=True, text=True).stdout.split()
+
+
+def shared_memory(group: int) -> set[Path]:
+    """The files of shared memory that processes of a group have mapped."""
+    maps = "".join(Path("/proc", member, "maps").read_text() for member in members(group))
+    return {Path(name) for name in re.findall(r" (/dev/shm/\S+)", maps)}

@@ -9,12 +9,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from sweeping import TRAINING, sweeping_policy, write_config
 
+from srpo import ROOT
 from srpo.policies.checkpoints import save_policy
+from support.sweeping import TRAINING, sweeping_policy, write_config
 
 pytestmark = pytest.mark.integration
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 
 def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -15,7 +15,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
-from sweeping import BOWL, PROTOCOL, STOVE, SUITE, TRAINING, sweeping_policy, without_times, write_config
 
 from srpo.config import Evaluate, EvaluateStage, Offline
 from srpo.episode import EpisodeSpec
@@ -24,6 +23,16 @@ from srpo.policies.checkpoints import save_policy
 from srpo.results.rows import read_rows
 from srpo.results.schemas import EPISODES, REWARDS, RL_METRICS, TASK_METRICS
 from srpo.runtime.preemption import PREEMPTED
+from support.sweeping import (
+    BOWL,
+    PROTOCOL,
+    STOVE,
+    SUITE,
+    TRAINING,
+    sweeping_policy,
+    without_times,
+    write_config,
+)
 
 pytestmark = pytest.mark.integration
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-ROOT = Path(__file__).parents[2]
+from srpo import ROOT
 
 
 def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
-from srpo import __version__
+from srpo import ROOT, __version__
 from srpo.__main__ import COMMANDS, main, usage
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from srpo import ROOT
 from srpo.config import (
     DIMENSIONS,
     PROFILES,
@@ -27,7 +28,6 @@ from srpo.config import (
 from srpo.config.docs import documentation, schemas
 from srpo.config.resolve import Resolver, load_preset, to_yaml
 
-ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "tests/example.yaml"
 
 

@@ -11,9 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from drawing import run, texts, write_sheet
 from matplotlib.figure import Figure
-from synthetic_results import (
+
+from srpo.analysis import style
+from srpo.results import ResultError
+from srpo.results.rows import read_rows, write_rows
+from srpo.results.schemas import BENCHMARK, CURVES, EPISODES, PATHS, RL_METRICS, Schema
+from support.drawing import run, texts, write_sheet
+from support.synthetic_results import (
     curves_of,
     libero_run,
     paths_of,
@@ -22,11 +27,6 @@ from synthetic_results import (
     reward_benchmark,
     rl_run,
 )
-
-from srpo.analysis import style
-from srpo.results import ResultError
-from srpo.results.rows import read_rows, write_rows
-from srpo.results.schemas import BENCHMARK, CURVES, EPISODES, PATHS, RL_METRICS, Schema
 
 SUITE = "libero_goal"
 VARIANTS = ("srpo", "srpo-pixel", "srpo-alpha-0")

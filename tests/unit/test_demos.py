@@ -7,8 +7,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from fine_tuning import stage as sft_stage
-from policies import small_settings
 
 from srpo import sft
 from srpo.config import Demos, DemosStage, Protocol
@@ -27,6 +25,8 @@ from srpo.demos.official import aligned, import_all
 from srpo.envs.expert.arm import NOISE_CORRELATION, NOISE_SCALE, CorrelatedNoise
 from srpo.envs.libero import load_task
 from srpo.policies.checkpoints import load_policy
+from support.fine_tuning import stage as sft_stage
+from support.policies import small_settings
 
 STATES = 30
 

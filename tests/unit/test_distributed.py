@@ -16,22 +16,22 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-import sharding
 import torch
 import yaml
 from accelerate import DistributedType
-from policies import small_policy, small_settings
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training import stage
 
+from srpo import ROOT
 from srpo.config import Lora, Policy
 from srpo.policies.checkpoints import save_policy
 from srpo.results.rows import read_rows
 from srpo.results.schemas import REWARDS, RL_METRICS, TASK_METRICS
 from srpo.runtime import distributed
+from support import sharding
+from support.policies import small_policy, small_settings
+from support.rl_steps import stage
 
-HERE = Path(__file__).parent
 # Groups of 3, so that two processes have different shares of each; a further round; both penalties.
 SETTINGS = {
     "prompts": 6, "group_size": 3, "minibatch": 2, "microbatch": 2, "keep_success": (0.1, 0.9), "resample": 1,
@@ -50,9 +50,9 @@ def training(
         (folder / "config.yaml").write_text(yaml.safe_dump(yaml.safe_load(config.model_dump_json())))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if processes == 2 else []
     done = subprocess.run(
-        [sys.executable, *launcher, str(HERE / "recorded_training.py"), str(folder), *how],
+        [sys.executable, *launcher, str(ROOT / "tests/support/recorded_training.py"), str(folder), *how],
         env=os.environ
-        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parents[1]}:{HERE}"}
+        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
         | (sharding.environment(precision) if "sharded" in how else {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -129,11 +129,10 @@ def test_evaluation_keeps_paths_and_videos_across_a_kill(
     monkeypatch.setattr(evaluation, "load_policy", lambda *_: policy)
     monkeypatch.setattr(evaluation, "write_rows", lambda *_: 1 / 0)
     (tmp_path / "policy").mkdir()
-    out, paths, videos = (
-        tmp_path / name for name in ("out/episodes.parquet", "out/paths.parquet", "out/videos")
-    )
-    outputs = Outputs(out, paths, videos)
-    arguments = (CONFIG, libero_specs(CONFIG), tmp_path / "policy", outputs, tmp_path / "scratch", 1)
+    names = ("out/episodes.parquet", "out/sampled.parquet", "out/paths.parquet", "out/videos")
+    outputs = Outputs(*(tmp_path / name for name in names))
+    config = CONFIG.model_copy(update={"evaluate": Evaluate(states=3, sampled=1)})
+    arguments = (config, libero_specs(config), tmp_path / "policy", outputs, tmp_path / "scratch", 1)
     with pytest.raises(ZeroDivisionError):  # killed when it is about to write
         evaluation.evaluate(*arguments)
     monkeypatch.undo()
@@ -147,17 +146,32 @@ def test_evaluation_keeps_paths_and_videos_across_a_kill(
 
     monkeypatch.setattr(evaluation, "PolicyRunner", Counting)
     evaluation.evaluate(*arguments)
-    assert [(spec.task_id, spec.init_state) for spec in ran] == [(8, 42)]  # the one that could not be run
-    points = read_rows(paths, PATHS)
+    # Those that could not be run, the greedy one and the sampled one.
+    assert [(spec.task_id, spec.init_state, spec.temperature) for spec in ran] == [(8, 42, 0), (8, 42, 1)]
+    points = read_rows(tmp_path / "out/paths.parquet", PATHS)
     sizes = points.groupby(["task_id", "init_state"]).size().to_dict()
     assert sizes == {(task, s): s + 1 for task in (7, 8) for s in (40, 41, 42) if (task, s) != (8, 42)}
     assert points["success"].equals(points["task_id"] == 7)
     last = points[(points["task_id"] == 8) & (points["init_state"] == 41)].iloc[-1]
     assert (last["step"], last["z"]) == (41, 8)
-    episodes = read_rows(out, EPISODES)
+    episodes, sampled = (read_rows(tmp_path / name, EPISODES) for name in names[:2])
+    assert set(episodes["temperature"]) == {0} and set(sampled["temperature"]) == {1}
+    assert list(sampled["episode_seed"]) == [90, 91, 92] * 2 and sampled["video"].isna().all()
     filmed = episodes[episodes["video"].notna()]
     assert list(filmed["init_state"]) == [40, 40]
     for video, steps in zip(filmed["video"], filmed["steps"], strict=True):
-        frames, fps = read_video(out.parent / video)
+        frames, fps = read_video(outputs.episodes.parent / video)
         assert len(frames) == VIDEO_FRAMES
         assert (VIDEO_FRAMES - 1) / fps == pytest.approx(steps / 20, rel=0.01)  # real time
+
+
+def test_sampled_episodes_have_seeds_of_their_own_and_leave_the_greedy_ones_as_they_are() -> None:
+    greedy = libero_specs(CONFIG)
+    evaluate = Evaluate(states=3, sampled=2, temperature=1.5)
+    both = libero_specs(CONFIG.model_copy(update={"evaluate": evaluate}))
+    assert both[: len(greedy)] == greedy
+    sampled = both[len(greedy) :]
+    assert len(sampled) == 2 * len(greedy) and {spec.temperature for spec in sampled} == {1.5}
+    assert {spec.frames for spec in sampled} == {0}
+    assert len({(spec.task_id, spec.seed) for spec in both}) == len(both)
+    assert all(spec.seed % 50 == spec.init_state for spec in sampled)

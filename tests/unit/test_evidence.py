@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from synthetic_results import curves_of, libero_run, reward_benchmark, rl_run
 
 from srpo.analysis.report import claims, evidence
 from srpo.config.plan import plan
@@ -18,6 +17,7 @@ from srpo.results import ResultError
 from srpo.results.rows import write_rows
 from srpo.results.schemas import REWARDS
 from srpo.rl.advantages import group_advantages
+from support.synthetic_results import curves_of, libero_run, reward_benchmark, rl_run
 
 PAGE = "".join(f"Before {name}.\n<!-- {name} -->\noutdated\n<!-- end -->\n" for name in evidence.PARTS)
 

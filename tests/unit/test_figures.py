@@ -11,25 +11,9 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from drawing import (
-    PUBLISHED,
-    REPOSITORY,
-    SHEET,
-    check_latex,
-    check_readable,
-    plus_runs,
-    run,
-    t1_of,
-    t2_of,
-    tex_of,
-    texts,
-    write_sheet,
-    written,
-)
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-from synthetic_results import curves_of, libero_run, paths_of, reward_benchmark, rl_run
 
 from srpo.analysis import exploration, style
 from srpo.analysis.comparisons import cells
@@ -42,6 +26,22 @@ from srpo.results import ResultError
 from srpo.results.coverage import load_metrics
 from srpo.results.rows import read_rows, write_rows
 from srpo.results.schemas import BENCHMARK, EPISODES, PATHS, RL_METRICS
+from support.drawing import (
+    PUBLISHED,
+    ROOT,
+    SHEET,
+    check_latex,
+    check_readable,
+    plus_runs,
+    run,
+    t1_of,
+    t2_of,
+    tex_of,
+    texts,
+    write_sheet,
+    written,
+)
+from support.synthetic_results import curves_of, libero_run, paths_of, reward_benchmark, rl_run
 
 
 @pytest.fixture(autouse=True)
@@ -251,7 +251,7 @@ def test_what_stands_in_one_picture_is_told_apart_in_grey() -> None:
     """By its marker, or by 20 points of lightness: a fifth of the way from black to white."""
     together = [
         [style.look(name) for name in labels(read_sheet(sheet))]
-        for sheet in (REPOSITORY / "configs/experiments").rglob("*.tsv")
+        for sheet in (ROOT / "configs/experiments").rglob("*.tsv")
     ]
     together += [
         [style.look(name) for name in names]
@@ -271,7 +271,7 @@ def test_what_stands_in_one_picture_is_told_apart_in_grey() -> None:
 
 def test_every_variant_of_the_project_has_its_own_look() -> None:
     for folder in ("variants", "world_models"):
-        names = [path.stem for path in (REPOSITORY / "configs" / folder).glob("*.yaml")]
+        names = [path.stem for path in (ROOT / "configs" / folder).glob("*.yaml")]
         looks = {name: style.look(name) for name in names}
         # The tiny and the full SRPO never meet: they share a colour, not a marker.
         assert len(set(looks.values())) == len(names), looks

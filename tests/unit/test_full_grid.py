@@ -12,7 +12,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from synthetic_results import (
+
+from srpo import ROOT
+from srpo.config import SUITES
+from support.synthetic_results import (
     curves_of,
     libero_run,
     paths_of,
@@ -22,10 +25,7 @@ from synthetic_results import (
     rl_run,
 )
 
-from srpo.config import SUITES
-
-REPOSITORY = Path(__file__).parents[2]
-SHEETS = REPOSITORY / "configs" / "experiments" / "paper"
+SHEETS = ROOT / "configs" / "experiments" / "paper"
 SEEDS = (0, 1, 2)
 RATES = {"sft": 0.5, "grpo": 0.85, "srpo-offline": 0.9, "srpo": 0.98}
 REWARDS = {
@@ -93,7 +93,7 @@ def files(root: Path, name: str, variants: list[str], suites: tuple[str, ...] = 
 
 def commands(root: Path) -> dict[str, list[str]]:
     """The command line of every table and figure, as the workflow calls it."""
-    published = ["--published", str(REPOSITORY / "configs" / "reference" / "published.csv")]
+    published = ["--published", str(ROOT / "configs" / "reference" / "published.csv")]
     evaluated, trained = "evaluation/episodes.parquet", "metrics.csv"
     ablations, long = labels("ablations"), ("libero_object", "libero_10")
     scores = [str(p) for p in sorted(root.glob("reward_benchmark/*/*.parquet")) if "-curves" not in p.name]
@@ -164,4 +164,4 @@ def usage(command: list[str], folder: Path) -> tuple[float, float]:
 
 
 def path() -> str:
-    return os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    return os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from drawing import run, write_sheet
-from synthetic_results import libero_run, rl_run
 
 from srpo.analysis.tables import gains
+from srpo.results import ResultError
+from srpo.results.rows import read_episodes
+from support.drawing import run, write_sheet
+from support.synthetic_results import libero_run, rl_run
 
 
 def draw(root: Path, curve: list[float], rates: dict[str, float]) -> tuple[pd.DataFrame, list[str]]:
@@ -36,7 +38,10 @@ def test_the_first_third_stands_beside_the_last(tmp_path: Path) -> None:
         "in the last third."
     )
     assert table["verdict"].tolist() == ["rose", "undecided"]
-    assert "held-out states went, within its noise, from" in held_out and "after SFT to" in held_out
+    assert (
+        "greedy episodes on held-out states went, within its noise, from" in held_out
+        and "after SFT to" in held_out
+    )
 
 
 @pytest.mark.parametrize(
@@ -44,6 +49,31 @@ def test_the_first_third_stands_beside_the_last(tmp_path: Path) -> None:
 )
 def test_a_rise_is_beyond_both_intervals(tmp_path: Path, start: float, end: float, verdict: str) -> None:
     table, _ = draw(tmp_path, [start, start, end], {"sft": start, "grpo": end})
-    assert (table["verdict"] == verdict).all() and table["what"].tolist() == [gains.TRAINING, gains.HELD_OUT]
+    assert (table["verdict"] == verdict).all() and table["what"].tolist() == [gains.TRAINING, gains.GREEDY]
     apart = table["before_high"] < table["after_low"]
     assert apart.all() == (verdict == "rose")
+
+
+def test_sampled_episodes_have_a_sentence_of_their_own(tmp_path: Path) -> None:
+    curves = write_sheet(tmp_path / "curves.tsv", {"grpo": "GRPO"})
+    results = write_sheet(tmp_path / "results.tsv", {"sft": "SFT", "grpo": "GRPO"})
+    metrics = rl_run(tmp_path / "runs", "libero_goal", "grpo", [0.5, 0.5])
+    episodes = [
+        libero_run(tmp_path / "runs", "libero_goal", variant, rate, states=20, sampled=3)
+        for variant, rate in (("sft", 0.1), ("grpo", 0.9))
+    ]
+    sampled = [path.with_name("sampled.parquet") for path in episodes]
+    files = ["--sheet", curves, "--metrics", metrics, "--t1-sheet", results]
+    run("gains", tmp_path, *files, "--episodes", *episodes, "--sampled", *sampled)
+    table = pd.read_csv(tmp_path / "tables/gains.csv")
+    assert table["what"].tolist() == [gains.TRAINING, gains.GREEDY, gains.SAMPLED]
+    assert table["episodes_before"][2] == 3 * table["episodes_before"][1] == 120
+    counted = [int((pd.read_parquet(path)["status"] == "success").sum()) for path in sampled]
+    assert table[["successes_before", "successes_after"]].iloc[2].tolist() == counted
+    assert table["verdict"][2] == "rose"
+
+
+def test_greedy_and_sampled_episodes_do_not_mix(tmp_path: Path) -> None:
+    episodes = libero_run(tmp_path, "libero_goal", "sft", 0.5, sampled=1)
+    with pytest.raises(ResultError, match="greedy and sampled episodes stand apart"):
+        read_episodes([episodes, episodes.with_name("sampled.parquet")])

@@ -7,9 +7,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
-from drawing import check_readable, run, sheet_of, texts, write_sheet
 from matplotlib.figure import Figure
-from synthetic_results import episode_row, rl_run
 
 from srpo.analysis import style
 from srpo.analysis.figures import headline
@@ -17,6 +15,8 @@ from srpo.results import ResultError
 from srpo.results.rows import write_rows
 from srpo.results.schemas import EPISODES
 from srpo.runtime.videos import write_video
+from support.drawing import check_readable, run, sheet_of, texts, write_sheet
+from support.synthetic_results import episode_row, rl_run
 
 PAIR = {"sft": "SFT", "grpo": "GRPO", "srpo": "SRPO"}
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from policies import SUITE, observations, small_policy
-from training import batch, learn, scored, stage
 
 from srpo.envs.libero import load_task
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.rl import update
+from support.policies import SUITE, observations, small_policy
+from support.rl_steps import batch, learn, scored, stage
 
 OUTCOMES = "1100" + "1010" + "0001" + "1110"
 RATE, CLIP_LOW, CLIP_HIGH, KL, ENTROPY = 0.02, 0.002, 0.003, 0.1, 0.01

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
-from policies import ENCODER, SUITE, observations, small_policy, small_settings
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -23,6 +22,7 @@ from srpo.policies import memory
 from srpo.policies.__main__ import MICROBATCH, POLICIES, SHARDS, read_policy
 from srpo.policies.checkpoints import load_policy, save_policy
 from srpo.policies.openvla_oft import Inputs, OpenVLAOFT
+from support.policies import ENCODER, SUITE, observations, small_policy, small_settings
 
 
 @pytest.fixture(autouse=True)

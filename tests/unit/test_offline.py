@@ -7,11 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from policies import small_policy
 from pydantic import ValidationError
-from recorded_training import RecordedRollouts
 from safetensors.torch import load_file
-from training import batch, learn, scored, stage
 
 from srpo.config import Offline, TrainStage
 from srpo.episode import EpisodeSpec
@@ -19,6 +16,9 @@ from srpo.policies.checkpoints import save_policy
 from srpo.results.rows import read_rows
 from srpo.results.schemas import REWARDS, RL_METRICS
 from srpo.rl import score, trainer, update
+from support.policies import small_policy
+from support.recorded_training import RecordedRollouts
+from support.rl_steps import batch, learn, scored, stage
 
 SETTINGS = Offline(beta=1.0, max_weight=20.0)
 

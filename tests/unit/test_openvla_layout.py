@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import openvla_layout as layout
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from srpo.policies.checkpoints import load_policy, save_openvla, save_policy
 from srpo.policies.pictures import ImageTransform
 from srpo.policies.weights import INDEX, CheckpointError, read_index
+from support import openvla_layout as layout
 
 SUITE = "libero_goal"
 SHARD = "model-00002-of-00003.safetensors"

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from policies import ENCODER, SUITE, observations, small_policy, small_settings
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Dinov2Config, Dinov2Model, VJEPA2Model
@@ -17,6 +16,7 @@ from srpo.config.resolve import CONFIGS
 from srpo.episode import TOKENS
 from srpo.policies.__main__ import POLICIES, read_policy
 from srpo.world_models.pretraining.jepa import architecture
+from support.policies import ENCODER, SUITE, observations, small_policy, small_settings
 
 LORA = Lora(rank=2, alpha=4.0)
 

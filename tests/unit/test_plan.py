@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from srpo import ROOT
 from srpo.cluster import resources
 from srpo.cluster.estimate import Throughput, critical_path, estimate, read_throughput
 from srpo.cluster.jobs import Durations, Flop, Job, scratch_bytes, submissions
@@ -27,7 +28,6 @@ from srpo.config.plan import plan
 from srpo.config.resolve import load_preset
 from srpo.policies.__main__ import POLICIES, read_policy
 
-ROOT = Path(__file__).resolve().parents[2]
 RATES = {
     (f"libero_{suite}", mode): 100.0
     for suite in ("spatial", "object", "goal", "10")

@@ -3,14 +3,14 @@
 import sys
 from pathlib import Path
 
-import openvla_layout as layout
 import pytest
 import torch
 import yaml
-from policies import small_policy
 
 from srpo.policies import __main__ as cli
 from srpo.policies.checkpoints import load_policy, save_policy
+from support import openvla_layout as layout
+from support.policies import small_policy
 
 
 @pytest.fixture

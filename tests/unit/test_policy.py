@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from policies import ENCODER, INSTRUCTIONS, SUITE, observations, small_policy, small_settings
 from scipy.stats import chisquare
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -17,6 +16,7 @@ from srpo.policies.checkpoints import load_policy, save_policy
 from srpo.policies.lora import LoraLinear
 from srpo.policies.openvla_oft import Inputs, OpenVLAOFT, sample
 from srpo.policies.weights import CheckpointError
+from support.policies import ENCODER, INSTRUCTIONS, SUITE, observations, small_policy, small_settings
 
 
 def test_sequence_is_read_before_each_placeholder_and_through_the_action_rows() -> None:

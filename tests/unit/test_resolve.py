@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from srpo import ROOT
 from srpo.config import (
     SUITES,
     ConfigError,
@@ -27,7 +28,6 @@ from srpo.config.plan import Plan, plan
 from srpo.config.resolve import CONFIGS, Resolver, load_preset, to_yaml
 from srpo.config.sheets import baseline, labels, ours, read_sheet
 
-ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "tests/example.yaml"
 PRESETS = sorted(path.stem for path in (CONFIGS / "presets").glob("*.yaml"))
 

@@ -12,16 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_results import (
-    curves_of,
-    libero_run,
-    paths_of,
-    plus_run,
-    plus_tasks_file,
-    reward_benchmark,
-    rl_run,
-)
 
+from srpo import ROOT
 from srpo.analysis import draw
 from srpo.analysis.drawings import DRAWINGS
 from srpo.analysis.figures import f1
@@ -34,8 +26,15 @@ from srpo.results import ResultError
 from srpo.results.coverage import load_benchmark
 from srpo.results.rows import read_rows, write_rows
 from srpo.results.schemas import CURVES, EPISODES, REWARDS
-
-REPOSITORY = Path(__file__).parents[2]
+from support.synthetic_results import (
+    curves_of,
+    libero_run,
+    paths_of,
+    plus_run,
+    plus_tasks_file,
+    reward_benchmark,
+    rl_run,
+)
 
 
 def finished(root: Path, rate: float = 0.5) -> Path:
@@ -238,7 +237,7 @@ def test_an_export_is_of_what_is_there(tmp_path: Path, capsys: pytest.CaptureFix
     assert not (tmp_path / "none").exists()
 
 
-SHIPPED = sorted(path for path in (REPOSITORY / "results/reference").iterdir() if path.is_dir())
+SHIPPED = sorted(path for path in (ROOT / "results/reference").iterdir() if path.is_dir())
 
 
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
@@ -277,8 +276,8 @@ def test_the_paper_map_holds_our_values(tmp_path: Path) -> None:
 
 
 def test_the_paper_map_is_up_to_date() -> None:
-    text = (REPOSITORY / "docs" / "paper_map.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "paper_map.md").read_text(encoding="utf-8")
     shown = re.search(r"from `(.+?)`", text)
-    assert text == paper_map.document(REPOSITORY / shown[1] if shown else None).replace(
-        f"{REPOSITORY.as_posix()}/", ""
+    assert text == paper_map.document(ROOT / shown[1] if shown else None).replace(
+        f"{ROOT.as_posix()}/", ""
     ), "run: srpo paper-map"

@@ -14,8 +14,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from synthetic_results import MUJOCO, episode_row, libero_run, protocol, reward_benchmark, rl_run
 
+from srpo import ROOT
 from srpo.analysis.text import PERTURBATION_LABELS
 from srpo.config import DIMENSIONS, STYLES, EvaluateStage
 from srpo.libero_plus import tasks as plus_tasks
@@ -24,8 +24,7 @@ from srpo.results.coverage import missing_rows, read_config
 from srpo.results.document import document
 from srpo.results.rows import check_episodes, protocol_json, read_episodes, read_rows, write_rows
 from srpo.results.schemas import BENCHMARK, EPISODES, REWARDS, RL_METRICS, SFT_METRICS, Schema
-
-REPOSITORY = Path(__file__).parents[2]
+from support.synthetic_results import MUJOCO, episode_row, libero_run, protocol, reward_benchmark, rl_run
 
 
 def sample_row(schema: Schema, *, null: bool = False) -> dict[str, Any]:
@@ -236,7 +235,7 @@ def test_every_perturbation_has_a_place_and_a_label() -> None:
 
 
 def test_documentation_is_up_to_date() -> None:
-    text = (REPOSITORY / "docs" / "results_schema.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "results_schema.md").read_text(encoding="utf-8")
     assert text == document(), "run: srpo document results"
 
 
@@ -249,7 +248,7 @@ def test_analysis_imports_neither_torch_nor_simulation() -> None:
         "print([name for name in heavy if name in sys.modules], 'srpo.analysis.tables.t1' in sys.modules)"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert result.stdout.strip() == "[] True"
 
@@ -259,7 +258,7 @@ def test_analysis_builds_on_configuration_and_results_alone() -> None:
     names = ("analysis", "config", "results", "runtime.files", "runtime.videos")
     names += ("libero_plus.tasks", "libero_plus.sweep", "rewards.metrics")
     allowed = re.compile(rf"srpo\.({'|'.join(map(re.escape, names))})\b")
-    for file in (REPOSITORY / "srpo/analysis").rglob("*.py"):
+    for file in (ROOT / "srpo/analysis").rglob("*.py"):
         for line in re.findall(r"^\s*(?:from|import) (srpo.*)", file.read_text(), re.MULTILINE):
             assert allowed.match(line.replace(" import ", ".")), f"{file}: {line}"
 

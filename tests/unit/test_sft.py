@@ -8,12 +8,9 @@ from types import SimpleNamespace
 
 import h5py
 import numpy as np
-import openvla_layout as layout
 import pytest
 import torch
 from accelerate import Accelerator
-from fine_tuning import demonstration, stage
-from policies import SUITE, small_settings
 from safetensors.torch import load_file
 
 from srpo import optim, sft
@@ -23,6 +20,9 @@ from srpo.policies.checkpoints import load_policy
 from srpo.policies.weights import CheckpointError
 from srpo.runtime.hub import FetchError
 from srpo.runtime.manifest import sha256
+from support import openvla_layout as layout
+from support.fine_tuning import demonstration, stage
+from support.policies import SUITE, small_settings
 
 
 def test_a_chunk_behind_the_end_rests_with_the_gripper_as_it_was() -> None:

@@ -12,33 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from drawing import (
-    PUBLISHED,
-    REPOSITORY,
-    SHEET,
-    cell,
-    check_latex,
-    plus_runs,
-    run,
-    sheet_of,
-    t1_of,
-    t2_of,
-    tex_of,
-    write_sheet,
-    written,
-)
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_results import (
-    MAX_STEPS,
-    curves_of,
-    episode_row,
-    libero_run,
-    plus_run,
-    plus_tasks_file,
-    reward_benchmark,
-    rl_run,
-)
 
 from srpo.analysis import text, typeset
 from srpo.analysis.published import read_published
@@ -53,6 +28,31 @@ from srpo.results.coverage import load_episodes
 from srpo.results.rows import read_episodes, read_rows, write_rows
 from srpo.results.schemas import BENCHMARK, EPISODES, REWARDS
 from srpo.rewards.metrics import standardised_mean_difference
+from support.drawing import (
+    PUBLISHED,
+    ROOT,
+    SHEET,
+    cell,
+    check_latex,
+    plus_runs,
+    run,
+    sheet_of,
+    t1_of,
+    t2_of,
+    tex_of,
+    write_sheet,
+    written,
+)
+from support.synthetic_results import (
+    MAX_STEPS,
+    curves_of,
+    episode_row,
+    libero_run,
+    plus_run,
+    plus_tasks_file,
+    reward_benchmark,
+    rl_run,
+)
 
 PROTOCOL = (
     "Protocol: official initial states, at most 300 (Goal) steps, exact rendering at 128 pixels, "
@@ -244,7 +244,7 @@ def test_a_refusal_is_one_line_and_leaves_no_file(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "srpo", "draw", "t1", "--sheet", sheet, "--episodes", path]
     command += ["--published", PUBLISHED, "--out", out]
-    refused = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=REPOSITORY)
+    refused = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=ROOT)
     assert (refused.returncode, refused.stderr) == (
         1,
         "error: incomplete: no run of srpo on libero_goal\n",
@@ -270,7 +270,7 @@ def test_broken_sheets_are_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_the_projects_own_sheets_are_sound() -> None:
-    sheets = sorted((REPOSITORY / "configs" / "experiments").rglob("*.tsv"))
+    sheets = sorted((ROOT / "configs" / "experiments").rglob("*.tsv"))
     assert sheets
     for path in sheets:
         assert read_sheet(path)

@@ -11,9 +11,6 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
-from policies import small_policy
-from recorded_training import RecordedRollouts
-from training import TASKS, ScriptedRunner, batch, collector, learn, scored, specs_of, stage
 
 from srpo import optim
 from srpo.config import TrainStage
@@ -23,6 +20,9 @@ from srpo.results.schemas import RL_METRICS
 from srpo.rl import collect, metrics, score, trainer, update
 from srpo.rl.tracking import scalars
 from srpo.world_models import load_world_model
+from support.policies import small_policy
+from support.recorded_training import RecordedRollouts
+from support.rl_steps import TASKS, ScriptedRunner, batch, collector, learn, scored, specs_of, stage
 
 
 @pytest.fixture

@@ -13,13 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_workflow import finished, in_copy
 
-from srpo.analysis import typeset, videos
+from srpo.analysis import typeset
+from srpo.analysis.figures import videos
 from srpo.runtime.files import write_text
 from srpo.runtime.videos import write_video
-
-__all__ = ["finished"]
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
@@ -129,9 +127,7 @@ def browser(folder: Path) -> Iterator[Browser]:
 
 @needs_chromium
 @pytest.mark.timeout(240)
-def test_the_report_opens_offline_and_all_of_it_loads(finished: Path, tmp_path: Path) -> None:
-    in_copy(finished, "--report", "report.html")
-    report = finished / "report.html"
+def test_the_report_opens_offline_and_all_of_it_loads(report: Path, tmp_path: Path) -> None:
     assert report.stat().st_size < 30e6
     with browser(tmp_path) as page:
         page.open(report)

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from test_workflow import ROOT, seconds, snakemake
+from support.workflow import ROOT, seconds, snakemake
 
 LOCAL = {
     *("config", "plus", "plus_tasks", "checkpoint", "ablations", "headline", "videos", "gains", "all"),

@@ -7,53 +7,23 @@ import math
 import os
 import pty
 import re
-import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
-SNAKEMAKE = Path(sys.executable).with_name("snakemake")
+from support.workflow import ROOT, dry_run, job_counts, run, seconds, snakemake
+
 PLUS = {  # tasks of LIBERO-Plus by suite: camera, robot, language, noise, layout, background, light
     "libero_spatial": (376, 350, 390, 351, 385, 258, 292),
     "libero_object": (396, 398, 354, 422, 403, 248, 297),
     "libero_goal": (408, 409, 410, 379, 425, 281, 279),
     "libero_10": (419, 393, 383, 449, 312, 289, 274),
 }
-
-
-def snakemake(where: Path, *arguments: str, snakefile: Path = ROOT / "Snakefile") -> str:
-    """Run Snakemake in a folder and return all it prints; AssertionError when it fails."""
-    done = run(where, *arguments, snakefile=snakefile)
-    assert done.returncode == 0, done.stdout
-    return done.stdout
-
-
-def run(where: Path, *arguments: str, snakefile: Path) -> subprocess.CompletedProcess[str]:
-    command = [str(SNAKEMAKE), "--snakefile", str(snakefile), "--directory", str(where), *arguments]
-    paths = [str(snakefile.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    return subprocess.run(
-        command, cwd=where, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def seconds() -> float:
-    """CPU time of the commands run so far: unlike the clock's, it does not depend on who else is at work."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
-def job_counts(output: str) -> dict[str, int]:
-    """The last table `job  count` that Snakemake printed."""
-    table = output.rsplit("Job stats:", 1)[1].split("\n\n")[0]
-    return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
 
 
 def sheet(name: str) -> list[str]:
@@ -215,29 +185,6 @@ def test_the_package_does_not_know_the_workflow() -> None:
         assert not re.search(r"^\s*(from|import) snakemake", file.read_text(), re.MULTILINE), file
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A copy of the workflow with a finished example preset, whose stages were stood in for."""
-    copy = tmp_path_factory.mktemp("copy")
-    for name in ("configs", "workflow", "profiles", "srpo"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Snakefile", "environment.yml", "tests/example.yaml"):
-        shutil.copy(ROOT / name, copy)
-    stand_in = ROOT / "tests/workflow/stage_stand_in.py"
-    with (copy / "workflow/shell.sh").open("a") as prelude:
-        prelude.write(f'\nlogged() {{ "{sys.executable}" "{stand_in}" "$@"; }}\n')
-    in_copy(copy, "--cores", "2")
-    yield copy
-
-
-def in_copy(copy: Path, *arguments: str) -> str:
-    return snakemake(copy, "--configfile", "example.yaml", *arguments, snakefile=copy / "Snakefile")
-
-
-def dry_run(copy: Path, *arguments: str) -> str:
-    return in_copy(copy, "--dry-run", *arguments)
-
-
 def test_a_finished_preset_has_nothing_to_do_and_comments_change_nothing(finished: Path) -> None:
     for file in (finished / "configs").rglob("*.yaml"):
         file.write_text(f"# a comment\n{file.read_text()}")
@@ -322,9 +269,8 @@ def test_an_override_reruns_what_it_changes(finished: Path) -> None:
     assert "train" not in counts and "sft" not in counts
 
 
-def test_report_has_every_table_and_figure(finished: Path) -> None:
-    in_copy(finished, "--report", "report.html")
-    page = (finished / "report.html").read_text()
+def test_report_has_every_table_and_figure(report: Path) -> None:
+    page = report.read_text()
     for label in (
         "T1: LIBERO success",
         "T2: LIBERO-Plus success",

@@ -1,10 +1,11 @@
-# Greedy evaluation on LIBERO: one row an episode, where the hand went, and a video of each task's first test state.
+# Evaluation on LIBERO: one row an episode, greedy and sampled ones in files of their own, where the hand went, and a video of each task's first test state.
 rule evaluate:
     input:
         config="<results>/runs/{suite}/{any_variant}/seed{seed}/evaluation/config.yaml",
         policy="<results>/runs/{suite}/{any_variant}/seed{seed}/policy",
     output:
         episodes="<results>/runs/{suite}/{any_variant}/seed{seed}/evaluation/episodes.parquet",
+        sampled="<results>/runs/{suite}/{any_variant}/seed{seed}/evaluation/sampled.parquet",
         paths="<results>/runs/{suite}/{any_variant}/seed{seed}/evaluation/paths.parquet",
         videos=directory(
             "<results>/runs/{suite}/{any_variant}/seed{seed}/evaluation/videos"
@@ -25,4 +26,4 @@ rule evaluate:
         scratch=scratch,
     shell:
         "logged {log:q} srpo evaluate --config {input.config:q} --policy {input.policy:q}"
-        " --out {output.episodes:q} --paths {output.paths:q} --videos {output.videos:q} --scratch {params.scratch:q} --workers $(({threads} * {SIMULATORS_PER_CORE}))"
+        " --out {output.episodes:q} --sampled {output.sampled:q} --paths {output.paths:q} --videos {output.videos:q} --scratch {params.scratch:q} --workers $(({threads} * {SIMULATORS_PER_CORE}))"

@@ -111,7 +111,7 @@ def draw(table: pd.DataFrame) -> Figure:
     grid = figure.subplots(len(suites), 2, squeeze=False, sharex="col", width_ratios=(1, 1))
     for (left, right), suite in zip(grid, suites, strict=True):
         here = table[table["suite"] == suite]
-        _against_alpha(left, here[here["panel"] == "alpha"].sort_values("alpha"))
+        _against_alpha(left, here[here["panel"] == "alpha"].sort_values("alpha", kind="stable"))
         _by_references(right, here[here["panel"] == "references"])
         left.set_ylabel(f"{text.SUITE_LABELS[suite]}\nsuccess (%)")
     grid[-1][0].set_xlabel("α, the largest reward of a failure")

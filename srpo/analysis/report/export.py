@@ -23,6 +23,7 @@ import pandas as pd
 from srpo.analysis.draw import available
 from srpo.analysis.figures import f1
 from srpo.analysis.report.compare import MACHINE
+from srpo.analysis.report.validate import SAMPLED
 from srpo.config import PlusStage
 from srpo.libero_plus.sweep import expected_episodes
 from srpo.libero_plus.tasks import read_tasks, write_tasks
@@ -39,7 +40,7 @@ KEPT = (*MACHINE, "cores", "written")
 def copy_rows(path: Path, target: Path) -> None:
     """Copy a file of rows, with its manifest and the configurations beside it and (for F5) above it."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    if path.name == EPISODES.name:
+    if path.name in (EPISODES.name, SAMPLED):
         rows = [{str(k): v for k, v in row.items()} for row in read_rows(path, EPISODES).to_dict("records")]
         for row in rows:
             row["video"] = None

@@ -54,7 +54,7 @@ def cost(drawing: Drawing, planned: Plan) -> str:
 def greedy_episodes(stage: object) -> int:
     """Episodes of an evaluation on LIBERO or LIBERO-Plus, our own styles not counted."""
     if isinstance(stage, EvaluateStage):
-        return len(stage.tasks) * stage.evaluate.states
+        return len(stage.tasks) * stage.evaluate.episodes_per_task
     if isinstance(stage, PlusStage):
         return count(stage.suite, stage.tasks, stage.plus.dimensions, stage.plus.per_dimension)
     return 0

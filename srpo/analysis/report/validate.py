@@ -24,7 +24,8 @@ from srpo.results.schemas import (
     Schema,
 )
 
-NAMES = {"episodes.parquet": EPISODES, "paths.parquet": PATHS, "rewards.parquet": REWARDS}
+SAMPLED = "sampled.parquet"
+NAMES = {"episodes.parquet": EPISODES, SAMPLED: EPISODES, "paths.parquet": PATHS, "rewards.parquet": REWARDS}
 
 
 def schema_of(path: Path) -> Schema | None:
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         number += 1
         try:
             rows = read_rows(path, schema)
-            if schema is EPISODES:
+            if schema is EPISODES and (len(rows) or path.name != SAMPLED):  # an evaluation may sample none
                 check_episodes(rows)
         except ResultError as error:
             wrong += 1

@@ -1,8 +1,8 @@
 """What reinforcement learning changed, in a few sentences with counts: the first lines of the report.
 
-Of the training rollouts of each variant, the first third of its RL steps beside the last; of the greedy
-episodes on held-out states, the SFT policy's beside the trained one's. A rate "rose" where the two 95%
-intervals (Wilson's) do not overlap, all seeds of a suite together.
+Of the training rollouts of each variant, the first third of its RL steps beside the last; of the episodes on
+held-out states, greedy and sampled ones, the SFT policy's beside the trained one's. A rate "rose" where the
+two 95% intervals (Wilson's) do not overlap, all seeds of a suite together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from srpo.analysis.text import SUITE_LABELS, percent
 from srpo.config.sheets import SheetRow, baseline, labels
 from srpo.results.coverage import load_evaluations, load_metrics
 
-TRAINING, HELD_OUT = "training rollouts", "greedy, held-out states"
+TRAINING = "training rollouts"
+GREEDY, SAMPLED = "greedy episodes on held-out states", "sampled episodes on held-out states"
 VERDICTS = {True: "rose", False: "fell", None: "undecided"}
 
 
@@ -30,30 +31,36 @@ def make(
     episodes: Sequence[Path],
     t1_sheet: Sequence[SheetRow],
     allow_incomplete: bool,
+    sampled: Sequence[Path] = (),
 ) -> Drawn:
-    """The sentences on the training curves in `metrics` and the evaluations in `episodes`."""
+    """The sentences on the training curves in `metrics` and the evaluations in `episodes` and `sampled`."""
     steps, missing_steps = load_metrics(metrics, labels(sheet), allow_incomplete)
-    rows, missing_episodes = load_evaluations(episodes, labels(t1_sheet), allow_incomplete)
-    table = estimate(steps, labels(sheet), rows, t1_sheet)
+    evaluations, missing_episodes = {}, 0
+    for what, paths in ((GREEDY, episodes), (SAMPLED, sampled)):
+        if paths:
+            evaluations[what], missing = load_evaluations(
+                paths, labels(t1_sheet), allow_incomplete, what == SAMPLED
+            )
+            missing_episodes += len(missing)
+    table = estimate(steps, labels(sheet), evaluations, t1_sheet)
     lines = [*sentences(table)]
-    if missing_steps or len(missing_episodes):
-        lines.append(
-            f"Incomplete: {missing_steps} RL steps and {len(missing_episodes)} episodes are missing."
-        )
+    if missing_steps or missing_episodes:
+        lines.append(f"Incomplete: {missing_steps} RL steps and {missing_episodes} episodes are missing.")
     return Drawn(table, text="".join(f"{line}\n" for line in lines))
 
 
 def estimate(
     metrics: pd.DataFrame,
     curves: Mapping[str, str],
-    episodes: pd.DataFrame,
+    evaluations: Mapping[str, pd.DataFrame],
     sheet: Sequence[SheetRow],
 ) -> pd.DataFrame:
     """The tidy table, one row a (suite, variant, what): counts and rates before and after.
 
     Args:
         metrics: of `load_metrics`, of the variants in `curves` (name → label).
-        episodes: greedy ones of the variants in `sheet`, whose baseline is what all others start from.
+        evaluations: by what they are, episodes of the variants in `sheet`, whose baseline is what all others
+            start from.
     """
     rows: list[dict[str, Any]] = []
     for suite, variant in metrics[["suite", "variant"]].drop_duplicates().to_numpy():
@@ -64,14 +71,14 @@ def estimate(
         before, after = ((int(part["successes"].sum()), int(part["episodes"].sum())) for part in parts)
         identity = {"suite": suite, "variant": variant, "label": curves[variant], "what": TRAINING}
         rows.append(identity | _before_and_after(before, after))
-    for suite in episodes["suite"].unique():
-        here = episodes[episodes["suite"] == suite]
-        counted = {name: comparisons.counts(here[here["variant"] == name]) for name in labels(sheet)}
-        pairs = {name: (count["successes"], count["episodes"]) for name, count in counted.items()}
-        before = pairs.pop(baseline(sheet).name)
-        for name, after in pairs.items():
-            identity = {"suite": suite, "variant": name, "label": labels(sheet)[name], "what": HELD_OUT}
-            rows.append(identity | _before_and_after(before, after))
+    for what, episodes in evaluations.items():
+        for suite, here in episodes.groupby("suite", sort=False):
+            counted = {name: comparisons.counts(here[here["variant"] == name]) for name in labels(sheet)}
+            pairs = {name: (count["successes"], count["episodes"]) for name, count in counted.items()}
+            before = pairs.pop(baseline(sheet).name)
+            for name, after in pairs.items():
+                identity = {"suite": suite, "variant": name, "label": labels(sheet)[name], "what": what}
+                rows.append(identity | _before_and_after(before, after))
     return pd.DataFrame(rows)
 
 
@@ -99,6 +106,6 @@ def sentences(table: pd.DataFrame) -> Iterator[str]:
         where = f"{row['label']}, {SUITE_LABELS[row['suite']]}: success of {row['what']}"
         verb = {"rose": "rose from", "fell": "fell from", "undecided": "went, within its noise, from"}
         ends = ("in the first third of the RL steps", "in the last third")
-        if row["what"] == HELD_OUT:
+        if row["what"] != TRAINING:
             ends = ("after SFT", "after RL")
         yield f"{where} {verb[row['verdict']]} {before} {ends[0]} to {after} {ends[1]}."

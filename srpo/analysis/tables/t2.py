@@ -260,7 +260,7 @@ def _difference(row: Mapping[str, Any]) -> list[str]:
 
 
 def layout(table: pd.DataFrame, protocol: str, first: str) -> typeset.Table:
-    """Per variant its success, then its paired difference to the baseline `first`; published row below a
+    """Per variant its success, then its paired difference to the baseline `first`; published rows below a
     rule."""
     cells = comparisons.cells(table, "source", "variant", "dimension")
     models = list(dict.fromkeys((source, variant) for source, variant, _ in cells))
@@ -287,7 +287,7 @@ def layout(table: pd.DataFrame, protocol: str, first: str) -> typeset.Table:
         "two-sided p (exact McNemar; sign-flip test over several seeds). Totals: (macro), the mean of the "
         "dimensions; (micro), weighted by LIBERO-Plus' number of tasks. "
         f"Our totals are {totals['note'].iloc[0]}. {text.BOLD} "
-        "Published row: other code and protocols, so not a like-for-like comparison.",
+        "Published rows: other code and protocols, so not a like-for-like comparison.",
         *([STYLE_NOTE] if set(columns) & set(STYLES) else []),
         *(
             [f"{without} tasks are unavailable without LIBERO-Plus' asset pack; no rate has them."]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -68,12 +69,30 @@ def draw(table: pd.DataFrame) -> Figure:
         colour, _ = style.look(name)
         for axes, (quantity, (heading, lowest)) in zip(row, PANELS.items(), strict=True):
             here = table[(table["representation"] == name) & (table["quantity"] == quantity)]
-            for outcome, looks in (("success", style.filled(colour)), ("failure", style.OUTLINE)):
+            looks = {
+                "success": {"color": colour, "alpha": 0.55, "linewidth": 0},
+                "failure": {"color": style.BLACK, "fill": False, "linewidth": 1.0},
+            }
+            for outcome in looks:
                 rows = here[here["outcome"] == outcome]
-                if total := rows["trajectories"].sum():
-                    edges = [*rows["low"], rows["high"].iloc[-1]]
-                    axes.stairs(100 * rows["trajectories"] / total, edges, **looks)
-            axes.set(xlim=(lowest - 0.03, 1.03), xticks=[lowest, 1], ylim=(0, 105), yticks=[0, 100])
+                if rows["trajectories"].any():
+                    seaborn.histplot(
+                        x=(rows["low"] + rows["high"]) / 2,
+                        weights=rows["trajectories"],
+                        bins=[*rows["low"], rows["high"].iloc[-1]],
+                        stat="percent",
+                        element="step",
+                        ax=axes,
+                        **looks[outcome],
+                    )
+            axes.set(
+                xlabel="",
+                ylabel="",
+                xlim=(lowest - 0.03, 1.03),
+                xticks=[lowest, 1],
+                ylim=(0, 105),
+                yticks=[0, 100],
+            )
             axes.tick_params(labelsize=6)
             if name == names[0]:
                 axes.set_title(heading, fontsize=7)

@@ -150,7 +150,7 @@ def _resamples(number: int, rng: np.random.Generator) -> NDArray[np.int64]:
 def of_trajectories(curves: pd.DataFrame, seed: int = 0) -> list[dict[str, Any]]:
     """Rows of the tidy table about the benchmark's trajectories."""
     rows = []
-    curves = shared(curves).sort_values("step")
+    curves = shared(curves).sort_values("step", kind="stable")  # the same on every machine
     for name in curves["representation"].cat.categories:
         group = curves[curves["representation"] == name]
         won, lost = group[group["success"]], group[~group["success"]]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, reason_why_not
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the small training of the other tests
+from support.slurm_cluster import Cluster, reason_why_not
 
 
 @pytest.fixture(scope="session")

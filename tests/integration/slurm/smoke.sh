@@ -11,6 +11,6 @@ done
 export PATH=$PWD/slurm/without-accounting:$PATH
 export OMP_WAIT_POLICY=passive # the nodes' cores are those of one machine
 workflow=(snakemake --configfile configs/presets/smoke.yaml)
-python tests/integration/slurm/cluster.py "${workflow[@]}" --profile slurm --set-threads "${threads[@]}" \
+python tests/support/slurm_cluster.py "${workflow[@]}" --profile slurm --set-threads "${threads[@]}" \
     --jobs 2 --slurm-init-seconds-before-status-checks 5 "$@"
 "${workflow[@]}" --report report.html

@@ -6,11 +6,11 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import cluster as four_nodes
 import pytest
-from cluster import MARK, Cluster, reason_why_not, wait_until
 
 from srpo.runtime.locks import Owner
+from support import slurm_cluster as four_nodes
+from support.slurm_cluster import MARK, Cluster, reason_why_not, wait_until
 
 
 def test_jobs_get_their_gpus_and_nodes(cluster: Cluster, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from cluster import Cluster, wait_until
-from stage import HELD, STEPS
+
+from support.slurm_cluster import Cluster, wait_until
+from support.slurm_stage import HELD, STEPS
+from support.workflow import SUPPORT, copy_workflow
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[2]
 PATIENCE = 500
 """Seconds for what takes one minute on an idle machine."""
 RUNS = [f"{variant}-seed{seed}" for variant in ("grpo", "srpo") for seed in (0, 1)]
@@ -33,13 +32,8 @@ class Workflow:
         self.folder = folder
         self.hold = folder / "hold"
         self.hold.mkdir()
-        for name in ("configs", "workflow", "profiles", "slurm", "srpo"):
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("Snakefile", "environment.yml"):
-            shutil.copy(ROOT / name, folder)
-        with (folder / "workflow/shell.sh").open("a") as prelude:
-            prelude.write(f'\nlogged() {{ "{sys.executable}" "{HERE / "stage.py"}" "$@"; }}\n')
-        preset = yaml.safe_load((ROOT / "tests/example.yaml").read_text())
+        copy_workflow(folder, "slurm_stage.py")
+        preset = yaml.safe_load((folder / "example.yaml").read_text())
         preset |= {"seeds": [0, 1], "gpus": 1, "world_models": [], "tables": {"t1": {"sheet": "tiny/t1"}}}
         (folder / "preset.yaml").write_text(yaml.safe_dump(preset))
         self.log = folder / "snakemake.log"
@@ -49,7 +43,7 @@ class Workflow:
         """Start Snakemake. Jobs have so many of a node's four cores, and little of its memory."""
         command = [
             sys.executable,
-            str(HERE / "polling.py"),
+            str(SUPPORT / "slurm_polling.py"),
             "--profile",
             "slurm",
             "--configfile",

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from cluster import Cluster, wait_until
 from safetensors.torch import load_file
-from sweeping import TRAINING, sweeping_policy, without_times, write_config
 
 from srpo.cluster.launch import Command, make_executor, state
 from srpo.policies.checkpoints import save_policy
 from srpo.results.rows import read_rows
 from srpo.results.schemas import RL_METRICS
+from support.slurm_cluster import Cluster, wait_until
+from support.sweeping import TRAINING, sweeping_policy, without_times, write_config
 
 pytestmark = pytest.mark.integration
 

@@ -1,6 +1,6 @@
 """Stands in for a training: as long, as resumable, as lockable, and quick. Other stages are made at once.
 
-stage.py LOG [accelerate launch ... --module] srpo COMMAND ARGUMENTS...    (see `logged` in workflow/shell.sh)
+slurm_stage.py LOG [accelerate launch ... --module] srpo COMMAND ARGUMENTS...    (workflow/shell.sh: `logged`)
 
 A step appends a line `step,job` to `<scratch>/steps` and takes a quarter of a second. After the fifth step it
 waits while `$HOLD/<variant>-<seed>` exists. The result is the list of steps. It stays in the scratch folder,
@@ -17,7 +17,7 @@ from pathlib import Path
 from srpo.runtime.locks import lock_held
 
 STEPS, HELD = 12, 5
-STAND_IN = Path(__file__).resolve().parents[2] / "workflow/stage_stand_in.py"
+STAND_IN = Path(__file__).with_name("stage_stand_in.py")
 
 
 def train(out: Path, scratch: Path, hold: Path) -> None:

@@ -59,7 +59,7 @@ if command == "draw":
 for name, value in pairwise(arguments):
     if name == "--videos":
         make(Path(value, "task0-state0.mp4"))
-    elif name in ("--curves", "--paths", "--data") or (name == "--out" and Path(value).suffix):
+    elif name in ("--curves", "--sampled", "--paths", "--data") or (name == "--out" and Path(value).suffix):
         make(Path(value))
     elif name == "--out":
         for file in FILES[command]:

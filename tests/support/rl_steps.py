@@ -8,8 +8,6 @@ from tempfile import TemporaryDirectory
 
 import torch
 from accelerate import Accelerator
-from policies import SUITE
-from recorded_training import episode
 
 from srpo.config import Protocol, Reward, Train, TrainStage, WorldModel
 from srpo.episode import Episode, EpisodeSpec, FailedRun
@@ -17,6 +15,8 @@ from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.rl import collect, score, update
 from srpo.rollouts.episode_store import EpisodeStore
 from srpo.world_models import load_world_model
+from support.policies import SUITE
+from support.recorded_training import episode
 
 TASKS = (7, 8)
 

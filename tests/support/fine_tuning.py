@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from policies import SUITE
 
 from srpo.config import Policy, Protocol, Sft, SftStage
 from srpo.demos import Demonstration
+from support.policies import SUITE
 
 
 def demonstration(length: int, seed: int) -> Demonstration:

@@ -1,6 +1,6 @@
 """A real Slurm of four nodes on one machine: root, no systemd, no cgroups; two pretended GPUs a node.
 
-python tests/integration/slurm/cluster.py COMMAND...    runs a command with the cluster up, then takes it down
+python tests/support/slurm_cluster.py COMMAND...    runs a command with the cluster up, then takes it down
 
 The four nodes are four slurmd on four ports. GPUs are copies of /dev/null. There is no accounting (`sacct`).
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, DistributedType, PartialState
@@ -11,7 +10,9 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from torch import nn
 
-FILE = Path(__file__).parents[2] / "configs" / "accelerate" / "fsdp-8gpu.yaml"
+from srpo import ROOT
+
+FILE = ROOT / "configs" / "accelerate" / "fsdp-8gpu.yaml"
 
 
 def environment(mixed_precision: str) -> dict[str, str]:

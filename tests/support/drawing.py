@@ -14,16 +14,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from synthetic_results import plus_run, plus_tasks_file
 
+from srpo import ROOT
 from srpo.analysis import draw, typeset
 from srpo.analysis.published import read_published
 from srpo.analysis.tables import t1, t2
 from srpo.config.sheets import COLUMNS, SheetRow
 from srpo.results.coverage import load_evaluations
+from support.synthetic_results import plus_run, plus_tasks_file
 
-REPOSITORY = Path(__file__).parents[2]
-PUBLISHED = REPOSITORY / "configs" / "reference" / "published.csv"
+PUBLISHED = ROOT / "configs" / "reference" / "published.csv"
 SHEET = {"sft": "SFT", "srpo": "SRPO"}
 
 

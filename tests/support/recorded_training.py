@@ -19,8 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from policies import SUITE, small_policy
-from sharding import ShardingAccelerator
 
 from srpo.config import TrainStage, load_stage
 from srpo.envs.libero import load_task
@@ -28,6 +26,8 @@ from srpo.episode import CHUNK, Episode, EpisodeSpec, FailedRun
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.rl import trainer
 from srpo.runtime import distributed
+from support.policies import SUITE, small_policy
+from support.sharding import ShardingAccelerator
 
 
 def episode(spec: EpisodeSpec, success: bool, steps: int, policy: OpenVLAOFT) -> Episode:

@@ -67,6 +67,7 @@ def episode_row(suite: str = "libero_spatial", **changes: Any) -> dict[str, Any]
         "init_state": 0,
         "seed": 0,
         "episode_seed": 11,
+        "temperature": 0.0,
         "policy": "tiny",
         "variant": "sft",
         "benchmark": "libero",
@@ -95,6 +96,7 @@ def libero_run(
     tasks: int = 2,
     states: int = 10,
     infra_errors: int = 0,
+    sampled: int = 0,
 ) -> Path:
     """An evaluation folder of `tasks` × `states` episodes, about `rate` of them solved; gives the parquet."""
     folder = root / suite / variant / f"seed{seed}" / "evaluation"
@@ -106,9 +108,10 @@ def libero_run(
         "protocol": protocol(suite).model_dump(),
         "variant": variant,
         "seed": seed,
-        "evaluate": {"states": states},
+        "evaluate": {"states": states, "sampled": sampled},
     }
-    write_config(folder, EvaluateStage.model_validate(config))
+    stage = EvaluateStage.model_validate(config)
+    write_config(folder, stage)
     rows = []
     for task in range(tasks):
         for state in range(states):
@@ -118,6 +121,17 @@ def libero_run(
             changes = {"task_id": task, "init_state": state, "seed": seed, "variant": variant}
             rows.append(episode_row(suite, **changes, status=status, error=error))
     write_rows(folder / "episodes.parquet", rows, EPISODES)
+    draws = [
+        row
+        | {
+            "temperature": 1.0,
+            "episode_seed": draw,
+            "status": "success" if rng.random() < rate else "failure",
+        }
+        for row in rows
+        for draw in stage.evaluate.sampled_seeds(row["init_state"])
+    ]
+    write_rows(folder / "sampled.parquet", draws, EPISODES)
     return folder / "episodes.parquet"
 
 
