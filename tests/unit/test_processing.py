@@ -3,7 +3,7 @@
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from srpo.policies.processing import SPACE, make_tokenizer, prepare_prompts, prompt
+from srpo.policies.processing import SPACE, make_tokenizer, tokenise_prompts, prompt
 
 TASKS = ["turn on the stove", "put the wine bottle on top of the cabinet"]
 
@@ -26,13 +26,13 @@ def test_a_llama_prompt_ends_in_its_lone_space() -> None:
     vocabulary = {"<pad>": 0, "▁": 7} | {piece: 8 + k for k, piece in enumerate("InatoskhrbueOW:?.\n")}
     model = models.WordLevel(vocabulary, unk_token="<pad>")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), pad_token="<pad>")
-    ids, _ = prepare_prompts(tokenizer, ["x"])
+    ids, _ = tokenise_prompts(tokenizer, ["x"])
     assert ids.tolist() == [[0, 7]]
 
 
 def test_prompts_are_padded_left_and_end_in_the_space_token() -> None:
     tokenizer = make_tokenizer(TASKS, 700)
-    ids, mask = prepare_prompts(tokenizer, TASKS)
+    ids, mask = tokenise_prompts(tokenizer, TASKS)
     assert (ids[:, -1] == tokenizer.convert_tokens_to_ids(SPACE)).all()
     assert mask[1].all() and not mask[0, 0] and mask[0, -1]
     lengths = mask.sum(1).tolist()
