@@ -36,3 +36,8 @@ share() {
     local processes=$(($2 > 1 ? $2 : 1))
     echo $(($1 > processes ? $1 / processes : 1))
 }
+
+# simulators CORES: the simulators of a process with so many cores (SIMULATORS_PER_CORE: workflow/rules/common.smk).
+simulators() {
+    echo $(($1 * SIMULATORS_PER_CORE))
+}

@@ -39,8 +39,8 @@ def seconds() -> float:
 
 
 def job_counts(output: str) -> dict[str, int]:
-    """The last table `job  count` that Snakemake printed."""
-    table = output.rsplit("Job stats:", 1)[1].split("\n\n")[0]
+    """The last table `job  count` that Snakemake printed; empty where there is nothing to do."""
+    table = output.rpartition("Job stats:")[2].split("\n\n")[0]
     return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
 
 

@@ -38,7 +38,6 @@ mimetypes.add_type(
 )  # for the report, which would complain that it does not know
 PLAN = make_plan()
 PRESET = PLAN.preset
-SIMULATORS_PER_CORE = resources.simulators(1, PRESET.gpus)
 RESULTS = f"results/{PRESET.name}"
 GAINS = Path(RESULTS, "tables", "gains.txt")
 # The report's first lines; its template sees nothing but the configuration.
@@ -80,9 +79,10 @@ def fetched(source):
     return [f"checkpoints/{name}"] if name in CHECKPOINTS else []
 
 
-# Every job sees the Python that runs Snakemake, and `logged` (workflow/shell.sh).
+# Every job sees the Python that runs Snakemake, and the functions of workflow/shell.sh.
 shell.prefix(
     f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
+    f"export SIMULATORS_PER_CORE={resources.simulators(1, PRESET.gpus)}; "
     f". {shlex.quote(str(ROOT / 'workflow' / 'shell.sh'))}; "
 )
 

@@ -26,4 +26,4 @@ rule evaluate:
         scratch=scratch,
     shell:
         "logged {log:q} srpo evaluate --config {input.config:q} --policy {input.policy:q}"
-        " --out {output.episodes:q} --sampled {output.sampled:q} --paths {output.paths:q} --videos {output.videos:q} --scratch {params.scratch:q} --workers $(({threads} * {SIMULATORS_PER_CORE}))"
+        " --out {output.episodes:q} --sampled {output.sampled:q} --paths {output.paths:q} --videos {output.videos:q} --scratch {params.scratch:q} --workers $(simulators {threads})"

@@ -18,7 +18,7 @@ rule trajectories:
         scratch=scratch,
     shell:
         "logged {log:q} srpo reward-benchmark collect --config {input.config:q}"
-        " --policy {input.policy:q} --out {output:q} --scratch {params.scratch:q} --workers $(({threads} * {SIMULATORS_PER_CORE}))"
+        " --policy {input.policy:q} --out {output:q} --scratch {params.scratch:q} --workers $(simulators {threads})"
 
 
 rule score:

@@ -38,7 +38,7 @@ rule plus_shard:
     shell:
         "logged {log:q} srpo evaluate --config {input.config:q} --policy {input.policy:q}"
         " --plus {input.tasks:q} --plus-data {input.data:q} --shard {wildcards.shard}/{params.number}"
-        " --out {output:q} --scratch {params.scratch:q} --workers $(({threads} * {SIMULATORS_PER_CORE}))"
+        " --out {output:q} --scratch {params.scratch:q} --workers $(simulators {threads})"
 
 
 rule plus:

@@ -31,4 +31,4 @@ rule train:
     shell:
         "logged {log:q} $(launch {threads} {resources.gpu}) train --config {input.config:q} --policy {input.policy:q}"
         " {params.world_model:q} {params.demos:q} --out {params.out:q} --scratch {params.scratch:q}"
-        " --workers $(($(share {threads} {resources.gpu}) * {SIMULATORS_PER_CORE}))"
+        " --workers $(simulators $(share {threads} {resources.gpu}))"
