@@ -80,10 +80,12 @@ def of_t1_pair(plan: Plan, file: str) -> list[str]:
 
 def of_benchmark(plan: Plan, file: str) -> list[str]:
     """A file of the reward benchmark, of every suite and representation."""
-    models = plan.preset.world_models
-    suites = plan.preset.suites if models else ()
-    paths = [file.replace("<suite>", suite) for suite in suites]
-    return list(dict.fromkeys(path.replace("<model>", model) for path in paths for model in models))
+    paths = (
+        file.replace("<suite>", suite).replace("<model>", model)
+        for suite in plan.preset.suites
+        for model in plan.preset.world_models
+    )
+    return list(dict.fromkeys(paths))
 
 
 def as_named(plan: Plan, file: str) -> list[str]:

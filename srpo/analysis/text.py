@@ -19,7 +19,7 @@ SUITE_LABELS = {
     "libero_goal": "Goal",
     "libero_10": "Long",
 }
-PERTURBATION_LABELS = {
+PERTURBATION_LABELS: dict[str, str] = {
     **{dimension: dimension.capitalize() for dimension in DIMENSIONS},
     **{style: f"{style.removeprefix('style_').capitalize()} (style)" for style in STYLES},
 }

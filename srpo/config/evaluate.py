@@ -9,7 +9,7 @@ from pydantic import Field
 from srpo.config.fields import NonNegativeInt, Positive, PositiveInt, Section
 
 Dimension = Literal["camera", "robot", "language", "light", "background", "noise", "layout"]
-DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
+DIMENSIONS: tuple[str, ...] = get_args(Dimension)
 """The seven perturbation dimensions of LIBERO-Plus, in the order of its leaderboard."""
 STYLES = ("style_light", "style_background", "style_distractors")
 """Our own perturbations in LIBERO-Plus's manner, on LIBERO's own assets: no part of LIBERO-Plus."""

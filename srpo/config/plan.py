@@ -59,11 +59,11 @@ def plan(preset: Preset, source: str, configs: Path = CONFIGS, overrides: Sequen
     resolver = Resolver(preset, source, configs, overrides)
     for name in preset.world_models:
         resolver.require("world_models/{}.yaml", name, source, "world_models")
-    sheets = {table: f"experiments/{spec.sheet}.tsv" for table, spec in preset.tables.items()}
+    sheets: dict[str, str] = {table: f"experiments/{spec.sheet}.tsv" for table, spec in preset.tables.items()}
     for row in resolver.sheets.get("f2", ()):
         if row.variant == SFT:
             raise ConfigError(f"{row.source}: variant: `{SFT}` has no training to show in f2")
-    tables = {
+    tables: dict[str, tuple[RunId, ...]] = {
         table: tuple(
             RunId(suite, name, seed)
             for suite in spec.suites or preset.suites

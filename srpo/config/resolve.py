@@ -83,7 +83,7 @@ class Resolver:
     @cached_property
     def sheets(self) -> dict[str, tuple[SheetRow, ...]]:
         """Table or figure → the rows of its sheet."""
-        sheets = {}
+        sheets: dict[str, tuple[SheetRow, ...]] = {}
         for table, spec in self.preset.tables.items():
             path = self.require("experiments/{}.tsv", spec.sheet, self.source, f"tables.{table}.sheet")
             sheets[table] = read_sheet(self.configs / path, self.shown(path))

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from srpo.config.layers import split_overrides
 from srpo.config.loading import ConfigError, did_you_mean
@@ -106,7 +106,7 @@ def _parse(line: str, source: str) -> SheetRow:
             f"{source}: name: the row of the variant `{SFT}`, and no other, must be named `{SFT}`, with an "
             "empty `set`: all runs of a suite start from it"
         )
-    return SheetRow(name, values["label"], cast(Role, role), variant, overrides, source)
+    return SheetRow(name, values["label"], role, variant, overrides, source)
 
 
 def _check_roles(rows: Iterable[SheetRow], shown: str) -> None:

@@ -181,9 +181,9 @@ def load_metrics(
     require_alike(configs)
     frames, expected = [], []
     for path, config in zip(paths, configs, strict=True):
-        run = {"suite": config.suite, "variant": config.variant, "seed": config.seed}
-        frames.append(read_rows(path, RL_METRICS).assign(**run))
-        expected += [(*run.values(), step) for step in range(1, config.train.steps + 1)]
+        suite, variant, seed = config.suite, config.variant, config.seed
+        frames.append(read_rows(path, RL_METRICS).assign(suite=suite, variant=variant, seed=seed))
+        expected += [(suite, variant, seed, step) for step in range(1, config.train.steps + 1)]
     metrics = pd.concat(frames, ignore_index=True)
     require_known(metrics["variant"], variants)
     keys = ["suite", "variant", "seed", "step"]

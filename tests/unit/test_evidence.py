@@ -126,7 +126,7 @@ def test_advantages_by_outcome_are_those_of_training() -> None:
     rng = np.random.default_rng(0)
     rows = pd.DataFrame({"success": rng.random(60) < 0.4, "group": np.arange(60) % 9, "step": 1, "seed": 0})
     rows = rows.assign(suite="libero_goal", variant="srpo")
-    success, groups = (torch.from_numpy(rows[name].to_numpy()) for name in ("success", "group"))
+    success, groups = (torch.from_numpy(rows[name].to_numpy(copy=True)) for name in ("success", "group"))
     expected = group_advantages(success.double(), groups).numpy()
     assert evidence.advantages_by_outcome(rows) == pytest.approx(expected, abs=1e-12)
 

@@ -51,7 +51,7 @@ def estimate(
     same suites, and stands only where none is lacking. Differences are to the sheet's baseline, paired.
     `best` marks our highest rate of a suite where its paired difference to the second leaves no doubt.
     """
-    suites = [suite for suite in SUITES if suite in set(episodes["suite"])]
+    suites: list[str] = [suite for suite in SUITES if suite in set(episodes["suite"])]
     of = {
         (suite, row.name): episodes[(episodes["suite"] == suite) & (episodes["variant"] == row.name)]
         for suite in suites

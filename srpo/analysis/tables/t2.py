@@ -26,7 +26,7 @@ from srpo.results.coverage import load_episodes, read_config
 TOTALS = ("macro", "micro")
 UNAVAILABLE = "unavailable"
 """Note of a dimension whose every task asked for cannot run here."""
-LABELS = {
+LABELS: dict[str, str] = {
     **{dimension: text.PERTURBATION_LABELS[dimension] for dimension in DIMENSIONS},
     "macro": "Total (macro)",
     "micro": "Total (micro)",
@@ -191,7 +191,7 @@ def _published_rows(published: pd.DataFrame, ran: Sequence[str]) -> list[dict[st
     rows = []
     for (model, inputs), values in published.groupby(["model", "inputs"], sort=False):
         printed = dict(zip(values["column"], values["value"], strict=True))
-        rates = {dimension: printed.get(dimension, np.nan) for dimension in DIMENSIONS}
+        rates: dict[str, float] = {dimension: printed.get(dimension, np.nan) for dimension in DIMENSIONS}
         if len(ran) == len(DIMENSIONS):
             totals = _printed_totals(values[values["column"] == "total"])
         else:
