@@ -33,17 +33,19 @@ ENCODER = Encoder(
 )
 
 
+LLM = LanguageModel(
+    hidden_size=16,
+    intermediate_size=32,
+    layers=2,
+    heads=2,
+    vocab_size=640,
+    padding=8,
+    rope_theta=10000.0,
+    rms_norm_eps=1e-6,
+)
+
+
 def small_settings(**changes: object) -> Policy:
-    llm = LanguageModel(
-        hidden_size=16,
-        intermediate_size=32,
-        layers=2,
-        heads=2,
-        vocab_size=640,
-        padding=8,
-        rope_theta=10000.0,
-        rms_norm_eps=1e-6,
-    )
     values = dict(
         name="small",
         checkpoint=None,
@@ -53,7 +55,7 @@ def small_settings(**changes: object) -> Policy:
         proprio=True,
         learned_placeholders=True,
         encoders=(ENCODER,),
-        llm=llm,
+        llm=LLM,
     )
     return Policy(**(values | changes))  # type: ignore[arg-type]
 

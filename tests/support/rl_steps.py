@@ -9,54 +9,13 @@ from tempfile import TemporaryDirectory
 import torch
 from accelerate import Accelerator
 
-from srpo.config import Protocol, Reward, Train, TrainStage, WorldModel
+from srpo.config import TrainStage
 from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.rl import collect, score, update
 from srpo.rollouts.episode_store import EpisodeStore
 from srpo.world_models import load_world_model
-from support.policies import SUITE
 from support.recorded_training import episode
-
-TASKS = (7, 8)
-
-
-def stage(train: dict | None = None, reward: dict | None = None, pixel: bool = True) -> TrainStage:
-    settings = dict(
-        steps=3, prompts=4, group_size=4, temperature=1.0, keep_success=(0.0, 1.0),
-        learning_rate=1e-2, weight_decay=0.0, deviation="group", betas=(0.9, 0.999), freeze_vision=False,
-        minibatch=2,
-        microbatch=1000, epochs=1, clip_low=0.2, clip_high=0.28, kl=0.0, entropy=0.0, grad_clip=1e9,
-        checkpoint_every=1, resample=0, warmup=0.0, schedule="constant", offline=None, evaluate_every=0,
-        evaluate_states=2, target=None,
-        keep_checkpoints=2, trackers=(),
-    )  # fmt: skip
-    shaping = dict(
-        shaping="paper",
-        alpha=0.8,
-        references="mean",
-        scope="task",
-        eps=0.5,
-        eps_relative=False,
-        min_samples=2,
-    )
-    world_model = WorldModel(
-        name="pixel", kind="pixel", checkpoint=None, revision=None, frames=4, image_size=4,
-        pooling=None, dtype="float32", pretraining=None,
-    )  # fmt: skip
-    return TrainStage(
-        preset="test",
-        suite=SUITE,
-        tasks=TASKS,
-        protocol=Protocol(
-            profile="held_out", max_steps=20, settle_steps=0, env_seed=0, image_size=16, render="fast"
-        ),
-        variant="test",
-        seed=5,
-        world_model=world_model if pixel else None,
-        reward=Reward(**(shaping | (reward or {}))),
-        train=Train(**(settings | (train or {}))),
-    )
 
 
 def specs_of(config: TrainStage, step: int) -> list[EpisodeSpec]:

@@ -1,17 +1,14 @@
 """Stands in for `srpo` where a test is about the workflow alone: makes the files of a stage.
 
 logged LOG [accelerate launch ... --module] srpo COMMAND ARGUMENTS...    (see workflow/shell.sh)
+
+A job imports only what it needs: there are some fifty of them.
 """
 
 import re
 import sys
 from itertools import pairwise
 from pathlib import Path
-
-import numpy as np
-
-from srpo.analysis.drawings import DRAWINGS
-from srpo.runtime.videos import write_video
 
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360f8cfc0f01f00"
@@ -30,6 +27,10 @@ FILES = {
 def make(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".mp4":
+        import numpy as np
+
+        from srpo.runtime.videos import write_video
+
         write_video(path, np.full((5, 16, 16, 3), 90, np.uint8), 10)
         return
     path.write_bytes(PIXEL if path.suffix == ".png" else b"a,b\n1,2\n")
@@ -37,6 +38,8 @@ def make(path: Path) -> None:
 
 def drawn(name: str, *arguments: str) -> list[Path]:
     """What `srpo draw NAME ARGUMENTS...` writes."""
+    from srpo.analysis.drawings import DRAWINGS
+
     out = Path(arguments[arguments.index("--out") + 1])
     outputs = next(drawing for drawing in DRAWINGS if drawing.name == name).outputs
     files = [out / path for form, path in outputs.items() if form != "folder"]

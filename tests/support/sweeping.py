@@ -17,11 +17,13 @@ import torch
 import yaml
 from pydantic import BaseModel
 
-from srpo.config import Encoder, LanguageModel, Policy, Protocol, Reward, Train, TrainStage, WorldModel
+from srpo.config import Protocol
 from srpo.envs.libero import load_task
 from srpo.policies.checkpoints import create_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.policies.processing import make_tokenizer
+from support.policies import ENCODER, LLM, small_settings
+from support.stages import PIXEL, training_stage
 
 SUITE: Literal["libero_goal"] = "libero_goal"
 STOVE, BOWL = 7, 8
@@ -30,98 +32,29 @@ PROTOCOL = Protocol(
 )
 SWEEP = np.array([-0.49, 0.66, -0.85, 0.0, 0.0, 0.68, 1.0])
 SPREAD = np.array([0.25, 0.25, 0.25, 0.0, 0.0, 0.3, 0.0])
-SETTINGS = Policy(
+SETTINGS = small_settings(
     name="sweeping",
-    checkpoint=None,
-    revision=None,
     image_size=32,
     crop_area=0.9,
-    proprio=True,
-    learned_placeholders=True,
     encoders=(
-        Encoder(
-            patch_size=8,
-            hidden_size=32,
-            depth=1,
-            heads=2,
-            mlp_ratio=2.0,
-            registers=0,
-            cls_token=False,
-            layer_scale=False,
-            read_block=-1,
-            mean=(0.5, 0.5, 0.5),
-            std=(0.5, 0.5, 0.5),
-        ),
+        ENCODER.model_copy(update={"hidden_size": 32, "depth": 1, "mean": (0.5,) * 3, "std": (0.5,) * 3}),
     ),
-    llm=LanguageModel(
-        hidden_size=32,
-        intermediate_size=64,
-        layers=2,
-        heads=2,
-        vocab_size=640,
-        padding=0,
-        rope_theta=10000.0,
-        rms_norm_eps=1e-6,
-    ),
+    llm=LLM.model_copy(update={"hidden_size": 32, "intermediate_size": 64, "padding": 0}),
 )
-TRAINING = TrainStage(
-    preset="test",
-    suite=SUITE,
-    tasks=(STOVE,),
-    protocol=PROTOCOL,
-    variant="srpo-pixel",
-    seed=5,
-    world_model=WorldModel(
-        name="pixel",
-        kind="pixel",
-        checkpoint=None,
-        revision=None,
-        frames=8,
-        image_size=8,
-        pooling=None,
-        dtype="float32",
-        pretraining=None,
-    ),
-    reward=Reward(
-        shaping="siirl",
-        alpha=0.8,
-        scope="task",
-        references="mean",
-        eps=0.5,
-        eps_relative=False,
-        min_samples=2,
-    ),
-    train=Train(
-        steps=3,
-        prompts=2,
-        group_size=2,
-        temperature=1.0,
-        keep_success=(0.0, 1.0),
-        resample=0,
-        learning_rate=1e-3,
-        warmup=0.0,
-        schedule="constant",
-        weight_decay=0.0,
-        deviation="group",
-        betas=(0.9, 0.999),
-        freeze_vision=False,
-        minibatch=1,
-        microbatch=5,
-        epochs=1,
-        clip_low=0.2,
-        clip_high=0.28,
-        kl=0.01,
-        entropy=0.0,
-        grad_clip=1.0,
-        offline=None,
-        evaluate_every=2,
-        evaluate_states=1,
-        target=None,
-        checkpoint_every=1,
-        keep_checkpoints=2,
-        trackers=("tensorboard",),
-    ),
-)
+TRAINING = training_stage(
+    {
+        "prompts": 2, "group_size": 2, "learning_rate": 1e-3, "minibatch": 1, "microbatch": 5, "kl": 0.01,
+        "grad_clip": 1.0, "evaluate_every": 2, "evaluate_states": 1, "trackers": ("tensorboard",),
+    },
+    {"shaping": "siirl"},
+).model_copy(
+    update={
+        "tasks": (STOVE,),
+        "protocol": PROTOCOL,
+        "variant": "srpo-pixel",
+        "world_model": PIXEL.model_copy(update={"frames": 8, "image_size": 8}),
+    }
+)  # fmt: skip
 """Three RL steps of two groups."""
 
 

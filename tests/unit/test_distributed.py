@@ -30,7 +30,7 @@ from srpo.results.schemas import REWARDS, RL_METRICS, TASK_METRICS
 from srpo.runtime import distributed
 from support import sharding
 from support.policies import small_policy, small_settings
-from support.rl_steps import stage
+from support.stages import training_stage as stage
 
 # Groups of 3, so that two processes have different shares of each; a further round; both penalties.
 SETTINGS = {

@@ -11,7 +11,8 @@ from srpo.envs.libero import load_task
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.rl import update
 from support.policies import SUITE, observations, small_policy
-from support.rl_steps import batch, learn, scored, stage
+from support.rl_steps import batch, learn, scored
+from support.stages import training_stage as stage
 
 OUTCOMES = "1100" + "1010" + "0001" + "1110"
 RATE, CLIP_LOW, CLIP_HIGH, KL, ENTROPY = 0.02, 0.002, 0.003, 0.1, 0.01

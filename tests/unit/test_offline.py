@@ -18,7 +18,8 @@ from srpo.results.schemas import REWARDS, RL_METRICS
 from srpo.rl import score, trainer, update
 from support.policies import small_policy
 from support.recorded_training import RecordedRollouts
-from support.rl_steps import batch, learn, scored, stage
+from support.rl_steps import batch, learn, scored
+from support.stages import training_stage as stage
 
 SETTINGS = Offline(beta=1.0, max_weight=20.0)
 

@@ -166,31 +166,15 @@ def drawable(root: Path) -> Path:
     return root
 
 
-def test_draw_all_draws_what_has_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = drawable(tmp_path / "smoke")
-    draw.main(["all", str(root), "--out", str(tmp_path / "out")])
-    said = capsys.readouterr().out
-    assert f"t2: left out: {root}/runs/libero_goal/sft/seed0/plus/episodes.parquet and 3 more" in said
-    drawn = {path.stem for path in (tmp_path / "out" / "figures").glob("*.pdf")}
-    assert drawn == {"t1", "ablations", "t3", "t3_distributions", "t3_truth", "f1", "f2", "f3", "f4", "f5"}
-    assert (tmp_path / "out/tables/gains.txt").read_text().startswith("GRPO, Goal: ")
-    (root / "runs/libero_goal/grpo/seed0/metrics.csv").write_text("step\n1\n")
-    with pytest.raises(SystemExit, match="9 drawn, 2 refused"):
-        draw.main(["all", str(root), "--out", str(tmp_path / "out")])
-    assert "missing columns" in capsys.readouterr().out
-
-
-def plus(root: Path, tasks: Path) -> None:
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with rows of the smoke preset in `results/smoke`, and what is drawn from them in `drawn`."""
+    folder = tmp_path_factory.mktemp("smoke")
+    root = drawable(folder / "results" / "smoke")
+    tasks = plus_tasks_file(folder / "results" / "libero_plus" / "tasks.csv", ("camera", "noise"))
     rates = dict.fromkeys(("camera", "noise", *STYLES), 0.5)
     for variant in ("sft", "grpo", "srpo"):
         plus_run(root / "runs", "libero_goal", variant, rates, tasks, per_dimension=5)
-
-
-def test_what_is_exported_draws_the_same_and_names_no_machine(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root = drawable(tmp_path / "results" / "smoke")
-    plus(root, plus_tasks_file(tmp_path / "results" / "libero_plus" / "tasks.csv", ("camera", "noise")))
     evaluation = root / "runs/libero_goal/sft/seed0/evaluation"
     facts = {"host": "here", "config": {"out": "/home/me"}, "git_revision": "abc", "packages": {"numpy": "2"}}
     (evaluation / "episodes.manifest.json").write_text(json.dumps(facts))
@@ -198,23 +182,50 @@ def test_what_is_exported_draws_the_same_and_names_no_machine(
     rows.loc[0, ["status", "error"]] = ["infra_error", "OSError: /home/me/model.xml"]
     rows.loc[1, "video"] = "videos/task0-state1.mp4"
     write_rows(evaluation / "episodes.parquet", rows.to_dict("records"), EPISODES)
+    draw.main(["all", str(root), "--out", str(folder / "drawn")])
+    return folder
 
+
+def test_draw_all_draws_what_has_rows(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = {path.stem for path in (drawn / "drawn" / "figures").glob("*.pdf")}
+    tables = {"t1", "t2", "t2_curves", "ablations", "t3", "t3_distributions", "t3_truth"}
+    assert figures == tables | {"f1", "f2", "f3", "f4", "f5"}
+    assert (drawn / "drawn/tables/gains.txt").read_text().startswith("GRPO, Goal: ")
+    # Without rows of LIBERO-Plus and of the reward benchmark, and with rows that cannot be drawn.
+    root = drawable(tmp_path / "smoke")
+    shutil.rmtree(root / "reward_benchmark")
+    (root / "runs/libero_goal/grpo/seed0/metrics.csv").write_text("step\n1\n")
+    with pytest.raises(SystemExit, match="5 drawn, 2 refused"):
+        draw.main(["all", str(root), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    assert f"t2: left out: {root}/runs/libero_goal/sft/seed0/plus/episodes.parquet and 3 more" in said
+    assert "missing columns" in said
+    figures = {path.stem for path in (tmp_path / "out" / "figures").glob("*.pdf")}
+    assert figures == {"t1", "ablations", "f3", "f4", "f5"}
+
+
+def test_what_is_exported_draws_the_same_and_names_no_machine(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, whole = drawn / "results" / "smoke", drawn / "drawn"
     small = tmp_path / "reference" / "smoke"
     export.main([str(root), "--out", str(small)])
-    for folder, out in ((root, "whole"), (small, "small")):
-        draw.main(["all", str(folder), "--out", str(tmp_path / out)])
+    draw.main(["all", str(small), "--out", str(tmp_path / "small")])
     assert "left out" not in capsys.readouterr().out
-    drawn = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.*"))
-    assert len(drawn) == 12 * 3 + 2 + 7 * 2 + 2  # CSV, PNG, PDF; how fast; LaTeX and HTML; what changed
-    for path in drawn:
-        assert (tmp_path / "whole" / path).read_bytes() == (tmp_path / "small" / path).read_bytes(), path
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*.*"))
+    assert len(files) == 12 * 3 + 2 + 7 * 2 + 2  # CSV, PNG, PDF; how fast; LaTeX and HTML; what changed
+    for path in files:
+        assert (whole / path).read_bytes() == (tmp_path / "small" / path).read_bytes(), path
 
     validate.main([str(small)])
     everything = b"".join(path.read_bytes() for path in small.rglob("*.*") if path.is_file())
     assert b"/home/me" not in everything and b"here" not in everything
-    kept = read_rows(small / (evaluation / "episodes.parquet").relative_to(root), EPISODES)
+    evaluation = small / "runs/libero_goal/sft/seed0/evaluation"
+    kept = read_rows(evaluation / "episodes.parquet", EPISODES)
     assert kept["error"][0] == "OSError" and kept["video"].isna().all()
-    manifest = json.loads((small / evaluation.relative_to(root) / "episodes.manifest.json").read_text())
+    manifest = json.loads((evaluation / "episodes.manifest.json").read_text())
     assert manifest == {"git_revision": "abc", "packages": {"numpy": "2"}}
     assert len((small / "libero_plus" / "tasks.csv").read_text().splitlines()) == 11  # of 240 in all
 
@@ -260,8 +271,8 @@ def test_shipped_rows_are_sound_and_drawn_in_a_minute(
         assert not re.search(rb"/(home|root|tmp|work|Users|mnt)/|\"host\"", path.read_bytes()), path
 
 
-def test_the_paper_map_holds_our_values(tmp_path: Path) -> None:
-    draw.main(["all", str(drawable(tmp_path / "smoke")), "--out", str(tmp_path / "out")])
+def test_the_paper_map_holds_our_values(drawn: Path, tmp_path: Path) -> None:
+    shutil.copytree(drawn / "drawn", tmp_path / "out", ignore=shutil.ignore_patterns("t2*"))
     lines = paper_map.document(tmp_path / "out").splitlines()
     rows = {
         line.split("|")[1].strip(): line for line in lines if line.startswith("| T") or line.startswith("| F")

@@ -22,7 +22,9 @@ from srpo.rl.tracking import scalars
 from srpo.world_models import load_world_model
 from support.policies import small_policy
 from support.recorded_training import RecordedRollouts
-from support.rl_steps import TASKS, ScriptedRunner, batch, collector, learn, scored, specs_of, stage
+from support.rl_steps import ScriptedRunner, batch, collector, learn, scored, specs_of
+from support.stages import TASKS
+from support.stages import training_stage as stage
 
 
 @pytest.fixture
