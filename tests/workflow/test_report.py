@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from test_workflow import finished, in_copy
 
-from srpo.analysis import typeset, videos
+from srpo.analysis import typeset
+from srpo.analysis.figures import videos
 from srpo.runtime.files import write_text
 from srpo.runtime.videos import write_video
 
