@@ -87,7 +87,7 @@ def jobs_of(plan: Plan, folder: str, stage: Stage | WorldModelStage, policy_byte
     if isinstance(stage, DemosStage):
         yield Job("demos", folder, episodes=stage.demos.per_task * len(stage.tasks))
     elif isinstance(stage, SftStage):
-        after = (f"demos/{stage.suite}",) if stage.sft.updates else ()
+        after: tuple[str, ...] = (f"demos/{stage.suite}",) if stage.sft.updates else ()
         learn = stage.sft.updates * stage.sft.batch_size * operations.learning(policy)
         yield Job("sft", folder, after, flop=Flop(learn=learn), disk=policy_bytes)
     elif isinstance(stage, TrainStage):
