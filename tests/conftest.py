@@ -1,6 +1,8 @@
 """For all tests."""
 
 import signal
+from pathlib import PurePosixPath
+from typing import Any
 
 import pytest
 
@@ -13,10 +15,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With pytest-xdist (`--dist loadgroup`), tests that share fixtures run in one process: those of a file,
-    or of a whole folder where files share expensive fixtures. Such folders take longest and come first."""
-    if hasattr(config, "workerinput"):  # one of its processes
-        for item in items:
-            folder = item.path.parent
-            item.add_marker(pytest.mark.xdist_group(str(folder if folder.name in SHARED else item.path)))
+    """In pytest-xdist's processes, the tests that take longest come first."""
+    if hasattr(config, "workerinput"):
         items.sort(key=lambda item: item.path.parent.name not in SHARED)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Under pytest-xdist, tests that share fixtures run in one process: those of a file or of a folder."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class TogetherAsTheyShare(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = PurePosixPath(nodeid.split("::")[0])
+            return str(file.parent if file.parent.name in SHARED else file)
+
+    return TogetherAsTheyShare(config, log)
