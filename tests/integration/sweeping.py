@@ -21,7 +21,7 @@ from srpo.config import Encoder, LanguageModel, Policy, Protocol, Reward, Train,
 from srpo.envs.libero import load_task
 from srpo.policies.checkpoints import create_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
-from srpo.policies.processing import make_tokenizer
+from srpo.policies.prompts import make_tokenizer
 
 SUITE: Literal["libero_goal"] = "libero_goal"
 STOVE, BOWL = 7, 8
