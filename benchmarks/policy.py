@@ -32,7 +32,7 @@ from srpo.episode import ACTION_DIM, PROPRIO_DIM, TOKENS
 from srpo.policies import action_tokens, memory
 from srpo.policies.__main__ import POLICIES, read_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
-from srpo.policies.processing import make_tokenizer
+from srpo.policies.prompts import make_tokenizer
 from srpo.rl.losses import LossInputs, policy_loss
 from srpo.runtime.files import write_with
 

@@ -272,7 +272,7 @@ def tiny_policy(suite: str) -> Any:
     from srpo.config.resolve import CONFIGS
     from srpo.envs.libero import load_task
     from srpo.policies.checkpoints import create_policy
-    from srpo.policies.processing import make_tokenizer
+    from srpo.policies.prompts import make_tokenizer
 
     settings = Policy.model_validate(
         {"name": "tiny"} | read_yaml(CONFIGS / "policies" / "tiny.yaml")["policy"]

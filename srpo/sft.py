@@ -25,7 +25,7 @@ from srpo.episode import ACTION_DIM, CHUNK, PROPRIO_DIM, TOKENS
 from srpo.policies import action_tokens
 from srpo.policies.checkpoints import create_policy, load_policy, save_policy
 from srpo.policies.openvla_oft import Inputs, OpenVLAOFT
-from srpo.policies.processing import make_tokenizer
+from srpo.policies.prompts import make_tokenizer
 from srpo.policies.weights import CheckpointError
 from srpo.results.rows import write_rows
 from srpo.results.schemas import SFT_METRICS

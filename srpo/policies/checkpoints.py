@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from srpo.config import Policy
 from srpo.policies import action_tokens
 from srpo.policies.openvla_oft import MODEL_TYPE, OpenVLAOFT, OpenVLAOFTConfig
-from srpo.policies.processing import LONE_SPACE, SPACE
+from srpo.policies.prompts import LONE_SPACE, SPACE
 from srpo.policies.weights import (
     CheckpointError,
     TensorEntry,

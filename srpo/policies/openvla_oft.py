@@ -33,9 +33,9 @@ from transformers import (
 from srpo import config as settings
 from srpo.episode import ACTION_DIM, CHUNK, PROPRIO_DIM, TOKENS
 from srpo.policies import action_tokens
+from srpo.policies.images import ImageTransform
 from srpo.policies.lora import LoraLinear
-from srpo.policies.pictures import ImageTransform
-from srpo.policies.processing import tokenise_prompts
+from srpo.policies.prompts import tokenise_prompts
 from srpo.policies.vision import VisionTransformer
 from srpo.policies.weights import CheckpointError, is_adapter
 
@@ -61,7 +61,7 @@ class OpenVLAOFTConfig(PreTrainedConfig):
 class Inputs:
     """A prepared batch of N observations.
 
-    pixels   uint8 (N, size, size, 3), after the transform of `srpo.policies.pictures`
+    pixels   uint8 (N, size, size, 3), after the transform of `srpo.policies.images`
     ids      int64 (N, L) prompt tokens, padded on the left; mask bool (N, L)
     proprio  float32 (N, 8) normalised to [-1, 1], or None for a policy without proprioception
     padded   whether the mask hides anything, known without a GPU synchronisation

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from srpo.config import Protocol
 from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.libero_plus.data import PlusSources
-from srpo.policies.pictures import ImageTransform
+from srpo.policies.images import ImageTransform
 from srpo.rollouts.worker import (
     Answer,
     EpisodeMessage,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from srpo.config import Protocol
 from srpo.episode import ACTION_DIM, CHUNK, Episode, EpisodeSpec, FailedRun
 from srpo.libero_plus.data import PlusSources
-from srpo.policies.pictures import ImageTransform
+from srpo.policies.images import ImageTransform
 from srpo.world_models.base import select_frames
 
 ENVS_PER_WORKER = 10

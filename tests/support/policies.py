@@ -8,7 +8,7 @@ import torch
 from srpo.config import Encoder, LanguageModel, Policy
 from srpo.policies.checkpoints import create_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
-from srpo.policies.processing import make_tokenizer
+from srpo.policies.prompts import make_tokenizer
 
 SUITE = "libero_goal"
 INSTRUCTIONS = ["turn on the stove", "put the bowl on the plate", "open the middle drawer of the cabinet"]

@@ -21,7 +21,7 @@ from srpo.config import Protocol
 from srpo.envs.libero import load_task
 from srpo.policies.checkpoints import create_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
-from srpo.policies.processing import make_tokenizer
+from srpo.policies.prompts import make_tokenizer
 from support.policies import ENCODER, LLM, small_settings
 from support.stages import PIXEL, training_stage
 

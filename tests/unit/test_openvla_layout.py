@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from srpo.policies.checkpoints import load_policy, save_openvla, save_policy
-from srpo.policies.pictures import ImageTransform
+from srpo.policies.images import ImageTransform
 from srpo.policies.weights import INDEX, CheckpointError, read_index
 from support import openvla_layout as layout
 

@@ -1,4 +1,4 @@
-"""Pictures on their way into the policy."""
+"""From rendered images to the policy's input."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from srpo.policies.pictures import ImageTransform
+from srpo.policies.images import ImageTransform
 
 
 def picture(side: int) -> NDArray[np.uint8]:
@@ -68,6 +68,6 @@ def test_a_picture_that_is_not_square_is_refused() -> None:
 
 def test_simulators_prepare_pictures_without_pytorch() -> None:
     """A simulator would take seconds longer to start, and a quarter of a gigabyte more."""
-    loaded = "import sys, srpo.rollouts.pool, srpo.policies.pictures; print('torch' in sys.modules)"
+    loaded = "import sys, srpo.rollouts.pool, srpo.policies.images; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", loaded], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "False"

@@ -1,9 +1,9 @@
-"""Prompts on their way into the policy."""
+"""The policy's prompts and their tokens."""
 
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from srpo.policies.processing import SPACE, make_tokenizer, prompt, tokenise_prompts
+from srpo.policies.prompts import SPACE, make_tokenizer, prompt, tokenise_prompts
 
 TASKS = ["turn on the stove", "put the wine bottle on top of the cabinet"]
 
