@@ -12,6 +12,7 @@ SHARED = ("slurm", "workflow")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With pytest-xdist (`--dist loadgroup`), tests that share fixtures run in one process: those of a file,
     or of a whole folder where files share expensive fixtures. Such folders take longest and come first."""
