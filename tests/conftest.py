@@ -1,6 +1,8 @@
 """For all tests."""
 
 import signal
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,12 +14,23 @@ SHARED = ("slurm", "workflow")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With pytest-xdist (`--dist loadgroup`), tests that share fixtures run in one process: those of a file,
-    or of a whole folder where files share expensive fixtures. Such folders take longest and come first."""
-    if hasattr(config, "workerinput"):  # one of its processes
-        for item in items:
-            folder = item.path.parent
-            item.add_marker(pytest.mark.xdist_group(str(folder if folder.name in SHARED else item.path)))
-        items.sort(key=lambda item: item.path.parent.name not in SHARED)
+def shared_by(file: Path) -> Path:
+    """The file or folder whose tests share fixtures."""
+    return file.parent if file.parent.name in SHARED else file
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests that share fixtures run in one process."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return str(shared_by(Path(nodeid.partition("::")[0])))
+
+    return Scheduler(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The folders take longest and come first."""
+    items.sort(key=lambda item: shared_by(item.path) == item.path)
