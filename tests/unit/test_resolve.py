@@ -428,7 +428,7 @@ WRONG = [
     ("policies/tiny.yaml", "patch_size: .*", "patch_size: 997", r"multiple of patch_size 997"),
     ("base.yaml", "alpha: 0.8", "alpha: 1.8", r"reward\.alpha: .*less than or equal to 1"),
     ("base.yaml", "alpha: 0.8", "alpha: high", r"reward\.alpha: .*valid number, not 'high'"),
-    ("base.yaml", "  states: 50", "  # states: 50", r"evaluate: holds settings, not None"),
+    ("base.yaml", "evaluate:\n(  .*\n)+", "evaluate:\n", r"evaluate: holds settings, not None"),
     ("base.yaml", "reward:", "reward: [", r"not YAML"),
 ]
 
