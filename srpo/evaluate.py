@@ -1,7 +1,7 @@
-"""Greedy evaluation on LIBERO or LIBERO-Plus: one row per episode, resumable; a crash is not a failure.
+"""Evaluation on LIBERO or LIBERO-Plus: one row per episode, resumable; a crash is not a failure.
 
 srpo evaluate --config CONFIG --policy FOLDER --out EPISODES.parquet --scratch FOLDER \\
-    [--paths PATHS.parquet] [--videos FOLDER]
+    [--sampled SAMPLED.parquet] [--paths PATHS.parquet] [--videos FOLDER]
 srpo evaluate ... --plus TASKS.csv --plus-data DATA.zip --shard 0/4
 """
 
@@ -243,8 +243,8 @@ def evaluate(
     write_outputs(outputs, rows, recordings)
     manifest = outputs.episodes.with_suffix(".manifest.json")
     write_manifest(manifest, config, policy=digest, workers=workers)
-    for kind, drawn in (("greedy", False), ("sampled", True)):
-        counts = Counter(row["status"] for row in rows if (row["temperature"] > 0) == drawn)
+    for kind, is_sampled in (("greedy", False), ("sampled", True)):
+        counts = Counter(row["status"] for row in rows if (row["temperature"] > 0) == is_sampled)
         if counts:
             print(
                 f"{counts['success']} of {counts['success'] + counts['failure']} {kind} episodes succeeded, "
@@ -349,7 +349,10 @@ def main() -> None:
         help="LIBERO-Plus's data, as srpo libero-plus fetch wrote it",
     )
     parser.add_argument(
-        "--shard", type=_shard, default=(0, 1), help="which part of the LIBERO-Plus tasks, as 0/4"
+        "--shard",
+        type=_shard,
+        default=(0, 1),
+        help="which shard of `plus.shard_size` LIBERO-Plus tasks, as 0/4",
     )
     parser.add_argument("--out", type=Path, required=True, help="parquet file for the greedy episodes")
     parser.add_argument("--sampled", type=Path, help="parquet file for the sampled episodes (LIBERO only)")

@@ -21,14 +21,14 @@ class Reward(Section):
     """`paper`: α·sigmoid(−z). `siirl`: 0.6·sigmoid(10·(0.5 − m)). `linear`: α·(1 − m). `none`: 0, which is
     GRPO. z is the standardised distance to the nearest reference, m the min-max normalised one."""
     alpha: Fraction
-    """Largest reward of a failure, for `paper` and `linear`."""
+    """Upper bound of a failure's reward: `linear` gives it to the nearest failure, `paper` to none."""
     scope: Literal["task", "group"]
     """Among which failures distances are normalised: all of the task's in the batch, or the group's alone."""
     references: Literal["dbscan", "mean", "medoid", "matched_prefix", "fixed_expert", "simulator"]
     """What failures are compared with. Of the batch's successes: the centres of their DBSCAN clusters, their
-    mean, or their medoid. `matched_prefix`: their mean, and every episode is seen only as long as the median
-    success takes, in the pictures that the policy saw, so that what a failure does in the time it has left
-    until it is cut off does not count. `fixed_expert`: the expert's demonstrations, whatever the batch holds.
+    mean, or their medoid. `matched_prefix`: their mean, with every episode cut at the length of the task's
+    median success and seen in the policy's own pictures; what a failure does after that does not count.
+    `fixed_expert`: the expert's demonstrations, whatever the batch holds.
     `simulator`: no pictures, but the distance to the goal that a failure ended at, which the simulator knows
     and no method may see: the upper bound of a progress reward."""
     eps: Positive

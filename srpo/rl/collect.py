@@ -38,7 +38,9 @@ def sample_prompts(config: TrainStage, step: int) -> list[tuple[int, int]]:
 
 
 def further_prompts(config: TrainStage, step: int, extra: int, count: int) -> list[tuple[int, int]]:
-    """Prompts of the `extra`-th further round (from 1) of a step, a function of (seed, step, round).
+    """Prompts of a step's further round `extra` (from 1), in place of groups that dynamic sampling dropped.
+
+    A function of (seed, step, round).
 
     Tasks alternate here too, in a random order, since a round may have fewer groups than there are tasks.
     States are random.

@@ -30,9 +30,9 @@ class BatchScores:
 
     shaped          rewards, and how each task's failures were shaped
     advantages      float64 (N,)  0 where the reward cannot be used
-    kept            bool (N,)     whether dynamic sampling keeps the episode's group
-    signal          bool (N,)     whether the rewards of its group differ
-    outcome_signal  bool (N,)     whether the 0/1 outcomes of its group differ
+    kept            bool (N,)     dynamic sampling keeps its group, and its reward can be used
+    signal          bool (N,)     the rewards of its group differ; False where its own cannot be used
+    outcome_signal  bool (N,)     the 0/1 outcomes of its group differ
     """
 
     shaped: ShapedRewards

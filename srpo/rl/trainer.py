@@ -122,7 +122,7 @@ class Trainer:
         """The initial policy ready for training, its optimiser, and the reference of the KL penalty."""
         train = self.config.train
         policy = load_policy(self.folders.policy, self.accelerator.device)
-        # Sampling and learning must see the same network, so it stays in one mode (it has no dropout).
+        # One mode throughout: sampling and learning must see the same network. It has no dropout to lose.
         policy.eval()
         torch.manual_seed(self.config.seed)  # adapters start at random
         policy.make_trainable(train.freeze_vision)
@@ -191,14 +191,14 @@ class Trainer:
         self.finish()
 
     def remaining_steps(self) -> Iterable[int]:
-        """The steps to run, with a progress bar; none where the checkpoint is one of the end."""
+        """The steps to run, with a progress bar; none after the last checkpoint or at `train.target`."""
         total = self.config.train.steps
         first = total + 1 if self.at_target else self.done + 1
-        hide = None if self.accelerator.is_main_process else True
+        hide = None if self.accelerator.is_main_process else True  # None: shown on a terminal
         return tqdm(range(first, total + 1), initial=self.done, total=total, desc="rl", disable=hide)
 
     def collect(self, step: int) -> Batch:
-        """The step's episodes; offline those of the initial policy, even in a resumed run."""
+        """The step's episodes; offline those of step 1, of the initial policy, even in a resumed run."""
         batch = collect_batch(self.config, step if self.online else 1, self.start_rollouts())
         if not self.online:
             self.stop_rollouts()

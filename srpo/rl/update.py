@@ -156,8 +156,8 @@ def update_policy(
         order = np.random.default_rng([config.seed, step, epoch]).permutation(groups)
         for start in range(0, len(order), train.minibatch):
             members = np.isin(batch.groups, order[start : start + train.minibatch]) & scores.kept
-            # Losses and gradients are means over processes, so each divides by its part of the whole
-            # mini-batch's tokens, whichever processes have the episodes.
+            # Gradients are averaged over P processes: with sums over (all tokens / P) in each, that average
+            # is the sum over all tokens by their number, whichever processes have the episodes.
             normaliser = float(batch.tokens[members].sum()) / accelerator.num_processes
             local = batch.local_episodes(members)
             episodes = list(local.values()) or [blank_episode(config)]
@@ -189,7 +189,7 @@ def accumulate_gradients(
     objective = make_objective(train)
     # Summed on the device: reading a number from a GPU waits until the GPU is idle.
     terms = torch.zeros(len(UPDATE_METRICS) - 1, dtype=torch.float64, device=policy.device)
-    # FSDP needs equally many passes in every process: one that has run out repeats a query without weight.
+    # FSDP needs equally many passes in all processes: one without queries left repeats one, tokens masked.
     starts = range(0, max(gather_object([len(queries)])), train.microbatch)
     parts = (queries[start : start + train.microbatch] or queries[:1] for start in starts)
     for start, made in zip(starts, prefetch(partial(make_action_batch, config, policy), parts), strict=True):
