@@ -84,7 +84,8 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
         assert json.loads((folder / "out/manifest.json").read_text())["processes"] == 2
         two = load_file(folder / "out/policy/model.safetensors")
         assert two.keys() == one.keys()
-        assert max(float((one[name] - two[name]).abs().max()) for name in one) <= 1e-6
+        # Sums in another order: by how much depends on the processor. Training moved them by 1e-2.
+        assert max(float((one[name] - two[name]).abs().max()) for name in one) <= 2e-6
         others = rows(folder, "metrics.csv", RL_METRICS)
         pd.testing.assert_frame_equal(metrics, others, rtol=1e-4, atol=1e-6)
         for file, schema in (("tasks.csv", TASK_METRICS), ("rewards.parquet", REWARDS)):

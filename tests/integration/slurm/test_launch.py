@@ -49,13 +49,13 @@ def test_a_training_is_launched_preempted_cancelled_and_finished(cluster: Cluste
         return len(list(scratch.glob("episodes/step-*/*.npz"))) + 4 * len(list(scratch.glob("checkpoint-*")))
 
     # What Slurm sends before a time limit.
-    wait_until(lambda: kept() > 0, "an episode", 90)
+    wait_until(lambda: kept() > 0, "an episode", 240)
     cluster.do("scancel", "--signal=USR1", job)
     cluster.hurry(job)
     assert "SIGUSR1: stopping" in log()
     assert "at work already" in train("run", "--executor", "slurm", "--detach", code=1)
     # A better paying job in its place.
-    wait_until(lambda: (tmp_path / "run-scratch.lock").exists(), "the training again", 90)
+    wait_until(lambda: (tmp_path / "run-scratch.lock").exists(), "the training again", 240)
     node = next(where for number, _, where, _ in cluster.jobs("running") if number == job)
     cluster.do("sbatch", "-p", "urgent", "-w", node, "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
     cluster.hurry(job)
