@@ -57,7 +57,7 @@ def test_validate_passes_what_is_right_and_names_what_is_wrong(
     root = finished(tmp_path / "results")
     validate.main([str(root)])
     said = capsys.readouterr().out
-    assert "7 files, 0 of them wrong" in said
+    assert "9 files, 0 of them wrong" in said
     assert "runs/libero_goal/srpo/seed0/metrics.csv: 2 rows of metrics.csv (RL)" in said
     path = root / "runs/libero_goal/sft/seed0/evaluation/episodes.parquet"
     rows = read_rows(path, EPISODES)
