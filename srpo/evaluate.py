@@ -14,6 +14,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -276,7 +277,10 @@ def run_missing(
         tqdm(total=len(specs), initial=done, desc=config.variant, disable=None) as bar,
         PolicyRunner(config.suite, config.protocol, policy, workers, plus) as runner,
     ):
-        for result in runner.run(missing):
+        # A run of the runner has one temperature.
+        temperatures = sorted({spec.temperature for spec in missing})
+        parts = [[spec for spec in missing if spec.temperature == wanted] for wanted in temperatures]
+        for result in chain.from_iterable(map(runner.run, parts)):
             row = episode_row(config, policy.settings.name, result)
             if isinstance(result, FailedRun):
                 print(f"infrastructure error: {result.spec}: {result.error}", flush=True)

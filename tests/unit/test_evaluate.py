@@ -111,6 +111,7 @@ class RecordedRollouts:
     def __exit__(self, *_: object) -> None: ...
 
     def run(self, specs: list[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
+        assert len({spec.temperature for spec in specs}) == 1  # as `PolicyRunner` asks
         for spec in specs:
             if (spec.task_id, spec.init_state) == (8, 42):
                 yield FailedRun(spec, "lost")
