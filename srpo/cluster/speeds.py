@@ -24,8 +24,6 @@ from srpo.policies.__main__ import POLICIES, read_policy
 MEASUREMENTS = ROOT / "docs/performance"
 POLICY, WORLD_MODEL = "openvla-7b", "vjepa2-vitg"
 """What `gpu-<card>.csv` measures."""
-MICROBATCH = 8
-"""Queries of a forward pass in the file's part `step`."""
 BATCH = 16
 """Queries that a finished policy answers at once, at best: one of each of an evaluation's simulators."""
 
@@ -114,7 +112,8 @@ def read_rates(table: Table) -> Rates:
     return Rates(
         table.value("step", "queries") / rollout,
         1 / (1 / prepare + 1 / act),
-        table.by_batch("update", "lora_qps") | {MICROBATCH: table.value("step", "update_qps")},
+        table.by_batch("update", "lora_qps")
+        | {round(table.value("step", "microbatch")): table.value("step", "update_qps")},
         table.value("fsdp", "qps"),
         table.value("step", "videos_per_s"),
     )
@@ -122,7 +121,9 @@ def read_rates(table: Table) -> Rates:
 
 def _notes(table: Table, rates: Rates, speeds: Speeds) -> Iterator[str]:
     prompt = f"{table.value('act', 'prompt'):.0f}"
-    batch, simulators = (f"{table.value('step', name):.0f}" for name in ("mean_batch", "workers"))
+    batch, simulators, microbatch = (
+        f"{table.value('step', name):.0f}" for name in ("mean_batch", "workers", "microbatch")
+    )
     learning = "; ".join(
         f"{size}: {_rate(rate, speeds.learn_adapters[size])}"
         for size, rate in sorted(rates.learn_adapters.items())
@@ -143,7 +144,7 @@ def _notes(table: Table, rates: Rates, speeds: Speeds) -> Iterator[str]:
         "adapters and their batches are smaller"
     )
     yield (
-        f"learning with adapters: at the micro-batch nearest to the setting ({learning}); {MICROBATCH} as in "
+        f"learning with adapters: at the micro-batch nearest to the setting ({learning}); {microbatch} as in "
         "that step, the others measured alone"
     )
     yield f"learning all weights: {_rate(rates.learn_all, speeds.learn_all)}, by FSDP in one process"

@@ -186,24 +186,24 @@ def test_published_steps_beside_the_count() -> None:
 
 def test_measured_rates_by_hand() -> None:
     rates = read_rates(read_table(H200))
-    # 256 queries in 1.2696 + 10.607 and 1.3356 + 10.209 s, prepared and answered
-    assert rates.rollout == pytest.approx(256 / ((1.2696 + 10.607 + 1.3356 + 10.209) / 2))  # 21.86
-    # one after the other: prepared at 188.78 and 190.92 a second, answered at 91.383 and 91.84
-    assert rates.act == pytest.approx(1 / (1 / 189.85 + 1 / 91.6115))  # 61.79
-    # micro-batches of 8 as in the step, 9.7579 and 9.8591 a second, not 11.997 alone
-    assert rates.learn_adapters == pytest.approx({8: 9.8085, 16: 13.977, 32: 17.157})
-    assert (rates.learn_all, rates.encode) == pytest.approx((9.1075, (3.3473 + 3.3608) / 2))
+    # 256 queries in 0.044472 + 7.4416 s, prepared and answered
+    assert rates.rollout == pytest.approx(256 / 7.486072)  # 34.20
+    # one after the other: prepared at 248.81 a second, answered at 95.029
+    assert rates.act == pytest.approx(68.77, rel=1e-3)
+    # micro-batches of 32 as in the step, 20.344 a second, not 24.336 alone
+    assert rates.learn_adapters == pytest.approx({8: 12.98, 16: 22.027, 32: 20.344})
+    assert (rates.learn_all, rates.encode) == pytest.approx((10.426, 3.3591), rel=1e-4)
 
 
 def test_measured_speeds_by_hand() -> None:
     speeds = measured(H200)
     # A query of 21 tokens of a prompt acts with 4.803 TFLOP, 4.871 with adapters beside the weights, and is
     # learnt from with 14.72, all weights with 18.09; a video is encoded with 113.8.
-    assert speeds.rollout == pytest.approx(21.86 * 4.871e12, rel=1e-3)
-    assert speeds.act == pytest.approx(61.79 * 4.803e12, rel=1e-3)
-    assert speeds.learn_adapters[8] == pytest.approx(9.8085 * 14.72e12, rel=1e-3)
-    assert speeds.learn_all == pytest.approx(9.1075 * 18.09e12, rel=1e-3)
-    assert speeds.encode == pytest.approx(3.354 * 113.82e12, rel=1e-3)
+    assert speeds.rollout == pytest.approx(34.20 * 4.871e12, rel=1e-3)
+    assert speeds.act == pytest.approx(68.77 * 4.803e12, rel=1e-3)
+    assert speeds.learn_adapters[8] == pytest.approx(12.98 * 14.72e12, rel=1e-3)
+    assert speeds.learn_all == pytest.approx(10.426 * 18.09e12, rel=1e-3)
+    assert speeds.encode == pytest.approx(3.359 * 113.82e12, rel=1e-3)
     assert speeds.card == "h200"
     # What the script counted of a query is what is counted here.
     merged = read_policy(POLICIES / "openvla-7b.yaml").model_copy(update={"lora": None})
@@ -258,8 +258,8 @@ def test_speeds_by_the_options() -> None:
         ("card,call", "gpu,call", "has no rows with card"),
         ("H200,1,act", "B100,1,act", "column card has b100, h200: give one of a100"),
         (",update_qps,", ",qps,", "no row has `step` in column part and `update_qps` in column name"),
-        ("update_qps,9.7579", "update_qps,fast", "step, update_qps: column value is 'fast', no number"),
-        ("lora_qps_16,13.977", "lora_qps_16,0", "update, lora_qps_16: column value is 0, it must be above 0"),
+        ("update_qps,20.344", "update_qps,fast", "step, update_qps: column value is 'fast', no number"),
+        ("lora_qps_16,22.027", "lora_qps_16,0", "update, lora_qps_16: column value is 0, it must be above 0"),
     ],
 )
 def test_wrong_files_of_measurements(old: str, new: str, message: str, tmp_path: Path) -> None:
