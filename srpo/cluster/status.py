@@ -186,7 +186,9 @@ def report(preset_name: str, here: Path) -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="srpo status", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="srpo status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("preset", nargs="?", default="smoke", help="name or path of a preset")
     arguments = parser.parse_args(argv)
     try:

@@ -15,7 +15,9 @@ from srpo.runtime.locks import lock_held
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="srpo demos", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="srpo demos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--config", type=Path, required=True, help="resolved configuration of the stage (YAML)"
     )

@@ -130,7 +130,9 @@ def report(first: Path, second: Path) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="srpo compare", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="srpo compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("first", type=Path, help="results of a preset")
     parser.add_argument("second", type=Path, help="results to set beside them")
     arguments = parser.parse_args(argv)

@@ -237,7 +237,9 @@ def fill(page: str, parts: Mapping[str, str], source: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="srpo evidence", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="srpo evidence", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="rows of a preset, e.g. results/reference/mini")
     parser.add_argument("--preset", help="name or path of the preset; default: the folder's name")
     parser.add_argument("--page", type=Path, default=Path("docs/evidence.md"))

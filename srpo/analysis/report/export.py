@@ -113,7 +113,9 @@ def export(folder: Path, preset: str | None, out: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="srpo export", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="srpo export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="a finished preset, e.g. results/smoke")
     parser.add_argument("--preset", help="name or path of the preset; default: the folder's name")
     parser.add_argument("--out", type=Path, required=True, help="folder to make, or to make anew")

@@ -173,7 +173,9 @@ def document(folder: Path | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="srpo paper-map", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="srpo paper-map", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--results", type=Path, help="folder with the tables/ of our runs")
     parser.add_argument("--out", type=Path, default=Path("docs/paper_map.md"))
     arguments = parser.parse_args(argv)

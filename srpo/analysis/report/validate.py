@@ -51,7 +51,9 @@ def result_files(folder: Path) -> Iterator[tuple[Path, Schema]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="srpo validate", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="srpo validate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="a preset's results, e.g. results/smoke")
     arguments = parser.parse_args(argv)
     number, wrong = 0, 0
