@@ -31,7 +31,6 @@ rule all:
     default_target: True
     input:
         drawn(),
-        gallery(),
 
 
 # Every job runs in the environment that runs Snakemake (`shell.prefix` in common.smk). Lint wants it named for each rule.

@@ -34,7 +34,7 @@ def test_the_paper_is_a_few_hundred_submissions(tmp_path: Path) -> None:
     # Every job is submitted, alone or in a group, and those in groups are all shown.
     assert len(re.findall(r"^    rule evaluate:", output, re.MULTILINE)) == jobs["evaluate"]
     assert len(re.findall(r"^    rule plus_shard:", output, re.MULTILINE)) == jobs["plus_shard"]
-    for rule in ("demos", "sft", "train", "trajectories", "score", "gallery"):
+    for rule in ("demos", "sft", "train", "trajectories", "score"):
         assert found.pop(rule) == jobs[rule]
     assert set(found) == {"evaluate", "plus"}
     assert found["evaluate"] < jobs["evaluate"] / 2 and found["plus"] < jobs["plus_shard"] / 3

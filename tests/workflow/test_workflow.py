@@ -98,7 +98,6 @@ def expected_counts(preset: dict[str, Any]) -> dict[str, int]:
         "t3_distributions": 1,
         "t3_truth": 1,
         "t2_curves": 1,
-        "gallery": 1,
         "f1": 1,
         "f3": "ablations" in preset["tables"],
         "f4": 1,

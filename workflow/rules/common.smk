@@ -210,11 +210,6 @@ def plus_assets(wildcards):
     return flag("--assets", [folder for folder in folders if folder])
 
 
-def gallery():
-    """Pictures of what LIBERO-Plus changes, if it is swept."""
-    return ["<results>/figures/gallery.png"] if "t2" in PLAN.tables else []
-
-
 # Tables and figures (srpo/analysis/drawings.py).
 
 

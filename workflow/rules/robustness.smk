@@ -56,26 +56,3 @@ rule plus:
     shell:
         "logged {log:q} srpo libero-plus merge --config {input.config:q} --tasks {input.tasks:q}"
         " --out {output:q} {input.shards:q}"
-
-
-rule gallery:
-    input:
-        data=rules.plus_tasks.output.data,
-    output:
-        report(
-            "<results>/figures/gallery.png",
-            caption="../report/gallery.rst",
-            category="Figures",
-            labels={"figure": "LIBERO-Plus: what is perturbed", "form": "picture"},
-        ),
-    log:
-        "<logs>/figures/gallery.log",
-    benchmark:
-        "<benchmarks>/figures/gallery.tsv"
-    resources:
-        mem_mb=8000,
-        runtime=60,
-    params:
-        assets=plus_assets,
-    shell:
-        "logged {log:q} srpo libero-plus gallery --data {input.data:q} {params.assets:q} --out {output:q}"
