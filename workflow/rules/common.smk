@@ -202,14 +202,6 @@ def plus_shards(wildcards):
     return [f"<results>/{folder}/shard-{shard}.parquet" for shard in range(number)]
 
 
-def plus_assets(wildcards):
-    """The folder of LIBERO-Plus's asset pack, if the preset has it."""
-    folders = {
-        stage.plus.assets for stage in PLAN.stages.values() if hasattr(stage, "plus")
-    }
-    return flag("--assets", [folder for folder in folders if folder])
-
-
 # Tables and figures (srpo/analysis/drawings.py).
 
 
