@@ -28,6 +28,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from srpo.errors import InputError
 from srpo.runtime.files import atomic_file
 
 Recording = dict[str, NDArray[Any]]
@@ -53,7 +54,7 @@ _REMEDY = (
 )
 
 
-class DemonstrationError(Exception):
+class DemonstrationError(InputError):
     """A demonstration file cannot be used, or not be recorded; the message tells what to do."""
 
 

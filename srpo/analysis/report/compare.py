@@ -19,6 +19,7 @@ from statsmodels.stats.multitest import multipletests
 from srpo.analysis.report.validate import result_files
 from srpo.analysis.stats import ALPHA, paired_difference
 from srpo.analysis.text import p_text, percent
+from srpo.errors import run_command
 from srpo.results import ResultError
 from srpo.results.rows import check_episodes, read_rows
 from srpo.results.schemas import EPISODES, IDENTITY
@@ -141,4 +142,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
