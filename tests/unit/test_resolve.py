@@ -639,6 +639,49 @@ def test_what_cannot_be_fails_naming_file_and_key(
     assert re.search(f"{re.escape(file)}.*: .*{message}", str(error.value)), str(error.value)
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "policy.checkpoint=/data/polcy",
+        "policy.checkpoint=policy",
+        "policy.checkpoint='lab/sft-{siute}'",
+        "demos.source=exprt",
+        "plus.assets=/data/assets",
+        "train.trackers='[trackio]'",
+    ],
+)
+def test_what_is_not_on_this_machine(override: str) -> None:
+    """Told before runs that are to be made here, and not to who looks at their plan or results."""
+    loaded, source = load_preset("smoke")
+    overrides = split_overrides(override)
+    assert plan(loaded, source, CONFIGS, overrides).stages
+    with pytest.raises(ConfigError) as error:
+        plan(loaded, source, CONFIGS, overrides, here=True)
+    setting = override.partition("=")[0]
+    assert str(error.value).startswith(f"command line: {setting}: ")
+
+
+def test_what_is_on_this_machine(tmp_path: Path) -> None:
+    loaded, source = load_preset("paper")
+    assert plan(loaded, source, here=True).stages, "checkpoints of the hub"
+    overrides = [f"policy.checkpoint={tmp_path}", f"plus.assets={tmp_path}"]
+    assert plan(loaded, source, overrides=overrides, here=True).stages
+    with pytest.raises(ConfigError, match=r"world_models\.3\.checkpoint: /no/model is neither a folder here"):
+        plan(loaded, source, overrides=["world_model.checkpoint=/no/model"], here=True)
+
+
+def test_bfloat16_is_for_adapters_and_for_policies_that_are_not_trained(configs: Path) -> None:
+    overrides = ["policy.lora=null"]
+    with pytest.raises(
+        ConfigError, match=r"^configs/policies/openvla-7b\.yaml: policy\.dtype: bfloat16 allows"
+    ):
+        plan_of(configs, "paper", *overrides)
+    for table in ("t1", "t2", "f2", "ablations"):
+        (configs / f"experiments/paper/{table}.tsv").write_text(HEADER + "sft\tSFT\tbaseline\tsft\n")
+    spoil(configs / "presets/paper.yaml", r"  f2: .*\n", "")
+    assert plan_of(configs, "paper", *overrides).stages
+
+
 def test_command_line() -> None:
     command = [sys.executable, "-m", "srpo", "resolve", "train", "--preset", "smoke", "--variant", "grpo"]
     done = subprocess.run(

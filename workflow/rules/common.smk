@@ -25,12 +25,12 @@ def make_plan():
     settings = dict(config)
     overrides = settings.pop("set", "")
     try:
-        if isinstance(overrides, str):
-            overrides = split_overrides(overrides)
+        if not isinstance(overrides, list):
+            overrides = split_overrides(str(overrides))
         for file in workflow.configfiles:  # Snakemake's own reader takes the last of two equal keys
             read_yaml(Path(os.path.relpath(file)))
         preset = validate(Preset, settings, PRESET_FILES)
-        return plan(preset, PRESET_FILES, ROOT / "configs", overrides, here=True)
+        return plan(preset, PRESET_FILES, ROOT / "configs", list(map(str, overrides)), here=True)
     except ConfigError as error:
         raise WorkflowError(str(error)) from None
 
