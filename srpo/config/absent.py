@@ -29,9 +29,9 @@ def absent(stage: Stage | WorldModelStage) -> Iterator[tuple[str, str]]:
         case SftStage():
             yield from _checkpoint("policy", stage.policy)
         case DemosStage():
-            folder = Path(stage.demos.source).expanduser()
-            if stage.demos.source != "expert" and not folder.is_dir():
-                yield "demos.source", f"{folder} is neither `expert` nor a folder here"
+            source = stage.demos.source
+            if source != "expert" and not _is_folder(source, expand_home=True):
+                yield "demos.source", f"{source} is neither `expert` nor a folder here"
         case TrainStage():
             if stage.world_model is not None:
                 yield from _checkpoint("world_model", stage.world_model)
@@ -40,7 +40,7 @@ def absent(stage: Stage | WorldModelStage) -> Iterator[tuple[str, str]]:
                     fix = f"`pip install {name}`, or take it out"
                     yield "train.trackers", f"the package {name} is not installed: {fix}"
         case PlusStage():
-            if stage.plus.assets is not None and not Path(stage.plus.assets).is_dir():
+            if stage.plus.assets is not None and not _is_folder(stage.plus.assets):
                 fix = "make it with srpo libero-plus fetch-assets, or set null"
                 yield "plus.assets", f"{stage.plus.assets} is not a folder here: {fix}"
         case RewardBenchmarkStage():
@@ -50,5 +50,13 @@ def absent(stage: Stage | WorldModelStage) -> Iterator[tuple[str, str]]:
 
 def _checkpoint(section: str, named: Policy | WorldModel) -> Iterator[tuple[str, str]]:
     source = named.checkpoint
-    if source is not None and not Path(source).is_dir() and not HUB_ID.fullmatch(source):
+    if source is not None and not HUB_ID.fullmatch(source) and not _is_folder(source):
         yield f"{section}.checkpoint", f"{source} is neither a folder here nor a hub id (organisation/name)"
+
+
+def _is_folder(name: str, expand_home: bool = False) -> bool:
+    path = Path(name)
+    try:
+        return (path.expanduser() if expand_home else path).is_dir()
+    except (OSError, RuntimeError):  # a name that is too long; a home that nobody has
+        return False
