@@ -22,7 +22,7 @@ demo: .venv/installed gl
 	    $(SNAKEMAKE) --cores all; \
 	    $(SNAKEMAKE) --report report.html --quiet all; \
 	    echo; cat results/$(PRESET)/tables/gains.txt 2>/dev/null || true; \
-	    echo; echo "Done. Open $(CURDIR)/report.html" \
+	    echo; echo "Done. Open $$PWD/report.html" \
 	' || $(BUSY)
 
 mini: PRESET = mini

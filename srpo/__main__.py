@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from srpo import __version__
-from srpo.config import ConfigError, did_you_mean
-from srpo.results import ResultError
+from srpo.config import did_you_mean
+from srpo.errors import run_command
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # Before anything is started
@@ -68,10 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     module = import_module(COMMANDS[name][0])
     sys.argv = [f"srpo {name}", *rest]
     command = module if hasattr(module, "main") else import_module(f"{COMMANDS[name][0]}.__main__")
-    try:
-        command.main()
-    except (ConfigError, ResultError) as error:
-        sys.exit(f"error: {error}")
+    run_command(command.main)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from srpo.config import CONTROL_HZ, EvaluateStage, PlusStage, load_stage
 from srpo.envs.libero import asset_folder, load_task
 from srpo.episode import Episode, EpisodeSpec, FailedRun
+from srpo.errors import run_command
 from srpo.libero_plus.data import PlusData, PlusSources, unavailable_reason
 from srpo.libero_plus.sweep import sweep_tasks
 from srpo.libero_plus.tasks import INIT_STATE, PlusTask, parse, read_tasks, shard
@@ -383,4 +384,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

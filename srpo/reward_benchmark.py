@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +26,7 @@ from tqdm import tqdm
 
 from srpo.config import ConfigError, RewardBenchmarkStage, did_you_mean, load_stage
 from srpo.episode import Episode, EpisodeSpec, FailedRun
-from srpo.results import ResultError
+from srpo.errors import run_command
 from srpo.results.rows import write_rows
 from srpo.results.schemas import BENCHMARK, CURVES
 from srpo.rewards.benchmark import SCORES, has_reference, score_trajectories
@@ -370,26 +369,23 @@ def main() -> None:
         "--curves", type=Path, required=True, help="parquet file to write, one row per point"
     )
     arguments = parser.parse_args()
-    try:
-        config = load_stage(arguments.config, RewardBenchmarkStage)
-        if arguments.command == "collect":
-            if arguments.workers < 1:
-                parser.error(f"--workers {arguments.workers}: at least 1")
-            with lock_held(arguments.scratch):
-                collect(config, arguments.policy, arguments.out, arguments.scratch, arguments.workers)
-        else:
-            rows, points = score(
-                config,
-                arguments.world_model,
-                arguments.checkpoint,
-                arguments.trajectories,
-                arguments.scratch,
-            )
-            write_rows(arguments.curves, points, CURVES)
-            write_rows(arguments.out, rows, BENCHMARK)
-    except (ConfigError, TrajectoryError, ResultError) as error:
-        sys.exit(f"error: {error}")
+    config = load_stage(arguments.config, RewardBenchmarkStage)
+    if arguments.command == "collect":
+        if arguments.workers < 1:
+            parser.error(f"--workers {arguments.workers}: at least 1")
+        with lock_held(arguments.scratch):
+            collect(config, arguments.policy, arguments.out, arguments.scratch, arguments.workers)
+    else:
+        rows, points = score(
+            config,
+            arguments.world_model,
+            arguments.checkpoint,
+            arguments.trajectories,
+            arguments.scratch,
+        )
+        write_rows(arguments.curves, points, CURVES)
+        write_rows(arguments.out, rows, BENCHMARK)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

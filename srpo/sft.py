@@ -22,6 +22,7 @@ from srpo import optim
 from srpo.config import Sft, SftStage, load_stage
 from srpo.demos import Demonstration, file_name, read_demonstrations
 from srpo.episode import ACTION_DIM, CHUNK, PROPRIO_DIM, TOKENS
+from srpo.errors import run_command
 from srpo.policies import action_tokens
 from srpo.policies.checkpoints import create_policy, load_policy, save_policy
 from srpo.policies.openvla_oft import Inputs, OpenVLAOFT
@@ -367,4 +368,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

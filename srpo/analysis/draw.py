@@ -36,6 +36,7 @@ from srpo.analysis.typeset import to_html, to_latex
 from srpo.config.plan import Plan, plan
 from srpo.config.resolve import CONFIGS, load_preset
 from srpo.config.sheets import read_sheet
+from srpo.errors import run_command
 from srpo.results import ResultError
 from srpo.runtime.files import atomic_directory, write_text, write_with
 
@@ -196,4 +197,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from srpo import ROOT
 from srpo.envs.gl import MissingGLError, choose_backend, probe
+from srpo.errors import run_command
 
 FREE_GB = 20
 """For one step's episodes with the paper's settings (docs/hpc.md), and a margin."""
@@ -164,4 +165,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

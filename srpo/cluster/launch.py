@@ -29,7 +29,8 @@ import submitit
 from submitit.helpers import TorchDistributedEnvironment
 
 from srpo.cluster.resources import simulators
-from srpo.config import ConfigError, TrainStage, load_stage
+from srpo.config import TrainStage, load_stage
+from srpo.errors import run_command
 from srpo.runtime.files import write_json
 from srpo.runtime.preemption import PREEMPTED
 
@@ -244,11 +245,8 @@ def main() -> None:
     for name, text in (("status", "tell the state of a launched run"), ("cancel", "stop a launched run")):
         commands.add_parser(name, help=text).add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    try:
-        {"train": launch, "status": status, "cancel": cancel}[arguments.command](arguments)
-    except ConfigError as error:
-        raise SystemExit(str(error)) from None
+    {"train": launch, "status": status, "cancel": cancel}[arguments.command](arguments)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

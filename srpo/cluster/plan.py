@@ -27,6 +27,7 @@ from srpo.config import ConfigError, Policy, SftStage, read_yaml
 from srpo.config.plan import Plan, plan
 from srpo.config.resolve import load_preset
 from srpo.episode import CHUNK, PROMPT_TOKENS
+from srpo.errors import run_command
 from srpo.policies.__main__ import POLICIES, read_policy
 
 THROUGHPUT = MEASUREMENTS / "rollout.csv"
@@ -240,23 +241,20 @@ def main() -> None:
         "--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings, as for Snakemake"
     )
     arguments = parser.parse_args()
-    try:
-        planned = plan(*load_preset(arguments.preset), overrides=arguments.set)
-        on_gpus = planned.preset.gpus > 0
-        if not on_gpus and (arguments.gpu or arguments.mfu or arguments.measured):
-            raise ConfigError(
-                f"--gpu, --mfu, --measured: preset {planned.preset.name} has gpus: 0, its policy runs on "
-                "CPUs: leave them out, or set gpus in the preset"
-            )
-        gpu = choose_speeds(arguments.gpu, arguments.mfu, arguments.measured) if on_gpus else None
-        throughput = read_throughput(arguments.throughput, arguments.metrics, gpu)
-        policy = next(stage.policy for stage in planned.stages.values() if isinstance(stage, SftStage))
-        sizes = policy_sizes(policy)
-        jobs = estimate(planned, throughput, sizes.kept)
-    except ConfigError as error:
-        raise SystemExit(str(error)) from None
+    planned = plan(*load_preset(arguments.preset), overrides=arguments.set)
+    on_gpus = planned.preset.gpus > 0
+    if not on_gpus and (arguments.gpu or arguments.mfu or arguments.measured):
+        raise ConfigError(
+            f"--gpu, --mfu, --measured: preset {planned.preset.name} has gpus: 0, its policy runs on "
+            "CPUs: leave them out, or set gpus in the preset"
+        )
+    gpu = choose_speeds(arguments.gpu, arguments.mfu, arguments.measured) if on_gpus else None
+    throughput = read_throughput(arguments.throughput, arguments.metrics, gpu)
+    policy = next(stage.policy for stage in planned.stages.values() if isinstance(stage, SftStage))
+    sizes = policy_sizes(policy)
+    jobs = estimate(planned, throughput, sizes.kept)
     print(report(planned, jobs, throughput, sizes))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

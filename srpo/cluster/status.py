@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from srpo.analysis.stats import wilson
 from srpo.analysis.text import percent
 from srpo.cluster.resources import scratch_path, sweep_size
 from srpo.config import (
-    ConfigError,
     DemosStage,
     EvaluateStage,
     PlusStage,
@@ -34,6 +32,7 @@ from srpo.config import (
 )
 from srpo.config.plan import plan
 from srpo.config.resolve import load_preset
+from srpo.errors import run_command
 
 
 @dataclass(frozen=True)
@@ -191,11 +190,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("preset", nargs="?", default="smoke", help="name or path of a preset")
     arguments = parser.parse_args(argv)
-    try:
-        print("\n".join(report(arguments.preset, Path.cwd())))
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
+    print("\n".join(report(arguments.preset, Path.cwd())))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from srpo.config.fields import NonNegative, NonNegativeInt, PositiveInt, Section
+from srpo.config.fields import NonNegative, PositiveInt, Section, Seed
 
 
 class Demos(Section):
@@ -14,5 +14,5 @@ class Demos(Section):
     """Demonstrations a task."""
     noise: NonNegative
     """Standard deviation of the noise on executed (not on labelled) actions; full action is 1."""
-    seed: NonNegativeInt
+    seed: Seed
     """Seed of the noise and of what else the expert draws."""

@@ -20,6 +20,7 @@ from srpo.config.preset import Preset, Table
 from srpo.config.resolve import CONFIGS
 from srpo.config.sheets import COLUMNS
 from srpo.config.stages import STAGES, Settings
+from srpo.errors import run_command
 from srpo.runtime.files import write_json, write_text
 
 INTRODUCTION = """\
@@ -40,11 +41,18 @@ Settings are YAML files in layers, each only saying how it differs from those be
 
 Each run's resolved settings stand in its `config.yaml`. To see them beforehand, by a row's name:
 `srpo resolve train --preset smoke --suite libero_goal --variant grpo --seed 0`.
-Unknown keys, wrong types and combinations that cannot be are errors before any job starts.
+Unknown keys, wrong types and combinations that cannot be are errors before any job starts. So are keys that
+are there twice, and numbers and truth values that YAML 1.1 reads otherwise than they look (`0136`, `1:30`,
+`on`).
 
-A layer has any of the sections below. In `set` and on the command line, `world_model=<name>` names another
-world model than the preset's, and `world_model.<setting>=<value>` changes one of its settings. Runs whose
-reward needs none (`reward.shaping: none`, `reward.references: simulator`) have none.
+A layer has any of the sections below, except where no stage would read them. A variant and a row's `set` have
+`reward`, `train` and `world_model` (the variant `sft`: `policy` and `sft`): a suite's variants start from one
+SFT policy and are evaluated alike. A suite has no `world_model`, and of `protocol` its `max_steps`. What a
+row sets and its training does not read, such as `reward.eps` without `dbscan`, is an error too.
+
+In `set` and on the command line, `world_model=<name>` names another world model than the preset's, and
+`world_model.<setting>=<value>` changes one of its settings. Runs whose reward needs none
+(`reward.shaping: none`, `reward.references: simulator`) have none.
 
 A dash in the column *base* means that base.yaml leaves the setting to another layer.
 
@@ -77,10 +85,10 @@ def kind_of(schema: Mapping[str, Any]) -> str:
             low, high = schema.get("minimum"), schema.get("maximum")
             above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
             bounds = [
-                f"≥ {low:g}" if low is not None else "",
-                f"> {above:g}" if above is not None else "",
-                f"≤ {high:g}" if high is not None else "",
-                f"< {below:g}" if below is not None else "",
+                f"≥ {low:.10g}" if low is not None else "",
+                f"> {above:.10g}" if above is not None else "",
+                f"≤ {high:.10g}" if high is not None else "",
+                f"< {below:.10g}" if below is not None else "",
             ]
             return " ".join([name, *filter(None, bounds)])
     return "anything"
@@ -169,4 +177,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from srpo.config.fields import NonNegativeInt, Positive, PositiveInt, Section
+from srpo.config.fields import NonNegativeInt, Positive, PositiveInt, Section, Seed, require_distinct
 
 Dimension = Literal["camera", "robot", "language", "light", "background", "noise", "layout"]
 DIMENSIONS: tuple[str, ...] = get_args(Dimension)
@@ -57,8 +57,13 @@ class Plus(Section):
     ranges, on LIBERO's own assets. They have columns of their own and are in no total of LIBERO-Plus."""
     shard_size: PositiveInt
     """Tasks of one job."""
-    seed: NonNegativeInt
+    seed: Seed
     """Seed of that sample, and of perturbations that draw."""
+
+    @model_validator(mode="after")
+    def _dimensions_differ(self) -> Plus:
+        require_distinct("dimensions", self.dimensions)
+        return self
 
 
 class RewardBenchmark(Section):
@@ -74,5 +79,15 @@ class RewardBenchmark(Section):
     """Sampling temperature of the rollouts."""
     prefixes: Annotated[int, Field(ge=3)]
     """Points along a trajectory at which progress is measured."""
-    seed: NonNegativeInt
+    seed: Seed
     """Seed of the rollouts."""
+
+    @model_validator(mode="after")
+    def _enough_episodes(self) -> RewardBenchmark:
+        wanted = self.successes + self.failures
+        if self.max_episodes < wanted:
+            raise ValueError(
+                f"max_episodes {self.max_episodes} is below successes + failures, {wanted}: it would always "
+                "stop early"
+            )
+        return self

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from srpo.config.loading import ConfigError, did_you_mean, problems, section_of
+from srpo.config.loading import ConfigError, did_you_mean, parse_yaml, problems, section_of
 from srpo.config.stages import Settings
 
 
@@ -27,6 +26,23 @@ class Layer:
     prefix: str = ""
     world_model: str | None = None
     """The file of `configs/world_models/` that it names, if it names one."""
+    foreign: Mapping[str, str] = field(default_factory=dict)
+    """Dotted keys that it may not have, since no stage would read them there, each with why and where to."""
+
+    def unwanted(self, reasons: Mapping[str, str]) -> Iterator[str]:
+        """A line for each of its settings whose dotted key, or whose section, has a reason against it."""
+        for key in _dotted(self.values):
+            for unwanted, why in reasons.items():
+                if key == unwanted or key.startswith(f"{unwanted}."):
+                    yield f"{self.source}: {self.prefix}{unwanted}: {why}"
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The keys of sections and settings, e.g. `train` and `train.steps`."""
+    for name, value in values.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{name}.")
 
 
 def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -38,6 +54,7 @@ def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, str]]:
     origins: dict[str, str] = {}
     errors: list[str] = []
     for layer in layers:
+        errors += layer.unwanted(layer.foreign)
         errors += _check(layer, layer.values, Settings, layer.prefix)
         _merge_into(settings, layer.values, layer.source, origins)
     if errors:
@@ -107,10 +124,12 @@ def split_overrides(text: str, source: str = COMMAND_LINE) -> tuple[str, ...]:
         raise ConfigError(f"{source}: `{text}`: {error}") from None
 
 
-def parse_overrides(assignments: Sequence[str], source: str = COMMAND_LINE) -> Layer:
-    """`["train.steps=5", "world_model=pixel", ...]` as a layer.
+def parse_overrides(
+    assignments: Sequence[str], source: str = COMMAND_LINE, foreign: Mapping[str, str] | None = None
+) -> Layer:
+    """`["train.steps=5", "world_model=pixel", ...]` as a layer; `foreign` as there.
 
-    Raises ConfigError for what is not of the form key=value or contradicts itself.
+    Raises ConfigError for what is not of the form key=value or is given twice.
     """
     values: dict[str, Any] = {}
     world_model: str | None = None
@@ -119,7 +138,10 @@ def parse_overrides(assignments: Sequence[str], source: str = COMMAND_LINE) -> L
         key = key.strip()
         if not equals:
             raise ConfigError(f"{source}: `{assignment}` is not of the form key=value")
+        twice = ConfigError(f"{source}: {key} is given twice")
         if key == "world_model":
+            if world_model is not None:
+                raise twice
             world_model = value.strip()
             continue
         *sections, name = key.split(".")
@@ -127,6 +149,8 @@ def parse_overrides(assignments: Sequence[str], source: str = COMMAND_LINE) -> L
         for section in sections:
             inner = inner.setdefault(section, {})
             if not isinstance(inner, dict):
-                raise ConfigError(f"{source}: {key} is given twice")
-        inner[name] = yaml.safe_load(value)
-    return Layer(source, values, world_model=world_model)
+                raise twice
+        if name in inner:
+            raise twice
+        inner[name] = parse_yaml(value, f"{source}: {key}")
+    return Layer(source, values, world_model=world_model, foreign=foreign or {})

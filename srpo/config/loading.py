@@ -1,4 +1,8 @@
-"""Reading YAML into models, with errors that a reader of YAML can act on."""
+"""Reading YAML into models, with errors that a reader of YAML can act on.
+
+YAML is read as everybody writes it: what YAML 1.1 takes for something that it does not look like is refused,
+with its line (`StrictLoader`).
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,12 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from srpo.errors import InputError
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError, ValueError):
     """A configuration is wrong. The message names file, key, what is wrong and the nearest valid name."""
 
 
@@ -66,17 +72,90 @@ def problems(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[s
             yield key, f"{item['msg']}, not {item['input']!r}"
 
 
+PLAIN = {
+    "int": (re.compile(r"[-+]?(0|[1-9][0-9]*)"), "a decimal number"),
+    "float": (re.compile(r"[^:_]+"), "a decimal number"),
+    "bool": (re.compile(r"true|false", re.IGNORECASE), "true or false"),
+}
+"""How numbers and truth values must be written. YAML 1.1 has more ways: it reads `0136` as 94, `1:30` as 90,
+`1_0` as 10, and `on` and `no` as truth values."""
+KINDS = {"null", "str", "seq", "map", *PLAIN}
+"""The kinds of values that settings have: no dates, sets, binary data or merged mappings (`<<`)."""
+DEPTH = 30
+"""Mappings and lists within one another; settings need half a dozen."""
+
+
+class StrictLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, without what silently means something else than its writer thought.
+
+    A ConfigError that names the line is raised for: a key that is there twice (PyYAML takes the last), the
+    spellings of numbers and truth values that only YAML 1.1 knows (`PLAIN`), values of other `KINDS`,
+    aliases, since what contains itself never ends, and nesting beyond `DEPTH`.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise _refused(event, f"`*{event.anchor}`: aliases are not read; write the values out")
+        if self.depth == DEPTH:
+            raise _refused(event, f"lists and mappings nested more than {DEPTH} deep")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if node is not None:
+            _require_plain(node)
+        return node
+
+
+def _require_plain(node: yaml.Node) -> None:
+    kind = node.tag.removeprefix("tag:yaml.org,2002:")
+    text = node.value if isinstance(node, yaml.ScalarNode) else ""
+    if kind not in KINDS:
+        raise _refused(node, f"`{text}` is read as a {kind}, which no setting is; quote it if it is a text")
+    if kind in PLAIN:
+        pattern, right = PLAIN[kind]
+        if not pattern.fullmatch(text):
+            raise _refused(node, f"`{text}` is read as {yaml.safe_load(text)}: write {right}, or quote it")
+    if isinstance(node, yaml.MappingNode):
+        first: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _refused(key, "a list or mapping as a key")
+            if key.value in first:
+                raise _refused(key, f"`{key.value}` is there twice, first in line {first[key.value]}")
+            first[key.value] = key.start_mark.line + 1
+
+
+def _refused(where: yaml.Node | yaml.Event, why: str) -> ConfigError:
+    return ConfigError(f"line {where.start_mark.line + 1}: {why}")
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """What a text in YAML says, read by `StrictLoader`. Raises ConfigError."""
+    try:
+        return yaml.load(text, StrictLoader)  # noqa: S506 (it is a safe loader)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
+        raise ConfigError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping (an empty file is an empty one).
 
     Raises ConfigError when the file is missing, is not YAML, or holds something else.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not YAML: not text in UTF-8: {error}") from None
+    values = parse_yaml(text, str(path))
     if values is None:
         return {}
     if not isinstance(values, dict):

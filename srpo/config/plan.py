@@ -12,7 +12,7 @@ from srpo.config.loading import ConfigError
 from srpo.config.preset import Preset
 from srpo.config.resolve import CONFIGS, Resolver
 from srpo.config.sheets import SFT, SheetRow
-from srpo.config.stages import SftStage, Stage, TrainStage, WorldModelStage
+from srpo.config.stages import UNTRAINABLE, SftStage, Stage, TrainStage, WorldModelStage
 
 
 class RunId(NamedTuple):
@@ -54,9 +54,19 @@ class Plan:
         return RunId(suite, SFT, self.preset.seeds[0])
 
 
-def plan(preset: Preset, source: str, configs: Path = CONFIGS, overrides: Sequence[str] = ()) -> Plan:
-    """Resolve every stage of every run of a preset. Raises ConfigError for the first file that is wrong."""
-    resolver = Resolver(preset, source, configs, overrides)
+def plan(
+    preset: Preset,
+    source: str,
+    configs: Path = CONFIGS,
+    overrides: Sequence[str] = (),
+    here: bool = False,
+) -> Plan:
+    """Resolve every stage of every run of a preset. Raises ConfigError for the first file that is wrong.
+
+    Args:
+        here: the runs are to be made on this machine: folders and packages that settings name must be there.
+    """
+    resolver = Resolver(preset, source, configs, overrides, here)
     for name in preset.world_models:
         resolver.require("world_models/{}.yaml", name, source, "world_models")
     sheets: dict[str, str] = {table: f"experiments/{spec.sheet}.tsv" for table, spec in preset.tables.items()}
@@ -82,6 +92,10 @@ def _stages(planned: Plan, resolver: Resolver) -> Iterator[tuple[str, Stage | Wo
         sft = planned.sft_of(suite)
         stage = resolver.stage("sft", *sft)
         yield sft.folder, stage
+        trained = any(run.suite == suite and run.variant != SFT for run in planned.runs(*planned.tables))
+        if trained and isinstance(stage, SftStage) and not stage.policy.trainable:
+            origin = resolver.settings(suite)[1]["policy.dtype"]
+            raise ConfigError(f"{origin}: policy.dtype: {UNTRAINABLE} (in {sft.folder})")
         if isinstance(stage, SftStage) and stage.sft.updates:
             yield f"demos/{suite}", resolver.stage("demos", suite)
         if planned.preset.world_models:

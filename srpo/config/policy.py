@@ -28,17 +28,21 @@ class Encoder(Section):
     """A class token before the patches (DINOv2 has one, SigLIP none)."""
     layer_scale: bool
     """A learned factor a channel on each residual branch, as DINOv2 has."""
-    read_block: int
+    read_block: Annotated[int, Field(le=-1)]
     """The block whose output is used: -1 the last, -2 the second to last."""
     mean: Annotated[tuple[Number, Number, Number], Field(strict=False)]
     """Mean of the input's channels, subtracted from pictures in [0, 1]."""
-    std: Annotated[tuple[Number, Number, Number], Field(strict=False)]
+    std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
     """Standard deviation of the input's channels, divided by."""
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Encoder:
+    def _sizes_fit(self) -> Encoder:
         if self.hidden_size % self.heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+        if self.read_block < -self.depth:
+            raise ValueError(f"read_block {self.read_block}: depth is only {self.depth} blocks")
+        if int(self.hidden_size * self.mlp_ratio) < 1:
+            raise ValueError(f"mlp_ratio {self.mlp_ratio} of hidden_size {self.hidden_size} is no width")
         return self
 
 
@@ -113,10 +117,21 @@ class Policy(Section):
     """Train adapters only; saved policies have them beside the weights."""
 
     @model_validator(mode="after")
-    def _patches_divide(self) -> Policy:
+    def _consistent(self) -> Policy:
         for encoder in self.encoders:
             if self.image_size % encoder.patch_size:
                 raise ValueError(
                     f"image_size {self.image_size} is not a multiple of patch_size {encoder.patch_size}"
                 )
+        if len(sizes := {encoder.patch_size for encoder in self.encoders}) > 1:
+            raise ValueError(
+                f"encoders differ in patch_size, {sorted(sizes)}: features of the same patches are joined"
+            )
+        if self.checkpoint is None and self.revision is not None:
+            raise ValueError(f"revision {self.revision!r} without a checkpoint")
         return self
+
+    @property
+    def trainable(self) -> bool:
+        """Whether it can be trained: bfloat16 rounds most updates of whole weights away."""
+        return self.lora is not None or self.dtype != "bfloat16"

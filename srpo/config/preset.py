@@ -6,7 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from srpo.config.fields import TASKS_PER_SUITE, NonNegativeInt, Section, Suite, TaskIds
+from srpo.config.fields import (
+    TASKS_PER_SUITE,
+    Name,
+    NonNegativeInt,
+    Section,
+    Seed,
+    Suite,
+    TaskIds,
+    require_distinct,
+)
 
 
 class Table(Section):
@@ -21,13 +30,13 @@ class Table(Section):
 class Preset(Section):
     """What one call of the workflow computes: `snakemake --configfile configs/presets/<name>.yaml`."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    name: Name
     """Results stand in `results/<name>/`."""
     suites: Annotated[tuple[Suite, ...], Field(strict=False, min_length=1)]
     """LIBERO suites to run."""
     tasks: Literal["all"] | dict[Suite, TaskIds]
     """`all`, or the task ids of each suite."""
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(strict=False, min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)]
     """Seeds of the RL runs; SFT is run once a suite, with the first."""
     policy: str
     """`configs/policies/<policy>.yaml`."""
@@ -48,15 +57,14 @@ class Preset(Section):
     @model_validator(mode="after")
     def _complete(self) -> Preset:
         for name in ("suites", "seeds", "world_models"):
-            values = getattr(self, name)
-            if len(set(values)) != len(values):
-                raise ValueError(f"{name} {list(values)} repeat")
+            require_distinct(name, getattr(self, name))
         if self.tasks != "all" and set(self.tasks) != set(self.suites):
             raise ValueError(f"tasks must name the suites {list(self.suites)}, not {list(self.tasks)}")
         for suite in self.suite_settings:
             if suite not in self.suites:
                 raise ValueError(f"suite_settings names {suite}, which suites does not have")
         for name, table in self.tables.items():
+            require_distinct(f"tables: {name}: suites", table.suites or ())
             outside = set(table.suites or ()) - set(self.suites)
             if outside:
                 raise ValueError(f"tables: {name} shows {sorted(outside)}, which suites does not have")

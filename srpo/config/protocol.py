@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from srpo.config.fields import NonNegativeInt, PositiveInt, Section
+from srpo.config.fields import NonNegativeInt, PositiveInt, Section, Seed
 
 Profile = Literal["official", "held_out", "held_out_20"]
 PROFILES: dict[Profile, tuple[range, range]] = {
@@ -28,7 +28,7 @@ class Protocol(Section):
     """Control steps after which an episode has failed; settling steps are not counted."""
     settle_steps: NonNegativeInt
     """Steps of `[0, 0, 0, 0, 0, 0, -1]` after the initial state is set."""
-    env_seed: NonNegativeInt
+    env_seed: Seed
     """Seed of the simulator's own reset: it places fixtures and objects that initial states leave open."""
     image_size: PositiveInt
     """Side in pixels of the rendered agent-view picture."""

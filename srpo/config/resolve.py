@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,13 +24,16 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from srpo import ROOT
+from srpo.config.absent import absent
 from srpo.config.fields import Suite
 from srpo.config.layers import COMMAND_LINE, Layer, merge, parse_overrides
 from srpo.config.loading import ConfigError, did_you_mean, problems, read_yaml, validate
 from srpo.config.preset import Preset
-from srpo.config.reward import needs_world_model
+from srpo.config.protocol import Protocol
 from srpo.config.sheets import SFT, SheetRow, read_sheet
-from srpo.config.stages import STAGES, RunStage, Stage, WorldModelStage
+from srpo.config.stages import STAGES, RunStage, Settings, Stage, WorldModelStage
+from srpo.config.unread import unread
+from srpo.errors import run_command
 
 CONFIGS = ROOT / "configs"
 SUITES_ON_HUB = {
@@ -42,6 +44,35 @@ SUITES_ON_HUB = {
 }
 """What `{suite}` in a policy's checkpoint becomes: the names of the checkpoints SimpleVLA-RL released."""
 
+# What some files may not have: no stage of their runs reads it, or runs could not be compared any more.
+
+SET_IN_PRESET = "set it in the preset's `settings`"
+COMPARED = f"runs that tables compare are run and evaluated alike: {SET_IN_PRESET}"
+UNTRAINED = "`sft` is not trained by reinforcement"
+STARTED = f"every variant starts from the suite's one SFT policy: {SET_IN_PRESET}, or in `configs/policies/`"
+ALIKE = {
+    "protocol": COMPARED,
+    "evaluate": COMPARED,
+    "plus": COMPARED,
+    "demos": f"a suite's variants share its demonstrations: {SET_IN_PRESET}",
+    "reward_benchmark": f"it has no variants: {SET_IN_PRESET}",
+}
+FOREIGN_TO_VARIANT = {**ALIKE, "policy": STARTED, "sft": STARTED}
+FOREIGN_TO_SFT = {**ALIKE, "reward": UNTRAINED, "train": UNTRAINED, "world_model": UNTRAINED}
+FOREIGN_TO_SUITE = {
+    "world_model": f"all suites share the world models: {SET_IN_PRESET}",
+    **{
+        f"protocol.{name}": f"suites of one table differ in their `max_steps` alone: {SET_IN_PRESET}"
+        for name in Protocol.model_fields
+        if name != "max_steps"
+    },
+}
+FOREIGN_TO_WORLD_MODEL = {
+    name: f"this file describes a world model alone: {SET_IN_PRESET}"
+    for name in Settings.model_fields
+    if name != "world_model"
+}
+
 
 @dataclass(frozen=True)
 class Resolver:
@@ -51,6 +82,9 @@ class Resolver:
     source: str
     configs: Path = CONFIGS
     overrides: Sequence[str] = ()
+    here: bool = False
+    """Whether to check also that folders and packages which the settings name are on this machine."""
+    _names: dict[str, list[str]] = field(default_factory=dict, compare=False)
     _files: dict[str, dict[str, Any]] = field(default_factory=dict, compare=False)
 
     def shown(self, path: str) -> str:
@@ -69,16 +103,20 @@ class Resolver:
         Args:
             path: with `{}` for the name, e.g. `policies/{}.yaml`.
         """
-        if not (self.configs / path.format(name)).is_file():
-            hint = did_you_mean(name, self.names(path))
+        if name not in (names := self.names(path)):
+            hint = did_you_mean(name, names)
             raise ConfigError(f"{source}: {key}: there is no {self.shown(path.format(name))}{hint}")
         return path.format(name)
 
     def names(self, path: str) -> list[str]:
         """The names for which there is a file, e.g. of `policies/{}.yaml`."""
-        folder, _, ending = path.partition("/{}")
-        files = (self.configs / folder).rglob(f"*{ending}")
-        return [file.relative_to(self.configs / folder).as_posix().removesuffix(ending) for file in files]
+        if path not in self._names:
+            folder, _, ending = path.partition("/{}")
+            files = (self.configs / folder).rglob(f"*{ending}")
+            self._names[path] = [
+                file.relative_to(self.configs / folder).as_posix().removesuffix(ending) for file in files
+            ]
+        return self._names[path]
 
     @cached_property
     def sheets(self) -> dict[str, tuple[SheetRow, ...]]:
@@ -124,7 +162,17 @@ class Resolver:
         inner = values.get(section)
         if not isinstance(inner, dict):
             raise ConfigError(f"{self.shown(path)}: {section}: is missing")
-        return Layer(self.shown(path), {**values, section: {"name": name, **inner}})
+        foreign = FOREIGN_TO_WORLD_MODEL if section == "world_model" else {}
+        return Layer(self.shown(path), {**values, section: {"name": name, **inner}}, foreign=foreign)
+
+    def _row_layers(self, row: SheetRow) -> list[Layer]:
+        """What a row says: its variant's file, then its `set`."""
+        path = f"variants/{row.variant}.yaml"
+        foreign = FOREIGN_TO_SFT if row.variant == SFT else FOREIGN_TO_VARIANT
+        return [
+            Layer(self.shown(path), self.read(path), foreign=foreign),
+            parse_overrides(row.overrides, f"{row.source}: set", foreign),
+        ]
 
     def settings(
         self, suite: str | None = None, row: SheetRow | None = None, world_model: str | None = None
@@ -133,17 +181,15 @@ class Resolver:
         above = [Layer(self.source, self.preset.settings, "settings.", self.preset.world_model)]
         if suite in self.preset.suite_settings:
             values = self.preset.suite_settings[suite]
-            above.append(Layer(self.source, values, f"suite_settings.{suite}."))
+            above.append(Layer(self.source, values, f"suite_settings.{suite}.", foreign=FOREIGN_TO_SUITE))
         if row is not None:
-            path = f"variants/{row.variant}.yaml"
-            above.append(Layer(self.shown(path), self.read(path)))
-            above.append(parse_overrides(row.overrides, f"{row.source}: set"))
+            above += self._row_layers(row)
         above.append(parse_overrides(self.overrides))
 
         layers = [Layer(self.shown("base.yaml"), self.read("base.yaml"))]
         if suite is not None:
             path = self.require("suites/{}.yaml", suite, self.source, "suites")
-            layers.append(Layer(self.shown(path), self.read(path)))
+            layers.append(Layer(self.shown(path), self.read(path), foreign=FOREIGN_TO_SUITE))
         layers.append(self._named("policies/{}.yaml", self.preset.policy, self.source, "policy"))
         named = [
             (layer.world_model, layer.source, "world_model")
@@ -182,8 +228,12 @@ class Resolver:
         if "policy" in values and values["policy"].get("checkpoint") and suite is not None:
             checkpoint = values["policy"]["checkpoint"].replace("{suite}", SUITES_ON_HUB[suite])
             values["policy"] = {**values["policy"], "checkpoint": checkpoint}
-        if kind == "train" and not self._needs_world_model(settings.get("reward", {}), row):
-            values["world_model"] = None
+        if kind == "train":
+            ignored = unread(settings)
+            if row is not None:
+                self._require_read(row, ignored)
+            if "world_model" in ignored:
+                values["world_model"] = None
         if kind == "reward_benchmark":
             values["world_models"] = []
             for i, name in enumerate(self.preset.world_models):
@@ -195,17 +245,14 @@ class Resolver:
         what = "/".join(str(part) for part in (kind, suite, variant, world_model) if part is not None)
         return self._validated(model, values, origins, what)
 
-    def _needs_world_model(self, reward: Mapping[str, Any], row: SheetRow | None) -> bool:
-        """Whether a run has a world model. Raises ConfigError if its row names one that it does not use."""
-        needed = needs_world_model(reward.get("shaping"), reward.get("references"))
-        if row and not needed:
-            layer = parse_overrides(row.overrides, f"{row.source}: set")
-            if layer.world_model is not None:
-                raise ConfigError(
-                    f"{layer.source}: world_model: {layer.world_model} is not used: reward.shaping `none` "
-                    "and reward.references `simulator` go without a world model"
-                )
-        return needed
+    def _require_read(self, row: SheetRow, ignored: Mapping[str, str]) -> None:
+        """Raise ConfigError if a row says what its training ignores: its run would be that of another row."""
+        for layer in self._row_layers(row):
+            if layer.world_model is not None and "world_model" in ignored:
+                why = ignored["world_model"]
+                raise ConfigError(f"{layer.source}: world_model: {layer.world_model} is not used: {why}")
+            if lines := list(layer.unwanted({key: f"is not read: {why}" for key, why in ignored.items()})):
+                raise ConfigError("\n".join(lines))
 
     def _validated(
         self,
@@ -215,19 +262,24 @@ class Resolver:
         what: str,
     ) -> Stage | WorldModelStage:
         try:
-            return model.model_validate(values)
+            stage = model.model_validate(values)
         except ValidationError as error:
-            lines = []
-            for key, message in problems(error, model):
-                # A message about several settings is traced to the files that set those it names.
-                below = [name for name in origins if name == key or not key or name.startswith(f"{key}.")]
-                named = [name for name in below if name == key or _mentions(message, name)] or [
-                    name for name in below if _mentions(message, name.split(".")[-1])
-                ]
-                files = list(dict.fromkeys(origins[name] for name in named)) or [self.source]
-                keys = ", ".join(named) or key
-                lines.append(f"{', '.join(files)}: {keys}: {message} (in {what})")
-            raise ConfigError("\n".join(lines)) from None
+            found = list(problems(error, model))
+        else:
+            found = list(absent(stage)) if self.here else []
+            if not found:
+                return stage
+        lines = []
+        for key, message in found:
+            # A message about several settings is traced to the files that set those it names.
+            below = [name for name in origins if name == key or not key or name.startswith(f"{key}.")]
+            named = [name for name in below if name == key or _mentions(message, name)] or [
+                name for name in below if _mentions(message, name.split(".")[-1])
+            ]
+            files = list(dict.fromkeys(origins[name] for name in named)) or [self.source]
+            keys = ", ".join(named) or key
+            lines.append(f"{', '.join(files)}: {keys}: {message} (in {what})")
+        raise ConfigError("\n".join(lines))
 
 
 def _mentions(message: str, name: str) -> bool:
@@ -244,8 +296,8 @@ def load_preset(preset: str, configs: Path = CONFIGS) -> tuple[Preset, str]:
     path = Path(preset)
     if path.suffix != ".yaml":
         path = configs / "presets" / f"{preset}.yaml"
-        if not path.is_file():
-            names = [file.stem for file in (configs / "presets").glob("*.yaml")]
+        names = [file.stem for file in (configs / "presets").glob("*.yaml")]
+        if preset not in names:
             raise ConfigError(f"{COMMAND_LINE}: preset: there is no {preset!r}{did_you_mean(preset, names)}")
     return validate(Preset, read_yaml(path), _short(path)), _short(path)
 
@@ -268,23 +320,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--world-model", metavar="NAME", help="for the stage world_model")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     arguments = parser.parse_args(argv)
-    try:
-        preset, source = load_preset(arguments.preset)
-        resolver = Resolver(preset, source, overrides=arguments.overrides)
-        if arguments.suite not in (None, *preset.suites):
-            hint = did_you_mean(arguments.suite, preset.suites)
-            raise ConfigError(f"{COMMAND_LINE}: suite: {source} has no {arguments.suite!r}{hint}")
-        if arguments.stage == "world_model":
-            name = arguments.world_model or preset.world_model
-            stage = resolver.stage("world_model", world_model=name)
-        else:
-            variant = arguments.variant if issubclass(STAGES[arguments.stage], RunStage) else None
-            seed = preset.seeds[0] if arguments.seed is None else arguments.seed
-            stage = resolver.stage(arguments.stage, arguments.suite or preset.suites[0], variant, seed)
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
+    preset, source = load_preset(arguments.preset)
+    resolver = Resolver(preset, source, overrides=arguments.overrides)
+    if arguments.suite not in (None, *preset.suites):
+        hint = did_you_mean(arguments.suite, preset.suites)
+        raise ConfigError(f"{COMMAND_LINE}: suite: {source} has no {arguments.suite!r}{hint}")
+    if arguments.stage == "world_model":
+        name = arguments.world_model or preset.world_model
+        stage = resolver.stage("world_model", world_model=name)
+    else:
+        variant = arguments.variant if issubclass(STAGES[arguments.stage], RunStage) else None
+        seed = preset.seeds[0] if arguments.seed is None else arguments.seed
+        stage = resolver.stage(arguments.stage, arguments.suite or preset.suites[0], variant, seed)
     print(to_yaml(stage), end="")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from srpo.config.fields import NAME_LENGTH
 from srpo.config.layers import split_overrides
 from srpo.config.loading import ConfigError, did_you_mean
 
@@ -98,6 +99,10 @@ def _parse(line: str, source: str) -> SheetRow:
     name, role, variant = values["name"], values["role"], values["variant"]
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ConfigError(f"{source}: name: {name!r} names a folder: only letters, digits, `.`, `_` and `-`")
+    if len(name) > NAME_LENGTH:
+        raise ConfigError(
+            f"{source}: name: {len(name)} characters are too many for a folder: at most {NAME_LENGTH}"
+        )
     if role not in ROLES:
         raise ConfigError(f"{source}: role: {role!r} is not valid{did_you_mean(role, ROLES)}")
     overrides = split_overrides(values.get("set", ""), f"{source}: set")

@@ -8,13 +8,18 @@ from pydantic import Field, model_validator
 
 from srpo.config.demos import Demos
 from srpo.config.evaluate import Evaluate, Plus, RewardBenchmark
-from srpo.config.fields import TASKS_PER_SUITE, NonNegativeInt, Section, Suite, TaskIds
+from srpo.config.fields import TASKS_PER_SUITE, Section, Seed, Suite, TaskIds, require_distinct
 from srpo.config.policy import Policy
 from srpo.config.protocol import Protocol
 from srpo.config.reward import Reward
 from srpo.config.sft import Sft
 from srpo.config.train import Train
 from srpo.config.world_model import WorldModel
+
+UNTRAINABLE = (
+    "bfloat16 allows no training of all weights, whose updates would be rounded away: set policy.lora, or "
+    "policy.dtype float32"
+)
 
 
 class Stage(Section):
@@ -30,8 +35,7 @@ class Stage(Section):
         missing = [task for task in self.tasks if task >= TASKS_PER_SUITE]
         if missing:
             raise ValueError(f"{self.suite} has tasks 0–{TASKS_PER_SUITE - 1}, not {missing}")
-        if len(set(self.tasks)) != len(self.tasks):
-            raise ValueError(f"tasks {list(self.tasks)} repeat")
+        require_distinct("tasks", self.tasks)
         return self
 
 
@@ -52,7 +56,7 @@ class RunStage(Stage):
 
     variant: str
     """Name of the run's row in the sheets; `variant` in its result rows."""
-    seed: NonNegativeInt
+    seed: Seed
 
 
 class SftStage(RunStage):
@@ -63,6 +67,8 @@ class SftStage(RunStage):
     def _has_weights(self) -> SftStage:
         if self.sft.updates == 0 and self.policy.checkpoint is None:
             raise ValueError("sft.updates 0 takes policy.checkpoint as it is, and there is none")
+        if self.sft.updates and not self.policy.trainable:
+            raise ValueError(f"policy.dtype {UNTRAINABLE}")
         return self
 
 

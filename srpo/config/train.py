@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from srpo.config.fields import AsNumber, Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, Section
+from srpo.config.fields import (
+    AsNumber,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    PositiveInt,
+    Section,
+    require_distinct,
+)
 
 
 class Offline(Section):
@@ -84,6 +93,7 @@ class Train(Section):
     def _consistent(self) -> Train:
         if self.prompts % self.minibatch:
             raise ValueError(f"prompts {self.prompts} is not a multiple of minibatch {self.minibatch}")
+        require_distinct("trackers", self.trackers)
         if self.keep_success[0] > self.keep_success[1]:
             raise ValueError(f"keep_success {list(self.keep_success)} must rise")
         low, high = self.keep_success

@@ -6,13 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from srpo.config.fields import AsNumber, Fraction, NonNegativeInt, Positive, PositiveInt, Section, TaskIds
+from srpo.config.fields import AsNumber, Fraction, Positive, PositiveInt, Section, Seed, require_distinct
+
+GRID = 4
+"""Cells along each side of the image that pooling `grid` keeps separate."""
 
 
 class Pretraining(Section):
     """How a small V-JEPA 2 is pretrained on play data."""
 
-    scenes: TaskIds
+    scenes: Annotated[tuple[Annotated[int, Field(ge=0, lt=90)], ...], Field(strict=False, min_length=1)]
     """libero_90 tasks whose scenes are played in; they are never evaluated."""
     episodes: PositiveInt
     """Play episodes a scene."""
@@ -20,7 +23,7 @@ class Pretraining(Section):
     """Control steps of a play episode."""
     updates: PositiveInt
     """Optimiser steps."""
-    batch_size: PositiveInt
+    batch_size: Annotated[int, Field(ge=2)]
     """Clips of one update."""
     learning_rate: Positive
     """Learning rate of AdamW."""
@@ -42,11 +45,12 @@ class Pretraining(Section):
     """Blocks of the predictor."""
     predictor_heads: PositiveInt
     """Attention heads of the predictor."""
-    seed: NonNegativeInt
+    seed: Seed
     """Seed of play, weights and masks."""
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Pretraining:
+    def _consistent(self) -> Pretraining:
+        require_distinct("scenes", self.scenes)
         for size, heads in (("hidden_size", "heads"), ("predictor_hidden_size", "predictor_heads")):
             if getattr(self, size) % getattr(self, heads):
                 raise ValueError(
@@ -100,7 +104,16 @@ class WorldModel(Section):
             raise ValueError("`pooling` is for vjepa2 world models, and null for every other kind")
         if self.kind == "vjepa2" and self.frames % 2:
             raise ValueError(f"frames {self.frames} must be even: V-JEPA 2 takes them in pairs")
+        if self.checkpoint is None and self.revision is not None:
+            raise ValueError(f"revision {self.revision!r} without a checkpoint")
         if self.pretraining and self.image_size % self.pretraining.patch_size:
             patch_size = self.pretraining.patch_size
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {patch_size}")
+        if self.pretraining and self.pooling == "grid":
+            side = self.image_size // self.pretraining.patch_size
+            if side % GRID:
+                raise ValueError(
+                    f"pooling `grid`: image_size {self.image_size} has {side} × {side} patches of patch_size "
+                    f"{self.pretraining.patch_size}, which {GRID} × {GRID} cells do not divide"
+                )
         return self

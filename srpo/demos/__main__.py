@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from srpo.config import ConfigError, DemosStage, load_stage
-from srpo.demos.hdf5 import DemonstrationError
+from srpo.config import DemosStage, load_stage
 from srpo.demos.official import import_all
 from srpo.demos.record import record_all
-from srpo.envs.gl import MissingGLError
+from srpo.errors import run_command
 from srpo.runtime.locks import lock_held
 
 
@@ -29,16 +27,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.workers < 1:
         parser.error(f"--workers {arguments.workers}: at least 1")
-    try:
-        config = load_stage(arguments.config, DemosStage)
-        if config.demos.source == "expert":
-            with lock_held(arguments.scratch):
-                record_all(config, arguments.out, arguments.scratch, arguments.workers)
-        else:
-            import_all(config, arguments.out)
-    except (ConfigError, DemonstrationError, MissingGLError) as error:
-        sys.exit(f"error: {error}")
+    config = load_stage(arguments.config, DemosStage)
+    if config.demos.source == "expert":
+        with lock_held(arguments.scratch):
+            record_all(config, arguments.out, arguments.scratch, arguments.workers)
+    else:
+        import_all(config, arguments.out)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

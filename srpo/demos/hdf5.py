@@ -28,6 +28,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from srpo.errors import InputError
 from srpo.runtime.files import atomic_file
 
 Recording = dict[str, NDArray[Any]]
@@ -53,7 +54,7 @@ _REMEDY = (
 )
 
 
-class DemonstrationError(Exception):
+class DemonstrationError(InputError):
     """A demonstration file cannot be used, or not be recorded; the message tells what to do."""
 
 
@@ -131,10 +132,12 @@ def read_recordings(path: Path, limit: int | None = None) -> Iterator[Recording]
 
 
 def _read_recording(group: h5py.Group, where: str) -> Recording:
+    if not isinstance(group, h5py.Group):
+        raise DemonstrationError(f"{where} is no group of datasets. {_REMEDY}")
     missing = [name for name in LAYOUT if not isinstance(group.get(name), h5py.Dataset)]
     if missing:
         raise DemonstrationError(f"{where} lacks {', '.join(missing)}. {_REMEDY}")
-    recording = {name: group[name][()] for name in LAYOUT}
+    recording = {name: np.atleast_1d(group[name][()]) for name in LAYOUT}  # a scalar is no array
     steps = len(recording["actions"])
     for name, row in LAYOUT.items():
         shape = recording[name].shape

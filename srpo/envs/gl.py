@@ -16,11 +16,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from srpo.errors import InputError
+
 _LIBRARIES = {"osmesa": ("OSMesa", "libosmesa6"), "egl": ("EGL", "libegl1")}
 _EGL_CUDA_DEVICE_NV = 0x323A  # of the extension EGL_NV_device_cuda
 
 
-class MissingGLError(RuntimeError):
+class MissingGLError(InputError, RuntimeError):
     """The chosen OpenGL back end cannot be used."""
 
 

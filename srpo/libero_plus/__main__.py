@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from srpo.errors import run_command
 from srpo.libero_plus.data import PlusData, PlusSources
 from srpo.libero_plus.tasks import read_tasks
 from srpo.results import ResultError
@@ -96,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from srpo.config import DIMENSIONS, STYLES
+from srpo.errors import InputError
 from srpo.runtime.files import atomic_file
 
 INIT_STATE = 0
@@ -241,23 +242,27 @@ def write_tasks(path: Path, tasks: Iterable[PlusTask]) -> None:
         writer.writerows(_row(task) for task in tasks)
 
 
+class TaskListError(InputError, ValueError):
+    """A file is no task list."""
+
+
 def read_tasks(path: Path) -> list[PlusTask]:
     """Read a task list. The names hold everything; the other columns are for people, and are checked.
 
     Raises:
-        ValueError: a line is not as `write_tasks` writes it; the message has its number.
+        TaskListError: a line is not as `write_tasks` writes it; the message has its number.
     """
     tasks = []
     with path.open(newline="", encoding="utf-8") as handle:
         rows = csv.reader(handle)
         if tuple(next(rows, ())) != COLUMNS:
-            raise ValueError(f"{path}: the first line is not {','.join(COLUMNS)}")
+            raise TaskListError(f"{path}: the first line is not {','.join(COLUMNS)}")
         for number, row in enumerate(rows, start=2):
             try:
                 task = parse(row[1] if len(row) > 1 else "")
                 if row != _row(task):
                     raise ValueError(f"the columns beside {task.name!r} do not say what the name says")
             except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
+                raise TaskListError(f"{path}, line {number}: {error}") from error
             tasks.append(task)
     return tasks

@@ -7,11 +7,11 @@ srpo policy convert FOLDER OUT    OpenVLA's layout to this project's, or back
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from srpo.config import ConfigError, Lora, Policy, did_you_mean, read_yaml, validate
 from srpo.config.resolve import CONFIGS
+from srpo.errors import run_command
 
 POLICIES = CONFIGS / "policies"
 SHARDS = 8
@@ -127,21 +127,18 @@ def main() -> None:
             help="configs/policies/NAME.yaml: the architecture of a checkpoint in OpenVLA's layout",
         )
     arguments = parser.parse_args()
-    try:
-        file = POLICIES / f"{arguments.policy}.yaml"
-        if not file.is_file():
-            names = [path.stem for path in POLICIES.glob("*.yaml")]
-            raise ConfigError(
-                f"--policy: there is no {arguments.policy!r}{did_you_mean(arguments.policy, names)}"
-            )
-        if arguments.command == "inspect":
-            is_file = arguments.path.is_file()
-            print(inspect(arguments.path, read_policy(arguments.path if is_file else file)))
-        else:
-            convert(arguments.path, arguments.out, read_policy(file))
-    except ValueError as error:  # of the configuration or the checkpoint
-        sys.exit(f"error: {error}")
+    file = POLICIES / f"{arguments.policy}.yaml"
+    if not file.is_file():
+        names = [path.stem for path in POLICIES.glob("*.yaml")]
+        raise ConfigError(
+            f"--policy: there is no {arguments.policy!r}{did_you_mean(arguments.policy, names)}"
+        )
+    if arguments.command == "inspect":
+        is_file = arguments.path.is_file()
+        print(inspect(arguments.path, read_policy(arguments.path if is_file else file)))
+    else:
+        convert(arguments.path, arguments.out, read_policy(file))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -209,7 +209,7 @@ class OpenVLAOFT(PreTrainedModel):
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(is_adapter(name))
         elif self.settings.dtype == "bfloat16":
-            raise ValueError(
+            raise CheckpointError(
                 "policy.dtype bfloat16 allows no full fine-tuning: its updates would be rounded away; "
                 "set policy.lora, or policy.dtype float32"
             )

@@ -18,6 +18,7 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from srpo.config import Encoder, Policy
+from srpo.errors import InputError
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32", "BF16", "F16"}
@@ -28,7 +29,7 @@ FEATURIZERS = ("featurizer", "fused_featurizer")
 Shape = tuple[int, ...]
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError, ValueError):
     """A policy checkpoint that cannot be loaded as it is."""
 
 

@@ -11,10 +11,17 @@ from pathlib import Path
 from typing import TypeVar
 
 import pandas as pd
-import yaml
 from pydantic import ValidationError
 
-from srpo.config import CONTROL_HZ, EvaluateStage, RewardBenchmarkStage, Section, TrainStage
+from srpo.config import (
+    CONTROL_HZ,
+    ConfigError,
+    EvaluateStage,
+    RewardBenchmarkStage,
+    Section,
+    TrainStage,
+    read_yaml,
+)
 from srpo.results import ResultError
 from srpo.results.rows import describe, read_episodes, read_rows
 from srpo.results.schemas import RL_METRICS, Schema
@@ -25,13 +32,11 @@ S = TypeVar("S", bound=Section)
 def read_config(beside: Path, stage: type[S]) -> S:
     """The resolved `config.yaml` in the folder of the result file `beside`."""
     path = beside.parent / "config.yaml"
+    if not path.is_file():
+        raise ResultError(f"{path}: no such file: {beside.name} needs its run's resolved config beside it")
     try:
-        return stage.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise ResultError(
-            f"{path}: no such file: {beside.name} needs its run's resolved config beside it"
-        ) from None
-    except (ValidationError, yaml.YAMLError) as error:
+        return stage.model_validate(read_yaml(path))
+    except (ValidationError, ConfigError) as error:
         older = "missing" in {problem["type"] for problem in getattr(error, "errors", list)()}
         hint = " (of an older version? `snakemake --forcerun config` writes it again)" if older else ""
         raise ResultError(f"{path}: no valid {stage.__name__}{hint}: {error}") from None

@@ -30,6 +30,7 @@ from srpo import optim
 from srpo.config import TrainStage, load_stage
 from srpo.demos import file_name
 from srpo.envs.libero import load_task
+from srpo.errors import run_command
 from srpo.policies.checkpoints import load_policy, save_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.results.rows import write_rows
@@ -329,4 +330,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

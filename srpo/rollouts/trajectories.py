@@ -10,13 +10,14 @@ import h5py
 import numpy as np
 
 from srpo.episode import Episode, EpisodeSpec, FailedRun
+from srpo.errors import InputError
 from srpo.runtime.files import write_with
 from srpo.world_models.base import select_frames
 
 FILE = "trajectories.h5"
 
 
-class TrajectoryError(Exception):
+class TrajectoryError(InputError):
     """Trajectories that cannot be collected, read or scored."""
 
 

@@ -9,12 +9,12 @@ import argparse
 import hashlib
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
 
+from srpo.errors import InputError, run_command
 from srpo.runtime.files import write_json
 from srpo.runtime.manifest import sha256
 
@@ -24,7 +24,7 @@ RECORD = "fetched.json"
 """What was fetched: repository, commit and each file's SHA-256."""
 
 
-class FetchError(ValueError):
+class FetchError(InputError, ValueError):
     """A checkpoint could not be downloaded, or its files are not those that were."""
 
 
@@ -114,11 +114,8 @@ def main() -> None:
     parser.add_argument("--revision", help="commit, tag or branch (default: the newest)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     arguments = parser.parse_args()
-    try:
-        fetch(arguments.checkpoint, arguments.revision, arguments.out)
-    except FetchError as error:
-        sys.exit(f"error: {error}")
+    fetch(arguments.checkpoint, arguments.revision, arguments.out)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from srpo.config import WorldModel as WorldModelConfig
+from srpo.errors import InputError
 from srpo.world_models.base import WorldModel, select_frames
 from srpo.world_models.pixel import PixelWorldModel
 
-__all__ = ["WorldModel", "load_world_model", "select_frames"]
+__all__ = ["WorldModel", "WorldModelError", "load_world_model", "select_frames"]
+
+
+class WorldModelError(InputError, ValueError):
+    """A world model's weights cannot be used."""
 
 
 def load_world_model(config: WorldModelConfig, checkpoint: Path | None, device: str = "auto") -> WorldModel:
@@ -19,8 +24,15 @@ def load_world_model(config: WorldModelConfig, checkpoint: Path | None, device: 
         device: `auto` is the GPU if there is one, else the CPU.
 
     Raises:
-        FileNotFoundError, ValueError: the weights cannot be used; the message names the folder and the fix.
+        WorldModelError: the weights cannot be used; the message names the folder and the fix.
     """
+    try:
+        return _load(config, checkpoint, device)
+    except (FileNotFoundError, ValueError) as error:
+        raise WorldModelError(str(error)) from error
+
+
+def _load(config: WorldModelConfig, checkpoint: Path | None, device: str) -> WorldModel:
     if config.kind == "pixel":
         return PixelWorldModel(config)
     import torch  # only here, so that the pixel baseline and frame selection stay light

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import VJEPA2Model
 
 from srpo.config import WorldModel as WorldModelConfig
+from srpo.config.world_model import GRID
 from srpo.world_models.base import Embedding, Frames, WorldModel
 from srpo.world_models.pretrained import (
     IMAGENET_MEAN,
@@ -21,8 +22,6 @@ from srpo.world_models.pretrained import (
 
 TOKENS_PER_BATCH = 16384
 """Patch tokens encoded at once. One clip of the released ViT-g/384 (64 frames) has 18,432: one at a time."""
-GRID = 4
-"""Cells along each side of the image that pooling `grid` keeps separate."""
 
 
 def resized_side(size: int) -> int:

@@ -84,6 +84,23 @@ def test_read_demonstrations_turns_images_and_joins_proprioception(path: Path) -
     np.testing.assert_allclose(demonstration.proprio[:, 6:], expected["obs/gripper_states"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["actions", "rewards", "obs/ee_pos"])
+def test_text_in_place_of_an_array_is_refused(path: Path, name: str) -> None:
+    with h5py.File(path, "r+") as file:
+        del file[f"data/demo_1/{name}"]
+        file[f"data/demo_1/{name}"] = "text"
+    with pytest.raises(DemonstrationError, match=r"demo_1/.* has shape"):
+        read_demonstrations(path)
+
+
+def test_an_array_in_place_of_a_demonstration_is_refused(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file["data/demo_1"]
+        file["data/demo_1"] = [1, 2]
+    with pytest.raises(DemonstrationError, match="demo_1 is no group"):
+        read_demonstrations(path)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.999])
 def test_truncated_file_is_refused_by_name(path: Path, share: float) -> None:
     content = path.read_bytes()

@@ -28,7 +28,7 @@ from transformers import (
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from srpo.config import WorldModel as WorldModelConfig
-from srpo.world_models import WorldModel, load_world_model
+from srpo.world_models import WorldModel, WorldModelError, load_world_model
 from srpo.world_models.cache import EmbeddingCache
 from srpo.world_models.image import ImageWorldModel
 from srpo.world_models.pixel import PixelWorldModel
@@ -204,7 +204,7 @@ def test_settings_that_do_not_fit_the_checkpoint(folders: dict[str, Path]) -> No
 
 
 def test_broken_checkpoints_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+    with pytest.raises(WorldModelError, match="nowhere does not exist"):
         load(tmp_path / "nowhere")
     lacking = shutil.copytree(folders["clip"], tmp_path / "lacking")
     weights = load_file(lacking / "model.safetensors")

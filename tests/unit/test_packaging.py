@@ -73,6 +73,23 @@ def test_make_installs_with_a_supported_python(minor: int, tmp_path: Path) -> No
     assert ("\npython3 -m venv .venv" in done.stdout) == supported
 
 
+def test_make_works_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    """`make demo` with programs that do nothing but tell that they were called."""
+    folder = tmp_path / "o'brien & $co"
+    (folder / ".venv/bin").mkdir(parents=True)
+    (folder / "pyproject.toml").touch()
+    (folder / ".venv/installed").touch()
+    for name in ("python", "snakemake"):
+        program = folder / ".venv/bin" / name
+        program.write_text(f'#!/bin/sh\necho {name} "$@"\n')
+        program.chmod(0o755)
+    done = subprocess.run(
+        ["make", "--file", str(ROOT / "Makefile")], cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert "snakemake --configfile configs/presets/smoke.yaml --cores all\n" in done.stdout
+    assert done.stdout.endswith(f"Done. Open {folder}/report.html\n")
+
+
 def test_every_dependency_is_explained() -> None:
     names = [re.split(r"[=<>]", line)[0] for line in PROJECT["dependencies"]]
     names += [re.split(r"[=<>]", line)[0] for line in PROJECT["optional-dependencies"]["dev"]]

@@ -26,6 +26,7 @@ from srpo.cluster.speeds import Speeds, measured, nearest, of_peak, read_rates, 
 from srpo.config import ConfigError, Protocol, TrainStage
 from srpo.config.plan import plan
 from srpo.config.resolve import load_preset
+from srpo.errors import run_command
 from srpo.policies.__main__ import POLICIES, read_policy
 
 RATES = {
@@ -323,7 +324,7 @@ def test_wrong_options(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["plan", *arguments])
     with pytest.raises(SystemExit) as ended:
-        main()
+        run_command(main)
     assert message in f"{ended.value}{capsys.readouterr().err}"
 
 

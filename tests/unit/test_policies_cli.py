@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 
+from srpo.errors import run_command
 from srpo.policies import __main__ as cli
 from srpo.policies.checkpoints import load_policy, save_policy
 from support import openvla_layout as layout
@@ -23,7 +24,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
     def call(*arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["srpo.policies", *map(str, arguments)])
-        cli.main()
+        run_command(cli.main)
         return capsys.readouterr().out
 
     return call

@@ -103,10 +103,33 @@ def test_command_line_values_are_yaml() -> None:
 
 
 def test_a_world_model_is_named_and_its_settings_are_changed() -> None:
-    layer = parse_overrides(["world_model=pixel", "world_model.frames=4", "world_model=clip"])
+    layer = parse_overrides(["world_model=clip", "world_model.frames=4"])
     assert layer.world_model == "clip"
     assert layer.values == {"world_model": {"frames": 4}}
     assert parse_overrides([]).world_model is None
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["train.steps=[1"], "command line: train.steps: not YAML: "),
+        (["train.steps=1", "train.steps=2"], "command line: train.steps is given twice"),
+        (["train.steps=1", "train={steps: 2}"], "command line: train is given twice"),
+        (["train={steps: 1, steps: 2}"], "command line: train: line 1: `steps` is there twice"),
+        (["world_model=clip", "world_model=pixel"], "command line: world_model is given twice"),
+        (["train.steps=0136"], "command line: train.steps: line 1: `0136` is read as 94"),
+        (
+            ["reward.eps_relative=on"],
+            "command line: reward.eps_relative: line 1: `on` is read as True",
+        ),
+        (["train.steps=&a [*a]"], "command line: train.steps: line 1: `*a`: aliases are not read"),
+        (["train.steps=" + "9" * 5000], "command line: train.steps: not YAML: "),
+    ],
+)
+def test_wrong_overrides(assignments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_overrides(assignments)
+    assert str(error.value).startswith(message)
 
 
 def test_overrides_are_split_as_by_a_shell() -> None:
@@ -430,6 +453,177 @@ WRONG = [
     ("base.yaml", "alpha: 0.8", "alpha: high", r"reward\.alpha: .*valid number, not 'high'"),
     ("base.yaml", "evaluate:\n(  .*\n)+", "evaluate:\n", r"evaluate: holds settings, not None"),
     ("base.yaml", "reward:", "reward: [", r"not YAML"),
+    # Keys that are there twice, and numbers and truth values of YAML 1.1.
+    (
+        "base.yaml",
+        "  env_seed: 0",
+        "  env_seed: 0\n  env_seed: 1",
+        r"line 12: `env_seed` is there twice, first in",
+    ),
+    ("presets/example.yaml", "seeds: .*", "seeds: [0]\nseeds: [1]", r"`seeds` is there twice"),
+    (
+        "variants/grpo.yaml",
+        "reward:",
+        "reward: {shaping: siirl}\nreward:",
+        r"line 3: `reward` is there twice",
+    ),
+    ("presets/example.yaml", "max_steps: 136", "max_steps: 0136", r"line 18: `0136` is read as 94"),
+    ("base.yaml", "learning_rate: 5e-6", "learning_rate: 1:30", r"`1:30` is read as 90"),
+    ("base.yaml", "alpha: 0.8", "alpha: 0_0.8", r"`0_0.8` is read as 0.8"),
+    ("base.yaml", "learning_rate: 5e-6", "learning_rate: '1_0e-6'", r"train\.learning_rate: .*valid number"),
+    ("base.yaml", "source: expert", "source: on", r"`on` is read as True: write true or false"),
+    ("base.yaml", "source: expert", "source: 2024-01-31", r"`2024-01-31` is read as a timestamp"),
+    ("base.yaml", "reward:", "reward: &x {y: *x}\ntrain:", r"`\*x`: aliases are not read"),
+    ("base.yaml", "reward:", f"reward: {'[' * 2000}", r"nested more than"),
+    # What no stage of a variant, suite or world model reads there.
+    ("variants/grpo.yaml", "reward:", "policy: {lora: null}\nreward:", r"policy: every variant starts from"),
+    ("variants/grpo.yaml", "reward:", "sft: {updates: 1}\nreward:", r"sft: every variant starts from"),
+    ("variants/grpo.yaml", "reward:", "demos: {per_task: 2}\nreward:", r"demos: a suite's variants share"),
+    (
+        "variants/grpo.yaml",
+        "reward:",
+        "reward_benchmark: {seed: 1}\nreward:",
+        r"benchmark: it has no variants",
+    ),
+    (
+        "variants/grpo.yaml",
+        "reward:",
+        "protocol: {profile: official}\nreward:",
+        r"protocol: runs that tables comp",
+    ),
+    (
+        "variants/grpo.yaml",
+        "reward:",
+        "evaluate: {states: 5}\nreward:",
+        r"evaluate: runs that tables compare",
+    ),
+    ("variants/grpo.yaml", "reward:", "plus: {seed: 5}\nreward:", r"plus: runs that tables compare"),
+    ("variants/sft.yaml", "$", "train: {steps: 5}\n", r"train: `sft` is not trained"),
+    ("variants/sft.yaml", "$", "demos: {per_task: 5}\n", r"demos: a suite's variants share"),
+    (
+        "experiments/tiny/t1.tsv",
+        SRPO_ROW,
+        OTHER + "policy.lora.rank=8",
+        r"line 4: set: policy: every variant",
+    ),
+    ("experiments/tiny/t1.tsv", SRPO_ROW, OTHER + "evaluate.states=5", r"line 4: set: evaluate: runs that"),
+    (
+        "experiments/tiny/t1.tsv",
+        SRPO_ROW,
+        OTHER + "protocol.max_steps=5",
+        r"line 4: set: protocol: runs that",
+    ),
+    (
+        "suites/libero_goal.yaml",
+        "protocol:",
+        "protocol:\n  image_size: 8",
+        r"protocol\.image_size: suites of one",
+    ),
+    (
+        "suites/libero_goal.yaml",
+        "protocol:",
+        "world_model: {frames: 8}\nprotocol:",
+        r"world_model: all suites share",
+    ),
+    (
+        "presets/example.yaml",
+        "settings:",
+        "suite_settings: {libero_goal: {protocol: {profile: official}}}\nsettings:",
+        r"suite_settings\.libero_goal\.protocol\.profile: suites of one table",
+    ),
+    (
+        "world_models/pixel.yaml",
+        "world_model:",
+        "train: {steps: 5}\nworld_model:",
+        r"train: this file describes",
+    ),
+    # What a row says and its training does not read.
+    (
+        "experiments/tiny/t1.tsv",
+        SRPO_ROW,
+        OTHER + "reward.references=mean reward.eps=1",
+        r"set: reward\.eps: is not",
+    ),
+    (
+        "experiments/tiny/t1.tsv",
+        SRPO_ROW,
+        OTHER + "reward.shaping=siirl reward.alpha=1",
+        r"reward\.alpha: is not read",
+    ),
+    (
+        "experiments/tiny/t1.tsv",
+        SRPO_ROW,
+        UNUSED.replace("=pixel", ".frames=8"),
+        r"set: world_model: is not read",
+    ),
+    (
+        "experiments/tiny/t1.tsv",
+        SRPO_ROW,
+        OTHER + "train.evaluate_states=3",
+        r"train\.evaluate_states: is not read",
+    ),
+    ("variants/grpo.yaml", "  shaping: none", "  shaping: none\n  alpha: 0.3", r"reward\.alpha: is not read"),
+    (
+        "experiments/tiny/t1.tsv",
+        SRPO_ROW,
+        "other\tOther\tours\tsrpo-offline\ttrain.clip_high=0.2",
+        r"line 4: set: train\.clip_high: is not read",
+    ),
+    # What would plan, and fail in hours.
+    (
+        "policies/tiny.yaml",
+        "dtype: float32",
+        "dtype: bfloat16",
+        r"bfloat16 allows no training of all weights",
+    ),
+    ("policies/tiny.yaml", "read_block: -1", "read_block: -2", r"read_block -2: depth is only 1 blocks"),
+    ("policies/tiny.yaml", "read_block: -1", "read_block: 0", r"read_block: .*less than or equal to -1"),
+    ("policies/tiny.yaml", r"std: .*", "std: [0.5, 0, 0.5]", r"std\.1: .*greater than 0"),
+    (
+        "policies/tiny.yaml",
+        "mlp_ratio: 4",
+        "mlp_ratio: 0.001",
+        r"mlp_ratio 0.001 of hidden_size 128 is no width",
+    ),
+    ("policies/tiny.yaml", "revision: null", "revision: abc", r"revision 'abc' without a checkpoint"),
+    ("world_models/pixel.yaml", "revision: null", "revision: abc", r"revision 'abc' without a checkpoint"),
+    (
+        "base.yaml",
+        r"dimensions: .*",
+        "dimensions: [camera, camera]",
+        r"dimensions \['camera', 'camera'\] repeat",
+    ),
+    ("base.yaml", r"trackers: .*", "trackers: [wandb, wandb]", r"trackers \['wandb', 'wandb'\] repeat"),
+    ("world_models/vjepa2-tiny.yaml", r"scenes: .*", "scenes: [3, 3]", r"scenes \[3, 3\] repeat"),
+    ("world_models/vjepa2-tiny.yaml", r"scenes: .*", "scenes: [90]", r"scenes\.0: .*less than 90"),
+    (
+        "world_models/vjepa2-tiny.yaml",
+        "patch_size: 16",
+        "patch_size: 32",
+        r"has 2 × 2 patches of patch_size 32",
+    ),
+    (
+        "world_models/vjepa2-tiny.yaml",
+        "batch_size: 8",
+        "batch_size: 1",
+        r"batch_size: .*greater than or equal to 2",
+    ),
+    (
+        "base.yaml",
+        "max_episodes: 4000",
+        "max_episodes: 200",
+        r"max_episodes 200 is below successes \+ failures, 250",
+    ),
+    ("base.yaml", "env_seed: 0", f"env_seed: {2**32}", r"env_seed: .*less than 4294967296"),
+    ("presets/example.yaml", "name: example", f"name: {'a' * 300}", r"name: .*at most 100 characters"),
+    ("presets/example.yaml", "policy: tiny", f"policy: {'a' * 300}", r"policy: there is no"),
+    ("presets/example.yaml", "policy: tiny", "policy: ../policies/tiny", r"policy: there is no"),
+    (
+        "experiments/tiny/t1.tsv",
+        "srpo\tSRPO",
+        f"{'a' * 300}\tSRPO",
+        r"line 4: name: 300 characters are too many",
+    ),
 ]
 
 
@@ -443,6 +637,49 @@ def test_what_cannot_be_fails_naming_file_and_key(
         plan_of(configs, "example")
     assert time.process_time() - start < 3
     assert re.search(f"{re.escape(file)}.*: .*{message}", str(error.value)), str(error.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "policy.checkpoint=/data/polcy",
+        "policy.checkpoint=policy",
+        "policy.checkpoint='lab/sft-{siute}'",
+        "demos.source=exprt",
+        "plus.assets=/data/assets",
+        "train.trackers='[trackio]'",
+    ],
+)
+def test_what_is_not_on_this_machine(override: str) -> None:
+    """Told before runs that are to be made here, and not to who looks at their plan or results."""
+    loaded, source = load_preset("smoke")
+    overrides = split_overrides(override)
+    assert plan(loaded, source, CONFIGS, overrides).stages
+    with pytest.raises(ConfigError) as error:
+        plan(loaded, source, CONFIGS, overrides, here=True)
+    setting = override.partition("=")[0]
+    assert str(error.value).startswith(f"command line: {setting}: ")
+
+
+def test_what_is_on_this_machine(tmp_path: Path) -> None:
+    loaded, source = load_preset("paper")
+    assert plan(loaded, source, here=True).stages, "checkpoints of the hub"
+    overrides = [f"policy.checkpoint={tmp_path}", f"plus.assets={tmp_path}"]
+    assert plan(loaded, source, overrides=overrides, here=True).stages
+    with pytest.raises(ConfigError, match=r"world_models\.3\.checkpoint: /no/model is neither a folder here"):
+        plan(loaded, source, overrides=["world_model.checkpoint=/no/model"], here=True)
+
+
+def test_bfloat16_is_for_adapters_and_for_policies_that_are_not_trained(configs: Path) -> None:
+    overrides = ["policy.lora=null"]
+    with pytest.raises(
+        ConfigError, match=r"^configs/policies/openvla-7b\.yaml: policy\.dtype: bfloat16 allows"
+    ):
+        plan_of(configs, "paper", *overrides)
+    for table in ("t1", "t2", "f2", "ablations"):
+        (configs / f"experiments/paper/{table}.tsv").write_text(HEADER + "sft\tSFT\tbaseline\tsft\n")
+    spoil(configs / "presets/paper.yaml", r"  f2: .*\n", "")
+    assert plan_of(configs, "paper", *overrides).stages
 
 
 def test_command_line() -> None:

@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 from srpo import reward_benchmark
 from srpo.config import RewardBenchmarkStage
 from srpo.episode import Episode, EpisodeSpec, FailedRun
+from srpo.errors import run_command
 from srpo.results.rows import read_rows
 from srpo.results.schemas import BENCHMARK, CURVES
 from srpo.reward_benchmark import (
@@ -257,7 +258,7 @@ def command(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str = "pixel") 
     arguments += f" --trajectories {folder}/trajectories --out {out}"
     arguments += f" --scratch {folder}/scratch --curves {folder}/pixel-curves.parquet"
     monkeypatch.setattr("sys.argv", ["reward_benchmark", *arguments.split()])
-    reward_benchmark.main()
+    run_command(reward_benchmark.main)
     return out
 
 

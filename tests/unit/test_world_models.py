@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, VJEPA2Config, VJEPA2Model
 
 from srpo.config import WorldModel as WorldModelConfig
-from srpo.world_models import WorldModel, load_world_model, select_frames
+from srpo.world_models import WorldModel, WorldModelError, load_world_model, select_frames
 from srpo.world_models.pixel import area_weights
 from srpo.world_models.pretrained import IMAGENET_MEAN, IMAGENET_STD
 from srpo.world_models.vjepa2 import preprocess
@@ -255,21 +255,21 @@ def test_an_embedding_that_is_not_finite_comes_back_as_it_is(folder: Path, tmp_p
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere.*does not exist.*world_model\.checkpoint"):
+    with pytest.raises(WorldModelError, match=r"nowhere.*does not exist.*world_model\.checkpoint"):
         load_world_model(VJEPA2, tmp_path / "nowhere")
 
 
 def test_folder_without_config(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+    with pytest.raises(WorldModelError, match=r"has no config\.json"):
         load_world_model(VJEPA2, tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "vje')
-    with pytest.raises(FileNotFoundError, match=r"no readable config\.json"):
+    with pytest.raises(WorldModelError, match=r"no readable config\.json"):
         load_world_model(VJEPA2, tmp_path)
 
 
 def test_hub_model_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match="owner/model has no"):
+    with pytest.raises(WorldModelError, match="owner/model has no"):
         load_world_model(VJEPA2, None)
 
 

@@ -138,6 +138,27 @@ def test_mistakes_fail_at_parse_time(tmp_path: Path) -> None:
     assert seconds() - start < 2 * importing + 2
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("group_size: 4", "group_size: 4\n    group_size: 8", "line 24: `group_size` is there twice"),
+        ("max_steps: 136", "max_steps: 0136", "line 18: `0136` is read as 94"),
+        (
+            "settings:",
+            "settings:\n  demos: {source: /no/demos}",
+            "demos.source: /no/demos is neither `expert` nor",
+        ),
+    ],
+)
+def test_what_snakemake_would_read_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    """Its own reader takes the last of two equal keys, and octal numbers. Folders must be there."""
+    preset = tmp_path / "mine.yaml"
+    preset.write_text((ROOT / "tests/example.yaml").read_text().replace(old, new))
+    done = run(tmp_path, "--dry-run", "--configfile", str(preset), snakefile=ROOT / "Snakefile")
+    assert done.returncode != 0 and f"mine.yaml: {message}" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
 def test_a_preset_is_not_mixed_with_smoke(tmp_path: Path) -> None:
     """What a preset leaves out is missing; it does not come from the default preset."""
     preset = tmp_path / "mine.yaml"

@@ -9,7 +9,7 @@ from snakemake.exceptions import WorkflowError
 from srpo.analysis.drawings import DRAWINGS, OUTPUTS
 from srpo.cluster import resources
 from srpo.cluster.resources import GROUPS, scratch_path, sweep_size
-from srpo.config import STAGES, ConfigError, Preset, validate
+from srpo.config import STAGES, ConfigError, Preset, read_yaml, validate
 from srpo.config.layers import split_overrides
 from srpo.config.plan import plan
 from srpo.config.resolve import to_yaml
@@ -25,10 +25,12 @@ def make_plan():
     settings = dict(config)
     overrides = settings.pop("set", "")
     try:
-        if isinstance(overrides, str):
-            overrides = split_overrides(overrides)
+        if not isinstance(overrides, list):
+            overrides = split_overrides(str(overrides))
+        for file in workflow.configfiles:  # Snakemake's own reader takes the last of two equal keys
+            read_yaml(Path(os.path.relpath(file)))
         preset = validate(Preset, settings, PRESET_FILES)
-        return plan(preset, PRESET_FILES, ROOT / "configs", overrides)
+        return plan(preset, PRESET_FILES, ROOT / "configs", list(map(str, overrides)), here=True)
     except ConfigError as error:
         raise WorkflowError(str(error)) from None
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from statsmodels.stats.multitest import multipletests
 
 from srpo.analysis.report.validate import result_files
 from srpo.analysis.stats import ALPHA, paired_difference
 from srpo.analysis.text import p_text, percent
+from srpo.config import read_yaml
+from srpo.errors import run_command
 from srpo.results import ResultError
 from srpo.results.rows import check_episodes, read_rows
 from srpo.results.schemas import EPISODES, IDENTITY
@@ -45,7 +46,7 @@ def changes(first: Any, second: Any) -> dict[str, tuple[Any, Any]]:
 def settings(folder: Path) -> dict[str, Any]:
     """Every resolved config.yaml below a folder, by its path there."""
     files = sorted(folder.rglob("config.yaml"))
-    return {str(f.relative_to(folder)): yaml.safe_load(f.read_text(encoding="utf-8")) for f in files}
+    return {str(f.relative_to(folder)): read_yaml(f) for f in files}
 
 
 def versions(folder: Path) -> dict[str, str]:
@@ -143,4 +144,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -38,6 +38,7 @@ from srpo.analysis.typeset import to_markdown
 from srpo.config.plan import plan
 from srpo.config.resolve import load_preset
 from srpo.config.sheets import SFT
+from srpo.errors import run_command
 from srpo.results import ResultError
 from srpo.runtime.files import write_text
 
@@ -257,4 +258,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

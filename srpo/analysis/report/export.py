@@ -25,6 +25,7 @@ from srpo.analysis.figures import f1
 from srpo.analysis.report.compare import MACHINE
 from srpo.analysis.report.validate import SAMPLED
 from srpo.config import PlusStage
+from srpo.errors import run_command
 from srpo.libero_plus.sweep import expected_episodes
 from srpo.libero_plus.tasks import read_tasks, write_tasks
 from srpo.results import ResultError
@@ -126,4 +127,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

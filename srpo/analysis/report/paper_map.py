@@ -19,6 +19,7 @@ from srpo.analysis.typeset import to_markdown
 from srpo.config import EvaluateStage, PlusStage, RewardBenchmarkStage, TrainStage
 from srpo.config.plan import Plan, plan
 from srpo.config.resolve import CONFIGS, load_preset
+from srpo.errors import run_command
 from srpo.libero_plus.tasks import count
 from srpo.runtime.files import write_text
 
@@ -183,4 +184,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from srpo.errors import run_command
 from srpo.results import ResultError
 from srpo.results.rows import check_episodes, read_rows
 from srpo.results.schemas import (
@@ -76,4 +77,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

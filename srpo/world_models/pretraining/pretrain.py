@@ -18,12 +18,12 @@ import csv
 import json
 import logging
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from srpo.config import ConfigError, WorldModelStage, load_stage
-from srpo.envs.gl import MissingGLError, require_gl
+from srpo.envs.gl import require_gl
+from srpo.errors import run_command
 from srpo.runtime.files import atomic_directory, write_json
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import write_manifest
@@ -127,13 +127,10 @@ def main() -> None:
     if arguments.workers < 1:
         parser.error(f"--workers {arguments.workers}: at least 1")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    try:
-        config = load_stage(arguments.config, WorldModelStage)
-        with lock_held(arguments.scratch):
-            pretrain(config, arguments.out, arguments.scratch, arguments.workers)
-    except (ConfigError, MissingGLError) as error:
-        sys.exit(f"error: {error}")
+    config = load_stage(arguments.config, WorldModelStage)
+    with lock_held(arguments.scratch):
+        pretrain(config, arguments.out, arguments.scratch, arguments.workers)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -1,0 +1,37 @@
+"""Which settings a training does not read, given its other settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from srpo.config.reward import needs_world_model
+
+
+def unread(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted key of a setting, or name of a section, that a training leaves unread → why.
+
+    Args:
+        settings: of all sections, complete or not, and valid or not.
+    """
+    reward, train = settings.get("reward", {}), settings.get("train", {})
+    shaping, references = reward.get("shaping"), reward.get("references")
+    found: dict[str, str] = {}
+    if references != "dbscan":
+        why = f"reward.references is `{references}`, not `dbscan`"
+        found |= dict.fromkeys(("reward.eps", "reward.eps_relative", "reward.min_samples"), why)
+    if shaping == "siirl":
+        found["reward.alpha"] = "reward.shaping `siirl` has an upper bound of its own"
+    if shaping == "none":
+        names = ("alpha", "scope", "references", "eps", "eps_relative", "min_samples")
+        found |= {f"reward.{name}": "reward.shaping is `none`" for name in names}
+    if not needs_world_model(shaping, references):
+        found["world_model"] = (
+            "reward.shaping `none` and reward.references `simulator` go without a world model"
+        )
+    if train.get("offline") is not None:
+        why = "train.offline has another loss, which clips no ratio"
+        found |= {"train.clip_low": why, "train.clip_high": why}
+    if not train.get("evaluate_every"):
+        found["train.evaluate_states"] = "train.evaluate_every is 0"
+    return found

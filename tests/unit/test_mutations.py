@@ -1,0 +1,20 @@
+"""Mutated configurations, demonstrations and checkpoints: the short form of tests/fuzz.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from support.mutations import TARGETS, Target, fault
+
+MUTATIONS = 60
+"""Of each input."""
+
+
+@pytest.mark.parametrize("kind", TARGETS, ids=lambda kind: kind.name)
+def test_mutated_inputs_are_read_or_refused(kind: type[Target], tmp_path: Path) -> None:
+    target = kind(tmp_path)
+    outcomes = [fault(target, seed) for seed in range(MUTATIONS)]
+    assert [found for found, _ in outcomes if found] == []
+    assert 0 < sum(refused for _, refused in outcomes) < MUTATIONS, "some are refused, some are not"
