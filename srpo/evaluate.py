@@ -1,5 +1,7 @@
 """Evaluation on LIBERO or LIBERO-Plus: one row per episode, resumable; a crash is not a failure.
 
+If less than half of the greedy, or of the sampled, episodes could be run, it ends with an error.
+
 srpo evaluate --config CONFIG --policy FOLDER --out EPISODES.parquet --scratch FOLDER \\
     [--sampled SAMPLED.parquet] [--paths PATHS.parquet] [--videos FOLDER]
 srpo evaluate ... --plus TASKS.csv --plus-data DATA.zip --shard 0/4
@@ -33,7 +35,7 @@ from srpo.policies.checkpoints import load_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.results.rows import protocol_json, write_rows
 from srpo.results.schemas import EPISODES, PATHS
-from srpo.rollouts.policy_runner import PolicyRunner
+from srpo.rollouts.policy_runner import PolicyRunner, require_most_ran
 from srpo.runtime.files import atomic_directory, write_json, write_text, write_with
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import fingerprint, sha256, write_manifest
@@ -223,6 +225,10 @@ def evaluate(
 
     Args:
         plus: LIBERO-Plus tasks that cannot run with these sources get their rows without being tried.
+
+    Raises:
+        CheckpointError: the policy cannot be used.
+        SystemExit: too few episodes could be run; nothing is written, and what ran stays in the journal.
     """
     policy = load_policy(policy_folder, "cuda" if torch.cuda.is_available() else "cpu")
     digest = sha256(policy_folder)
@@ -241,11 +247,17 @@ def evaluate(
     wanted = {_spec_key(spec) for spec in runnable}
     rows = sorted([*refused, *(row for row in journal.rows if _row_key(row) in wanted)], key=_row_key)
     assert len(rows) == len(specs)
+    statuses = {
+        kind: Counter(row["status"] for row in rows if (row["temperature"] > 0) == is_sampled)
+        for kind, is_sampled in (("greedy", False), ("sampled", True))
+    }
+    for kind, counts in statuses.items():
+        ran = counts["success"] + counts["failure"]
+        require_most_ran(ran, counts["infra_error"], f"{config.suite}, {config.variant}, {kind}")
     write_outputs(outputs, rows, recordings)
     manifest = outputs.episodes.with_suffix(".manifest.json")
     write_manifest(manifest, config, policy=digest, workers=workers)
-    for kind, is_sampled in (("greedy", False), ("sampled", True)):
-        counts = Counter(row["status"] for row in rows if (row["temperature"] > 0) == is_sampled)
+    for kind, counts in statuses.items():
         if counts:
             print(
                 f"{counts['success']} of {counts['success'] + counts['failure']} {kind} episodes succeeded, "

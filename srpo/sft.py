@@ -206,6 +206,13 @@ class FineTuner:
         self.model = PolicyWithHead(self.policy, sft).to(self.device)
         self.policy.make_trainable()
         self.statistics = self.policy.statistics(config.suite)
+        if sft.auxiliary:
+            try:
+                action_tokens.require_statistics(self.statistics.get("proprio"), PROPRIO_DIM)
+            except ValueError as error:
+                raise CheckpointError(
+                    f"sft.auxiliary needs the policy's statistics of proprioception: {error}; set it to 0"
+                ) from None
         self.samples = build_samples(demonstrations, sft.stride, self.statistics["action"])
         optimiser = optim.adamw(self.model, sft.learning_rate, sft.weight_decay, BETAS)
         self.wrapped_model, self.optimiser = self.accelerator.prepare(self.model, optimiser)

@@ -49,7 +49,7 @@ from srpo.rl.score import BatchScores, distances_to_goal, embed_batch, embed_exp
 from srpo.rl.tracking import make_accelerator, scalars, start_trackers
 from srpo.rl.update import Learner, update_policy
 from srpo.rollouts.episode_store import EpisodeStore
-from srpo.rollouts.policy_runner import PolicyRunner
+from srpo.rollouts.policy_runner import PolicyRunner, require_most_ran
 from srpo.runtime.checkpoint import Checkpoints
 from srpo.runtime.distributed import is_sharded, require_full_training, sync_weights
 from srpo.runtime.locks import lock_held
@@ -122,6 +122,7 @@ class Trainer:
         """The initial policy ready for training, its optimiser, and the reference of the KL penalty."""
         train = self.config.train
         policy = load_policy(self.folders.policy, self.accelerator.device)
+        policy.statistics(self.config.suite)  # an error, if there are none
         # One mode throughout: sampling and learning must see the same network. It has no dropout to lose.
         policy.eval()
         torch.manual_seed(self.config.seed)  # adapters start at random
@@ -250,7 +251,9 @@ class Trainer:
         if not every or step % every:
             return Batch()
         specs = evaluation_specs(self.config)
-        return self.start_rollouts().run_round(step, specs, f"evaluation {step}")
+        batch = self.start_rollouts().run_round(step, specs, f"evaluation {step}")
+        require_most_ran(len(batch.outcomes), batch.errors, f"evaluation in step {step}")
+        return batch
 
     def log(self, record: StepRecord) -> None:
         """Keep the step's rows, and show them."""

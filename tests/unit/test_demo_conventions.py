@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import os
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +24,7 @@ from srpo.demos.official import import_all
 from srpo.envs.libero import load_task
 from support.demonstrations import late, recording
 from support.fine_tuning import stage
+from support.permissions import as_nobody, readable_by_all
 from support.policies import small_settings
 
 NAME = file_name(load_task("libero_goal", 8).name)
@@ -184,22 +182,9 @@ def test_the_import_says_which_alignment_it_found(tmp_path: Path, capsys: pytest
 @pytest.fixture
 def file() -> Iterator[Path]:
     """A whole file, in a folder that everyone may enter."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
-        write_recordings(Path(folder) / NAME, {}, [recording(12)])
-        yield Path(folder) / NAME
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Without root's right to read everything, where the tests run as root."""
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
+    with readable_by_all() as folder:
+        write_recordings(folder / NAME, {}, [recording(12)])
+        yield folder / NAME
 
 
 def test_a_locked_file_is_not_called_corrupt(file: Path) -> None:

@@ -75,6 +75,13 @@ def test_infrastructure_errors_are_set_apart(scratch: Path) -> None:
     assert [o.tokens for o in result.outcomes] == [7 * o.steps for o in result.outcomes]
 
 
+@pytest.mark.parametrize("successes", ["x" * 8, "10xxxxx1"])
+def test_a_step_of_which_too_little_ran_ends_the_run(scratch: Path, successes: str) -> None:
+    config = stage({"prompts": 2, "minibatch": 2})
+    with pytest.raises(SystemExit, match=r"step 1: (8|5) of 8 episodes could not be run"):
+        collect.collect_batch(config, 1, collector(ScriptedRunner(small_policy(), successes), scratch))
+
+
 def test_episodes_that_were_kept_are_not_run_again(scratch: Path) -> None:
     config = stage({"prompts": 2, "minibatch": 2})
     first = ScriptedRunner(small_policy(), "10101x00")
