@@ -30,7 +30,7 @@ from srpo.policies.weights import CheckpointError
 from srpo.results.rows import write_rows
 from srpo.results.schemas import SFT_METRICS
 from srpo.runtime.checkpoint import Checkpoints
-from srpo.runtime.distributed import is_sharded, make_accelerator, require_full_training
+from srpo.runtime.distributed import full_tensor, is_sharded, make_accelerator, require_full_training
 from srpo.runtime.hub import verify
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import fingerprint, sha256, write_manifest
@@ -256,7 +256,10 @@ class FineTuner:
         self.finish(out)
 
     def update(self, update: int, rate: float) -> list[float]:
-        """One update. Returns loss, cross entropy and position error, averaged over processes."""
+        """One update. Returns loss, cross entropy and position error, averaged over processes.
+
+        Raises SystemExit, in all processes, if the loss or the gradient is not finite.
+        """
         config, samples, accelerator = self.config, self.samples, self.accelerator
         # Seeded by (seed, update): the same batches whether or not the run was interrupted.
         rng = np.random.default_rng([config.seed, update])
@@ -277,11 +280,12 @@ class FineTuner:
         optim.set_learning_rate(self.optimiser, rate)
         self.optimiser.zero_grad()
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(self.wrapped_model.parameters(), config.sft.grad_clip)
-        self.optimiser.step()
+        norm = full_tensor(accelerator.clip_grad_norm_(self.wrapped_model.parameters(), config.sft.grad_clip))
         means: list[float] = accelerator.reduce(
             torch.stack([loss.detach(), cross_entropy.detach(), error]), "mean"
         ).tolist()
+        optim.require_finite(f"update {update + 1}", means[0], float(norm))
+        self.optimiser.step()
         return means
 
     def log(self, window: list[list[float]], rate: float) -> None:

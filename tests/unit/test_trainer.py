@@ -210,6 +210,36 @@ def test_an_update_makes_better_episodes_likelier() -> None:
     assert surrogate() > before
 
 
+def test_a_gradient_that_is_not_finite_changes_nothing_and_ends_the_run() -> None:
+    """In the second of two mini-batches: what the first did stays."""
+    config, policy = stage({"minibatch": 2}), small_policy()
+    data = batch(config, "1100" + "1010" + "0001" + "1110", policy)
+    calls = iter(range(100))
+    weights = []
+
+    def spoilt(gradient: torch.Tensor) -> torch.Tensor:
+        weights.append(policy.projector.fc1.weight.detach().clone())
+        return gradient * (torch.nan if next(calls) else 1.0)
+
+    policy.projector.fc1.weight.register_hook(spoilt)
+    optimiser = torch.optim.SGD(policy.parameters(), lr=0.01)
+    with pytest.raises(SystemExit, match=r"^error: step 1, epoch 1, mini-batch 2: the loss is .*norm nan"):
+        learn(config, policy, None, optimiser, data, scored(config, data))
+    assert len(weights) == 2 and not torch.equal(weights[0], weights[1])
+    assert torch.equal(policy.projector.fc1.weight, weights[1])
+
+
+def test_a_loss_that_is_not_finite_ends_a_run_without_results(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(trainer, "PolicyRunner", RecordedRollouts)
+    save_policy(small_policy(), tmp_path / "initial")
+    folders = trainer.Folders(tmp_path / "initial", tmp_path / "out", tmp_path / "scratch")
+    with pytest.raises(SystemExit, match=r"step 1, epoch 1, mini-batch 2: the loss is (nan|inf)"):
+        trainer.Trainer(stage({"learning_rate": 1e30}), folders, workers=1).train()
+    assert not (tmp_path / "out").exists() and not list((tmp_path / "scratch").glob("checkpoint-*"))
+
+
 def test_micro_batches_are_prefetched_in_their_order() -> None:
     """Not all at once, whose pictures are gigabytes; an error of the thread is the update's."""
     made: list[int] = []
