@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 from srpo.config import CONTROL_HZ, EvaluateStage, PlusStage, load_stage
-from srpo.envs.libero import asset_folder, load_task
+from srpo.envs.libero import asset_folder, libero_record, load_task
 from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.libero_plus.data import PlusData, PlusSources, unavailable_reason
 from srpo.libero_plus.sweep import sweep_tasks
@@ -227,9 +227,11 @@ def evaluate(
         plus: LIBERO-Plus tasks that cannot run with these sources get their rows without being tried.
 
     Raises:
+        LiberoError: the suite that is installed is not LIBERO's.
         CheckpointError: the policy cannot be used.
         SystemExit: too few episodes could be run; nothing is written, and what ran stays in the journal.
     """
+    libero = libero_record(config.suite)
     policy = load_policy(policy_folder, "cuda" if torch.cuda.is_available() else "cpu")
     digest = sha256(policy_folder)
     journal = Journal(scratch, fingerprint(config.model_dump_json(), digest, mujoco.__version__))
@@ -256,7 +258,7 @@ def evaluate(
         require_most_ran(ran, counts["infra_error"], f"{config.suite}, {config.variant}, {kind}")
     write_outputs(outputs, rows, recordings)
     manifest = outputs.episodes.with_suffix(".manifest.json")
-    write_manifest(manifest, config, policy=digest, workers=workers)
+    write_manifest(manifest, config, policy=digest, libero=libero, workers=workers)
     for kind, counts in statuses.items():
         if counts:
             print(

@@ -193,16 +193,19 @@ def collect(config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path
     Finished rollouts are kept in `scratch`, so that an interrupted run loses only those in progress.
 
     Raises:
+        LiberoError: the suite that is installed is not LIBERO's.
         TrajectoryError: the policy or OpenGL cannot be loaded.
         SystemExit: too few rollouts could be run.
     """
     import torch  # here, so that --help and errors in the configuration come at once
 
     from srpo.envs.gl import MissingGLError, require_gl
+    from srpo.envs.libero import libero_record
     from srpo.policies.checkpoints import load_policy
     from srpo.policies.weights import CheckpointError
     from srpo.rollouts.policy_runner import PolicyRunner, require_most_ran
 
+    libero = libero_record(config.suite)
     try:
         require_gl()
         loaded = load_policy(policy, "cuda" if torch.cuda.is_available() else "cpu")
@@ -223,7 +226,9 @@ def collect(config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path
     require_most_ran(len(records) - len(failed), len(failed), f"{config.suite}, trajectories")
     with atomic_directory(out) as folder:
         write_collections(config, collections, folder / FILE)
-        write_manifest(folder / "manifest.json", config, policy=sha256(policy), workers=workers)
+        write_manifest(
+            folder / "manifest.json", config, policy=sha256(policy), libero=libero, workers=workers
+        )
     shutil.rmtree(scratch)
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from srpo import optim
 from srpo.config import Sft, SftStage, load_stage
 from srpo.demos import Demonstration, file_name, read_demonstrations
+from srpo.envs.libero import libero_record, load_task  # only names and files; nothing is simulated
 from srpo.episode import ACTION_DIM, CHUNK, PROPRIO_DIM, TOKENS
 from srpo.policies import action_tokens
 from srpo.policies.checkpoints import create_policy, load_policy, save_policy
@@ -338,8 +339,6 @@ def train(config: SftStage, demos: Path, out: Path, scratch: Path, checkpoint: P
 
 
 def _task_name(config: SftStage, task_id: int) -> str:
-    from srpo.envs.libero import load_task  # only names; nothing is simulated
-
     return load_task(config.suite, task_id).name
 
 
@@ -356,9 +355,14 @@ def write_results(
     if not writer:
         return
     write_rows(out / "metrics.csv", rows or [], SFT_METRICS)
-    parameters = sum(p.numel() for p in policy.parameters())
-    digest = sha256(out / "policy")
-    write_manifest(out / "manifest.json", config, inputs=inputs or {}, parameters=parameters, policy=digest)
+    write_manifest(
+        out / "manifest.json",
+        config,
+        inputs=inputs or {},
+        parameters=sum(p.numel() for p in policy.parameters()),
+        policy=sha256(out / "policy"),
+        libero=libero_record(config.suite),
+    )
 
 
 def main() -> None:

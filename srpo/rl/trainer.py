@@ -29,7 +29,7 @@ from tqdm import tqdm
 from srpo import optim
 from srpo.config import TrainStage, load_stage
 from srpo.demos import file_name
-from srpo.envs.libero import load_task
+from srpo.envs.libero import libero_record, load_task
 from srpo.policies.checkpoints import load_policy, save_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.results.rows import write_rows
@@ -90,6 +90,7 @@ class Trainer:
         """
         self.config, self.folders, self.workers = config, folders, workers
         self.online = config.train.offline is None
+        self.libero = libero_record(config.suite)
         self.accelerator = make_accelerator(config.train.trackers, folders.out)
         self.learner = self.load_learner()
         self.world_model = None
@@ -302,6 +303,7 @@ class Trainer:
                 self.config,
                 inputs=self.inputs,
                 policy=sha256(out / "policy"),
+                libero=self.libero,
                 workers=self.workers,
                 processes=self.accelerator.num_processes,
             )
