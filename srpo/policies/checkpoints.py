@@ -74,8 +74,8 @@ def save_policy(model: OpenVLAOFT, folder: Path, writer: bool = True) -> None:
 def save_openvla(model: OpenVLAOFT, folder: Path) -> None:
     """Write a policy that was loaded from OpenVLA's layout in that layout, atomically.
 
-    Adapters are merged, since that layout has none. The unused parts of the vision transformers were not
-    loaded and are written as zeros.
+    Adapters are merged, since that layout has none, and merged weights are float32, whatever the others are.
+    The unused parts of the vision transformers were not loaded and are written as zeros.
 
     Raises:
         CheckpointError: the policy was not loaded from OpenVLA's layout, whose config.json names timm models.

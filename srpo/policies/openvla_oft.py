@@ -238,7 +238,7 @@ class OpenVLAOFT(PreTrainedModel):
                 self.set_submodule(name, LoraLinear(part, lora.rank, lora.alpha))
 
     def merged_state_dict(self) -> dict[str, torch.Tensor]:
-        """The weights by checkpoint name, with adapters merged and rounded to the weights' precision."""
+        """The weights by checkpoint name; those with adapters are merged, in float32."""
         merged = {name: t for name, t in self.state_dict().items() if not is_adapter(name)}
         for path, part in self.named_modules():
             if isinstance(part, LoraLinear):
