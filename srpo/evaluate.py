@@ -1,5 +1,7 @@
 """Evaluation on LIBERO or LIBERO-Plus: one row per episode, resumable; a crash is not a failure.
 
+If less than half of the greedy, or of the sampled, episodes could be run, it ends with an error.
+
 srpo evaluate --config CONFIG --policy FOLDER --out EPISODES.parquet --scratch FOLDER \\
     [--sampled SAMPLED.parquet] [--paths PATHS.parquet] [--videos FOLDER]
 srpo evaluate ... --plus TASKS.csv --plus-data DATA.zip --shard 0/4
@@ -24,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 from srpo.config import CONTROL_HZ, EvaluateStage, PlusStage, load_stage
-from srpo.envs.libero import asset_folder, load_task
+from srpo.envs.libero import asset_folder, libero_record, load_task
 from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.errors import run_command
 from srpo.libero_plus.data import PlusData, PlusSources, unavailable_reason
@@ -34,7 +36,7 @@ from srpo.policies.checkpoints import load_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.results.rows import protocol_json, write_rows
 from srpo.results.schemas import EPISODES, PATHS
-from srpo.rollouts.policy_runner import PolicyRunner
+from srpo.rollouts.policy_runner import PolicyRunner, require_most_ran
 from srpo.runtime.files import atomic_directory, write_json, write_text, write_with
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import fingerprint, sha256, write_manifest
@@ -224,7 +226,13 @@ def evaluate(
 
     Args:
         plus: LIBERO-Plus tasks that cannot run with these sources get their rows without being tried.
+
+    Raises:
+        LiberoError: the suite that is installed is not LIBERO's.
+        CheckpointError: the policy cannot be used.
+        SystemExit: too few episodes could be run; nothing is written, and what ran stays in the journal.
     """
+    libero = libero_record(config.suite)
     policy = load_policy(policy_folder, "cuda" if torch.cuda.is_available() else "cpu")
     digest = sha256(policy_folder)
     journal = Journal(scratch, fingerprint(config.model_dump_json(), digest, mujoco.__version__))
@@ -242,11 +250,17 @@ def evaluate(
     wanted = {_spec_key(spec) for spec in runnable}
     rows = sorted([*refused, *(row for row in journal.rows if _row_key(row) in wanted)], key=_row_key)
     assert len(rows) == len(specs)
+    statuses = {
+        kind: Counter(row["status"] for row in rows if (row["temperature"] > 0) == is_sampled)
+        for kind, is_sampled in (("greedy", False), ("sampled", True))
+    }
+    for kind, counts in statuses.items():
+        ran = counts["success"] + counts["failure"]
+        require_most_ran(ran, counts["infra_error"], f"{config.suite}, {config.variant}, {kind}")
     write_outputs(outputs, rows, recordings)
     manifest = outputs.episodes.with_suffix(".manifest.json")
-    write_manifest(manifest, config, policy=digest, workers=workers)
-    for kind, is_sampled in (("greedy", False), ("sampled", True)):
-        counts = Counter(row["status"] for row in rows if (row["temperature"] > 0) == is_sampled)
+    write_manifest(manifest, config, policy=digest, libero=libero, workers=workers)
+    for kind, counts in statuses.items():
         if counts:
             print(
                 f"{counts['success']} of {counts['success'] + counts['failure']} {kind} episodes succeeded, "

@@ -41,3 +41,20 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of all parameter groups."""
     for group in optimiser.param_groups:
         group["lr"] = rate
+
+
+def require_finite(update: str, loss: float, grad_norm: float) -> None:
+    """Raise SystemExit if an update's loss or gradient is not finite, for use before the optimiser's step.
+
+    So no weights are changed by it and none are saved; the checkpoint before it can be resumed from.
+
+    Args:
+        update: which one, for the message.
+        grad_norm: before clipping.
+    """
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        raise SystemExit(
+            f"error: {update}: the loss is {loss:g}, the gradient's norm {grad_norm:g}. Training ends before "
+            "this update, and nothing of it is saved. Lower the learning rate, or look for what is wrong in "
+            "the data; started again, it goes on from its last checkpoint"
+        )

@@ -192,18 +192,23 @@ def collect(config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path
     Finished rollouts are kept in `scratch`, so that an interrupted run loses only those in progress.
 
     Raises:
-        TrajectoryError: the policy or OpenGL cannot be loaded, or no rollout could be run.
+        LiberoError: the suite that is installed is not LIBERO's.
+        TrajectoryError: the policy or OpenGL cannot be loaded.
+        SystemExit: too few rollouts could be run.
     """
     import torch  # here, so that --help and errors in the configuration come at once
 
     from srpo.envs.gl import MissingGLError, require_gl
+    from srpo.envs.libero import libero_record
     from srpo.policies.checkpoints import load_policy
     from srpo.policies.weights import CheckpointError
-    from srpo.rollouts.policy_runner import PolicyRunner
+    from srpo.rollouts.policy_runner import PolicyRunner, require_most_ran
 
+    libero = libero_record(config.suite)
     try:
         require_gl()
         loaded = load_policy(policy, "cuda" if torch.cuda.is_available() else "cpu")
+        loaded.statistics(config.suite)
     except (MissingGLError, CheckpointError) as error:
         raise TrajectoryError(str(error)) from error
     clear_stale_scratch(scratch, config, policy)
@@ -212,12 +217,17 @@ def collect(config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path
     for collection in collections:
         summary = ", ".join(f"{number} {name}" for name, number in collection.counts().items())
         print(f"{config.suite} task {collection.task}: {summary}")
-    errors = [record.error for collection in collections for record in collection.records if record.error]
-    if errors and not any(c.kept(success) for c in collections for success in (False, True)):
-        raise TrajectoryError(f"no rollout could be run; the first of {len(errors)} errors: {errors[0]}")
+    records = [record for collection in collections for record in collection.records]
+    if failed := [record for record in records if record.error]:
+        print(f"the first of {len(failed)} rollouts that could not be run: {failed[0].error}")
+        for record in failed:
+            record.path.unlink()  # where too few ran, the next run tries them again
+    require_most_ran(len(records) - len(failed), len(failed), f"{config.suite}, trajectories")
     with atomic_directory(out) as folder:
         write_collections(config, collections, folder / FILE)
-        write_manifest(folder / "manifest.json", config, policy=sha256(policy), workers=workers)
+        write_manifest(
+            folder / "manifest.json", config, policy=sha256(policy), libero=libero, workers=workers
+        )
     shutil.rmtree(scratch)
 
 

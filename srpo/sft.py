@@ -21,6 +21,7 @@ from tqdm import tqdm
 from srpo import optim
 from srpo.config import Sft, SftStage, load_stage
 from srpo.demos import Demonstration, file_name, read_demonstrations
+from srpo.envs.libero import libero_record, load_task  # only names and files; nothing is simulated
 from srpo.episode import ACTION_DIM, CHUNK, PROPRIO_DIM, TOKENS
 from srpo.errors import run_command
 from srpo.policies import action_tokens
@@ -31,7 +32,7 @@ from srpo.policies.weights import CheckpointError
 from srpo.results.rows import write_rows
 from srpo.results.schemas import SFT_METRICS
 from srpo.runtime.checkpoint import Checkpoints
-from srpo.runtime.distributed import is_sharded, make_accelerator, require_full_training
+from srpo.runtime.distributed import full_tensor, is_sharded, make_accelerator, require_full_training
 from srpo.runtime.hub import verify
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import fingerprint, sha256, write_manifest
@@ -207,6 +208,13 @@ class FineTuner:
         self.model = PolicyWithHead(self.policy, sft).to(self.device)
         self.policy.make_trainable()
         self.statistics = self.policy.statistics(config.suite)
+        if sft.auxiliary:
+            try:
+                action_tokens.require_statistics(self.statistics.get("proprio"), PROPRIO_DIM)
+            except ValueError as error:
+                raise CheckpointError(
+                    f"sft.auxiliary needs the policy's statistics of proprioception: {error}; set it to 0"
+                ) from None
         self.samples = build_samples(demonstrations, sft.stride, self.statistics["action"])
         optimiser = optim.adamw(self.model, sft.learning_rate, sft.weight_decay, BETAS)
         self.wrapped_model, self.optimiser = self.accelerator.prepare(self.model, optimiser)
@@ -250,7 +258,10 @@ class FineTuner:
         self.finish(out)
 
     def update(self, update: int, rate: float) -> list[float]:
-        """One update. Returns loss, cross entropy and position error, averaged over processes."""
+        """One update. Returns loss, cross entropy and position error, averaged over processes.
+
+        Raises SystemExit, in all processes, if the loss or the gradient is not finite.
+        """
         config, samples, accelerator = self.config, self.samples, self.accelerator
         # Seeded by (seed, update): the same batches whether or not the run was interrupted.
         rng = np.random.default_rng([config.seed, update])
@@ -271,11 +282,12 @@ class FineTuner:
         optim.set_learning_rate(self.optimiser, rate)
         self.optimiser.zero_grad()
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(self.wrapped_model.parameters(), config.sft.grad_clip)
-        self.optimiser.step()
+        norm = full_tensor(accelerator.clip_grad_norm_(self.wrapped_model.parameters(), config.sft.grad_clip))
         means: list[float] = accelerator.reduce(
             torch.stack([loss.detach(), cross_entropy.detach(), error]), "mean"
         ).tolist()
+        optim.require_finite(f"update {update + 1}", means[0], float(norm))
+        self.optimiser.step()
         return means
 
     def log(self, window: list[list[float]], rate: float) -> None:
@@ -328,8 +340,6 @@ def train(config: SftStage, demos: Path, out: Path, scratch: Path, checkpoint: P
 
 
 def _task_name(config: SftStage, task_id: int) -> str:
-    from srpo.envs.libero import load_task  # only names; nothing is simulated
-
     return load_task(config.suite, task_id).name
 
 
@@ -346,9 +356,14 @@ def write_results(
     if not writer:
         return
     write_rows(out / "metrics.csv", rows or [], SFT_METRICS)
-    parameters = sum(p.numel() for p in policy.parameters())
-    digest = sha256(out / "policy")
-    write_manifest(out / "manifest.json", config, inputs=inputs or {}, parameters=parameters, policy=digest)
+    write_manifest(
+        out / "manifest.json",
+        config,
+        inputs=inputs or {},
+        parameters=sum(p.numel() for p in policy.parameters()),
+        policy=sha256(out / "policy"),
+        libero=libero_record(config.suite),
+    )
 
 
 def main() -> None:

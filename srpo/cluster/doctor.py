@@ -24,6 +24,7 @@ from pathlib import Path
 
 from srpo import ROOT
 from srpo.envs.gl import MissingGLError, choose_backend, probe
+from srpo.envs.installation import OFFICIAL, PACKAGE, LiberoError, require_package
 from srpo.errors import run_command
 
 FREE_GB = 20
@@ -58,6 +59,20 @@ def mujoco() -> Finding:
         return Finding("ok", f"MuJoCo {installed}")
     fix = f"pip install mujoco=={pinned}; docs/libraries.md says what other versions change"
     return Finding("failed", f"MuJoCo {installed}, and results are made with {pinned}", fix)
+
+
+def libero() -> Finding:
+    """The package `libero` and its files are LIBERO's; LIBERO-plus, for one, has the same name."""
+    try:
+        require_package()  # before anything of it is imported
+        from srpo.envs.libero import libero_record
+
+        records = [libero_record(suite) for suite in OFFICIAL]
+    except LiberoError as error:
+        what, _, fix = str(error).partition(". ")
+        return Finding("failed", what, fix)
+    tasks = sum(record["tasks"] for record in records)
+    return Finding("ok", f"{PACKAGE} {records[0]['version']}, {tasks} tasks with LIBERO's own files")
 
 
 def gpu() -> Finding:
@@ -145,7 +160,7 @@ def examine(scratch: Path) -> Iterator[Finding]:
     from srpo.envs.models import cache_folder
 
     checks: list[Callable[[], Finding]] = [mujoco, cores, limits, slurm]
-    checks += [lambda: space(scratch), lambda: space(cache_folder()), opengl, gpu]
+    checks += [lambda: space(scratch), lambda: space(cache_folder()), libero, opengl, gpu]
     for check in checks:
         yield check()
 

@@ -3,17 +3,20 @@
 One HDF5 file per task, `<task name>_demo.hdf5`, in the layout of LIBERO's own files (robomimic's, with
 LIBERO's names; LIBERO, scripts/create_dataset.py):
 
-    data                     attributes problem_info, env_args, bddl_file_content, num_demos, total, ...
+    data                     attributes problem_info, env_args, bddl_file_content, num_demos, total,
+                             macros_image_convention (opengl), ...
     data/demo_<i>            attributes num_samples, init_state
-        actions              float64 (T, 7)    in [-1, 1]; without the noise that was added when executed
+        actions              float64 (T, 7)    in [-1, 1]; without the noise that was added when executed;
+                                               the gripper is -1 (opens) or 1 (closes)
         states               float64 (T, n)    flattened simulator state: time, positions, velocities
         robot_states         float64 (T, 9)    finger positions, end-effector position, its quaternion (xyzw)
         rewards, dones       uint8   (T,)      1 at the last step
         obs/agentview_rgb    uint8   (T, H, W, 3)  in OpenGL's row order: upside down
         obs/ee_pos, ee_ori, ee_states, gripper_states, joint_states    float64 (T, 3 | 3 | 6 | 2 | 7)
 
-Row t has the observation just before action t, as in robomimic and in OpenVLA's regenerated files. The wrist
-camera (obs/eye_in_hand_rgb) is left out: the policy does not use it.
+Row t has the observation just before action t, as in robomimic and in OpenVLA's regenerated files. LIBERO's
+own have the one just after it, and are shifted back where they are read. `srpo.demos.conventions` has what
+else the values must hold to. The wrist camera (obs/eye_in_hand_rgb) is left out: the policy does not use it.
 """
 
 from __future__ import annotations
@@ -28,11 +31,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from srpo.demos.conventions import Recording, aligned, require_conventions, require_image_convention
 from srpo.errors import InputError
 from srpo.runtime.files import atomic_file
-
-Recording = dict[str, NDArray[Any]]
-"""One demonstration as in the file: dataset's name, such as `obs/ee_pos`, to array; T rows each."""
+from srpo.runtime.hdf5 import why_unreadable
 
 IMAGES = "obs/agentview_rgb"
 LAYOUT: dict[str, tuple[int | None, ...]] = {
@@ -88,7 +90,8 @@ def read_demonstrations(path: Path, limit: int | None = None) -> list[Demonstrat
     """Read the first `limit` demonstrations of a task's file (all of them by default).
 
     Raises:
-        DemonstrationError: the file is missing, truncated, corrupt or incomplete, or has too few.
+        DemonstrationError: the file is missing, cannot be read, is truncated, corrupt or incomplete, has too
+            few, or follows another convention (`srpo.demos.conventions`).
     """
     language = instruction(path.name.removesuffix(".hdf5").removesuffix("_demo"))
     return [
@@ -100,7 +103,7 @@ def read_demonstrations(path: Path, limit: int | None = None) -> list[Demonstrat
             ).astype(np.float32),
             actions=recording["actions"].astype(np.float32),
         )
-        for recording in read_recordings(path, limit)
+        for recording in map(aligned, read_recordings(path, limit))
     ]
 
 
@@ -110,8 +113,6 @@ def read_recordings(path: Path, limit: int | None = None) -> Iterator[Recording]
     Raises:
         DemonstrationError: as `read_demonstrations`.
     """
-    if not path.is_file():
-        raise DemonstrationError(f"{path}: no such file. {_REMEDY}")
     try:
         with h5py.File(path, "r") as file:
             data = file.get("data")
@@ -119,6 +120,10 @@ def read_recordings(path: Path, limit: int | None = None) -> Iterator[Recording]
                 raise DemonstrationError(
                     f"{path}: has no group `data`, so it is no demonstration file. {_REMEDY}"
                 )
+            try:
+                require_image_convention(data.attrs)
+            except ValueError as error:
+                raise DemonstrationError(f"{path}: {error}") from None
             names = sorted(data, key=lambda name: (len(name), name))  # demo_2 before demo_10
             if not names or len(names) < (limit or 0):
                 wanted = limit or "at least one"
@@ -127,8 +132,8 @@ def read_recordings(path: Path, limit: int | None = None) -> Iterator[Recording]
                 )
             for name in names[:limit]:
                 yield _read_recording(data[name], f"{path}: data/{name}")
-    except (OSError, KeyError, RuntimeError) as error:  # what h5py raises on damage
-        raise DemonstrationError(f"{path}: truncated or corrupt ({error}). {_REMEDY}") from error
+    except (OSError, KeyError, RuntimeError) as error:  # what h5py raises
+        raise DemonstrationError(f"{path}: {why_unreadable(error, _REMEDY)}") from error
 
 
 def _read_recording(group: h5py.Group, where: str) -> Recording:
@@ -147,11 +152,10 @@ def _read_recording(group: h5py.Group, where: str) -> Recording:
             raise DemonstrationError(f"{where}/{name} has shape {shape}, not ({expected}). {_REMEDY}")
     if recording[IMAGES].dtype != np.uint8:
         raise DemonstrationError(f"{where}/{IMAGES} is {recording[IMAGES].dtype}, not uint8. {_REMEDY}")
-    for name in ("actions", "obs/ee_states", "obs/gripper_states"):
-        if not np.isfinite(recording[name]).all():
-            raise DemonstrationError(f"{where}/{name} is not finite. {_REMEDY}")
-    if np.abs(recording["actions"]).max() > 1:
-        raise DemonstrationError(f"{where}/actions leaves [-1, 1]. {_REMEDY}")
+    try:
+        require_conventions(recording)
+    except ValueError as error:
+        raise DemonstrationError(f"{where}/{error}") from None
     return recording
 
 

@@ -13,7 +13,8 @@ import io
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ with warnings.catch_warnings():
     import mujoco
     import numpy as np
     import robosuite
-    from libero.libero import benchmark, get_libero_path
+    from libero.libero import benchmark, get_default_path_dict, get_libero_path
     from libero.libero.envs import TASK_MAPPING, bddl_utils
     from libero.libero.envs import robots as _robots  # noqa: F401  (registers LIBERO's robots)
     from robosuite.utils import transform_utils
@@ -34,6 +35,15 @@ from numpy.typing import NDArray
 
 from srpo.config import CONTROL_HZ, Protocol
 from srpo.envs.goal import Goal
+from srpo.envs.installation import (
+    OFFICIAL,
+    PACKAGE,
+    LiberoError,
+    SuiteFiles,
+    remedy,
+    require_package,
+    require_suite,
+)
 from srpo.envs.models import physics_model
 from srpo.envs.osc import ControllerState, Observation, OscStepper
 from srpo.envs.renderer import Renderer, VisibleScene, visible_scene
@@ -58,11 +68,44 @@ class Task:
 
 @functools.cache
 def _suite(name: str) -> Any:
-    suites = benchmark.get_benchmark_dict()
-    if name not in suites:
-        raise ValueError(f"no LIBERO suite {name!r}; there are {', '.join(sorted(suites))}")
+    if name not in OFFICIAL:
+        raise ValueError(f"no LIBERO suite {name!r}; there are {', '.join(sorted(OFFICIAL))}")
+    require_package()
+    require_own_assets()
     with contextlib.redirect_stdout(io.StringIO()):
-        return suites[name]()
+        suite = benchmark.get_benchmark_dict()[name]()
+    require_suite(name, _suite_files(suite))
+    return suite
+
+
+def _suite_files(suite: Any) -> SuiteFiles:
+    try:
+        return SuiteFiles.of(
+            (
+                suite.get_task(k).name,
+                Path(suite.get_task_bddl_file_path(k)).read_bytes(),
+                np.asarray(suite.get_task_init_states(k), np.float64),
+            )
+            for k in range(suite.n_tasks)
+        )
+    except OSError as error:
+        raise LiberoError(f"{suite.name}: {error}. {remedy()}") from None
+
+
+def require_own_assets() -> None:
+    """Raise LiberoError unless meshes, textures and scenes are those of the installed package."""
+    own = Path(get_default_path_dict()["assets"])
+    if asset_folder().resolve() != own.resolve():
+        raise LiberoError(f"LIBERO's assets are taken from {asset_folder()}, not from {own}. {remedy()}")
+
+
+def libero_record(suite: str) -> dict[str, Any]:
+    """For a manifest: the package whose tasks a result is of, and the hashes of a suite's files.
+
+    Raises LiberoError if they are not LIBERO's.
+    """
+    files = _suite_files(_suite(suite))
+    return {"package": PACKAGE, "version": metadata.version(PACKAGE), "suite": suite, **asdict(files)}
 
 
 def load_task(suite: str, task_id: int) -> Task:
@@ -70,6 +113,7 @@ def load_task(suite: str, task_id: int) -> Task:
 
     Raises:
         ValueError: there is no such suite, or the suite has no such task.
+        LiberoError: the suite that is installed is not LIBERO's.
     """
     loaded = _suite(suite)
     if not 0 <= task_id < loaded.n_tasks:

@@ -51,6 +51,29 @@ def _statistics(values: NDArray[np.floating]) -> dict[str, Any]:
     }
 
 
+def require_statistics(statistics: Any, size: int) -> None:
+    """Raise ValueError unless these are statistics of vectors (size,), as `normalise` takes them.
+
+    Another length would be broadcast, other words than true and false in the mask taken for true.
+    """
+    if not isinstance(statistics, dict):
+        raise ValueError("they are missing")
+    for name in ("q01", "q99"):
+        values = statistics.get(name)
+        if not isinstance(values, list) or len(values) != size:
+            found = f"{len(values)} values" if isinstance(values, list) else repr(values)
+            raise ValueError(f"{name} is not a list of {size} numbers, but {found}")
+        wrong = [v for v in values if type(v) not in (int, float) or not np.isfinite(v)]
+        if wrong:
+            raise ValueError(f"{name} has {wrong[0]!r}, which is no finite number")
+    pairs = zip(statistics["q01"], statistics["q99"], strict=True)
+    if swapped := [k for k, (low, high) in enumerate(pairs) if low > high]:
+        raise ValueError(f"q01 is above q99 in dimensions {swapped}")
+    mask = statistics.get("mask", [True] * size)
+    if not isinstance(mask, list) or [type(v) for v in mask] != [bool] * size:
+        raise ValueError(f"mask is not a list of {size} times true or false, but {mask!r}")
+
+
 def normalise(values: NDArray[np.floating], statistics: dict[str, Any]) -> NDArray[np.float64]:
     """Map [q01, q99] to [-1, 1] and clip; dimensions outside the mask stay as they are."""
     low, high = np.array(statistics["q01"]), np.array(statistics["q99"])

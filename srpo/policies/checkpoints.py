@@ -14,9 +14,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from srpo.config import Policy
+from srpo.config import SUITES, Policy
+from srpo.episode import ACTION_DIM, PROPRIO_DIM
 from srpo.policies import action_tokens
-from srpo.policies.openvla_oft import MODEL_TYPE, OpenVLAOFT, OpenVLAOFTConfig
+from srpo.policies.openvla_oft import MODEL_TYPE, OpenVLAOFT, OpenVLAOFTConfig, statistics_keys
 from srpo.policies.prompts import LONE_SPACE, SPACE
 from srpo.policies.weights import (
     CheckpointError,
@@ -73,8 +74,8 @@ def save_policy(model: OpenVLAOFT, folder: Path, writer: bool = True) -> None:
 def save_openvla(model: OpenVLAOFT, folder: Path) -> None:
     """Write a policy that was loaded from OpenVLA's layout in that layout, atomically.
 
-    Adapters are merged, since that layout has none. The unused parts of the vision transformers were not
-    loaded and are written as zeros.
+    Adapters are merged, since that layout has none, and merged weights are float32, whatever the others are.
+    The unused parts of the vision transformers were not loaded and are written as zeros.
 
     Raises:
         CheckpointError: the policy was not loaded from OpenVLA's layout, whose config.json names timm models.
@@ -106,7 +107,8 @@ def load_policy(folder: Path, device: str | torch.device = "cpu", policy: Policy
             trained (`dtype`, `lora`, `gradient_checkpointing`). None: as it was saved.
 
     Raises:
-        CheckpointError: the folder is missing, of another architecture, or its tensors do not fit.
+        CheckpointError: the folder is missing, of another architecture, its tensors do not fit or are not
+            finite, or its statistics of a LIBERO suite cannot be used.
     """
     model, entries = open_policy(folder, policy)
     model.tokenizer = _load_tokenizer(folder)
@@ -128,6 +130,7 @@ def open_policy(folder: Path, policy: Policy | None = None) -> tuple[OpenVLAOFT,
             f"{folder / 'config.json'}: model_type {kind!r} is not {MODEL_TYPE!r} or {OPENVLA!r}"
         )
     config = (_saved_config if kind == MODEL_TYPE else _openvla_config)(description, folder, policy)
+    _require_statistics(config, folder)
     with torch.device("meta"):
         model = OpenVLAOFT(config)
     entries = read_index(folder)
@@ -146,6 +149,28 @@ def open_policy(folder: Path, policy: Policy | None = None) -> tuple[OpenVLAOFT,
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
     return model.eval(), entries
+
+
+def _require_statistics(config: OpenVLAOFTConfig, folder: Path) -> None:
+    """Check the statistics of LIBERO's suites; a checkpoint may have those of other robots too."""
+    stats: Any = config.norm_stats or {}
+    if not isinstance(stats, dict):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: norm_stats is no object; fetch the checkpoint again"
+        )
+    sizes = {"action": ACTION_DIM}
+    if config.policy is not None and config.policy["proprio"]:
+        sizes["proprio"] = PROPRIO_DIM
+    for key in [key for suite in SUITES for key in statistics_keys(suite) if key in stats]:
+        for kind, size in sizes.items():
+            part = stats[key].get(kind) if isinstance(stats[key], dict) else None
+            try:
+                action_tokens.require_statistics(part, size)
+            except ValueError as error:
+                raise CheckpointError(
+                    f"{folder}: norm_stats.{key}.{kind}: {error}; correct config.json (or "
+                    "dataset_statistics.json), or fetch the checkpoint again"
+                ) from None
 
 
 def _saved_config(description: dict[str, Any], folder: Path, policy: Policy | None) -> OpenVLAOFTConfig:
@@ -203,7 +228,7 @@ def _openvla_config(description: dict[str, Any], folder: Path, policy: Policy | 
         raise CheckpointError(f"{folder / 'config.json'} is of another architecture: {'; '.join(wrong)}")
     statistics = description.get("norm_stats") or {}
     beside = folder / "dataset_statistics.json"
-    if beside.is_file():  # of the data that the policy was fine-tuned on
+    if beside.is_file() and isinstance(statistics, dict):  # of the data that the policy was fine-tuned on
         statistics = statistics | read_json(beside)
     # `auto_map` names Python files of the checkpoint, which must never be executed.
     description = {key: value for key, value in description.items() if key not in ("norm_stats", "auto_map")}

@@ -35,5 +35,5 @@ class LoraLinear(nn.Linear):
 
     @property
     def merged(self) -> torch.Tensor:
-        """W + α/r · B A, in the precision of W."""
-        return (self.weight.float() + self.scale * (self.lora_B @ self.lora_A)).to(self.weight.dtype)
+        """W + α/r · B A in float32: in the precision of W most of the product would be rounded away."""
+        return self.weight.float() + self.scale * (self.lora_B @ self.lora_A)

@@ -149,6 +149,11 @@ def sample(log_p: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.
     return torch.searchsorted(cumulative, uniform, right=True)[..., 0]
 
 
+def statistics_keys(suite: str) -> tuple[str, str]:
+    """Where a suite's statistics may be in a checkpoint, the first first."""
+    return suite, f"{suite}_no_noops"
+
+
 class OpenVLAOFT(PreTrainedModel):
     """The policy. `srpo.policies.checkpoints` loads and saves it together with its `tokenizer`."""
 
@@ -233,7 +238,7 @@ class OpenVLAOFT(PreTrainedModel):
                 self.set_submodule(name, LoraLinear(part, lora.rank, lora.alpha))
 
     def merged_state_dict(self) -> dict[str, torch.Tensor]:
-        """The weights by checkpoint name, with adapters merged and rounded to the weights' precision."""
+        """The weights by checkpoint name; those with adapters are merged, in float32."""
         merged = {name: t for name, t in self.state_dict().items() if not is_adapter(name)}
         for path, part in self.named_modules():
             if isinstance(part, LoraLinear):
@@ -347,7 +352,8 @@ class OpenVLAOFT(PreTrainedModel):
         """Choose the tokens of one chunk for each observation.
 
         Args:
-            temperature: 0 is greedy.
+            temperature: 0 is greedy; of tokens that are equally likely, as many are in bfloat16, the one with
+                the lowest id of the language model, as in OpenVLA-OFT.
             generators: one CPU generator for each observation, so that an episode's samples are its own.
 
         Returns:
@@ -360,7 +366,9 @@ class OpenVLAOFT(PreTrainedModel):
         if not torch.isfinite(logits).all():
             raise FloatingPointError("the policy's logits are not finite: its weights are broken")
         if temperature == 0:
-            return logits.argmax(-1).numpy(), np.zeros(logits.shape[:2], np.float32)
+            # The first maximum from the end, since ids fall as tokens rise.
+            highest = action_tokens.BINS - 1 - logits.flip(-1).argmax(-1)
+            return highest.numpy(), np.zeros(logits.shape[:2], np.float32)
         if generators is None or len(generators) != len(inputs):
             raise ValueError(f"sampling {len(inputs)} observations needs as many generators")
         log_p = torch.log_softmax(logits / temperature, dim=-1)
@@ -379,7 +387,7 @@ class OpenVLAOFT(PreTrainedModel):
         Raises CheckpointError, listing the keys, when there are none.
         """
         stats: dict[str, Any] = self.config.norm_stats or {}
-        for key in (suite, f"{suite}_no_noops"):
+        for key in statistics_keys(suite):
             if key in stats:
                 return stats[key]
         raise CheckpointError(f"this policy has action statistics for {sorted(stats)}, not for {suite!r}")

@@ -7,6 +7,7 @@ transformers. Only safetensors are opened; nothing in a checkpoint is executed.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,12 +43,19 @@ class TensorEntry:
     dtype: str
 
 
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    # Asked, since safetensors says "no such file" of one that may not be read.
+    if not os.access(path, os.R_OK, effective_ids=True):
+        return CheckpointError(f"{path}: this user may not read it; ask its owner, or chmod it")
+    return CheckpointError(f"{path} cannot be loaded ({error}); fetch or make it again")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object. Raises CheckpointError."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); fetch the checkpoint again") from None
+        raise _unreadable(path, error) from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds no JSON object; fetch the checkpoint again")
     return value
@@ -84,7 +92,7 @@ def read_index(folder: Path) -> dict[str, TensorEntry]:
                         )
                     entries[name] = TensorEntry(file, tuple(part.get_shape()), part.get_dtype())
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} cannot be loaded ({error}); fetch or make it again") from None
+            raise _unreadable(file, error) from None
     if stated is not None:
         actual = {name: entry.file.name for name, entry in entries.items()}
         wrong = sorted({name for name, _ in actual.items() ^ stated.items()})
@@ -184,7 +192,7 @@ def load_tensors(
     checkpoints do not contain them.
 
     Raises:
-        CheckpointError: a file is broken, or a tensor was left without values.
+        CheckpointError: a file is broken, or a tensor has values that are not finite or was left without.
     """
     needed = model.state_dict().keys()
     for file in sorted({entry.file for entry in entries.values()}):
@@ -198,9 +206,13 @@ def load_tensors(
                     )
                     for name in names
                 }
+                if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+                    raise CheckpointError(
+                        f"{file} has values that are not finite in {_listed(broken)}; fetch or make it again"
+                    )
                 model.load_state_dict(tensors, strict=False, assign=True)
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} cannot be loaded ({error}); fetch or make it again") from None
+            raise _unreadable(file, error) from None
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, LlamaRotaryEmbedding):

@@ -97,13 +97,19 @@ RL_METRICS = Schema(
         "success_rate": Column("float", "successes / episodes; null without episodes", True),
         "infra_errors": Column("int", "rollouts that could not be run"),
         "rounds": Column("int", "rounds of rollouts: 1, and those that made up for groups left out"),
-        "groups": Column("int", "groups rolled out"),
-        "groups_kept": Column("int", "groups left by dynamic sampling: those the update learns from"),
+        "groups": Column("int", "groups of which a rollout finished"),
+        "groups_kept": Column(
+            "int", "groups left by dynamic sampling; the update learns from those whose rewards differ"
+        ),
         "groups_without_signal": Column("int", "groups whose (shaped) rewards are all equal"),
         "groups_without_signal_outcome": Column("int", "groups whose 0/1 outcomes are all equal"),
         "clusters": Column("int", "DBSCAN clusters of the successes, summed over tasks"),
         "fallbacks": Column("int", "tasks where no cluster was found and the mean of the successes was used"),
-        "unshaped_tasks": Column("int", "tasks without a success or without a failure: nothing to shape"),
+        "unshaped_tasks": Column(
+            "int",
+            "tasks without a shaped failure: rewards are by the outcome alone, or there was no reference or "
+            "no failure",
+        ),
         "failure_reward_mean": Column("float", "mean reward of the failures; null without failures", True),
         "reward_histogram": Column("str", "rewards in ten equal bins from 0 to 1, as a JSON list of counts"),
         "distance_mean": Column(
@@ -111,7 +117,7 @@ RL_METRICS = Schema(
         ),
         "distance_min": Column("float", "smallest of these distances; null: none", True),
         "distance_max": Column("float", "largest of these distances; null: none", True),
-        "loss": Column("float", "mean loss of the update; null when no group was kept", True),
+        "loss": Column("float", "mean loss of the mini-batches; null: no update", True),
         "kl": Column("float", "mean k3 estimate of KL(policy ‖ SFT policy); null: not computed", True),
         "update_kl": Column(
             "float",
@@ -127,12 +133,12 @@ RL_METRICS = Schema(
         "learning_rate": Column("float", "learning rate of the step"),
         "evaluation_episodes": Column("int", "greedy episodes on test states after the step"),
         "evaluation_success_rate": Column("float", "their success rate; null: no evaluation", True),
-        "environment_steps": Column("int", "control steps simulated in the step"),
+        "environment_steps": Column("int", "control steps of the rollouts that finished"),
         "seconds_rollout": Column("float", "seconds of rolling out"),
         "seconds_encode": Column("float", "seconds of encoding videos and shaping rewards"),
         "seconds_update": Column("float", "seconds of the update"),
         "seconds_evaluate": Column("float", "seconds of the evaluation"),
-        "seconds_total": Column("float", "seconds of the whole step"),
+        "seconds_total": Column("float", "sum of these four; writing a checkpoint is not in it"),
         "episodes_per_second": Column(
             "float", "rollouts run / seconds_rollout; null when all had been run before a restart", True
         ),
@@ -180,16 +186,16 @@ TASK_METRICS = Schema(
 
 SFT_METRICS = Schema(
     "metrics.csv (SFT)",
-    "a logged update of supervised fine-tuning",
+    "a logged update of supervised fine-tuning, with means over the updates since the row before",
     {
         "update": Column("int", "optimiser update"),
-        "loss": Column("float", "total loss"),
-        "cross_entropy": Column("float", "cross-entropy of the action tokens, nats"),
+        "loss": Column("float", "mean total loss: cross-entropy, and the auxiliary loss by its weight"),
+        "cross_entropy": Column("float", "mean cross-entropy of the action tokens, nats a token"),
         "position_error": Column(
             "float", "mean absolute error of the expected xyz actions, in normalised units (full range 2)"
         ),
         "learning_rate": Column("float", "learning rate of the update"),
-        "seconds": Column("float", "seconds since the start of the run"),
+        "seconds": Column("float", "seconds of training so far, interruptions left out"),
     },
 )
 
@@ -199,7 +205,7 @@ DISTANCE_TO_GOAL = (
 
 REWARDS = Schema(
     "rewards.parquet",
-    "a rollout of RL training, with what it was rewarded",
+    "a rollout of RL training whose reward could be used, with what it was rewarded",
     {
         "step": Column("int", "RL step, from 1"),
         "group": Column("int", "number of the rollout's group within the step"),

@@ -16,7 +16,7 @@ from srpo.config import Train, TrainStage
 from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.rl.advantages import keep_groups
 from srpo.rollouts.episode_store import EpisodeStore
-from srpo.rollouts.policy_runner import PolicyRunner
+from srpo.rollouts.policy_runner import PolicyRunner, require_most_ran
 
 # Which episodes.
 
@@ -205,6 +205,8 @@ def collect_batch(config: TrainStage, step: int, collector: Collector) -> Batch:
     """A step's episodes: its groups, and further rounds for as many as dynamic sampling leaves out.
 
     DAPO (arXiv 2503.14476, section 3.2) samples until the batch is full; here `resample` bounds the rounds.
+
+    Raises SystemExit if too few episodes could be run.
     """
     train = config.train
     prompts, label, groups, batch = sample_prompts(config, step), f"step {step}", 0, Batch()
@@ -216,8 +218,7 @@ def collect_batch(config: TrainStage, step: int, collector: Collector) -> Batch:
         if missing == 0:
             break
         prompts, label = further_prompts(config, step, extra, missing), f"step {step}, further round {extra}"
-    if not batch.outcomes:
-        raise SystemExit(f"step {step}: no episode could be run; see the errors above")
+    require_most_ran(len(batch.outcomes), batch.errors, f"step {step}")
     return batch
 
 

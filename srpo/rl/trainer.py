@@ -29,7 +29,7 @@ from tqdm import tqdm
 from srpo import optim
 from srpo.config import TrainStage, load_stage
 from srpo.demos import file_name
-from srpo.envs.libero import load_task
+from srpo.envs.libero import libero_record, load_task
 from srpo.errors import run_command
 from srpo.policies.checkpoints import load_policy, save_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
@@ -50,7 +50,7 @@ from srpo.rl.score import BatchScores, distances_to_goal, embed_batch, embed_exp
 from srpo.rl.tracking import make_accelerator, scalars, start_trackers
 from srpo.rl.update import Learner, update_policy
 from srpo.rollouts.episode_store import EpisodeStore
-from srpo.rollouts.policy_runner import PolicyRunner
+from srpo.rollouts.policy_runner import PolicyRunner, require_most_ran
 from srpo.runtime.checkpoint import Checkpoints
 from srpo.runtime.distributed import is_sharded, require_full_training, sync_weights
 from srpo.runtime.locks import lock_held
@@ -91,6 +91,7 @@ class Trainer:
         """
         self.config, self.folders, self.workers = config, folders, workers
         self.online = config.train.offline is None
+        self.libero = libero_record(config.suite)
         self.accelerator = make_accelerator(config.train.trackers, folders.out)
         self.learner = self.load_learner()
         self.world_model = None
@@ -123,6 +124,7 @@ class Trainer:
         """The initial policy ready for training, its optimiser, and the reference of the KL penalty."""
         train = self.config.train
         policy = load_policy(self.folders.policy, self.accelerator.device)
+        policy.statistics(self.config.suite)  # an error, if there are none
         # One mode throughout: sampling and learning must see the same network. It has no dropout to lose.
         policy.eval()
         torch.manual_seed(self.config.seed)  # adapters start at random
@@ -251,7 +253,9 @@ class Trainer:
         if not every or step % every:
             return Batch()
         specs = evaluation_specs(self.config)
-        return self.start_rollouts().run_round(step, specs, f"evaluation {step}")
+        batch = self.start_rollouts().run_round(step, specs, f"evaluation {step}")
+        require_most_ran(len(batch.outcomes), batch.errors, f"evaluation in step {step}")
+        return batch
 
     def log(self, record: StepRecord) -> None:
         """Keep the step's rows, and show them."""
@@ -300,6 +304,7 @@ class Trainer:
                 self.config,
                 inputs=self.inputs,
                 policy=sha256(out / "policy"),
+                libero=self.libero,
                 workers=self.workers,
                 processes=self.accelerator.num_processes,
             )

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
+from srpo import optim
 from srpo.config import Train, TrainStage
 from srpo.envs.libero import load_task
 from srpo.episode import PROPRIO_DIM, TOKENS, Episode, EpisodeSpec
@@ -147,6 +148,8 @@ def update_policy(
     """One RL step's update: mini-batches of whole groups, each summed over micro-batches and processes.
 
     Returns means over mini-batches of `UPDATE_METRICS`; None if there was no group to learn from.
+
+    Raises SystemExit, in all processes, if a loss or gradient is not finite.
     """
     train, policy, accelerator = config.train, learner.policy, learner.accelerator
     # A group whose rewards are all equal has advantage 0: it would only dilute a mini-batch.
@@ -166,9 +169,10 @@ def update_policy(
             terms = accumulate_gradients(config, learner, episode_queries(episodes, advantages), normaliser)
             average_gradients(policy, accelerator)
             norm = full_tensor(accelerator.clip_grad_norm_(policy.parameters(), train.grad_clip))
+            rows.append([*accelerator.reduce(terms.float(), reduction="mean").tolist(), float(norm)])
+            number = f"step {step}, epoch {epoch + 1}, mini-batch {start // train.minibatch + 1}"
+            optim.require_finite(number, loss=rows[-1][0], grad_norm=rows[-1][-1])
             learner.optimiser.step()
-            mean_terms = accelerator.reduce(terms.float(), reduction="mean")
-            rows.append([*mean_terms.tolist(), float(norm)])
     if not rows:
         return dict.fromkeys(UPDATE_METRICS)
     means: dict[str, float | None] = dict(zip(UPDATE_METRICS, np.mean(rows, axis=0).tolist(), strict=True))

@@ -16,6 +16,24 @@ from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.rollouts.pool import EnvPool, Query
 from srpo.rollouts.worker import Answer
 
+LEAST_RUN = 0.5
+"""Share of the episodes asked for that must have run; with fewer, a result would say little of the policy."""
+
+
+def require_most_ran(ran: int, errors: int, what: str) -> None:
+    """Raise SystemExit if too few of some episodes could be run.
+
+    Args:
+        ran: episodes that succeeded or failed.
+        errors: episodes that could not be run (`FailedRun`).
+        what: the episodes, at the message's beginning.
+    """
+    if errors and ran < LEAST_RUN * (ran + errors):
+        raise SystemExit(
+            f"error: {what}: {errors} of {ran + errors} episodes could not be run, see the errors above; at "
+            f"least {LEAST_RUN:.0%} must. What ran is kept and not run again: mend the cause, start again"
+        )
+
 
 class PolicyRunner(AbstractContextManager["PolicyRunner"]):
     """Runs episodes of one suite with one policy; the policy may be trained between two runs.
@@ -32,6 +50,8 @@ class PolicyRunner(AbstractContextManager["PolicyRunner"]):
         workers: int,
         plus: PlusSources | None = None,
     ) -> None:
+        """Start the simulators. Raises CheckpointError if the policy has no statistics of the suite."""
+        policy.statistics(suite)
         self._suite = suite
         self._policy = policy
         self._batch = protocol.batch or (1 if policy.device.type == "cpu" else 64)

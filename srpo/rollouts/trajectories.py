@@ -12,6 +12,7 @@ import numpy as np
 from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.errors import InputError
 from srpo.runtime.files import write_with
+from srpo.runtime.hdf5 import why_unreadable
 from srpo.world_models.base import select_frames
 
 FILE = "trajectories.h5"
@@ -95,17 +96,15 @@ def write_trajectories(
 
 
 def open_trajectories(path: Path) -> h5py.File:
-    """Open `trajectories.h5` for reading. Raises TrajectoryError if it is missing or broken."""
-    fix = "run `srpo reward-benchmark collect` again"
-    if not path.is_file():
-        raise TrajectoryError(f"{path}: no such file: {fix}")
+    """Open `trajectories.h5` for reading. Raises TrajectoryError if it is missing, unreadable or broken."""
+    fix = "Run `srpo reward-benchmark collect` again."
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise TrajectoryError(f"{path}: not a whole HDF5 file ({error}): {fix}") from None
+        raise TrajectoryError(f"{path}: {why_unreadable(error, fix)}") from None
     missing = {"success", "task_id", "steps", "distance_to_goal", "frames"} - set(file)
     missing |= {"suite"} - set(file.attrs)
     if missing:
         file.close()
-        raise TrajectoryError(f"{path}: lacks {', '.join(sorted(missing))}: {fix}")
+        raise TrajectoryError(f"{path}: lacks {', '.join(sorted(missing))}. {fix}")
     return file

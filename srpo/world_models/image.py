@@ -71,6 +71,9 @@ FAMILIES = {
     "siglip_vision_model": SIGLIP,
 }
 """Model type in config.json, of whole models and of their vision part → how it is used."""
+UNUSED = ("text_", "logit_", "vision_model.embeddings.position_ids")
+"""How the names of weights begin that whole models of pictures and text have besides: the text's part, and
+numbers that are counted, not stored, today."""
 
 
 class ImageEncoderWorldModel(WorldModel):
@@ -129,7 +132,7 @@ class ImageWorldModel(ImageEncoderWorldModel):
     def __init__(self, config: WorldModelConfig, source: str, device: torch.device) -> None:
         classes = {kind: family.model for kind, family in FAMILIES.items()}
         model, kind = load_pretrained(
-            source, config.revision, getattr(torch, config.dtype), classes, "facebook/dinov2-base"
+            source, config.revision, getattr(torch, config.dtype), classes, "facebook/dinov2-base", UNUSED
         )
         family, architecture = FAMILIES[kind], model.config
         if family is DINOV2:  # resizes its position embeddings to the input

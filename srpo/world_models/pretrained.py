@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def load_pretrained(
     dtype: torch.dtype,
     classes: Mapping[str, type[PreTrainedModel]],
     example: str,
-    needed: Callable[[str], bool] = lambda key: True,
+    unused: tuple[str, ...] = (),
 ) -> tuple[PreTrainedModel, str]:
     """Load a model of transformers from a local folder or the hub; safetensors only, no remote code.
 
@@ -33,11 +33,13 @@ def load_pretrained(
         source: folder or hub id.
         classes: model type in config.json → class to load it with.
         example: a suitable hub id, for messages.
-        needed: which weights must be there.
+        unused: how the names of weights begin that the representation does not use; of all others none may be
+            missing, left over or not finite.
 
     Returns: the model, on the CPU, and its model type.
 
-    Raises FileNotFoundError when it is not there, ValueError when it is another kind of model or incomplete.
+    Raises FileNotFoundError when it is not there, ValueError when it is another kind of model or its weights
+    are not those that its config.json describes.
     """
     folder = Path(source)
     if not folder.is_dir() and (folder.is_absolute() or source.startswith(".") or source.count("/") != 1):
@@ -70,9 +72,15 @@ def load_pretrained(
         raise ValueError(
             f"world model {source} has no readable model.safetensors ({error}): {fix}"
         ) from error
-    missing = sorted(filter(needed, report["missing_keys"]))
-    if missing:
-        raise ValueError(f"world model {source} lacks {len(missing)} weights, such as {missing[0]}: {fix}")
+    weights = model.state_dict().items()
+    problems = {
+        "lacks": report["missing_keys"],
+        "has values that are not finite in": [n for n, each in weights if not torch.isfinite(each).all()],
+        "has, beyond what its config.json describes,": report["unexpected_keys"],
+    }
+    for what, names in problems.items():
+        if used := sorted(name for name in names if not name.startswith(unused)):
+            raise ValueError(f"world model {source} {what} {len(used)} weights, such as {used[0]}: {fix}")
     return model, kind
 
 

@@ -39,14 +39,14 @@ def preprocess(video: Tensor, size: int) -> Tensor:
 
 
 def load_vjepa2(source: str, revision: str | None, dtype: torch.dtype) -> VJEPA2Model:
-    """Load a transformers V-JEPA 2 (`load_pretrained`); its predictor may be missing."""
+    """Load a transformers V-JEPA 2 (`load_pretrained`); its predictor may be missing or broken."""
     model, _ = load_pretrained(
         source,
         revision,
         dtype,
         {"vjepa2": VJEPA2Model},
         "facebook/vjepa2-vitg-fpc64-384",
-        needed=lambda key: key.startswith("encoder."),
+        unused=("predictor.",),
     )
     return model
 

@@ -7,42 +7,28 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from srpo import sft
 from srpo.config import Demos, DemosStage, Protocol
+from srpo.demos.conventions import aligned
 from srpo.demos.hdf5 import (
     IMAGES,
     LAYOUT,
     DemonstrationError,
-    Recording,
     file_name,
     instruction,
     read_demonstrations,
     read_recordings,
     write_recordings,
 )
-from srpo.demos.official import aligned, import_all
+from srpo.demos.official import import_all
 from srpo.envs.expert.arm import NOISE_CORRELATION, NOISE_SCALE, CorrelatedNoise
 from srpo.envs.libero import load_task
 from srpo.policies.checkpoints import load_policy
+from support.demonstrations import late, recording
 from support.fine_tuning import stage as sft_stage
 from support.policies import small_settings
-
-STATES = 30
-
-
-def recording(steps: int, seed: int = 0, size: int = 16) -> Recording:
-    """A recording with random values in which, as in a real one, `states` starts with time and the joints."""
-    rng = np.random.default_rng(seed)
-    made: Recording = {}
-    for name, row in LAYOUT.items():
-        shape = (steps, *(size if extent is None else extent for extent in row))
-        made[name] = rng.uniform(-1, 1, shape)
-    made["states"] = rng.uniform(-1, 1, (steps, STATES))
-    made["states"][:, 1:8] = made["obs/joint_states"]
-    made[IMAGES] = rng.integers(0, 256, (steps, size, size, 3)).astype(np.uint8)
-    made["rewards"] = made["dones"] = (np.arange(steps) == steps - 1).astype(np.uint8)
-    return made
 
 
 @pytest.fixture
@@ -218,12 +204,6 @@ def stage(source: Path, per_task: int, image_size: int = 16) -> DemosStage:
     )
 
 
-def late(values: Recording) -> Recording:
-    """The recording as LIBERO's own script makes it: observations after the action, states before."""
-    observed = {name for name in values if name.startswith("obs/")} | {"robot_states"}
-    return {name: array[1:] if name in observed else array[:-1] for name, array in values.items()}
-
-
 def test_official_observations_are_shifted_back() -> None:
     values = recording(9)
     shifted = aligned(late(values))
@@ -264,12 +244,14 @@ def official(path: Path, steps: int, late: bool, size: int) -> list[dict[str, np
         data = file.create_group("data")
         for number in range(2):
             rng = np.random.default_rng(number)
+            command = np.where(np.arange(steps) < steps // 2, -1.0, 1.0)
+            opening = 0.04 - 0.03 * (np.append(-1.0, command[:-1]) > 0)
             true = {
                 "picture": rng.integers(0, 256, (steps, size, size, 3), dtype=np.uint8),
                 "joints": np.cumsum(rng.normal(size=(steps, 7)), axis=0),
                 "pose": rng.normal(size=(steps, 6)),
-                "fingers": rng.uniform(0, 0.04, (steps, 2)),
-                "action": np.round(rng.uniform(-1, 1, (steps, 7)), 3),
+                "fingers": np.stack([opening, -opening], axis=1),
+                "action": np.column_stack([np.round(rng.uniform(-1, 1, (steps, 6)), 3), command]),
             }
             truth.append(true)
             acted, observed = (slice(0, -1), slice(1, None)) if late else (slice(None), slice(None))
@@ -283,8 +265,10 @@ def official(path: Path, steps: int, late: bool, size: int) -> list[dict[str, np
             obs["gripper_states"], obs["joint_states"] = true["fingers"][observed], true["joints"][observed]
             group["actions"] = true["action"][acted]
             moments = np.arange(rows)[:, None] / 20
+            quaternions = Rotation.from_rotvec(true["pose"][:, 3:]).as_quat()
+            poses = np.hstack([true["fingers"], true["pose"][:, :3], quaternions])
             group["states"] = np.hstack([moments, true["joints"][acted], rng.normal(size=(rows, 60))])
-            group["robot_states"] = rng.normal(size=(rows, 9))
+            group["robot_states"] = poses[observed]
             group["rewards"] = group["dones"] = (np.arange(rows) == rows - 1).astype(np.uint8)
             group.attrs["num_samples"], group.attrs["init_state"] = rows, group["states"][0]
             group.attrs["model_file"] = "<mujoco/>"

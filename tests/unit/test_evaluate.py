@@ -1,7 +1,7 @@
 """Evaluation's bookkeeping: which episodes, which rows, and what survives a kill."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +13,13 @@ from srpo import evaluate as evaluation
 from srpo.config import Evaluate, EvaluateStage, Protocol
 from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.evaluate import VIDEO_FRAMES, Journal, Outputs, _shard, episode_row, libero_specs
+from srpo.policies.weights import CheckpointError
 from srpo.results.rows import read_rows, write_rows
 from srpo.results.schemas import EPISODES, PATHS
+from srpo.rollouts import policy_runner
+from srpo.rollouts.policy_runner import PolicyRunner, require_most_ran
 from srpo.runtime.videos import read_video
+from support.policies import small_policy
 
 CONFIG = EvaluateStage(
     preset="test",
@@ -164,6 +168,70 @@ def test_evaluation_keeps_paths_and_videos_across_a_kill(
         frames, fps = read_video(outputs.episodes.parent / video)
         assert len(frames) == VIDEO_FRAMES
         assert (VIDEO_FRAMES - 1) / fps == pytest.approx(steps / 20, rel=0.01)  # real time
+
+
+class FailingRollouts(RecordedRollouts):
+    """`broken` says which episodes cannot be run."""
+
+    @staticmethod
+    def broken(spec: EpisodeSpec) -> bool:
+        raise NotImplementedError
+
+    def run(self, specs: list[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
+        for result in super().run(specs):
+            yield FailedRun(result.spec, "boom") if self.broken(result.spec) else result
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda spec: True, r"greedy: 3 of 3 episodes could not be run.*at least 50% must"),
+        (lambda spec: spec.init_state > 40, "greedy: 2 of 3 episodes could not be run"),
+        (lambda spec: spec.temperature > 0, "sampled: 3 of 3 episodes could not be run"),
+    ],
+)
+def test_an_evaluation_of_which_too_little_ran_fails(
+    broken: Callable[[EpisodeSpec], bool], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written; when the cause is mended, what ran is not run again."""
+    policy = SimpleNamespace(settings=SimpleNamespace(name="tiny"))
+    monkeypatch.setattr(evaluation, "load_policy", lambda *_: policy)
+    monkeypatch.setattr(evaluation, "PolicyRunner", FailingRollouts)
+    monkeypatch.setattr(FailingRollouts, "broken", staticmethod(broken))
+    (tmp_path / "policy").mkdir()
+    outputs = Outputs(tmp_path / "out/episodes.parquet", tmp_path / "out/sampled.parquet")
+    config = CONFIG.model_copy(update={"tasks": (7,), "evaluate": Evaluate(states=3, sampled=1)})
+    specs = libero_specs(config)
+    arguments = (config, specs, tmp_path / "policy", outputs, tmp_path / "scratch", 1)
+    with pytest.raises(SystemExit, match=message) as caught:
+        evaluation.evaluate(*arguments)
+    assert isinstance(caught.value.code, str)  # which is printed, with exit code 1
+    assert not (tmp_path / "out").exists()
+    ran: list[EpisodeSpec] = []
+
+    def mended(spec: EpisodeSpec) -> bool:
+        ran.append(spec)
+        return False
+
+    monkeypatch.setattr(FailingRollouts, "broken", staticmethod(mended))
+    evaluation.evaluate(*arguments)
+    assert sorted(ran, key=specs.index) == [spec for spec in specs if broken(spec)]
+    assert len(read_rows(outputs.episodes, EPISODES)) == 3
+
+
+def test_half_of_the_episodes_is_enough_and_unavailable_ones_do_not_count() -> None:
+    require_most_ran(ran=2, errors=2, what="greedy")
+    require_most_ran(ran=0, errors=0, what="only unavailable ones")
+    with pytest.raises(SystemExit, match=r"^error: greedy: 3 of 5 episodes could not be run"):
+        require_most_ran(ran=2, errors=3, what="greedy")
+
+
+def test_a_policy_without_the_suites_statistics_starts_no_simulator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(policy_runner, "EnvPool", None)
+    with pytest.raises(CheckpointError, match="not for 'libero_10'"):
+        PolicyRunner("libero_10", CONFIG.protocol, small_policy(), workers=1)
 
 
 def test_sampled_episodes_have_seeds_of_their_own_and_leave_the_greedy_ones_as_they_are() -> None:

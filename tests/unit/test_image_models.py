@@ -212,6 +212,16 @@ def test_broken_checkpoints_are_named(folders: dict[str, Path], tmp_path: Path) 
     save_file(weights, lacking / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"lacks 1 weights, such as visual_projection\.weight"):
         load(lacking)
+    weights = load_file(folders["clip"] / "model.safetensors")
+    weights["vision_model.surplus.weight"] = torch.zeros(2)
+    save_file(weights, lacking / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"beyond what its config\.json .* vision_model\.surplus\.weight"):
+        load(lacking)
+    weights = load_file(folders["clip"] / "model.safetensors")
+    weights["vision_model.post_layernorm.bias"][0] = torch.nan
+    save_file(weights, lacking / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"values that are not finite .*post_layernorm\.bias"):
+        load(lacking)
     pickled = shutil.copytree(folders["dinov2"], tmp_path / "pickled")
     torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()

@@ -234,6 +234,16 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     assert timeless[0] == timeless[1]
 
 
+def test_a_loss_that_is_not_finite_ends_pretraining_without_a_checkpoint(
+    clips: torch.Tensor, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match=r"^error: update 1: the loss is nan"):
+        jepa.train(settings(updates=2), clips * torch.nan, tmp_path / "checkpoint.pt", CPU)
+    with pytest.raises(SystemExit, match=r"^error: update 2: the loss is (nan|inf)"):
+        jepa.train(settings(updates=9, learning_rate=1e30), clips, tmp_path / "checkpoint.pt", CPU)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
 def test_training_depends_on_the_seed(clips: torch.Tensor, tmp_path: Path) -> None:
     losses = [
         jepa.train(settings(updates=1, seed=seed), clips, tmp_path / f"{seed}.pt", CPU)[1][0]["loss"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from srpo.config import Lora
 from srpo.policies.checkpoints import load_policy, save_openvla, save_policy
 from srpo.policies.images import ImageTransform
 from srpo.policies.weights import INDEX, CheckpointError, read_index
@@ -91,6 +92,28 @@ def test_round_trips_are_exact(folder: Path, tmp_path: Path, tensors: dict[str, 
     inputs = first.prepare_inputs(SUITE, *observations(2))
     with torch.no_grad():
         assert torch.equal(first.action_logits(inputs), theirs.action_logits(inputs))
+
+
+def test_a_merged_policy_is_the_trained_one(folder: Path, tmp_path: Path) -> None:
+    """Adapters too small for bfloat16 weights are all there in OpenVLA's layout."""
+    settings = layout.settings(dtype="bfloat16", lora=Lora(rank=2, alpha=2.0))
+    policy = load_policy(folder, policy=settings)
+    policy.make_trainable()
+    base = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if name.endswith("lora_B"):
+                parameter.normal_(std=1e-4)
+    save_openvla(policy, tmp_path / "theirs")
+    merged = load_policy(tmp_path / "theirs", policy=layout.settings()).state_dict()
+    adapted = [name.removesuffix(".lora_A") for name in base if name.endswith(".lora_A")]
+    trained = policy.state_dict()
+    for name in adapted:
+        product = trained[f"{name}.lora_B"] @ trained[f"{name}.lora_A"]
+        change = merged[f"{name}.weight"] - base[f"{name}.weight"].float()
+        assert product.any()
+        torch.testing.assert_close(change, product, rtol=1e-2, atol=1e-7)
+    assert len(adapted) > 20
 
 
 def test_what_nobody_reads_need_not_be_there(folder: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from srpo.policies.checkpoints import load_policy, save_policy
 from srpo.policies.lora import LoraLinear
 from srpo.policies.openvla_oft import Inputs, OpenVLAOFT, sample
 from srpo.policies.weights import CheckpointError
+from support.permissions import as_nobody, readable_by_all
 from support.policies import ENCODER, INSTRUCTIONS, SUITE, observations, small_policy, small_settings
 
 
@@ -98,6 +100,40 @@ def test_acting_and_learning_agree() -> None:
     greedy, _ = policy.act(inputs, 0.0)
     with torch.no_grad():
         np.testing.assert_array_equal(greedy, policy.action_logits(inputs).argmax(-1))
+
+
+@pytest.mark.parametrize("among", [[0, 255], [254, 255], [3, 100, 101], [7], list(range(256))])
+def test_of_equally_likely_tokens_the_greedy_one_has_the_lowest_id(among: list[int]) -> None:
+    """As OpenVLA-OFT's argmax over the language model's ids, of which token k is number 639 - k.
+
+    In bfloat16 the likeliest tokens of a smooth distribution are often equal.
+    """
+    policy = small_policy()
+    inputs = policy.prepare_inputs(SUITE, *observations(2))
+    logits = torch.full((2, 56, 256), -1.0)
+    logits[..., among] = 2.0
+    policy.forward = lambda *_: logits  # type: ignore[method-assign]
+    tokens, _ = policy.act(inputs, 0.0)
+    by_id = torch.full((2, 56, 640), -torch.inf)
+    by_id[..., [639 - k for k in among]] = 2.0
+    np.testing.assert_array_equal(639 - tokens, np.argmax(by_id.numpy(), -1))
+    assert set(tokens.flat) == {max(among)}
+
+
+def test_a_policy_in_bfloat16_has_ties_and_decides_them_by_id() -> None:
+    """The real network, its output matrix such that neighbouring tokens hardly differ."""
+    policy = small_policy(dtype="bfloat16").to(torch.bfloat16)
+    with torch.no_grad():
+        rows = policy.language_model.lm_head.weight
+        rows.copy_(rows[:1] + 1e-3 * torch.linspace(-1, 1, len(rows))[:, None])
+    inputs = policy.prepare_inputs(SUITE, *observations(4))
+    tokens, _ = policy.act(inputs, 0.0)
+    with torch.no_grad():
+        logits = policy.action_logits(inputs)
+    best = logits == logits.amax(-1, keepdim=True)
+    assert (best.sum(-1) > 1).float().mean() > 0.1, "no ties to decide"
+    numbers = torch.arange(256).expand_as(best)
+    np.testing.assert_array_equal(tokens, torch.where(best, numbers, -1).amax(-1))
 
 
 def test_sampling_follows_the_softmax_of_each_episodes_own_generator() -> None:
@@ -251,9 +287,36 @@ def test_adapters_of_a_policy_in_bfloat16_are_float32_and_lose_nothing_when_save
     log_probs, _ = policy.log_probs(inputs, torch.zeros(2, 56, dtype=torch.long), 1.0)
     assert log_probs.dtype == torch.float32
     save_policy(policy, tmp_path / "policy")
-    loaded = load_policy(tmp_path / "policy").state_dict()
+    reloaded = load_policy(tmp_path / "policy")
+    loaded = reloaded.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in trained.items())
     assert loaded["projector.fc1.weight"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("updates", [10, 60])
+def test_a_reloaded_policy_with_adapters_acts_as_the_trained_one_in_bfloat16(
+    tmp_path: Path, updates: int
+) -> None:
+    """The adapters' updates change what it does, and all of that change is still there after loading."""
+    save_policy(small_policy(lora=Lora(rank=2, alpha=4.0), dtype="bfloat16"), tmp_path / "initial")
+    policy = load_policy(tmp_path / "initial")
+    inputs = policy.prepare_inputs(SUITE, *observations(2))
+    with torch.no_grad():
+        before = policy.action_logits(inputs)
+    policy.make_trainable()
+    learn_something(policy, inputs, 1e-4, updates)
+    save_policy(policy, tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy")
+    with torch.no_grad():
+        trained = policy.action_logits(inputs)
+        assert torch.equal(loaded.action_logits(inputs), trained) and not torch.equal(trained, before)
+    for temperature in (0.0, 1.6):
+        acted = [
+            each.act(inputs, temperature, [torch.Generator().manual_seed(k) for k in range(2)])
+            for each in (policy, loaded)
+        ]
+        np.testing.assert_array_equal(acted[0][0], acted[1][0])
+        np.testing.assert_array_equal(acted[0][1], acted[1][1])
 
 
 def test_an_adapter_is_the_low_rank_product() -> None:
@@ -339,6 +402,71 @@ class TestCheckpoint:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(CheckpointError, match="surplus" if damage == "unexpected" else r"fc1\.bias"):
             load_policy(folder)
+
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf])
+    def test_tensors_that_are_not_finite(self, folder: Path, value: float) -> None:
+        from safetensors.torch import load_file, save_file
+
+        tensors = load_file(folder / "model.safetensors")
+        tensors["projector.fc1.weight"][2, 1] = value
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(
+            CheckpointError, match=r"model\.safetensors has values that are not finite in proj"
+        ):
+            load_policy(folder)
+
+    @pytest.mark.parametrize(
+        ("path", "value", "message"),
+        [
+            (
+                "action.q01",
+                [0.0] * 6,
+                r"norm_stats\.libero_goal\.action: q01 is not a list of 7 .* but 6",
+            ),
+            ("action.q99", [1.0], "q99 is not a list of 7 numbers, but 1 values"),
+            ("action.q99", 1.0, r"q99 is not a list of 7 numbers, but 1\.0"),
+            ("action.q01", [math.nan] + [0.0] * 6, "q01 has nan, which is no finite number"),
+            ("action.q99", [1.0] * 6 + [math.inf], "q99 has inf, which is no finite number"),
+            ("action.q01", ["-1"] + [0.0] * 6, "q01 has '-1', which is no finite number"),
+            ("action.q01", [0.0] * 5 + [1.5, 0.0], r"q01 is above q99 in dimensions \[5\]"),
+            ("action.mask", ["false"] * 7, "mask is not a list of 7 times true or false"),
+            ("action.mask", [True] * 6, "mask is not a list of 7 times true or false"),
+            ("action.mask", [1] * 6 + [0], "mask is not a list of 7 times true or false"),
+            ("action", None, r"norm_stats\.libero_goal\.action: they are missing"),
+            ("proprio", None, r"norm_stats\.libero_goal\.proprio: they are missing"),
+            ("proprio.q01", [0.0] * 7, r"proprio: q01 is not a list of 8 numbers, but 7"),
+            ("", "none", "action: they are missing"),
+        ],
+    )
+    @pytest.mark.parametrize("key", ["libero_goal", "libero_goal_no_noops"])
+    def test_statistics_that_cannot_be_used(
+        self, folder: Path, key: str, path: str, value: object, message: str
+    ) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        statistics = config["norm_stats"] = {key: copy.deepcopy(config["norm_stats"][SUITE])}
+        *parents, last = [key, *path.split(".")] if path else [key]
+        for name in parents:
+            statistics = statistics[name]
+        statistics[last] = value
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match=message.replace("libero_goal", key)):
+            load_policy(folder)
+
+    def test_statistics_of_other_robots_are_no_concern(self, folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        other = {"action": {"q01": [0.0] * 14, "q99": [-1.0] * 14, "mask": None}}
+        config["norm_stats"]["aloha"] = other
+        (folder / "config.json").write_text(json.dumps(config))
+        assert load_policy(folder).config.norm_stats["aloha"] == other
+
+    def test_a_file_that_may_not_be_read_is_not_called_broken(self) -> None:
+        with readable_by_all() as folder:
+            save_policy(small_policy(), folder / "policy")
+            for name in ("model.safetensors", "config.json"):
+                (folder / "policy" / name).chmod(0)
+                with as_nobody(), pytest.raises(CheckpointError, match=rf"{name}: this user may not read it"):
+                    load_policy(folder / "policy")
+                (folder / "policy" / name).chmod(0o644)
 
     def test_a_pickle_is_not_read(self, folder: Path) -> None:
         (folder / "model.safetensors").rename(folder / "pytorch_model.bin")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -375,11 +376,19 @@ def test_an_unknown_world_model_is_named(files: Path, monkeypatch: pytest.Monkey
 def test_a_truncated_file_is_named(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = files / "trajectories" / "trajectories.h5"
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(SystemExit, match=r"trajectories\.h5: not a whole HDF5 file"):
+    with pytest.raises(SystemExit, match=r"trajectories\.h5: truncated .*collect` again"):
         command(monkeypatch, files)
     path.unlink()
     with pytest.raises(SystemExit, match=r"trajectories\.h5: no such file"):
         command(monkeypatch, files)
+
+
+def test_locked_trajectories_are_not_called_damaged(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (files / "trajectories" / "trajectories.h5").open("rb") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit, match=r"trajectories\.h5: is locked.*HDF5_USE_FILE_LOCKING") as caught:
+            command(monkeypatch, files)
+    assert "again" not in str(caught.value)
 
 
 def test_nothing_to_compare_with_is_an_error(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

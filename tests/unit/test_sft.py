@@ -108,6 +108,49 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     assert rows("whole") == rows("parts")
 
 
+def poison(monkeypatch: pytest.MonkeyPatch, update: int, value: float) -> None:
+    """From this update on, one number of the gradient is `value`; the loss is finite."""
+    made = sft.FineTuner.update
+
+    def spoilt(gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone()
+        gradient[0, 0] = value
+        return gradient
+
+    def watched(run: sft.FineTuner, done: int, rate: float) -> list[float]:
+        if done + 1 == update:
+            run.policy.projector.fc1.weight.register_hook(spoilt)
+        return made(run, done, rate)
+
+    monkeypatch.setattr(sft.FineTuner, "update", watched)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_ends_the_run_and_is_not_saved(
+    run: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    """Started again without the fault, it ends as if there had been none."""
+    sft.train(run.config, run.folder, run.folder / "whole", run.folder / "other-scratch")
+    with monkeypatch.context() as patch:
+        poison(patch, 27, value)
+        message = r"^error: update 27: the loss is \d\.\d+, the gradient's norm (nan|inf)\."
+        with pytest.raises(SystemExit, match=message):
+            sft.train(run.config, run.folder, run.folder / "out", run.folder / "scratch")
+    assert not (run.folder / "out").exists()
+    assert [p.name for p in (run.folder / "scratch").glob("checkpoint-*")] == ["checkpoint-00000020"]
+    sft.train(run.config, run.folder, run.folder / "out", run.folder / "scratch")
+    whole, parts = (load_file(run.folder / n / "policy" / "model.safetensors") for n in ("whole", "out"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_changes_weights(run: SimpleNamespace) -> None:
+    """The first update's rate throws the weights far out; the second sees it, long before a checkpoint."""
+    config = stage(small_settings(), learning_rate=1e30, warmup=0.0)
+    with pytest.raises(SystemExit, match=r"update 2: the loss is (nan|inf)"):
+        sft.train(config, run.folder, run.folder / "out", run.folder / "scratch")
+    assert not (run.folder / "out").exists() and not list((run.folder / "scratch").glob("checkpoint-*"))
+
+
 def test_nothing_to_start_from_is_said(run: SimpleNamespace) -> None:
     config = run.config.model_copy(update={"sft": run.config.sft.model_copy(update={"updates": 0})})
     with pytest.raises(SystemExit, match="nothing to start from"):

@@ -75,6 +75,13 @@ def test_infrastructure_errors_are_set_apart(scratch: Path) -> None:
     assert [o.tokens for o in result.outcomes] == [7 * o.steps for o in result.outcomes]
 
 
+@pytest.mark.parametrize("successes", ["x" * 8, "10xxxxx1"])
+def test_a_step_of_which_too_little_ran_ends_the_run(scratch: Path, successes: str) -> None:
+    config = stage({"prompts": 2, "minibatch": 2})
+    with pytest.raises(SystemExit, match=r"step 1: (8|5) of 8 episodes could not be run"):
+        collect.collect_batch(config, 1, collector(ScriptedRunner(small_policy(), successes), scratch))
+
+
 def test_episodes_that_were_kept_are_not_run_again(scratch: Path) -> None:
     config = stage({"prompts": 2, "minibatch": 2})
     first = ScriptedRunner(small_policy(), "10101x00")
@@ -201,6 +208,36 @@ def test_an_update_makes_better_episodes_likelier() -> None:
     before = surrogate()
     learn(config, policy, None, optimiser, data, scores)
     assert surrogate() > before
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_and_ends_the_run() -> None:
+    """In the second of two mini-batches: what the first did stays."""
+    config, policy = stage({"minibatch": 2}), small_policy()
+    data = batch(config, "1100" + "1010" + "0001" + "1110", policy)
+    calls = iter(range(100))
+    weights = []
+
+    def spoilt(gradient: torch.Tensor) -> torch.Tensor:
+        weights.append(policy.projector.fc1.weight.detach().clone())
+        return gradient * (torch.nan if next(calls) else 1.0)
+
+    policy.projector.fc1.weight.register_hook(spoilt)
+    optimiser = torch.optim.SGD(policy.parameters(), lr=0.01)
+    with pytest.raises(SystemExit, match=r"^error: step 1, epoch 1, mini-batch 2: the loss is .*norm nan"):
+        learn(config, policy, None, optimiser, data, scored(config, data))
+    assert len(weights) == 2 and not torch.equal(weights[0], weights[1])
+    assert torch.equal(policy.projector.fc1.weight, weights[1])
+
+
+def test_a_loss_that_is_not_finite_ends_a_run_without_results(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(trainer, "PolicyRunner", RecordedRollouts)
+    save_policy(small_policy(), tmp_path / "initial")
+    folders = trainer.Folders(tmp_path / "initial", tmp_path / "out", tmp_path / "scratch")
+    with pytest.raises(SystemExit, match=r"step 1, epoch 1, mini-batch 2: the loss is (nan|inf)"):
+        trainer.Trainer(stage({"learning_rate": 1e30}), folders, workers=1).train()
+    assert not (tmp_path / "out").exists() and not list((tmp_path / "scratch").glob("checkpoint-*"))
 
 
 def test_micro_batches_are_prefetched_in_their_order() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from srpo.config import WorldModel as WorldModelConfig
 from srpo.world_models import WorldModel, WorldModelError, load_world_model, select_frames
 from srpo.world_models.pixel import area_weights
 from srpo.world_models.pretrained import IMAGENET_MEAN, IMAGENET_STD
-from srpo.world_models.vjepa2 import preprocess
+from srpo.world_models.vjepa2 import VJepa2WorldModel, preprocess
 
 PIXEL = WorldModelConfig(
     name="pixel",
@@ -245,13 +246,11 @@ def test_half_precision_is_close_and_returns_float32(dtype: str, folder: Path) -
     assert 0 < np.linalg.norm(rough - exact) < 0.1 * np.linalg.norm(exact)
 
 
-def test_an_embedding_that_is_not_finite_comes_back_as_it_is(folder: Path, tmp_path: Path) -> None:
-    broken = shutil.copytree(folder, tmp_path / "broken")
-    weights = load_file(broken / "model.safetensors")
-    weights["encoder.layernorm.bias"][0] = torch.nan
-    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    embeddings = load_world_model(VJEPA2, broken, device="cpu").embed_many(videos(4))
-    assert not np.isfinite(embeddings).all(axis=1).any()
+def test_an_embedding_that_is_not_finite_comes_back_as_it_is(folder: Path) -> None:
+    world_model = load_world_model(VJEPA2, folder, device="cpu")
+    assert isinstance(world_model, VJepa2WorldModel)
+    world_model.encoder.layernorm.bias[0] = torch.nan
+    assert not np.isfinite(world_model.embed_many(videos(4))).all(axis=1).any()
 
 
 def test_missing_folder(tmp_path: Path) -> None:
@@ -290,13 +289,63 @@ def test_truncated_weights(folder: Path, tmp_path: Path) -> None:
         load_world_model(VJEPA2, broken)
 
 
-def test_lacking_weights(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("encoder.layernorm.bias"), r"lacks 1 weights, such as encoder\.layernorm\.bias"),
+        (
+            lambda w: w.update(surplus=torch.zeros(2)),
+            r"has, beyond what .* describes, 1 weights, such as surplus",
+        ),
+        (
+            lambda w: w.update(
+                {n.replace("layer.1.", "layer.2."): t for n, t in [*w.items()] if "layer.1." in n}
+            ),
+            r"has, beyond what its config\.json describes, \d+ weights, such as encoder\.layer\.2\.",
+        ),
+        (
+            lambda w: w["encoder.layer.0.mlp.fc1.weight"].view(-1)[5].fill_(torch.nan),
+            r"has values that are not finite in 1 weights, such as encoder\.layer\.0\.mlp\.fc1\.weight",
+        ),
+        (lambda w: w["encoder.layernorm.bias"].fill_(torch.inf), "has values that are not finite"),
+        (lambda w: w.update({"encoder.layernorm.bias": torch.zeros(3)}), "no readable"),
+    ],
+)
+def test_weights_that_the_architecture_does_not_describe(
+    folder: Path, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], object], message: str
+) -> None:
+    """Missing, left over (a deeper encoder than config.json says), not finite, of another shape."""
     broken = shutil.copytree(folder, tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
-    del weights["encoder.layernorm.bias"]
+    change(weights)
+    save_file({n: t.clone() for n, t in weights.items()}, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=message):
+        load_world_model(VJEPA2, broken, device="cpu")
+
+
+def test_weights_that_overflow_the_configured_precision_are_refused(folder: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["encoder.layernorm.bias"][0] = 1e6
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks 1 weights, such as encoder\.layernorm\.bias"):
-        load_world_model(VJEPA2, broken)
+    assert load_world_model(VJEPA2, broken, device="cpu").embed(videos(4)[0]).max() > 1e5
+    with pytest.raises(ValueError, match=r"values that are not finite.*encoder\.layernorm\.bias"):
+        load_world_model(VJEPA2.model_copy(update={"dtype": "float16"}), broken, device="cpu")
+
+
+@pytest.mark.parametrize("change", ["without", "broken"])
+def test_the_predictor_is_not_needed(folder: Path, tmp_path: Path, change: str) -> None:
+    other = shutil.copytree(folder, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    for name in [name for name in weights if name.startswith("predictor.")]:
+        if change == "without":
+            del weights[name]
+        else:
+            weights[name].fill_(torch.nan)
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    [episode] = videos(4)
+    one, two = (load_world_model(VJEPA2, each, device="cpu").embed(episode) for each in (folder, other))
+    np.testing.assert_array_equal(one, two)
 
 
 def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:

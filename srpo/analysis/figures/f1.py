@@ -20,6 +20,7 @@ from srpo.config import SUITES
 from srpo.results import ResultError
 from srpo.results.coverage import load_benchmark
 from srpo.results.schemas import CURVES
+from srpo.runtime.hdf5 import why_unreadable
 
 STRIP = 6
 """Frames of a film strip."""
@@ -76,7 +77,8 @@ def read_strips(folders: Sequence[Path], chosen: pd.DataFrame) -> dict[tuple[str
         try:
             file = h5py.File(path, "r")
         except OSError as error:
-            raise ResultError(f"{path}: not a whole HDF5 file: {error}") from None
+            remedy = "Run `srpo reward-benchmark collect` again."
+            raise ResultError(f"{path}: {why_unreadable(error, remedy)}") from None
         with file:
             suite = str(file.attrs["suite"])
             frames = file["frames"]

@@ -285,8 +285,11 @@ class Learner:
         metrics: list[Metrics] = state["metrics"]
         return metrics
 
-    def update(self, batch: tuple[Tensor, Tensor, Tensor], rate: float, ema: float) -> Metrics:
-        """One update from sub-clips (B, F, 3, S, S), visible tokens (B, V) and hidden tokens (B, M)."""
+    def update(self, number: int, batch: tuple[Tensor, Tensor, Tensor], rate: float, ema: float) -> Metrics:
+        """One update from sub-clips (B, F, 3, S, S), visible tokens (B, V) and hidden tokens (B, M).
+
+        Raises SystemExit, with its `number`, if the objective or its gradient is not finite.
+        """
         model, (pixels, visible, hidden) = self.model, batch
         patches = patchify(pixels, model.config)
         targets = target_features(self.target, patches)
@@ -298,6 +301,7 @@ class Learner:
         self.optimizer.zero_grad()
         objective.backward()
         grad_norm = nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
+        optim.require_finite(f"update {number}", objective.item(), float(grad_norm))
         self.optimizer.step()
         update_target(self.target, model.encoder, ema)
         deviation, rank = feature_statistics(targets)
@@ -339,7 +343,7 @@ def train(
         rng = np.random.default_rng([pretraining.seed, update])
         pixels, visible, hidden = (part.to(device) for part in sample_batch(rng, clips, grid, pretraining))
         rate = optim.learning_rate(update, updates, pretraining.learning_rate, WARMUP)
-        row = learner.update((pixels, visible, hidden), rate, pretraining.ema)
+        row = learner.update(update + 1, (pixels, visible, hidden), rate, pretraining.ema)
         metrics.append({"update": update + 1, **row, "seconds": time.perf_counter() - started})
         bar.set_postfix(
             loss=f"{row['loss']:.3f}",

@@ -89,8 +89,10 @@ def pretrain(config: WorldModelStage, out: Path, scratch: Path, workers: int) ->
         raise ConfigError(f"world model {config.world_model.name}: world_model.pretraining is not set")
     require_gl()
     prepare_scratch(scratch, config)
-    from srpo.world_models.pretraining.play import collect_play
+    from srpo.envs.libero import libero_record
+    from srpo.world_models.pretraining.play import SUITE, collect_play
 
+    libero = libero_record(SUITE)
     files = collect_play(config, scratch / "play", workers)
 
     import torch
@@ -107,7 +109,7 @@ def pretrain(config: WorldModelStage, out: Path, scratch: Path, workers: int) ->
             writer = csv.DictWriter(handle, list(metrics[0]))
             writer.writeheader()
             writer.writerows(metrics)
-        write_manifest(folder / "manifest.json", config, episodes=len(files))
+        write_manifest(folder / "manifest.json", config, libero=libero, episodes=len(files))
     clear_scratch(scratch)
 
 
