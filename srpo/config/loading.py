@@ -131,6 +131,7 @@ def _require_plain(node: yaml.Node) -> None:
 
 
 def _refused(where: yaml.Node | yaml.Event, why: str) -> ConfigError:
+    assert where.start_mark is not None  # what is parsed from a text has a place in it
     return ConfigError(f"line {where.start_mark.line + 1}: {why}")
 
 

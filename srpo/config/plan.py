@@ -92,8 +92,8 @@ def _stages(planned: Plan, resolver: Resolver) -> Iterator[tuple[str, Stage | Wo
         sft = planned.sft_of(suite)
         stage = resolver.stage("sft", *sft)
         yield sft.folder, stage
-        trained = any(run.suite == suite and run.variant != SFT for run in planned.runs(*planned.tables))
-        if trained and isinstance(stage, SftStage) and not stage.policy.trainable:
+        learns = any(run.suite == suite and run.variant != SFT for run in planned.runs(*planned.tables))
+        if learns and isinstance(stage, SftStage) and not stage.policy.trainable:
             origin = resolver.settings(suite)[1]["policy.dtype"]
             raise ConfigError(f"{origin}: policy.dtype: {UNTRAINABLE} (in {sft.folder})")
         if isinstance(stage, SftStage) and stage.sft.updates:
