@@ -33,7 +33,7 @@ test: .venv/installed-dev gl
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --no-loadscope-reorder # tests/conftest.py says which tests share a process
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 4 --no-loadscope-reorder # tests/conftest.py says which tests share a process
 
 figures: .venv/installed # draw all tables and figures from the rows in results/reference/, without simulating
 	@for folder in $$(find results/reference -mindepth 1 -maxdepth 1 -type d ! -name libero_plus); do \
