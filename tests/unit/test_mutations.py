@@ -8,7 +8,7 @@ import pytest
 
 from support.mutations import TARGETS, Target, fault
 
-MUTATIONS = 60
+MUTATIONS = 25
 """Of each input."""
 
 
