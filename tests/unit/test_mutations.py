@@ -15,6 +15,7 @@ MUTATIONS = 25
 @pytest.mark.parametrize("kind", TARGETS, ids=lambda kind: kind.name)
 def test_mutated_inputs_are_read_or_refused(kind: type[Target], tmp_path: Path) -> None:
     target = kind(tmp_path)
+    target.read()  # as it is, it is right
     outcomes = [fault(target, seed) for seed in range(MUTATIONS)]
     assert [found for found, _ in outcomes if found] == []
-    assert 0 < sum(refused for _, refused in outcomes) < MUTATIONS, "some are refused, some are not"
+    assert any(refused for _, refused in outcomes)
