@@ -440,6 +440,7 @@ class PolicyCheckpoints(Target):
     def __init__(self, folder: Path) -> None:
         self.original, self.folder = folder / "original", folder / "policy"
         save_policy(small_policy(), self.original)
+        shutil.copytree(self.original, self.folder)
         self.tensors = load_file(self.original / "model.safetensors")
 
     def mutate(self, rng: random.Random) -> Mutation:
