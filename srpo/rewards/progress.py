@@ -112,8 +112,9 @@ def shape_rewards(
     if success.shape != (episodes,) or task.shape != (episodes,):
         raise ValueError(f"success {success.shape} and task {task.shape} must both have shape (N,)")
     expert: dict[int, References] = {}
+    points: NDArray[np.floating] = np.empty((episodes, 0))
     if reward.shaping == "none":
-        points, valid = np.empty((episodes, 0)), np.ones(episodes, dtype=bool)
+        valid = np.ones(episodes, dtype=bool)
     elif embeddings is None or embeddings.ndim != 2 or len(embeddings) != episodes:
         shape = None if embeddings is None else embeddings.shape
         raise ValueError(f"reward.shaping {reward.shaping!r} needs embeddings ({episodes}, D), not {shape}")
@@ -122,15 +123,18 @@ def shape_rewards(
         expert = _fixed_references(experts, task, embeddings.shape[1], reward)
     # References are a rank's (the batch is one but for the scope `rank`), and failures are normalised within
     # a part of it.
-    rank = part = np.zeros(episodes, dtype=np.int64)
+    rank: NDArray[np.integer] = np.zeros(episodes, dtype=np.int64)
+    part = rank
     if reward.shaping != "none" and reward.scope != "batch":
         if group is None or group.shape != (episodes,):
             shape = None if group is None else group.shape
             raise ValueError(
                 f"reward.scope {reward.scope!r} needs the group of each episode ({episodes},), not {shape}"
             )
-        part = group if reward.scope == "group" else group // reward.rank_prompts
-        rank = rank if reward.scope == "group" else part
+        if reward.scope == "group":
+            part = group
+        else:
+            rank = part = group // reward.rank_prompts
 
     rewards = np.where(valid, outcome_rewards(success), np.nan)
     distances = np.full(episodes, np.nan)

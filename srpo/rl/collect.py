@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from srpo.config import TrainStage
+from srpo.config import FrameSelection, TrainStage
 from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.rl.advantages import keep_groups
 from srpo.rollouts.episode_store import EpisodeStore
@@ -55,7 +55,8 @@ def episode_specs(
     config: TrainStage, step: int, prompts: Iterable[tuple[int, int]], first_group: int = 0
 ) -> list[EpisodeSpec]:
     """The rollouts of some prompts, group after group, each with its own seed."""
-    frames, selection = 0, "even"
+    frames = 0
+    selection: FrameSelection = "even"
     if config.world_model is not None and config.reward.references != "matched_prefix":
         # `matched_prefix` takes the images that the policy saw.
         frames, selection = config.world_model.frames, config.world_model.frame_selection
