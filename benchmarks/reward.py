@@ -26,6 +26,7 @@ from srpo.runtime.files import write_with
 SETTINGS: dict[str, dict[str, Any]] = {
     "mean": {"references": "mean"},
     "medoid": {"references": "medoid"},
+    "nearest": {"references": "nearest"},
     "dbscan": {"references": "dbscan"},
     "dbscan, relative": {"references": "dbscan", "eps": 0.8, "eps_relative": True},
     "dbscan, relative, by group": {
@@ -39,7 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 BASE = {
     "shaping": "paper",
     "alpha": 0.8,
-    "scope": "task",
+    "scope": "batch",
     "references": "dbscan",
     "eps": 0.5,
     "eps_relative": False,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from srpo.config import FrameSelection
+
 CHUNK = 8
 """Control steps of one action chunk."""
 ACTION_DIM = 7
@@ -25,7 +27,7 @@ class EpisodeSpec:
 
     `variant` names a LIBERO-Plus task (`None`: the unperturbed task); `seed` seeds the action sampling and
     the perturbation's randomness, if any. Temperature 0 is greedy. `frames`: how many frames to keep for the
-    world model (0: none).
+    world model (0: none), chosen as `frame_selection` says.
     """
 
     suite: str
@@ -35,6 +37,7 @@ class EpisodeSpec:
     temperature: float
     frames: int = 0
     variant: str | None = None
+    frame_selection: FrameSelection = "even"
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Episode:
     tokens            int64 (C, 56)           sampled action bins, 0…255
     log_probs         float32 (C, 56)         of the tokens at the sampling temperature
     valid             bool (C, 56)            False for tokens of control steps after the episode's end
-    frames            uint8 (F, H, W, 3)      evenly spaced over the whole episode, F = spec.frames
+    frames            uint8 (F, H, W, 3)      spread over the whole episode, F = spec.frames
     path              float32 (steps + 1, 3)  end-effector position, metres
     distance_to_goal  float32 (steps + 1,)    metres to the goal (`srpo.envs.goal`)
     """

@@ -34,8 +34,8 @@ from srpo.config.stages import (
     TrainStage,
     WorldModelStage,
 )
-from srpo.config.train import Offline, Train
-from srpo.config.world_model import Pretraining, WorldModel
+from srpo.config.train import Aggregate, Offline, Train
+from srpo.config.world_model import FrameSelection, Pretraining, WorldModel
 
 __all__ = [
     "CONTROL_HZ",
@@ -45,6 +45,7 @@ __all__ = [
     "STYLES",
     "SUITES",
     "TASKS_PER_SUITE",
+    "Aggregate",
     "ConfigError",
     "Demos",
     "DemosStage",
@@ -52,6 +53,7 @@ __all__ = [
     "Encoder",
     "Evaluate",
     "EvaluateStage",
+    "FrameSelection",
     "LanguageModel",
     "Lora",
     "Offline",

@@ -127,7 +127,9 @@ def _world_models(
         if not isinstance(stage, WorldModelStage) or stage.world_model.pretraining is None:
             continue
         for run, model in used.items():
-            if model.name == name and model != stage.world_model:
+            # How an episode's frames are chosen does not matter to pretraining, which makes its own clips.
+            alike = model.model_copy(update={"frame_selection": stage.world_model.frame_selection})
+            if model.name == name and alike != stage.world_model:
                 raise ConfigError(
                     f"{resolver.row(run.variant).source}: world_model: {name} is pretrained once for all "
                     f"runs, and {run.folder} changes its settings: change them in the preset's `settings`, "

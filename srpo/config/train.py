@@ -17,6 +17,8 @@ from srpo.config.fields import (
     require_distinct,
 )
 
+Aggregate = Literal["token", "trajectory"]
+
 
 class Offline(Section):
     """Advantage-weighted fine-tuning on a fixed set of rollouts."""
@@ -30,6 +32,8 @@ class Offline(Section):
 class Train(Section):
     """Reinforcement learning (SRPO, or GRPO when the reward's shaping is `none`)."""
 
+    # Settings with a default are younger than the first published rows; the default is what those runs did.
+
     steps: PositiveInt
     """RL steps (rounds of rollouts and an update); offline, passes over the fixed set of rollouts."""
     prompts: PositiveInt
@@ -39,7 +43,8 @@ class Train(Section):
     temperature: Positive
     """Sampling temperature of the action tokens."""
     keep_success: Annotated[tuple[Fraction, Fraction], Field(strict=False)]
-    """Groups whose success rate lies outside this range are left out of the update (dynamic sampling)."""
+    """Groups whose success rate lies outside this range are left out of the update (dynamic sampling);
+    `reward.filter` says whether of the rewards too."""
     resample: NonNegativeInt
     """Further rounds of rollouts a step at most, each with as many new groups as were left out so far."""
     learning_rate: Positive
@@ -62,6 +67,9 @@ class Train(Section):
     """Groups of one optimiser step; must divide `prompts`."""
     microbatch: PositiveInt
     """Policy queries in one forward pass; changes memory, not the result."""
+    aggregate: Aggregate = "token"
+    """What a mini-batch's loss is a mean over: its tokens, or its trajectories, of each of which it is the
+    mean over the tokens, so that a token of a long episode counts less."""
     epochs: PositiveInt
     """Passes over a step's rollouts."""
     clip_low: Positive

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from srpo.config.reward import needs_world_model
+from srpo.config.reward import Reward, needs_world_model
 
 
 def unread(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -20,11 +20,17 @@ def unread(settings: Mapping[str, Any]) -> dict[str, str]:
     if references != "dbscan":
         why = f"reward.references is `{references}`, not `dbscan`"
         found |= dict.fromkeys(("reward.eps", "reward.eps_relative", "reward.min_samples"), why)
+    if reward.get("scope") != "rank":
+        found["reward.rank_prompts"] = f"reward.scope is `{reward.get('scope')}`, not `rank`"
+    if references == "fixed_expert":
+        found["reward.earlier_successes"] = "reward.references is `fixed_expert`, whose references are fixed"
+    if reward.get("filter") == "none":
+        found |= dict.fromkeys(("train.keep_success", "train.resample"), "reward.filter is `none`")
     if shaping == "siirl":
         found["reward.alpha"] = "reward.shaping `siirl` has an upper bound of its own"
     if shaping == "none":
-        names = ("alpha", "scope", "references", "eps", "eps_relative", "min_samples")
-        found |= {f"reward.{name}": "reward.shaping is `none`" for name in names}
+        why = "reward.shaping is `none`"
+        found |= {f"reward.{name}": why for name in Reward.model_fields if name not in ("shaping", "filter")}
     if not needs_world_model(shaping, references):
         found["world_model"] = (
             "reward.shaping `none` and reward.references `simulator` go without a world model"
@@ -32,6 +38,7 @@ def unread(settings: Mapping[str, Any]) -> dict[str, str]:
     if train.get("offline") is not None:
         why = "train.offline has another loss, which clips no ratio"
         found |= {"train.clip_low": why, "train.clip_high": why}
+        found["reward.earlier_successes"] = "train.offline has one set of rollouts, and no earlier step"
     if not train.get("evaluate_every"):
         found["train.evaluate_states"] = "train.evaluate_every is 0"
     return found

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from srpo.config.fields import AsNumber, Fraction, Positive, PositiveInt, Section, Seed, require_distinct
 
+FrameSelection = Literal["even", "siirl"]
+"""How frames are chosen of an episode (`srpo.world_models.base.select_frames`)."""
 GRID = 4
 """Cells along each side of the image that pooling `grid` keeps separate."""
 
@@ -75,6 +77,9 @@ class WorldModel(Section):
     """Revision on the hub; none: the newest."""
     frames: PositiveInt
     """Frames taken evenly over the whole episode."""
+    frame_selection: FrameSelection = "even"
+    """`even`: places are rounded to the nearest frame, and a shorter episode shows each of its frames longer.
+    `siirl`: places are rounded down, and a shorter episode starts again from its first frame."""
     image_size: PositiveInt
     """Side of the encoder's input, after the resize and centre crop of its kind (V-JEPA 2, DINOv2 and
     EfficientNet-Lite0: the short side to 256/224 of it)."""

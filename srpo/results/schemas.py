@@ -101,7 +101,15 @@ RL_METRICS = Schema(
         "groups_kept": Column(
             "int", "groups left by dynamic sampling; the update learns from those whose rewards differ"
         ),
-        "groups_without_signal": Column("int", "groups whose (shaped) rewards are all equal"),
+        "filtered_advantage": Column(
+            "float",
+            "share of the squared advantages, with rewards before any filter, in groups that dynamic "
+            "sampling leaves out; null: all advantages are 0",
+            True,
+        ),
+        "groups_without_signal": Column(
+            "int", "groups whose (shaped) rewards are all equal, or that were left out before rewards"
+        ),
         "groups_without_signal_outcome": Column("int", "groups whose 0/1 outcomes are all equal"),
         "clusters": Column("int", "DBSCAN clusters of the successes, summed over tasks"),
         "fallbacks": Column("int", "tasks where no cluster was found and the mean of the successes was used"),
@@ -110,6 +118,7 @@ RL_METRICS = Schema(
             "tasks without a shaped failure: rewards are by the outcome alone, or there was no reference or "
             "no failure",
         ),
+        "compared_with_earlier": Column("int", "failures compared with successes of earlier steps"),
         "failure_reward_mean": Column("float", "mean reward of the failures; null without failures", True),
         "reward_histogram": Column("str", "rewards in ten equal bins from 0 to 1, as a JSON list of counts"),
         "distance_mean": Column(
@@ -151,6 +160,8 @@ RL_METRICS = Schema(
     },
     added={
         "rounds": 1,
+        "filtered_advantage": None,
+        "compared_with_earlier": 0,
         "reward_histogram": "[]",
         "distance_min": None,
         "distance_max": None,
@@ -176,12 +187,14 @@ TASK_METRICS = Schema(
         "invalid": Column("int", "rollouts whose embedding was broken: left out of the update"),
         "clusters": Column("int", "DBSCAN clusters of the successes"),
         "fallback": Column("bool", "whether no cluster was found and the mean of the successes was used"),
+        "compared_with_earlier": Column("int", "failures compared with successes of earlier steps"),
         "unshaped": Column("str", "why failures were not shaped; null: they were", True),
         "distance_mean": Column(
             "float", "mean distance of failures to the nearest reference; null: none", True
         ),
         "failure_reward_mean": Column("float", "mean reward of the failures; null without failures", True),
     },
+    added={"compared_with_earlier": 0},
 )
 
 SFT_METRICS = Schema(
@@ -217,10 +230,10 @@ REWARDS = Schema(
         "steps": Column("int", "control steps taken"),
         "distance_to_goal": Column("float", DISTANCE_TO_GOAL),
         "distance": Column(
-            "float", "distance to the nearest reference; null: success, or nothing to shape", True
+            "float", "L2 distance to the nearest reference; null: success, or nothing to shape", True
         ),
         "reward": Column("float", "reward, 0 to 1"),
-        "advantage": Column("float", "group-normalised reward"),
+        "advantage": Column("float", "group-normalised reward; 0 in a group left out before rewards"),
         "kept": Column("bool", "whether dynamic sampling kept the group"),
     },
 )

@@ -1,4 +1,7 @@
-"""SRPO's progress reward: a failure's reward rises with its nearness to successes of the same batch."""
+"""SRPO's progress reward: a failure's reward rises with its nearness to successes of the same batch.
+
+docs/method.md says where the paper, its code and this project differ.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,13 @@ from scipy.special import expit
 
 from srpo.config import Reward
 from srpo.rewards.outcome import outcome_rewards
-from srpo.rewards.references import References, expert_references, find_references, usable
+from srpo.rewards.references import (
+    EarlierSuccesses,
+    References,
+    expert_references,
+    find_references,
+    usable,
+)
 
 # siiRL's literals: siirl/utils/reward_score/embodied.py, compute_embodied_reward, step "c. Vectorized reward
 # mapping".
@@ -31,10 +40,12 @@ class TaskShaping:
     """How one task of the batch was shaped.
 
     successes, failures  episodes with a valid embedding (all episodes, if the reward needs no embedding)
+                         that are considered
     invalid              episodes whose embedding cannot be used
-    clusters, fallback   as in `srpo.rewards.references.References`
-    unshaped             None if failures were shaped, else why not: `outcome` (the reward is 0/1 by
-                         configuration), `no failure`, or `no success` (as a reference)
+    clusters, fallback   as in `srpo.rewards.references.References`: of all ranks, and of any
+    earlier              failures that were compared with successes of earlier steps
+    unshaped             None if failures were shaped, in one rank at least, else why not: `outcome` (the
+                         reward is 0/1 by configuration), `no failure`, or `no success` (as a reference)
     """
 
     task: int
@@ -43,6 +54,7 @@ class TaskShaping:
     invalid: int
     clusters: int
     fallback: bool
+    earlier: int
     unshaped: str | None
 
 
@@ -51,7 +63,7 @@ class ShapedRewards:
     """Rewards of a batch of N episodes.
 
     rewards    float64 (N,)  1 for a success, [0, 1) for a failure, NaN for an invalid episode
-    distances  float64 (N,)  of shaped failures to their nearest reference; NaN elsewhere
+    distances  float64 (N,)  L2, of shaped failures to their nearest reference; NaN elsewhere
     valid      bool (N,)     False where the embedding is not finite or all zero. Such an episode is not a
                              reference, is not shaped and must be left out of its group: its NaN reward makes
                              `srpo.rl.advantages` raise, so it cannot be used by accident
@@ -71,22 +83,27 @@ def shape_rewards(
     reward: Reward,
     *,
     group: NDArray[np.integer] | None = None,
+    considered: NDArray[np.bool_] | None = None,
     experts: Mapping[int, NDArray[np.floating]] | None = None,
+    earlier: EarlierSuccesses | None = None,
 ) -> ShapedRewards:
-    """Rewards of a whole batch. References are per task, over all its groups; `reward.scope` says whether
-    distances are normalised over the task's failures or over each group's.
+    """Rewards of a whole batch. References are per task; `reward.scope` says from which of the batch's
+    episodes they come, and among which failures distances are normalised.
 
-    In a task without success there is no reference, and failures get 0 (except with `fixed_expert`, whose
-    references always exist). With `reward.shaping: none` every failure gets 0 and embeddings are not used.
+    In a task (or rank) without success there is no reference, and failures get 0, except with `fixed_expert`,
+    whose references always exist, and with successes of earlier steps. With `reward.shaping: none` every
+    failure gets 0 and embeddings are not used.
 
     Args:
         embeddings: float32 (N, D), one vector per episode; None only with shaping `none`.
         success: bool (N,).
         task: int (N,), task id of each episode.
-        reward: how failures are rewarded.
-        group: int (N,), group of each episode; needed for the scope `group` only.
+        reward: how failures are rewarded; `filter` is not read.
+        group: int (N,), group of each episode, counted from 0 in the step; for the scopes `rank` and `group`.
+        considered: bool (N,), episodes that are references and compared; others get their outcome. None: all.
         experts: task id → float32 (E, D), embeddings of the expert's demonstrations by the same world model;
             for the references `fixed_expert` and no others.
+        earlier: the references where there is no success.
 
     Raises:
         ValueError: lengths differ, or embeddings, groups or a task's experts are missing or broken.
@@ -95,51 +112,76 @@ def shape_rewards(
     if success.shape != (episodes,) or task.shape != (episodes,):
         raise ValueError(f"success {success.shape} and task {task.shape} must both have shape (N,)")
     expert: dict[int, References] = {}
+    points: NDArray[np.floating] = np.empty((episodes, 0))
     if reward.shaping == "none":
         valid = np.ones(episodes, dtype=bool)
     elif embeddings is None or embeddings.ndim != 2 or len(embeddings) != episodes:
         shape = None if embeddings is None else embeddings.shape
         raise ValueError(f"reward.shaping {reward.shaping!r} needs embeddings ({episodes}, D), not {shape}")
     else:
-        valid = usable(embeddings)
+        points, valid = embeddings, usable(embeddings)
         expert = _fixed_references(experts, task, embeddings.shape[1], reward)
-    if reward.shaping == "none" or reward.scope == "task":
-        group = np.zeros(episodes, dtype=np.int64)
-    elif group is None or group.shape != (episodes,):
-        shape = None if group is None else group.shape
-        raise ValueError(f"reward.scope 'group' needs the group of each episode ({episodes},), not {shape}")
+    # References are a rank's (the batch is one but for the scope `rank`), and failures are normalised within
+    # a part of it.
+    rank: NDArray[np.integer] = np.zeros(episodes, dtype=np.int64)
+    part = rank
+    if reward.shaping != "none" and reward.scope != "batch":
+        if group is None or group.shape != (episodes,):
+            shape = None if group is None else group.shape
+            raise ValueError(
+                f"reward.scope {reward.scope!r} needs the group of each episode ({episodes},), not {shape}"
+            )
+        if reward.scope == "group":
+            part = group
+        else:
+            rank = part = group // reward.rank_prompts
 
     rewards = np.where(valid, outcome_rewards(success), np.nan)
     distances = np.full(episodes, np.nan)
+    compared = valid if considered is None else valid & considered
     tasks = []
     for task_id in map(int, np.unique(task)):
-        members = task == task_id
-        succeeded, failed = members & valid & success, members & valid & ~success
-        references, unshaped = None, None
-        if reward.shaping == "none" or embeddings is None:
-            unshaped = "outcome"
-        elif reward.references != "fixed_expert" and not succeeded.any():
-            unshaped = "no success"
-        elif not failed.any():
-            unshaped = "no failure"
-        else:
-            references = expert.get(task_id) or find_references(embeddings[succeeded], reward)
-            distances[failed] = nearest_distances(embeddings[failed], references.centres)
-            for number in np.unique(group[failed]):
-                compared = failed & (group == number)
-                rewards[compared] = _progress(distances[compared], reward)
+        own = compared & (task == task_id)
+        used: list[References] = []
+        from_earlier = 0
+        for number in np.unique(rank[own & ~success]) if reward.shaping != "none" else ():
+            succeeded, failed = (own & (rank == number) & chosen for chosen in (success, ~success))
+            references = expert.get(task_id)
+            if references is None:
+                sources = points[succeeded]
+                if not len(sources) and earlier and task_id in earlier:
+                    sources = earlier[task_id]
+                    from_earlier += int(failed.sum())
+                if not len(sources):
+                    continue
+                references = find_references(sources, reward)
+            used.append(references)
+            distances[failed] = nearest_distances(points[failed], references.centres)
+            for here in np.unique(part[failed]):
+                together = failed & (part == here)
+                rewards[together] = _progress(distances[together], reward)
         tasks.append(
             TaskShaping(
                 task=task_id,
-                successes=int(succeeded.sum()),
-                failures=int(failed.sum()),
-                invalid=int((members & ~valid).sum()),
-                clusters=references.clusters if references else 0,
-                fallback=references.fallback if references else False,
-                unshaped=unshaped,
+                successes=int((own & success).sum()),
+                failures=int((own & ~success).sum()),
+                invalid=int(((task == task_id) & ~valid).sum()),
+                clusters=sum(references.clusters for references in used),
+                fallback=any(references.fallback for references in used),
+                earlier=from_earlier,
+                unshaped=None if used else _why_unshaped(own, success, reward),
             )
         )
     return ShapedRewards(rewards, distances, valid, tuple(tasks))
+
+
+def _why_unshaped(own: NDArray[np.bool_], success: NDArray[np.bool_], reward: Reward) -> str:
+    """Why no failure of a task, whose episodes are `own`, was shaped."""
+    if reward.shaping == "none":
+        return "outcome"
+    if (own & ~success).any() or (reward.references != "fixed_expert" and not (own & success).any()):
+        return "no success"
+    return "no failure"
 
 
 def _fixed_references(
@@ -172,7 +214,9 @@ def _fixed_references(
 
 
 def _progress(distances: NDArray[np.float64], reward: Reward) -> NDArray[np.float64]:
-    """Rewards of failures that are normalised together, by their distances (F,), F ≥ 1."""
+    """Rewards of failures that are normalised together, by their L2 distances (F,), F ≥ 1."""
+    if reward.distance == "squared":
+        distances = distances**2
     if reward.shaping == "paper":
         return paper_progress(distances, reward.alpha)
     if reward.shaping == "linear":
@@ -187,6 +231,9 @@ def nearest_distances(embeddings: NDArray[np.floating], centres: NDArray[np.floa
 
 def paper_progress(distances: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
     """α·sigmoid(−z) with z = (d − mean)/std over failures (SRPO, arXiv 2511.15605: a task's): float64 (N,).
+
+    Equation 5 of the paper is printed without the minus sign, as α·sigmoid(z), by which the farther failure
+    would earn more. Its text means the opposite: nearer to a success is further on.
 
     The standard deviation is the population's, which is defined (0) for a single failure. Where it is 0, up
     to rounding, z = 0 and every failure gets α/2.

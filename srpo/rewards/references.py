@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,8 @@ from sklearn.preprocessing import StandardScaler
 
 from srpo.config import Reward
 
+EarlierSuccesses = Mapping[int, NDArray[np.floating]]
+"""Task id → embeddings (K, D) of successes of earlier steps, the newest first."""
 EQUAL_SUMS = 1e-9
 """Sums of distances within this relative difference are equal up to float64 rounding."""
 
@@ -33,8 +36,9 @@ class References:
 def find_references(successes: NDArray[np.floating], reward: Reward) -> References:
     """Centres of a task's successful episodes.
 
-    `mean`, `matched_prefix`, `simulator`: their mean. `medoid`: the one with the smallest sum of distances to
-    the others; all of those that tie (two successes always do), so that the order of episodes is irrelevant.
+    `mean`, `matched_prefix`, `simulator`: their mean. `nearest`: each of them. `medoid`: the one with the
+    smallest sum of distances to the others; all of those that tie (two successes always do), so that the
+    order of episodes is irrelevant.
 
     `dbscan` (siiRL, `siirl/utils/reward_score/embodied.py`): every feature standardised over the successes,
     DBSCAN, and the mean of each cluster; noise points belong to no centre; no cluster at all: the mean of the
@@ -60,6 +64,8 @@ def find_references(successes: NDArray[np.floating], reward: Reward) -> Referenc
     mean = points.mean(axis=0, keepdims=True)
     if reward.references in ("mean", "matched_prefix", "simulator"):
         return References(mean, clusters=0, fallback=False)
+    if reward.references == "nearest":
+        return References(points, clusters=0, fallback=False)
     if reward.references == "medoid":
         return References(points[_medoids(points)], clusters=0, fallback=False)
     labels = _dbscan(points, reward)
@@ -86,6 +92,29 @@ def expert_references(experts: NDArray[np.floating]) -> References:
     if len(broken):
         raise ValueError(f"expert embedding {broken[0]} is not finite or all zero")
     return References(experts.astype(np.float64), clusters=0, fallback=False)
+
+
+def remember(
+    earlier: EarlierSuccesses,
+    embeddings: NDArray[np.floating],
+    success: NDArray[np.bool_],
+    task: NDArray[np.integer],
+    limit: int,
+) -> EarlierSuccesses:
+    """The newest `limit` successes of each task: those of a step, the later the newer, before earlier ones.
+
+    Args:
+        earlier: those known before the step.
+        embeddings: float (N, D), of the step's episodes.
+        success: bool (N,), which of them may be references.
+        task: int (N,).
+    """
+    found = dict(earlier)
+    for task_id in map(int, np.unique(task[success])):
+        new = embeddings[success & (task == task_id)][::-1]
+        old = earlier.get(task_id, new[:0])
+        found[task_id] = np.concatenate([new, old])[:limit]
+    return found
 
 
 def usable(embeddings: NDArray[np.floating]) -> NDArray[np.bool_]:

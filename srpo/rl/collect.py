@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from srpo.config import Train, TrainStage
+from srpo.config import FrameSelection, TrainStage
 from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.rl.advantages import keep_groups
 from srpo.rollouts.episode_store import EpisodeStore
@@ -56,13 +56,25 @@ def episode_specs(
 ) -> list[EpisodeSpec]:
     """The rollouts of some prompts, group after group, each with its own seed."""
     frames = 0
+    selection: FrameSelection = "even"
     if config.world_model is not None and config.reward.references != "matched_prefix":
-        frames = config.world_model.frames  # `matched_prefix` takes the images that the policy saw
+        # `matched_prefix` takes the images that the policy saw.
+        frames, selection = config.world_model.frames, config.world_model.frame_selection
     specs = []
     for group, (task, state) in enumerate(prompts, first_group):
         for member in range(config.train.group_size):
             seed = int(np.random.SeedSequence([config.seed, step, group, member]).generate_state(1)[0])
-            specs.append(EpisodeSpec(config.suite, task, state, seed, config.train.temperature, frames))
+            specs.append(
+                EpisodeSpec(
+                    config.suite,
+                    task,
+                    state,
+                    seed,
+                    config.train.temperature,
+                    frames,
+                    frame_selection=selection,
+                )
+            )
     return specs
 
 
@@ -214,7 +226,7 @@ def collect_batch(config: TrainStage, step: int, collector: Collector) -> Batch:
         specs = episode_specs(config, step, prompts, groups)
         batch += collector.run_round(step, specs, label, train.group_size, first_group=groups)
         groups += len(prompts)
-        missing = train.prompts - batch.count_groups(kept_groups(train, batch))
+        missing = train.prompts - batch.count_groups(kept_groups(config, batch))
         if missing == 0:
             break
         prompts, label = further_prompts(config, step, extra, missing), f"step {step}, further round {extra}"
@@ -222,7 +234,9 @@ def collect_batch(config: TrainStage, step: int, collector: Collector) -> Batch:
     return batch
 
 
-def kept_groups(train: Train, batch: Batch) -> NDArray[np.bool_]:
+def kept_groups(config: TrainStage, batch: Batch) -> NDArray[np.bool_]:
     """For each episode, whether dynamic sampling keeps its group: bool (N,)."""
+    if config.reward.filter == "none":
+        return np.ones(len(batch.outcomes), bool)
     success, groups = torch.from_numpy(batch.success), torch.from_numpy(batch.groups)
-    return keep_groups(success, groups, *train.keep_success).numpy()
+    return keep_groups(success, groups, *config.train.keep_success).numpy()

@@ -20,7 +20,8 @@ class LossInputs:
     old_log_probs        float (Q, T)  when they were sampled, without gradient
     advantages           float (Q,)    of the query's episode: every token has the same
     valid                bool (Q, T)   False for tokens of control steps after the episode's end
-    normaliser           valid tokens of the whole mini-batch (not of this micro-batch), > 0
+    normaliser           sum of the valid tokens' weights in the whole mini-batch, not this micro-batch; > 0
+    weights              float (Q,)    of each token of the query; None: 1
     reference_log_probs  float (Q, T)  under the reference policy; needed for a KL penalty
     entropy              float (Q, T)  of each token's distribution; needed for an entropy bonus
     """
@@ -30,13 +31,14 @@ class LossInputs:
     advantages: Tensor
     valid: Tensor
     normaliser: float
+    weights: Tensor | None = None
     reference_log_probs: Tensor | None = None
     entropy: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """Scalars, each a sum over the valid tokens given, divided by the normaliser.
+    """Scalars, each a weighted sum over the valid tokens given, divided by the normaliser.
 
     So the terms of micro-batches add up to those of the whole mini-batch, whatever the split.
 
@@ -64,12 +66,13 @@ def policy_loss(
     kl_weight: float = 0.0,
     entropy_weight: float = 0.0,
 ) -> PolicyLoss:
-    """SRPO's loss (arXiv 2511.15605): GRPO's objective with DAPO's asymmetric clip and token mean.
+    """SRPO's loss (arXiv 2511.15605): GRPO's objective with DAPO's asymmetric clip.
 
     With ratio r = exp(log π − log π_old), for each token
     −min(r·A, clip(r, 1 − clip_low, 1 + clip_high)·A) + kl_weight·k3 − entropy_weight·H,
-    summed over valid tokens and divided by the normaliser. siiRL's loss adds verl's dual clip (a bound of
-    3·|A| for A < 0); the paper's objective does not, and neither does this one.
+    summed over valid tokens by their weights and divided by the normaliser. siiRL's loss adds verl's dual
+    clip, a bound of c·|A| for A < 0; the paper's objective does not, and neither does this one. siiRL's
+    scripts set c = 10,000, which no ratio near 1 reaches; only that of libero_goal leaves the default, 3.
 
     Raises:
         ValueError: a weighted term has no input, or the normaliser is not positive.
@@ -117,6 +120,8 @@ def _regularise(
         raise ValueError("entropy_weight > 0 needs entropy")
 
     def mean(values: Tensor) -> Tensor:
+        if inputs.weights is not None:
+            values = values * inputs.weights.unsqueeze(-1)
         return torch.where(valid, values, 0.0).sum() / inputs.normaliser
 
     objective = mean(surrogate)

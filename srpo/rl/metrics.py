@@ -74,11 +74,13 @@ def metrics_row(record: StepRecord) -> dict[str, Any]:
         "rounds": batch.rounds,
         "groups": groups,
         "groups_kept": batch.count_groups(scores.kept),
+        "filtered_advantage": scores.filtered,
         "groups_without_signal": groups - batch.count_groups(scores.signal),
         "groups_without_signal_outcome": groups - batch.count_groups(scores.outcome_signal),
         "clusters": sum(task.clusters for task in shaped.tasks),
         "fallbacks": sum(task.fallback for task in shaped.tasks),
         "unshaped_tasks": sum(task.unshaped is not None for task in shaped.tasks),
+        "compared_with_earlier": sum(task.earlier for task in shaped.tasks),
         "failure_reward_mean": _mean(shaped.rewards[shaped.valid & ~success]),
         "reward_histogram": json.dumps(np.histogram(rewards, bins=10, range=(0, 1))[0].tolist()),
         "distance_mean": _mean(distances),
@@ -129,6 +131,7 @@ def task_rows(record: StepRecord) -> list[dict[str, Any]]:
                 "invalid": task.invalid,
                 "clusters": task.clusters,
                 "fallback": task.fallback,
+                "compared_with_earlier": task.earlier,
                 "unshaped": task.unshaped,
                 "distance_mean": _mean(distances[np.isfinite(distances)]),
                 "failure_reward_mean": _mean(shaped.rewards[failures]),
@@ -182,6 +185,11 @@ def print_step(row: Mapping[str, Any], scores: BatchScores) -> None:
             )
         if task.fallback:
             print(f"  task {task.task}: no cluster of successes; their mean is the reference", flush=True)
+        if task.earlier:
+            print(
+                f"  task {task.task}: {task.earlier} failures compared with successes of earlier steps",
+                flush=True,
+            )
         if task.unshaped not in (None, "outcome"):
             print(f"  task {task.task}: failures not shaped: {task.unshaped}", flush=True)
     if row["loss"] is None:

@@ -16,6 +16,7 @@ from srpo.config import TrainStage
 from srpo.demos import read_demonstrations
 from srpo.episode import CHUNK
 from srpo.rewards.progress import ShapedRewards, shape_rewards
+from srpo.rewards.references import EarlierSuccesses, remember
 from srpo.rl.advantages import group_advantages, has_signal
 from srpo.rl.collect import Batch, kept_groups
 from srpo.world_models import WorldModel
@@ -29,10 +30,13 @@ class BatchScores:
     """Rewards and advantages of a step's N episodes.
 
     shaped          rewards, and how each task's failures were shaped
-    advantages      float64 (N,)  0 where the reward cannot be used
+    advantages      float64 (N,)  0 where the reward cannot be used, or was left out before rewards
     kept            bool (N,)     dynamic sampling keeps its group, and its reward can be used
-    signal          bool (N,)     the rewards of its group differ; False where its own cannot be used
+    signal          bool (N,)     the rewards of its group differ; False where its own cannot be used, or was
+                                  left out before rewards
     outcome_signal  bool (N,)     the 0/1 outcomes of its group differ
+    filtered        share of the squared advantages, with rewards before any filter, in groups that dynamic
+                    sampling leaves out; None: all advantages are 0
     """
 
     shaped: ShapedRewards
@@ -40,6 +44,7 @@ class BatchScores:
     kept: NDArray[np.bool_]
     signal: NDArray[np.bool_]
     outcome_signal: NDArray[np.bool_]
+    filtered: float | None
 
 
 def matched_prefixes(batch: Batch) -> Iterator[NDArray[np.uint8]]:
@@ -92,21 +97,58 @@ def score_batch(
     batch: Batch,
     embeddings: NDArray[np.float32] | None,
     experts: ExpertEmbeddings | None = None,
+    earlier: EarlierSuccesses | None = None,
 ) -> BatchScores:
     """Rewards (self-referential where configured), group advantages, and which groups are kept.
 
     Arguments and errors as in `srpo.rewards.progress.shape_rewards`.
     """
-    shaped = shape_rewards(
-        embeddings, batch.success, batch.tasks, config.reward, group=batch.groups, experts=experts
-    )
-    groups = torch.from_numpy(batch.groups)
-    usable = torch.from_numpy(shaped.valid)
-    rewards = torch.from_numpy(shaped.rewards)
-    advantages = torch.zeros_like(rewards)
-    advantages[usable] = group_advantages(rewards[usable], groups[usable], deviation=config.train.deviation)
-    signal = torch.zeros_like(usable)
-    signal[usable] = has_signal(rewards[usable], groups[usable])
-    outcome_signal = has_signal(torch.from_numpy(batch.success).double(), groups)
-    kept = shaped.valid & kept_groups(config.train, batch)
-    return BatchScores(shaped, advantages.numpy(), kept, signal.numpy(), outcome_signal.numpy())
+    groups = batch.groups
+
+    def rewarded(considered: NDArray[np.bool_] | None) -> ShapedRewards:
+        return shape_rewards(
+            embeddings,
+            batch.success,
+            batch.tasks,
+            config.reward,
+            group=groups,
+            considered=considered,
+            experts=experts,
+            earlier=earlier,
+        )
+
+    def normalised(rewards: NDArray[np.float64], usable: NDArray[np.bool_]) -> NDArray[np.float64]:
+        advantages = np.zeros(len(rewards))
+        values, members = torch.from_numpy(rewards[usable]), torch.from_numpy(groups[usable])
+        advantages[usable] = group_advantages(values, members, deviation=config.train.deviation).numpy()
+        return advantages
+
+    in_range = kept_groups(config, batch)
+    shaped = rewarded(None)
+    usable, advantages = shaped.valid, normalised(shaped.rewards, shaped.valid)
+    squares = advantages**2
+    filtered = float(squares[~in_range].sum() / squares.sum()) if squares.any() else None
+    if config.reward.filter == "before":
+        shaped, usable = rewarded(in_range), shaped.valid & in_range
+        advantages = normalised(shaped.rewards, usable)
+    signal = np.zeros(len(usable), bool)
+    signal[usable] = has_signal(
+        torch.from_numpy(shaped.rewards[usable]), torch.from_numpy(groups[usable])
+    ).numpy()
+    outcome_signal = has_signal(torch.from_numpy(batch.success).double(), torch.from_numpy(groups)).numpy()
+    return BatchScores(shaped, advantages, shaped.valid & in_range, signal, outcome_signal, filtered)
+
+
+def remember_successes(
+    config: TrainStage,
+    batch: Batch,
+    scores: BatchScores,
+    embeddings: NDArray[np.float32] | None,
+    earlier: EarlierSuccesses,
+) -> EarlierSuccesses:
+    """`earlier`, renewed by the step's successes that may be references (`reward.earlier_successes`)."""
+    limit = config.reward.earlier_successes
+    if embeddings is None or limit == 0:
+        return earlier
+    usable = scores.kept if config.reward.filter == "before" else scores.shaped.valid
+    return remember(earlier, embeddings, batch.success & usable, batch.tasks, limit)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from tqdm import tqdm
@@ -35,6 +36,7 @@ from srpo.policies.checkpoints import load_policy, save_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.results.rows import write_rows
 from srpo.results.schemas import REWARDS, RL_METRICS, TASK_METRICS
+from srpo.rewards.references import EarlierSuccesses
 from srpo.rl.collect import Batch, Collector, collect_batch, evaluation_specs
 from srpo.rl.metrics import (
     PhaseTimer,
@@ -46,7 +48,14 @@ from srpo.rl.metrics import (
     settings_warnings,
     task_rows,
 )
-from srpo.rl.score import BatchScores, distances_to_goal, embed_batch, embed_experts, score_batch
+from srpo.rl.score import (
+    BatchScores,
+    distances_to_goal,
+    embed_batch,
+    embed_experts,
+    remember_successes,
+    score_batch,
+)
 from srpo.rl.tracking import make_accelerator, scalars, start_trackers
 from srpo.rl.update import Learner, update_policy
 from srpo.rollouts.episode_store import EpisodeStore
@@ -117,6 +126,7 @@ class Trainer:
         self.actor: OpenVLAOFT | None = None
         self.done = 0
         self.logs: dict[str, list[dict[str, Any]]] = {"metrics": [], "tasks": [], "rewards": []}
+        self.earlier: EarlierSuccesses = {}
         self.resume()
         start_trackers(self.accelerator, config, identity[:16], self.done)
 
@@ -155,7 +165,11 @@ class Trainer:
         """Restore the last checkpoint, if there is one. Raises SystemExit if processes see different ones."""
         restored = self.checkpoints.restore(self.learner.policy, self.learner.optimiser)
         if restored is not None:
-            self.done, self.logs = restored
+            self.done, progress = restored
+            self.logs = progress["logs"]
+            self.earlier = {
+                int(task): np.array(rows, np.float32) for task, rows in progress["earlier"].items()
+            }
         if len(steps := set(gather_object([self.done]))) > 1:
             raise SystemExit(
                 f"{self.folders.scratch}: processes see checkpoints of different steps {sorted(steps)}; "
@@ -232,7 +246,9 @@ class Trainer:
             embeddings = embed_batch(self.config, batch, self.world_model, self.accelerator)
         elif self.config.reward.references == "simulator":
             embeddings = distances_to_goal(batch)
-        return score_batch(self.config, batch, embeddings, self.experts)
+        scores = score_batch(self.config, batch, embeddings, self.experts, self.earlier)
+        self.earlier = remember_successes(self.config, batch, scores, embeddings, self.earlier)
+        return scores
 
     def learning_rate(self, step: int) -> float:
         """Of a step, counted from 1."""
@@ -280,18 +296,24 @@ class Trainer:
         train = self.config.train
         if step % train.checkpoint_every or step == train.steps:
             return
-        self.checkpoints.save(step, self.learner.policy, self.learner.optimiser, self.logs)
+        self.save_checkpoint(step)
         if self.accelerator.is_main_process:
             write_rows(self.folders.scratch / "metrics.csv", self.logs["metrics"], RL_METRICS)
             if self.online:
                 self.store.clear(step)
+
+    def save_checkpoint(self, step: int) -> None:
+        """Everything that a resumed run continues from. All processes call, and the main one writes."""
+        earlier = {task: rows.tolist() for task, rows in self.earlier.items()}
+        progress = {"logs": self.logs, "earlier": earlier}
+        self.checkpoints.save(step, self.learner.policy, self.learner.optimiser, progress)
 
     def finish(self) -> None:
         """Write a last checkpoint, then the results."""
         out, policy, writer = self.folders.out, self.learner.policy, self.accelerator.is_main_process
         last = self.logs["metrics"][-1]["step"]
         if last > self.done:
-            self.checkpoints.save(last, policy, self.learner.optimiser, self.logs)
+            self.save_checkpoint(last)
         save_policy(policy, out / "policy", writer)
         if writer:
             for line in run_warnings(self.logs["metrics"], self.logs["tasks"]):

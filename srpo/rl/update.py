@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
 from srpo import optim
-from srpo.config import Train, TrainStage
+from srpo.config import Aggregate, Train, TrainStage
 from srpo.envs.libero import load_task
 from srpo.episode import PROPRIO_DIM, TOKENS, Episode, EpisodeSpec
 from srpo.policies.openvla_oft import Inputs, OpenVLAOFT
@@ -44,17 +44,30 @@ class Learner:
 
 @dataclass(frozen=True)
 class PolicyQuery:
-    """One query of the policy in an episode: its index there, and the episode's advantage."""
+    """One query of the policy in an episode: its index there, and the episode's advantage.
+
+    weight  of each of its tokens in the loss
+    """
 
     episode: Episode
     index: int
     advantage: float
+    weight: float
 
 
-def episode_queries(episodes: Iterable[Episode], advantages: NDArray[np.float64]) -> list[PolicyQuery]:
-    """All queries of some episodes, with the episodes' advantages float (E,)."""
-    pairs = zip(episodes, advantages.tolist(), strict=True)
-    return [PolicyQuery(episode, k, value) for episode, value in pairs for k in range(len(episode.images))]
+def episode_queries(
+    episodes: Iterable[Episode], advantages: NDArray[np.float64], aggregate: Aggregate = "token"
+) -> list[PolicyQuery]:
+    """All queries of some episodes, with the episodes' advantages float (E,).
+
+    Tokens weigh 1, or, with the aggregate `trajectory`, 1/(the episode's valid tokens).
+    """
+    queries = []
+    for episode, advantage in zip(episodes, advantages.tolist(), strict=True):
+        tokens = max(1, int(episode.valid.sum()))  # a blank episode has none
+        weight = 1.0 if aggregate == "token" else 1 / tokens
+        queries += [PolicyQuery(episode, k, advantage, weight) for k in range(len(episode.images))]
+    return queries
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,7 @@ class ActionBatch:
     log_probs  float32 (N, 56) of the tokens when they were sampled
     valid      bool (N, 56) False for tokens of control steps after the episode's end
     advantages float32 (N,) of the query's episode
+    weights    float32 (N,) of each of the query's tokens in the loss
     """
 
     inputs: Inputs
@@ -72,16 +86,16 @@ class ActionBatch:
     log_probs: torch.Tensor
     valid: torch.Tensor
     advantages: torch.Tensor
+    weights: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def to(self, device: torch.device) -> ActionBatch:
-        tokens, log_probs, valid, advantages = (
-            tensor.to(device, non_blocking=True)
-            for tensor in (self.tokens, self.log_probs, self.valid, self.advantages)
+        tensors = (self.tokens, self.log_probs, self.valid, self.advantages, self.weights)
+        return ActionBatch(
+            self.inputs.to(device), *(tensor.to(device, non_blocking=True) for tensor in tensors)
         )
-        return ActionBatch(self.inputs.to(device), tokens, log_probs, valid, advantages)
 
 
 def make_action_batch(config: TrainStage, policy: OpenVLAOFT, queries: Sequence[PolicyQuery]) -> ActionBatch:
@@ -97,6 +111,7 @@ def make_action_batch(config: TrainStage, policy: OpenVLAOFT, queries: Sequence[
         torch.from_numpy(stacked("log_probs")),
         torch.from_numpy(stacked("valid")),
         torch.tensor([query.advantage for query in queries]),
+        torch.tensor([query.weight for query in queries]),
     )
 
 
@@ -159,14 +174,16 @@ def update_policy(
         order = np.random.default_rng([config.seed, step, epoch]).permutation(groups)
         for start in range(0, len(order), train.minibatch):
             members = np.isin(batch.groups, order[start : start + train.minibatch]) & scores.kept
-            # Gradients are averaged over P processes: with sums over (all tokens / P) in each, that average
-            # is the sum over all tokens by their number, whichever processes have the episodes.
-            normaliser = float(batch.tokens[members].sum()) / accelerator.num_processes
+            # Gradients are averaged over P processes: with sums over (all weights / P) in each, that average
+            # is the sum over all tokens by their weights, whichever processes have the episodes.
+            whole = batch.tokens[members].sum() if train.aggregate == "token" else members.sum()
+            normaliser = float(whole) / accelerator.num_processes
             local = batch.local_episodes(members)
             episodes = list(local.values()) or [blank_episode(config)]
             advantages = scores.advantages[list(local)] if local else np.zeros(1)
             learner.optimiser.zero_grad()
-            terms = accumulate_gradients(config, learner, episode_queries(episodes, advantages), normaliser)
+            queries = episode_queries(episodes, advantages, train.aggregate)
+            terms = accumulate_gradients(config, learner, queries, normaliser)
             average_gradients(policy, accelerator)
             norm = full_tensor(accelerator.clip_grad_norm_(policy.parameters(), train.grad_clip))
             rows.append([*accelerator.reduce(terms.float(), reduction="mean").tolist(), float(norm)])
@@ -212,6 +229,7 @@ def accumulate_gradients(
                 actions.advantages,
                 actions.valid & (start < len(queries)),
                 normaliser,
+                actions.weights,
                 reference_log_probs,
                 entropy,
             )

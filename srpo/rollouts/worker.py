@@ -77,7 +77,9 @@ def run_episode(
                 if success:
                     break
         steps, queries = env.steps, len(answers)
-        chosen = select_frames(len(observations), spec.frames) if spec.frames else np.zeros(0, int)
+        chosen = np.zeros(0, int)
+        if spec.frames:
+            chosen = select_frames(len(observations), spec.frames, spec.frame_selection)
         for place, index in enumerate(chosen, queries):
             # Rendered afterwards from the stored states; the policy's own images are not rendered again.
             query, rest = divmod(int(index), CHUNK)

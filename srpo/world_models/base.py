@@ -9,19 +9,29 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from srpo.config import FrameSelection
+
 Frames = NDArray[np.uint8]
 """Images of one episode, uint8 (T, H, W, 3), in the official orientation."""
 Embedding = NDArray[np.float32]
 
 
-def select_frames(length: int, count: int) -> NDArray[np.int64]:
+def select_frames(length: int, count: int, selection: FrameSelection = "even") -> NDArray[np.int64]:
     """Indices (count,) of frames spread evenly over an episode of `length` frames, first and last included.
 
-    Index i is i·(length − 1)/(count − 1) rounded half up, in integers, so that every platform picks the
-    same frames. A shorter episode repeats frames. A single frame is the last one.
+    `even`: index i is i·(length − 1)/(count − 1) rounded half up, in integers, so that every platform picks
+    the same frames. A shorter episode repeats frames. A single frame is the last one.
+
+    `siirl` (siiRL, `siirl/utils/embodied/video_emb.py`): the same rounded down, where the product's rounding
+    in float64 counts too; a shorter episode starts again from its first frame, as often as needed. A single
+    frame is the first one.
     """
     if length < 1 or count < 1:
         raise ValueError(f"cannot select {count} frames of an episode of {length}")
+    if selection == "siirl":
+        if length < count:
+            return np.arange(count, dtype=np.int64) % length
+        return np.linspace(0, length - 1, count).astype(np.int64)
     if count == 1:
         return np.array([length - 1])
     gaps = count - 1
@@ -37,9 +47,11 @@ def require_frames(frames: Frames) -> None:
 class WorldModel(ABC):
     """A frozen representation of episodes. It selects and batches frames; subclasses encode batches."""
 
-    def __init__(self, frames: int, dimension: int, batch_size: int) -> None:
+    def __init__(self, frames: int, selection: FrameSelection, dimension: int, batch_size: int) -> None:
         self.frames = frames
         """Frames taken evenly over an episode."""
+        self.selection = selection
+        """How, as in `select_frames`."""
         self.dimension = dimension
         """D, the length of an embedding."""
         self.batch_size = batch_size
@@ -84,4 +96,8 @@ class WorldModel(ABC):
 
     def _select(self, episode: Frames) -> Frames:
         require_frames(episode)
-        return episode[select_frames(len(episode), self.frames)]
+        return episode[self.indices(len(episode))]
+
+    def indices(self, length: int) -> NDArray[np.int64]:
+        """Indices (frames,) of the frames taken of an episode of `length` frames."""
+        return select_frames(length, self.frames, self.selection)

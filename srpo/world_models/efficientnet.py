@@ -80,4 +80,4 @@ class EfficientNetLiteWorldModel(ImageEncoderWorldModel):
 
     def fingerprint(self) -> str:
         network = version("efficientnet-lite-pytorch")
-        return weights_fingerprint(self.model, self.frames, self.image_size, network)
+        return weights_fingerprint(self.model, self.frames, self.selection, self.image_size, network)

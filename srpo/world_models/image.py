@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection, Dinov2Model, PreTrainedModel, SiglipVisionModel
 
 from srpo.config import WorldModel as WorldModelConfig
-from srpo.world_models.base import Embedding, Frames, WorldModel, require_frames, select_frames
+from srpo.world_models.base import Embedding, Frames, WorldModel, require_frames
 from srpo.world_models.pretrained import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -91,7 +91,9 @@ class ImageEncoderWorldModel(WorldModel):
         image_batch: int,
         device: torch.device,
     ) -> None:
-        super().__init__(config.frames, dimension, max(1, image_batch // config.frames))
+        super().__init__(
+            config.frames, config.frame_selection, dimension, max(1, image_batch // config.frames)
+        )
         self.image_batch = image_batch
         """Images encoded at once."""
         self.image_size = config.image_size
@@ -113,7 +115,7 @@ class ImageEncoderWorldModel(WorldModel):
     def _embed_prefixes(self, frames: Frames, ends: Sequence[int]) -> Embedding:
         # An image has the same features in every prefix, so each is encoded once.
         require_frames(frames)
-        chosen = [select_frames(end + 1, self.frames) for end in ends]
+        chosen = [self.indices(end + 1) for end in ends]
         used, places = np.unique(np.array(chosen), return_inverse=True)
         encoded = self._encode_images([frames[used]])
         return np.stack([encoded[rows].mean(0) for rows in places.reshape(len(ends), -1)])
@@ -161,4 +163,4 @@ class ImageWorldModel(ImageEncoderWorldModel):
         return embedding
 
     def fingerprint(self) -> str:
-        return weights_fingerprint(self.model, self.frames, self.image_size)
+        return weights_fingerprint(self.model, self.frames, self.selection, self.image_size)

@@ -34,7 +34,8 @@ class PixelWorldModel(WorldModel):
     """
 
     def __init__(self, config: WorldModelConfig) -> None:
-        super().__init__(config.frames, config.frames * config.image_size**2 * 3, BATCH_SIZE)
+        dimension = config.frames * config.image_size**2 * 3
+        super().__init__(config.frames, config.frame_selection, dimension, BATCH_SIZE)
         self.image_size = config.image_size
 
     def encode(self, videos: Sequence[Frames]) -> Embedding:

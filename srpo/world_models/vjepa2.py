@@ -82,7 +82,7 @@ class VJepa2WorldModel(WorldModel):
                 "cells do not divide: set pooling: mean"
             )
         batch_size = max(1, TOKENS_PER_BATCH // (times * side**2))
-        super().__init__(config.frames, cells * architecture.hidden_size, batch_size)
+        super().__init__(config.frames, config.frame_selection, cells * architecture.hidden_size, batch_size)
         self.pooling = config.pooling
         self.grid = (times, GRID, side // GRID, GRID, side // GRID)
         self.image_size = config.image_size
@@ -100,4 +100,4 @@ class VJepa2WorldModel(WorldModel):
         return np.asarray(pooled.cpu())
 
     def fingerprint(self) -> str:
-        return weights_fingerprint(self.encoder, self.frames, self.image_size, self.pooling)
+        return weights_fingerprint(self.encoder, self.frames, self.selection, self.image_size, self.pooling)

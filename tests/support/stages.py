@@ -25,7 +25,7 @@ def training_stage(
         evaluate_states=2, target=None, checkpoint_every=1, keep_checkpoints=2, trackers=(),
     )  # fmt: skip
     shaping: dict[str, Any] = dict(
-        shaping="paper", alpha=0.8, references="mean", scope="task", eps=0.5, eps_relative=False,
+        shaping="paper", alpha=0.8, references="mean", scope="batch", eps=0.5, eps_relative=False,
         min_samples=2,
     )  # fmt: skip
     return TrainStage(

@@ -263,7 +263,7 @@ def rl_run(
             "references": "dbscan",
             "eps": 0.5,
             "eps_relative": True,
-            "scope": "task",
+            "scope": "batch",
             "min_samples": 2,
             **reward,
         },

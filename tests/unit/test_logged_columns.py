@@ -76,6 +76,10 @@ def test_every_column_of_a_step(step: metrics.StepRecord) -> None:
     failed = [rewards[o.number] for o in outcomes if not o.success and o.number in rewards]
     shaped = list(shaped_distances(step).values())
     equal = [len({rewards[o.number] for o in g if o.number in rewards}) == 1 for g in groups.values()]
+    squares = {}
+    for number, members in groups.items():
+        earned = np.array([rewards[o.number] for o in members if o.number in rewards])
+        squares[number] = float((((earned - earned.mean()) / (earned.std(ddof=1) + 1e-6)) ** 2).sum())
     expected = {
         "step": 3,
         "episodes": 27,
@@ -85,11 +89,13 @@ def test_every_column_of_a_step(step: metrics.StepRecord) -> None:
         "rounds": 2,
         "groups": 7,
         "groups_kept": 1,
+        "filtered_advantage": 1 - squares[0] / sum(squares.values()),
         "groups_without_signal": sum(equal),
         "groups_without_signal_outcome": 6,
         "clusters": 1,
         "fallbacks": 0,
         "unshaped_tasks": 1,
+        "compared_with_earlier": 0,
         "failure_reward_mean": float(np.mean(failed)),
         "reward_histogram": [
             sum(min(int(10 * r + 1e-9), 9) == k for r in rewards.values()) for k in range(10)
@@ -133,6 +139,7 @@ def test_every_column_of_a_task(step: metrics.StepRecord) -> None:
             "invalid": int(seven),
             "clusters": int(seven),
             "fallback": False,
+            "compared_with_earlier": 0,
             "unshaped": None if seven else "no success",
             "distance_mean": pytest.approx(np.mean([*shaped_distances(step).values()])) if seven else None,
             "failure_reward_mean": pytest.approx(np.mean([rewards[number] for number in failures])),

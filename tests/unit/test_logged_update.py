@@ -18,7 +18,7 @@ OUTCOMES = "1100" + "1010" + "0001" + "1110"
 RATE, CLIP_LOW, CLIP_HIGH, KL, ENTROPY = 0.02, 0.002, 0.003, 0.1, 0.01
 
 
-def by_hand(policy: OpenVLAOFT, minibatch: int, epochs: int) -> dict[str, float]:
+def by_hand(policy: OpenVLAOFT, minibatch: int, epochs: int, aggregate: str) -> dict[str, float]:
     """Plain gradient descent on the paper's objective, a mini-batch of groups at a time; what it saw."""
     config = stage()
     data = batch(config, OUTCOMES, policy)
@@ -29,7 +29,7 @@ def by_hand(policy: OpenVLAOFT, minibatch: int, epochs: int) -> dict[str, float]
         for start in range(0, 4, minibatch):
             members = [k for k in range(16) if k // 4 in order[start : start + minibatch]]
             sums = {name: torch.zeros(()) for name in ("loss", "kl", "update_kl", "clipped", "entropy")}
-            tokens = 0
+            parts = 0
             for k in members:
                 episode = data.episodes[k]
                 inputs = policy.prepare_inputs(
@@ -49,14 +49,19 @@ def by_hand(policy: OpenVLAOFT, minibatch: int, epochs: int) -> dict[str, float]
                 kl = start_p / now - 1 - (start_p / now).log()
                 entropy = -(p * p.log()).sum(-1)
                 surrogate = torch.minimum(ratio * gain, cut * gain)
-                sums["loss"] = sums["loss"] + (-surrogate + KL * kl - ENTROPY * entropy)[valid].sum()
-                sums["kl"] += kl.detach()[valid].sum()
-                sums["update_kl"] += (ratio - 1 - ratio.log()).detach()[valid].sum()
-                sums["clipped"] += (cut * gain < ratio * gain)[valid].sum()
-                sums["entropy"] += entropy.detach()[valid].sum()
-                tokens += int(valid.sum())
+                values = {
+                    "loss": -surrogate + KL * kl - ENTROPY * entropy,
+                    "kl": kl.detach(),
+                    "update_kl": (ratio - 1 - ratio.log()).detach(),
+                    "clipped": (cut * gain < ratio * gain).float(),
+                    "entropy": entropy.detach(),
+                }
+                for name, value in values.items():
+                    own = value[valid]
+                    sums[name] = sums[name] + (own.sum() if aggregate == "token" else own.mean())
+                parts += int(valid.sum()) if aggregate == "token" else 1
             policy.zero_grad()
-            (sums["loss"] / tokens).backward()
+            (sums["loss"] / parts).backward()
             gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
             norm = torch.sqrt(sum((gradient**2).sum() for gradient in gradients))  # type: ignore[arg-type]
             with torch.no_grad():
@@ -64,7 +69,7 @@ def by_hand(policy: OpenVLAOFT, minibatch: int, epochs: int) -> dict[str, float]
                     if parameter.grad is not None:
                         parameter -= RATE * parameter.grad
             for name, total in zip(update.UPDATE_METRICS, sums.values(), strict=False):
-                seen[name].append(float(total.detach()) / tokens)
+                seen[name].append(float(total.detach()) / parts)
             seen["grad_norm"].append(float(norm))
     return {name: float(np.mean(values)) for name, values in seen.items()}
 
@@ -73,14 +78,20 @@ def instruction(task: int) -> str:
     return load_task(SUITE, task).language
 
 
-@pytest.mark.parametrize(("minibatch", "epochs"), [(4, 1), (2, 2)])
-def test_every_logged_figure_is_a_mean_over_tokens_and_minibatches(minibatch: int, epochs: int) -> None:
+@pytest.mark.parametrize(
+    ("minibatch", "epochs", "aggregate"), [(4, 1, "token"), (2, 2, "token"), (2, 1, "trajectory")]
+)
+def test_every_logged_figure_is_a_mean_over_tokens_and_minibatches(
+    minibatch: int, epochs: int, aggregate: str
+) -> None:
+    """Or over trajectories, of each of which it is the mean over its tokens."""
     changes = {"minibatch": minibatch, "epochs": epochs, "clip_low": CLIP_LOW, "clip_high": CLIP_HIGH}
+    changes |= {"aggregate": aggregate}
     config, policy = stage(changes | {"kl": KL, "entropy": ENTROPY, "microbatch": 3}), small_policy()
     data = batch(config, OUTCOMES, policy)
     optimiser = torch.optim.SGD(policy.parameters(), lr=RATE)
     logged = learn(config, policy, copy.deepcopy(policy), optimiser, data, scored(config, data))
-    expected = by_hand(small_policy(), minibatch, epochs)
+    expected = by_hand(small_policy(), minibatch, epochs, aggregate)
     assert logged == pytest.approx(expected, rel=2e-3, abs=2e-6)
     assert 0 < logged["entropy"] <= np.log(256)
     assert (logged["clip_fraction"] > 0) == (minibatch < 4), "only steps before a mini-batch make ratios"

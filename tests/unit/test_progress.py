@@ -25,14 +25,14 @@ MIDDLES = [("paper", 0.4), ("siirl", 0.3), ("linear", 0.4)]
 seeds = st.integers(0, 2**32 - 1)
 shapings = st.sampled_from(SHAPINGS)
 references_ = st.sampled_from(["mean", "dbscan", "medoid", "fixed_expert"])
-scopes = st.sampled_from(["task", "group"])
+scopes = st.sampled_from(["batch", "group"])
 
 
 def settings(**changes: object) -> Reward:
     values = {
         "shaping": "paper",
         "alpha": 0.8,
-        "scope": "task",
+        "scope": "batch",
         "references": "mean",
         "eps": 0.5,
         "eps_relative": True,
@@ -121,6 +121,11 @@ def test_scope_group_needs_groups(group: NDArray[np.int64] | None) -> None:
         shape_rewards(
             np.ones((3, 2)), np.ones(3, bool), np.zeros(3, int), settings(scope="group"), group=group
         )
+
+
+def test_a_prefix_has_no_length_without_a_success() -> None:
+    with pytest.raises(ValueError, match=r"earlier_successes must be 0 with references `matched_prefix`"):
+        settings(references="matched_prefix", earlier_successes=1)
 
 
 def test_fixed_expert_by_hand() -> None:

@@ -17,7 +17,7 @@ def settings(**changes: object) -> Reward:
     values = {
         "shaping": "siirl",
         "alpha": 0.8,
-        "scope": "task",
+        "scope": "batch",
         "references": "dbscan",
         "eps": 0.5,
         "eps_relative": False,

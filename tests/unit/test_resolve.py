@@ -145,7 +145,7 @@ def test_overrides_are_split_as_by_a_shell() -> None:
 def test_paper_values() -> None:
     """The settings of siiRL's scripts, and the paper's steps."""
     stage = train("paper", "srpo")
-    assert stage.train.prompts == 64 and stage.train.group_size == 8 and stage.train.minibatch == 4
+    assert stage.train.prompts == 64 and stage.train.group_size == 8 and stage.train.minibatch == 16
     assert stage.train.learning_rate == 5e-6 and stage.train.temperature == 1.6
     assert (stage.train.clip_low, stage.train.clip_high) == (0.2, 0.28)
     assert stage.train.keep_success == (0.1, 0.9)
@@ -334,7 +334,7 @@ def test_the_documented_rows_are_ready(configs: Path) -> None:
         file.writelines(re.findall(r"```tsv\n(.*?)```", (ROOT / "docs/extending.md").read_text(), re.DOTALL))
     rows = read_sheet(sheet)[before:]
     stages = plan_of(configs, "paper").stages
-    assert len(rows) == 11
+    assert len(rows) == 13
     assert all(f"runs/libero_10/{row.name}/seed2" in stages for row in rows)
 
 
@@ -555,6 +555,18 @@ WRONG = [
         SRPO_ROW,
         UNUSED.replace("=pixel", ".frames=8"),
         r"set: world_model: is not read",
+    ),
+    (
+        "experiments/tiny/t1.tsv",
+        SRPO_ROW,
+        OTHER + "reward.rank_prompts=4",
+        r"rank_prompts: is not read: reward\.scope is `batch`",
+    ),
+    (
+        "experiments/tiny/t1.tsv",
+        SRPO_ROW,
+        OTHER + "reward.filter=none train.keep_success='[0.2, 0.8]'",
+        r"keep_success: is not read: reward\.filter is `none`",
     ),
     (
         "experiments/tiny/t1.tsv",

@@ -110,7 +110,7 @@ def test_further_rounds_make_up_for_groups_left_out(scratch: Path) -> None:
     result = collect.collect_batch(config, 1, collector(rollouts, scratch))
     assert len(rollouts.ran) == len(set(rollouts.ran)) == 28 and result.rounds == 3
     assert result.groups.tolist() == [k // 4 for k in range(28)]
-    kept = collect.kept_groups(config.train, result)
+    kept = collect.kept_groups(config, result)
     assert sorted(set(result.groups[kept])) == [0, 2, 5]
     specs = [o.spec for o in result.outcomes]
     assert all(len({(s.task_id, s.init_state) for s in specs[k : k + 4]}) == 1 for k in range(0, 28, 4))

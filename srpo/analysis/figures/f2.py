@@ -114,11 +114,11 @@ def estimate(metrics: pd.DataFrame, variants: Mapping[str, str]) -> pd.DataFrame
 def efficiency(metrics: pd.DataFrame, variants: Mapping[str, str]) -> pd.DataFrame:
     """How fast each variant learns: a row a (suite, variant, quantity, unit).
 
-    `area` is the mean success rate over training (area under the curve over its width); a `reach` at some
-    level is the first time the mean of the last `WINDOW` steps is at least that. `value` is the mean (area)
-    or the Kaplan–Meier median (reach) over seeds, `low` and `high` the lowest and highest seed (none for
-    one). Censored: training ended at `value`, and fewer than half of the runs had got there. `best` marks
-    the largest area of a suite where its difference to the second, over seeds, leaves no doubt.
+    `area` is the area under the success rate by the trapezoid rule, over its width; a `reach` at some level
+    is the first time the mean of the last `WINDOW` steps is at least that. `value` is the mean (area) or the
+    Kaplan–Meier median (reach) over seeds, `low` and `high` the lowest and highest seed (none for one).
+    Censored: training ended at `value`, and fewer than half of the runs had got there. `best` marks the
+    largest area of a suite where its difference to the second, over seeds, leaves no doubt.
     """
     rows: list[dict[str, Any]] = []
     areas: dict[tuple[str, str, str], list[float]] = {}
@@ -190,7 +190,8 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
             rows.append(typeset.Row(label, cells, frozenset({0} if area["best"] else ())))
         groups.append(typeset.Group(text.SUITE_LABELS[str(suite)], rows))
     notes = [
-        "Area: mean success over all RL steps; beneath it the lowest and highest seed. Then the RL step, "
+        "Area: under the success over all RL steps (trapezoid rule, over its width: the first and the last "
+        "step count half); beneath it the lowest and highest seed. Then the RL step, "
         f"episodes (ep) and simulated hours (h) at which the mean of the last {WINDOW} steps first reached "
         "the level, the median of the seeds (Kaplan–Meier). >: not reached when training ended there. Bold: "
         "the largest area, where the 95% interval of its difference to the second largest (Welch, over "

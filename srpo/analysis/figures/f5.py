@@ -57,6 +57,7 @@ def describe(reward: Reward) -> str:
         return {
             "mean": "mean of the successes",
             "medoid": "medoid of the successes",
+            "nearest": "nearest of the successes",
             "matched_prefix": "mean, matched prefixes",
             "simulator": "the simulator's distance to the goal",
             "fixed_expert": "fixed demonstrations",

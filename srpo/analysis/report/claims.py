@@ -144,7 +144,7 @@ def mean_over_tasks(evidence: Evidence, variant: str) -> Estimate:
 
 
 def areas(evidence: Evidence, variant: str, suite: str | None = None) -> list[float]:
-    """Mean success of the training rollouts of each run, by suite and seed."""
+    """Area under the success of the training rollouts of each run, over its width, by suite and seed."""
     runs = evidence.training(variant, suite).groupby(["suite", "seed"])
     return [area_under_curve(one["step"].to_numpy(), one["success_rate"].to_numpy()) for _, one in runs]
 
