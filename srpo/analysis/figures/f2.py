@@ -21,9 +21,9 @@ from srpo.analysis import comparisons, style, text, typeset
 from srpo.analysis.drawn import Drawn
 from srpo.analysis.stats import (
     Estimate,
+    area_difference,
     area_under_curve,
     first_reached,
-    mean_difference,
     median_reached,
     wilson,
 )
@@ -114,7 +114,8 @@ def estimate(metrics: pd.DataFrame, variants: Mapping[str, str]) -> pd.DataFrame
 def efficiency(metrics: pd.DataFrame, variants: Mapping[str, str]) -> pd.DataFrame:
     """How fast each variant learns: a row a (suite, variant, quantity, unit).
 
-    `area` is the mean success rate over training (area under the curve over its width); a `reach` at some
+    `area` is the area under the curve by the trapezoid rule, over its width (so the first and last step count
+    half of what the others do: near the mean success rate, but not the same); a `reach` at some
     level is the first time the mean of the last `WINDOW` steps is at least that. `value` is the mean (area)
     or the Kaplan–Meier median (reach) over seeds, `low` and `high` the lowest and highest seed (none for
     one). Censored: training ended at `value`, and fewer than half of the runs had got there. `best` marks
@@ -139,7 +140,8 @@ def efficiency(metrics: pd.DataFrame, variants: Mapping[str, str]) -> pd.DataFra
     table = pd.DataFrame(rows).astype({"arrived": "Int64"})
 
     def difference(suite: str, unit: str, second: str, first: str) -> Estimate:
-        return mean_difference(areas[suite, unit, second], areas[suite, unit, first])
+        pair = [[np.array(areas[suite, unit, name])] for name in (second, first)]
+        return area_difference(*pair).estimate
 
     compared = table[table["quantity"] == "area"]
     best = comparisons.clearly_best(compared, ["suite", "unit"], "variant", "value", difference)
@@ -190,11 +192,12 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
             rows.append(typeset.Row(label, cells, frozenset({0} if area["best"] else ())))
         groups.append(typeset.Group(text.SUITE_LABELS[str(suite)], rows))
     notes = [
-        "Area: mean success over all RL steps; beneath it the lowest and highest seed. Then the RL step, "
+        "Area: under the curve of success over RL steps (trapezoids), over its width; beneath it the lowest "
+        "and highest seed. Then the RL step, "
         f"episodes (ep) and simulated hours (h) at which the mean of the last {WINDOW} steps first reached "
         "the level, the median of the seeds (Kaplan–Meier). >: not reached when training ended there. Bold: "
-        "the largest area, where the 95% interval of its difference to the second largest (Welch, over "
-        "seeds) lies above 0: one seed has none, and times are not compared.",
+        "the largest area, where the 95% interval of its difference to the second largest, with training "
+        "runs drawn anew, lies above 0: one seed has none, few make it rough, and times are not compared.",
     ]
     caption = f"How fast success of the training rollouts grows: percent, and time to reach it. {protocol}"
     columns = ["Area", *(f"{100 * level:.0f}%" for level in LEVELS)]
