@@ -103,7 +103,8 @@ class Resolver:
         Args:
             path: with `{}` for the name, e.g. `policies/{}.yaml`.
         """
-        if name not in (names := self.names(path)):
+        names = self.names(path)
+        if name not in names and not (self.configs / path.format(name)).is_file():  # it may lie outside
             hint = did_you_mean(name, names)
             raise ConfigError(f"{source}: {key}: there is no {self.shown(path.format(name))}{hint}")
         return path.format(name)

@@ -27,7 +27,12 @@ from srpo.results import ResultError
 from srpo.results.coverage import load_episodes
 from srpo.results.rows import read_episodes, read_rows, write_rows
 from srpo.results.schemas import BENCHMARK, EPISODES, REWARDS
-from srpo.rewards.metrics import standardised_mean_difference
+from srpo.rewards.benchmark import SCORES
+from srpo.rewards.metrics import (
+    jensen_shannon_divergence,
+    maximum_mean_discrepancy,
+    standardised_mean_difference,
+)
 from support.drawing import (
     PUBLISHED,
     ROOT,
@@ -537,16 +542,17 @@ def test_t3_metrics_counts_and_intervals(tmp_path: Path) -> None:
     table = t3.estimate(scores, published)
     own = scores[scores["representation"] == "pixel"]
     successes, failures = own[own["success"]], own[~own["success"]]
-    sc = cell(table, representation="pixel", metric="SC", source="ours")
+    mine = {"representation": "pixel", "source": "ours", "definitions": "ours"}
+    sc = cell(table, metric="SC", **mine)
     assert sc["value"] == pytest.approx(successes["spearman"].mean())
     assert (sc["successes"], sc["failures"]) == (14, 6)
-    smd = cell(table, representation="pixel", metric="SMD", source="ours")
+    smd = cell(table, metric="SMD", **mine)
     expected = standardised_mean_difference(
         successes["final_progress"].to_numpy(), failures["final_progress"].to_numpy()
     )
     assert smd["value"] == expected
     assert smd["low"] < smd["value"] < smd["high"]
-    matched = cell(table, representation="pixel", metric="SMD, equal length", source="ours")
+    matched = cell(table, metric="SMD, equal length", **mine)
     assert matched["value"] == standardised_mean_difference(
         successes["matched_progress"].to_numpy(), failures["matched_progress"].to_numpy()
     )
@@ -561,6 +567,44 @@ def test_t3_metrics_counts_and_intervals(tmp_path: Path) -> None:
     )
     pd.testing.assert_frame_equal(table, t3.estimate(scores, published))  # seeded
     assert cell(table, representation="pixel", metric="SMD", source="published")["value"] == 2.1
+    assert set(table.loc[table["source"] == "published", "definitions"]) == {"paper"}
+    check_latex(tex_of(t3, table))
+
+
+def test_t3_by_the_papers_definitions_is_per_task_squared_and_natural(tmp_path: Path) -> None:
+    paths = reward_benchmark(tmp_path, "libero_goal", {"pixel": 0.35, "vjepa2-tiny": 0.8})
+    scores, _ = t3.read_scores(paths, allow_incomplete=False)
+    table = t3.estimate(scores, read_published(PUBLISHED, "T3"))
+    own = scores[scores["representation"] == "pixel"]
+    tasks = [part for _, part in own.groupby("task_id")]
+    assert len(tasks) == 2
+    expected: dict[str, list[float]] = {"SC": [], "Mono": [], "MMD": [], "JS": [], "SMD": []}
+    for part in tasks:
+        won, lost = part[part["success"]], part[~part["success"]]
+        pair = won["paper_final_progress"].to_numpy(float), lost["paper_final_progress"].to_numpy(float)
+        expected["SC"].append(won["paper_spearman"].mean())
+        expected["Mono"].append(won["paper_monotonicity"].mean())
+        expected["MMD"].append(maximum_mean_discrepancy(*pair) ** 2)
+        expected["JS"].append(jensen_shannon_divergence(*pair) * np.log(2))
+        expected["SMD"].append(standardised_mean_difference(*pair))
+    for metric, values in expected.items():
+        row = cell(table, representation="pixel", source="ours", definitions="paper", metric=metric)
+        assert row["value"] == pytest.approx(np.mean(values)), metric
+        assert row["low"] <= row["value"] + 1e-9 and row["high"] >= row["value"] - 1e-9
+    page = typeset.to_html(t3.layout(table, "Protocol."))
+    assert "other definitions, ours" in Page(page).words["caption"][0]
+    published = next(row for row in Page(page).rows if row and row[0] == ["imagebind"])
+    assert [bool(words) for words in published[1:]] == [True] * 5 + [False] * 5
+
+
+def test_t3_of_older_scores_has_none_of_the_papers_definitions(tmp_path: Path) -> None:
+    path = reward_benchmark(tmp_path, "libero_goal", {"pixel": 0.35})[0]
+    rows = pd.read_parquet(path)
+    rows.drop(columns=[name for name in rows if name.startswith("paper_")]).to_parquet(path)
+    table = t3.estimate(t3.read_scores([path], allow_incomplete=False)[0], read_published(PUBLISHED, "T3"))
+    ours = table[table["source"] == "ours"].set_index(["definitions", "metric"])["value"]
+    assert ours["paper"].isna().all() and ours["ours"].notna().all()
+    t3.draw(table)
     check_latex(tex_of(t3, table))
 
 
@@ -583,13 +627,14 @@ def test_t3_compares_on_the_trajectories_that_both_scored(tmp_path: Path) -> Non
     """A broken embedding takes its trajectory out of the comparison, not the comparison apart."""
     paths = reward_benchmark(tmp_path, "libero_goal", {"pixel": 0.35, "vjepa2-tiny": 0.8}, successes=40)
     rows = read_rows(paths[0], BENCHMARK)
-    broken = ["spearman", "monotonicity", "final_progress", "matched_progress"]
+    broken = list(SCORES)
     rows.loc[0, broken] = np.nan
     write_rows(paths[0], rows.to_dict("records"), BENCHMARK)
     scores, _ = t3.read_scores(paths, allow_incomplete=False)
     table = t3.estimate(scores, read_published(PUBLISHED, "T3"))
-    assert cell(table, source="ours", representation="pixel", metric="SC")["successes"] == 39
-    assert cell(table, source="ours", representation="vjepa2-tiny", metric="SMD")["best"]
+    ours = {"source": "ours", "definitions": "ours"}
+    assert cell(table, **ours, representation="pixel", metric="SC")["successes"] == 39
+    assert cell(table, **ours, representation="vjepa2-tiny", metric="SMD")["best"]
 
 
 def test_t3_distributions_are_the_trajectories_counted(tmp_path: Path) -> None:
@@ -686,8 +731,10 @@ def test_t3_command_line(tmp_path: Path) -> None:
 def test_t3_without_failures(tmp_path: Path) -> None:
     scores, _ = t3.read_scores(reward_benchmark(tmp_path, "libero_goal", {"pixel": 0.5}, failures=0), False)
     table = t3.estimate(scores, read_published(PUBLISHED, "T3").head(0))
-    assert np.isnan(cell(table, metric="MMD", source="ours")["value"])
-    assert not np.isnan(cell(table, metric="SC")["value"])
+    for definitions in (t3.PAPER, t3.OURS):
+        own = {"source": "ours", "definitions": definitions}
+        assert np.isnan(cell(table, metric="MMD", **own)["value"])
+        assert not np.isnan(cell(table, metric="SC", **own)["value"])
     assert "--" in tex_of(t3, table)
 
 

@@ -97,9 +97,11 @@ def _totals(table: pd.DataFrame, column: str) -> str:
 
 
 def _spearman(table: pd.DataFrame) -> str:
-    rows = table[(table["source"] == "ours") & (table["metric"] == "SC")].to_dict("records")
+    """By the paper's definitions, as the published values beside them."""
+    own = table[(table["source"] == "ours") & (table["definitions"] == "paper") & (table["metric"] == "SC")]
+    rows = own.dropna(subset="value").to_dict("records")
     texts = (f"{r['representation']}: {r['value']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for r in rows)
-    return "SC " + "; ".join(texts)
+    return "SC " + ("; ".join(texts) or "–")
 
 
 def _areas(efficiency: pd.DataFrame) -> str:
