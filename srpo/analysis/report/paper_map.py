@@ -74,7 +74,7 @@ def published(name: str) -> str:
         return "; ".join(f"{r.model}: {percent(float(str(r.value)))}%" for r in rows.itertuples())
     if name == "t3":
         rows = read_published(values, "T3")
-        rows = rows[rows["column"] == "SC"]
+        rows = rows[(rows["column"] == "SC") & (rows["inputs"] == "")]
         return "SC " + "; ".join(f"{r.model}: {r.value:g}" for r in rows.itertuples())
     return "a picture"
 

@@ -114,6 +114,8 @@ def _published_rows(published: pd.DataFrame, suites: Sequence[str]) -> list[dict
         rates = [printed.get(_column(suite), np.nan) for suite in suites]
         all_suites = len(suites) == len(SUITES) and AVERAGE in printed
         average = printed[AVERAGE] if all_suites else float(np.mean(rates))
+        if np.isnan([*rates, average]).all():
+            continue
         rows += [
             {
                 "source": "published",

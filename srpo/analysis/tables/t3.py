@@ -296,10 +296,11 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
         "others of its task, Mono counts steps without a fall, MMD is not squared, JS to base 2; all "
         "trajectories together. Failures are compared with the mean of the successes in both. They last "
         "until the step limit; at equal length, they are judged after as many steps as the median success of "
-        "their task takes; the control is one minus an episode's steps over the longest's. Bold: our highest, "
-        "where the 95% interval of its difference to our second highest, from the same trajectories, lies "
-        f"above 0. Trajectories: our policy's on {suites}. Published rows: other trajectories of other "
-        "policies, so not a like-for-like comparison even where the definitions are the same.",
+        "their task takes; the control is one minus an episode's steps over the longest's. Bold: our "
+        "highest, where the 95% interval of its difference to our second highest, from the same "
+        f"trajectories, lies above 0. Trajectories: our policy's on {suites}. Published rows: other "
+        "trajectories of other policies, so not a like-for-like comparison even where the definitions are the "
+        "same.",
     ]
     groups = [
         typeset.Group("", rows["ours"]),
