@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,20 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from srpo.analysis.stats import (
+    NAN,
+    NO_PAIRS,
+    Difference,
     Estimate,
-    PairedDifference,
-    hierarchical,
+    Outcomes,
+    clustered_wilson,
+    difference_over_runs,
     interquartile_mean,
-    paired_difference,
     probability_of_improvement,
-    wilson,
+    rate_over_runs,
 )
+
+PLACE = ["suite", "task_id", "init_state", "perturbation", "perturbation_task"]
+"""What was tried: episodes of several seeds on the same are no independent ones."""
 
 
 def counts(episodes: pd.DataFrame) -> dict[str, int]:
@@ -31,9 +37,16 @@ def counts(episodes: pd.DataFrame) -> dict[str, int]:
     }
 
 
-def rate_columns(count: Mapping[str, int]) -> dict[str, float]:
-    """The success rate of `counts` with Wilson's interval, as columns of a tidy row, and the counts."""
-    return {**columns_of(wilson(count["successes"], count["episodes"])), **count}
+def rate(episodes: pd.DataFrame) -> Estimate:
+    """Success rate of the episodes that ran, with Wilson's interval; those of one place are one cluster."""
+    ran = episodes[episodes["status"] != "infra_error"]
+    clusters = (ran["status"] == "success").groupby([ran[key] for key in PLACE], dropna=False)
+    return clustered_wilson(clusters.sum().to_numpy(np.int64), clusters.size().to_numpy(np.int64))
+
+
+def rate_columns(episodes: pd.DataFrame) -> dict[str, float]:
+    """`rate` as columns of a tidy row, and the counts."""
+    return {**columns_of(rate(episodes)), **counts(episodes)}
 
 
 def columns_of(estimate: Estimate, name: str = "rate", prefix: str = "") -> dict[str, float]:
@@ -41,16 +54,62 @@ def columns_of(estimate: Estimate, name: str = "rate", prefix: str = "") -> dict
     return {name: estimate.value, f"{prefix}low": estimate.low, f"{prefix}high": estimate.high}
 
 
-def compare(baseline: pd.DataFrame, method: pd.DataFrame) -> PairedDifference:
-    """Paired difference of two variants' episodes on the tasks and states that both ran."""
-    keys = ["suite", "task_id", "init_state", "perturbation_task"]
+def compare(
+    baseline: pd.DataFrame,
+    method: pd.DataFrame,
+    by: str | None = None,
+    weights: Mapping[str, float] | None = None,
+    times: float = 1.0,
+) -> Difference:
+    """Success of `method` minus that of `baseline` on the places that both tried.
 
-    def rates(episodes: pd.DataFrame) -> pd.Series:
-        ran = episodes[episodes["status"] != "infra_error"]
-        return (ran["status"] == "success").groupby([ran[key] for key in keys], dropna=False).mean()
+    Args:
+        by: a column of `PLACE`: the mean over its values is compared, each the mean of its places. None: all
+            places count alike.
+        weights: of the values of `by`; None: all alike.
+        times: the baseline's success is multiplied by this.
+    """
+    before, after = by_place(baseline) * times, by_place(method)
+    both = before.index.intersection(after.index).sort_values()
+    if both.empty:
+        return NO_PAIRS
+    values = np.zeros(len(both)) if by is None else both.get_level_values(by).to_numpy()
+    names, strata = np.unique(values, return_inverse=True)
+    weight = np.array([1.0 if weights is None else weights[name] for name in names])
+    return difference_over_runs(list(_suites(strata, weight, after.loc[both], before.loc[both])))
 
-    pairs = pd.concat([rates(baseline), rates(method)], axis=1, join="inner", keys=["baseline", "method"])
-    return paired_difference(pairs["baseline"].to_numpy(float), pairs["method"].to_numpy(float))
+
+def by_place(episodes: pd.DataFrame) -> pd.DataFrame:
+    """Success of the episodes that ran: a row a place, a column a seed, NaN where it has none there."""
+    ran = episodes[episodes["status"] != "infra_error"]
+    keys = [ran[key].fillna("") if key.startswith("perturbation") else ran[key] for key in PLACE]
+    return (ran["status"] == "success").groupby([*keys, ran["seed"]]).mean().unstack()
+
+
+def _suites(
+    strata: NDArray[np.integer],
+    weights: NDArray[np.float64],
+    method: pd.DataFrame,
+    baseline: pd.DataFrame | None = None,
+) -> Iterator[Outcomes]:
+    """What `by_place` gave, suite by suite: a suite's runs are not another's.
+
+    Args:
+        strata: the stratum (S of them) of each place, int (places,).
+        weights: float (S,), what a stratum counts; its places share it evenly.
+    """
+    shares = (weights / weights.sum() / np.bincount(strata))[strata]
+    of = method.index.get_level_values("suite")
+    for suite in of.unique():
+        here = of == suite
+        before = None if baseline is None else _runs(baseline[here])
+        yield Outcomes(_runs(method[here]), shares[here], strata[here], before)
+
+
+def _runs(places: pd.DataFrame) -> NDArray[np.float64]:
+    """Success, float (runs, places). Where a run lacks a place, it counts as the mean of the others there."""
+    runs = places.dropna(axis="columns", how="all").to_numpy(float).T
+    return np.where(np.isnan(runs), np.nanmean(runs, axis=0), runs)
 
 
 def clearly_best(
@@ -73,42 +132,45 @@ def clearly_best(
     return pd.Index(best)
 
 
-def over_runs(baseline: pd.DataFrame, method: pd.DataFrame) -> dict[str, float]:
-    """What a method's training runs say together, on tasks that all of them ran: columns of a tidy row.
+def mean_over_tasks(episodes: pd.DataFrame) -> Estimate:
+    """Success as the mean over the tasks of all suites; for its interval, runs and places are drawn anew."""
+    places = by_place(episodes)
+    tasks = places.groupby(["suite", "task_id"]).ngroup().to_numpy()
+    return rate_over_runs(list(_suites(tasks, np.ones(tasks.max() + 1), places)))
 
-    `runs_low` and `runs_high` bound the success rate by a bootstrap of seeds and of episodes within each task
-    (Wilson's interval of the pooled episodes takes those of one policy for independent of its seed). `iqm` is
-    the interquartile mean over runs and tasks, `improvement` the chance that a run beats one of the baseline
-    on a task. NaN for one seed, or where a run lacks a task.
+
+def over_runs(baseline: pd.DataFrame, method: pd.DataFrame) -> dict[str, float]:
+    """What a method's training runs in a suite say together, on tasks that all of them ran: columns of a row.
+
+    `runs_low` and `runs_high` bound the success rate with runs and, within each task, states drawn anew
+    (`rate` holds the runs fixed). `iqm` is the interquartile mean over runs and tasks, `improvement` the
+    chance that a run beats one of the baseline on a task. NaN for one seed, or where a run lacks a task.
     """
-    columns = dict.fromkeys(("runs_low", "runs_high", "iqm", "improvement"), np.nan)
-    successes, episodes = by_run(method)
-    if len(successes) < 2 or (episodes == 0).any():
+    columns = dict.fromkeys(("runs_low", "runs_high", "iqm", "improvement"), NAN)
+    rates = by_run(method)
+    if len(rates) < 2 or np.isnan(rates).any():
         return columns
-    rate = hierarchical(successes, episodes, np.random.default_rng(0))
-    columns |= {"runs_low": rate.low, "runs_high": rate.high, "iqm": interquartile_mean(successes / episodes)}
-    baseline_successes, baseline_episodes = by_run(baseline)
-    if baseline_episodes.shape[1:] == episodes.shape[1:] and (baseline_episodes > 0).all():
-        rates = successes / episodes, baseline_successes / baseline_episodes
-        columns["improvement"] = probability_of_improvement(*rates)
+    over = mean_over_tasks(method)
+    columns |= {"runs_low": over.low, "runs_high": over.high, "iqm": interquartile_mean(rates)}
+    before = by_run(baseline)
+    if before.shape[1:] == rates.shape[1:] and not np.isnan(before).any():
+        columns["improvement"] = probability_of_improvement(rates, before)
     return columns
 
 
-def by_run(episodes: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Successes and episodes that ran, int64 (seeds, tasks) each."""
+def by_run(episodes: pd.DataFrame) -> NDArray[np.float64]:
+    """Success rates of the episodes that ran, (seeds, tasks); NaN where a seed has none of a task."""
     ran = episodes[episodes["status"] != "infra_error"]
-    success = (ran["status"] == "success").groupby([ran["seed"], ran["task_id"]])
-    sums, sizes = (getattr(success, name)().unstack(fill_value=0) for name in ("sum", "size"))
-    return sums.to_numpy(np.int64), sizes.to_numpy(np.int64)
+    rates = (ran["status"] == "success").groupby([ran["seed"], ran["task_id"]]).mean()
+    return rates.unstack().to_numpy(float)
 
 
-def comparison_columns(result: PairedDifference) -> dict[str, Any]:
-    """Flatten a paired difference into a tidy row."""
+def comparison_columns(result: Difference) -> dict[str, Any]:
+    """Flatten a difference into a tidy row."""
     return {
         **columns_of(result.estimate, "difference", "difference_"),
         "pairs": result.pairs,
         "p_value": result.p_value,
-        "test": result.test,
     }
 
 

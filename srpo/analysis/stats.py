@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import mannwhitneyu, trim_mean, ttest_ind, ttest_rel
+from scipy.stats import mannwhitneyu, trim_mean
 from statsmodels.duration.survfunc import SurvfuncRight
-from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
 ALPHA = 0.05
@@ -28,18 +26,20 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class PairedDifference:
-    """Success rate of a method minus that of its baseline on the same `pairs` tasks and states."""
+class Difference:
+    """Success of a method minus that of its baseline."""
 
-    pairs: int
     estimate: Estimate
     p_value: float
-    """Two-sided, of no difference."""
-    test: str
-    """`mcnemar` (exact) or `sign flip`."""
+    """Two-sided, of no difference, from the same draws as the interval."""
+    pairs: int
+    """Places (task, initial state, perturbation) that both were tried on; 0 for areas under curves."""
+    runs: tuple[int, int]
+    """Fewest runs of a suite, of the baseline and of the method. One is taken as it is: an interval then
+    says nothing of other seeds."""
 
 
-NO_PAIRS = PairedDifference(0, Estimate(NAN, NAN, NAN), NAN, "")
+NO_PAIRS = Difference(Estimate(NAN, NAN, NAN), NAN, 0, (0, 0))
 """Nothing to compare."""
 
 
@@ -66,6 +66,30 @@ def wilson(successes: int, episodes: int) -> Estimate:
     return Estimate(successes / episodes, float(low), float(high))
 
 
+def clustered_wilson(successes: NDArray[np.integer], episodes: NDArray[np.integer]) -> Estimate:
+    """Success rate of episodes that come in clusters, as those of several seeds on one initial state do.
+
+    Wilson's interval for as many independent episodes as these are worth: their number over the design
+    effect, Σ (sₖ − p·nₖ)² / (N·p·(1 − p)) (Rao & Scott, Biometrics 1992), which is not taken below 1 (Korn &
+    Graubard, Survey Methodology 1998, for proportions). Where all episodes ended the same, a cluster counts
+    as one. Clusters of one episode each give Wilson's own interval.
+
+    Args:
+        successes, episodes: int (K,), of each cluster; an empty one counts for nothing.
+    """
+    solved, total = int(successes.sum()), int(episodes.sum())
+    if total == 0:
+        return wilson(0, 0)
+    rate = solved / total
+    if solved in (0, total):
+        effect = total / np.count_nonzero(episodes)
+    else:
+        effect = float(((successes - rate * episodes) ** 2).sum()) / (total * rate * (1 - rate))
+    effect = max(effect, 1.0)
+    low, high = proportion_confint(solved / effect, total / effect, alpha=ALPHA, method="wilson")
+    return Estimate(rate, float(low), float(high))
+
+
 def combine(estimates: Sequence[Estimate], weights: Sequence[float] | None = None) -> Estimate:
     """Weighted mean Σ wᵢ·xᵢ / Σ wᵢ of independent estimates (weights None: all equal).
 
@@ -83,148 +107,149 @@ def combine(estimates: Sequence[Estimate], weights: Sequence[float] | None = Non
     return Estimate(mean, float(mean - below), float(mean + above))
 
 
-def paired_difference(
-    baseline: NDArray[np.float64], method: NDArray[np.float64], seed: int = 0
-) -> PairedDifference:
-    """Compare two success rates on the same tasks and states.
-
-    Args:
-        baseline, method: float64 (P,), the success rate of each pair: 0 or 1 when it was run with one seed,
-            the mean over seeds when with several (they are not independent pairs).
-        seed: of the resampling.
-
-    One seed each: McNemar's exact test, and Newcombe's square-and-add interval. Several: a sign-flip test,
-    which is McNemar's generalised to differences other than ±1, and a percentile bootstrap over pairs. Both
-    speak about tasks and states like these for the policies at hand, not about other training seeds.
-    """
-    if baseline.shape != method.shape:
-        raise ValueError(f"{len(baseline)} baseline outcomes for {len(method)} of the method")
-    pairs = len(baseline)
-    if pairs == 0:
-        return NO_PAIRS
-    if np.isin(np.concatenate([baseline, method]), (0, 1)).all():
-        both, gained = int((baseline * method).sum()), int((method > baseline).sum())
-        lost = int((method < baseline).sum())
-        neither = pairs - both - gained - lost
-        p_value = float(mcnemar([[both, gained], [lost, neither]], exact=True).pvalue)
-        return PairedDifference(pairs, newcombe(both, gained, lost, neither), p_value, "mcnemar")
-    rng = np.random.default_rng(seed)
-    difference = method - baseline
-    observed = float(difference.mean())
-    turned = rng.random((RESAMPLES, pairs)) < 0.5
-    flipped = np.where(turned, -difference, difference).mean(axis=1)
-    # The observed labelling is one of the possible ones: +1 keeps the test from claiming p = 0.
-    extreme = int((np.abs(flipped) >= abs(observed) - 1e-12).sum())
-    interval = bootstrap(lambda index: float(difference[index].mean()), [pairs], rng)
-    return PairedDifference(
-        pairs, Estimate(observed, *interval), (extreme + 1) / (RESAMPLES + 1), "sign flip"
-    )
-
-
-def newcombe(both: int, gained: int, lost: int, neither: int) -> Estimate:
-    """Difference of two paired proportions, (gained − lost)/n, with Newcombe's square-and-add interval.
-
-    Method 10 of Newcombe (Statistics in Medicine 1998, 17:2635–2650): Wilson intervals of the two
-    proportions, joined with a correlation φ that is corrected for continuity when positive.
-
-    Args:
-        both, gained, lost, neither: pairs solved by both, by the method alone, by the baseline alone, by
-        neither.
-    """
-    n = both + gained + lost + neither
-    method, baseline = wilson(both + gained, n), wilson(both + lost, n)
-    cross = float(both * neither - gained * lost)
-    if cross > 0:
-        cross = max(cross - n / 2, 0.0)
-    margins = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
-    phi = cross / np.sqrt(margins) if margins else 0.0
-
-    def joined(a: float, b: float) -> float:
-        return float(np.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0)))
-
-    difference = (gained - lost) / n
-    return Estimate(
-        difference,
-        difference - joined(method.value - method.low, baseline.high - baseline.value),
-        difference + joined(method.high - method.value, baseline.value - baseline.low),
-    )
-
-
-def bootstrap(
-    statistic: Callable[..., float],
-    sizes: Sequence[int],
-    rng: np.random.Generator,
-    resamples: int = RESAMPLES,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic of independent samples.
-
-    Args:
-        statistic: called with one int array of indices a sample, drawn with replacement.
-        sizes: of the samples.
-
-    Resamples whose statistic is not finite (no spread left, say) are left out; if more than half are, the
-    interval is NaN: it would describe the lucky rest.
-    """
-    draws = np.array([statistic(*(rng.integers(0, n, n) for n in sizes)) for _ in range(resamples)])
-    return percentile_interval(draws)
-
-
 def percentile_interval(draws: NDArray[np.float64]) -> tuple[float, float]:
-    """The interval of a bootstrap's draws, by the rule of `bootstrap` for those that are not finite."""
+    """Percentile interval of a bootstrap's draws.
+
+    Draws that are not finite (no spread left, say) are left out; if more than half are, the interval is NaN:
+    it would describe the lucky rest.
+    """
     finite = draws[np.isfinite(draws)]
     return _percentiles(finite) if len(finite) > len(draws) / 2 else (NAN, NAN)
 
 
 # ------------------------------------------------------------------------------- runs: seeds, tasks, curves
 
+# One way to draw anew serves success rates, their differences, and areas under training curves: runs are
+# drawn first, then the places on which they were tried. Every interval and its p are of the same draws. All
+# runs meet the same places, and drawing both is cautious (Owen, "The pigeonhole bootstrap", Annals of Applied
+# Statistics 2007): what is particular to one run on one place counts up to three times in the variance.
 
-def hierarchical_draws(
-    successes: NDArray[np.integer],
-    episodes: NDArray[np.integer],
-    rng: np.random.Generator,
-    tasks: Literal["fixed", "random"] = "fixed",
-    resamples: int = RESAMPLES,
-) -> NDArray[np.float64]:
-    """Success rates of bootstrapped training runs, float64 (resamples,): seeds, then tasks, then episodes.
+
+@dataclass(frozen=True)
+class Outcomes:
+    """How the runs of one suite, or of two variants in one suite, did on the same C places.
+
+    A place is a task and initial state (and perturbation). It counts by its share of the whole, and is drawn
+    anew among the places of its stratum. All places of a stratum have the same share.
+    """
+
+    runs: NDArray[np.float64]
+    """(R, C), success of each run on each place."""
+    shares: NDArray[np.float64]
+    """(C,), which over all suites sum to 1."""
+    strata: NDArray[np.integer]
+    """(C,), the number of each place's stratum."""
+    baseline: NDArray[np.float64] | None = None
+    """(R', C), of the runs whose success is subtracted."""
+
+
+def rate_over_runs(suites: Sequence[Outcomes], seed: int = 0) -> Estimate:
+    """Success of a method over its training runs: Σ share × mean over runs, with the interval of draws.
+
+    Two successes and two failures are added to the places that are drawn from (Agresti & Coull, The American
+    Statistician 1998): few places that all ended the same make no certainty. The value is without them.
+    """
+    value = sum(float(suite.shares @ suite.runs.mean(axis=0)) for suite in suites)
+    return Estimate(value, *percentile_interval(_draws(suites, (1.0, 0.0), 2.0, seed)))
+
+
+def difference_over_runs(suites: Sequence[Outcomes], seed: int = 0) -> Difference:
+    """Success of a method minus that of a baseline on the same places, with interval and p of the same draws.
+
+    One place that only the method solved and one that only the baseline did are added to those that are drawn
+    from, as in Bonett & Price's interval (Journal of Educational and Behavioral Statistics 2012), for the
+    reason given at `rate_over_runs`.
+    """
+    pairs = sum(len(suite.shares) for suite in suites)
+    if pairs == 0:
+        return NO_PAIRS
+    value = sum(float(s.shares @ (s.runs.mean(axis=0) - _baseline(s).mean(axis=0))) for s in suites)
+    runs = min(len(_baseline(suite)) for suite in suites), min(len(suite.runs) for suite in suites)
+    return _difference(value, _draws(suites, (1.0, -1.0), 1.0, seed), pairs, runs)
+
+
+def area_difference(
+    baseline: Sequence[NDArray[np.float64]], method: Sequence[NDArray[np.float64]], seed: int = 0
+) -> Difference:
+    """The same for one number a run, such as the area under its training curve: mean over suites.
+
+    With one run of either in a suite there is no spread to draw from, hence no interval and no p.
 
     Args:
-        successes, episodes: int (S, T), of S seeds on T tasks; every task was evaluated, if unequally often.
-        tasks: `fixed` keeps all tasks (they are strata: the benchmark is these tasks), `random` draws them
-            with replacement too (they stand for tasks like these).
-
-    The rate is the mean over seeds and tasks, each counting alike. Drawing n of a cell's n episodes with
-    replacement gives a binomial number of successes, so cells of counts do for the episodes themselves. One
-    seed has no spread between seeds to draw from: the draws then speak about that one policy alone.
+        baseline, method: float (R,) each, of the runs of a suite.
     """
-    if successes.shape != episodes.shape or successes.ndim != 2 or successes.size == 0:
-        raise ValueError(f"successes {successes.shape} and episodes {episodes.shape} must both be (S, T)")
-    if (episodes < 1).any() or (successes < 0).any() or (successes > episodes).any():
-        raise ValueError("every seed needs episodes of every task, and no more successes than those")
-    seeds, number = successes.shape
-    draws = np.empty(resamples)
-    block = max(1, 4_000_000 // successes.size)  # bounds the memory
-    for start in range(0, resamples, block):
-        size = min(block, resamples - start)
-        seed = rng.integers(0, seeds, (size, seeds, 1))
-        task = (
-            np.arange(number)[None, None, :]
-            if tasks == "fixed"
-            else rng.integers(0, number, (size, seeds, number))
-        )
-        n = episodes[seed, task]
-        draws[start : start + size] = (rng.binomial(n, successes[seed, task] / n) / n).mean(axis=(1, 2))
+    if len(baseline) != len(method) or not method:
+        raise ValueError(f"areas of {len(baseline)} suites and of {len(method)}")
+    value = float(np.mean([m.mean() - b.mean() for b, m in zip(baseline, method, strict=True)]))
+    runs = min(map(len, baseline)), min(map(len, method))
+    if min(runs) < 2:
+        return Difference(Estimate(value, NAN, NAN), NAN, 0, runs)
+    rng = np.random.default_rng(seed)
+    drawn = [
+        _runs_drawn(len(m), RESAMPLES, rng) @ m - _runs_drawn(len(b), RESAMPLES, rng) @ b
+        for b, m in zip(baseline, method, strict=True)
+    ]
+    return _difference(value, np.mean(drawn, axis=0), 0, runs)
+
+
+def _difference(value: float, draws: NDArray[np.float64], pairs: int, runs: tuple[int, int]) -> Difference:
+    """With the p for which the interval ends at 0: twice the share of draws on the smaller side of it."""
+    beyond = min((draws <= 1e-12).sum(), (draws >= -1e-12).sum())
+    p_value = min(1.0, 2 * (float(beyond) + 1) / (len(draws) + 1))  # + 1: draws do not show p = 0
+    return Difference(Estimate(value, *percentile_interval(draws)), p_value, pairs, runs)
+
+
+def _draws(
+    suites: Sequence[Outcomes], added: tuple[float, float], weight: float, seed: int
+) -> NDArray[np.float64]:
+    """(RESAMPLES,) draws of the sum over suites, with two places of the values `added` among the others.
+
+    Args:
+        weight: how often each of the two is added, in all: every stratum has its part.
+    """
+    rng = np.random.default_rng(seed)
+    total = sum(len(np.unique(suite.strata)) for suite in suites)
+    draws = np.zeros(RESAMPLES)
+    for suite in suites:
+        for part in _parts(RESAMPLES, suite.shares.size):
+            means = _runs_drawn(len(suite.runs), len(draws[part]), rng) @ suite.runs
+            if suite.baseline is not None:
+                means -= _runs_drawn(len(suite.baseline), len(means), rng) @ suite.baseline
+            for stratum in np.unique(suite.strata):
+                here = suite.strata == stratum
+                number, extra = int(here.sum()), weight / total
+                size = len(means), round(number + 2 * extra)
+                place = rng.random(size) * (number + 2 * extra)
+                index = np.minimum(place.astype(np.int64), number - 1)
+                values = np.take_along_axis(means[:, here], index, axis=1)
+                values[place >= number] = added[0]
+                values[place >= number + extra] = added[1]
+                draws[part] += suite.shares[here].sum() * values.mean(axis=1)
     return draws
 
 
-def hierarchical(
-    successes: NDArray[np.integer],
-    episodes: NDArray[np.integer],
-    rng: np.random.Generator,
-    tasks: Literal["fixed", "random"] = "fixed",
-) -> Estimate:
-    """Success rate of a method over its training runs, with the interval of `hierarchical_draws`."""
-    draws = hierarchical_draws(successes, episodes, rng, tasks)
-    return Estimate(float((successes / episodes).mean()), *_percentiles(draws))
+def _runs_drawn(runs: int, resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """How much each of R runs counts in each draw, float (resamples, R).
+
+    R − 1 of them are drawn with replacement, so that the mean varies by s²/R; with R of them it would by
+    (R − 1)/R of that, a third too little for three runs (McCarthy & Snowden, Vital and Health Statistics,
+    series 2, 95, 1985). One run is taken as it is.
+    """
+    if runs == 1:
+        return np.ones((resamples, 1))
+    return rng.multinomial(runs - 1, np.full(runs, 1 / runs), resamples) / (runs - 1)
+
+
+def _baseline(suite: Outcomes) -> NDArray[np.float64]:
+    if suite.baseline is None:
+        raise ValueError("a difference needs a baseline's runs")
+    return suite.baseline
+
+
+def _parts(resamples: int, width: int) -> Iterator[slice]:
+    """Resamples in parts of bounded memory."""
+    size = max(1, 4_000_000 // max(width, 1))
+    return (slice(start, min(start + size, resamples)) for start in range(0, resamples, size))
 
 
 def interquartile_mean(scores: NDArray[np.floating]) -> float:
@@ -248,37 +273,13 @@ def probability_of_improvement(method: NDArray[np.floating], baseline: NDArray[n
 
 
 def area_under_curve(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
-    """Mean height of a training curve: its area by the trapezoid rule over the width of x; y of one point."""
+    """Area under a training curve by the trapezoid rule, over the width of x; y of one point.
+
+    The points at its ends count half of what those between do, so it is not their mean.
+    """
     if len(x) != len(y) or len(x) == 0 or (np.diff(x) <= 0).any():
         raise ValueError("a curve needs points, and x must rise")
     return float(y[0]) if len(x) == 1 else float(np.trapezoid(y, x) / (x[-1] - x[0]))
-
-
-def mean_difference(baseline: Sequence[float], method: Sequence[float]) -> Estimate:
-    """Mean of a method's runs minus that of a baseline's, with Welch's t interval over the runs.
-
-    With less than two runs of either, or without any spread, there is no interval: it is NaN.
-    """
-    value = float(np.mean(method) - np.mean(baseline))
-    if min(len(baseline), len(method)) < 2 or np.ptp(baseline) == np.ptp(method) == 0:
-        return Estimate(value, NAN, NAN)
-    interval = ttest_ind(method, baseline, equal_var=False).confidence_interval(1 - ALPHA)
-    return Estimate(value, float(interval.low), float(interval.high))
-
-
-def mean_paired_difference(baseline: Sequence[float], method: Sequence[float]) -> Estimate:
-    """The same with Student's t interval over pairs of runs, which have their draws (a seed) in common.
-
-    Raises:
-        ValueError: not as many runs of one as of the other.
-    """
-    if len(baseline) != len(method):
-        raise ValueError(f"{len(baseline)} runs and {len(method)} are not pairs")
-    differences = np.subtract(method, baseline)
-    if len(differences) < 2 or np.ptp(differences) == 0:
-        return Estimate(float(differences.mean()), NAN, NAN)
-    interval = ttest_rel(method, baseline).confidence_interval(1 - ALPHA)
-    return Estimate(float(differences.mean()), float(interval.low), float(interval.high))
 
 
 @dataclass(frozen=True)

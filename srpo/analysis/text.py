@@ -25,9 +25,18 @@ PERTURBATION_LABELS: dict[str, str] = {
 }
 """LIBERO-Plus's dimensions, and our own styles."""
 NOT_RUN = "not run"
+RATES = (
+    "It is Wilson's, with episodes of several seeds on one task and initial state as one cluster, and speaks "
+    "of these policies; averages are combined by MOVER."
+)
+DIFFERENCES = (
+    "Both are of one bootstrap: training runs are drawn anew, then the tasks and initial states that both "
+    "variants tried. Of a variant with one run it says nothing about other training seeds; of one with few "
+    "runs it is rough."
+)
 BOLD = (
-    "Bold: our highest, where the 95% interval of its difference to our second highest, paired by task and "
-    "initial state, lies above 0; that speaks of these policies, not of other training seeds."
+    "Bold: our highest, where the 95% interval of its difference to our second highest lies above 0, with "
+    "runs and the tasks and states that both tried drawn anew; of one run it says nothing about other seeds."
 )
 
 

@@ -90,7 +90,8 @@ class Policy(Section):
     name: str
     """The file's name; recorded with every episode."""
     checkpoint: str | None
-    """Start from these weights (a folder or a hub id); none: random weights. `{suite}` becomes
+    """Start from these weights: a folder, a hub id, or `simplevla-rl` or `siirl`, the one-demonstration SFT
+    checkpoints that those projects released; none: random weights. In an id, `{suite}` becomes
     libero-spatial, libero-object, libero-goal or libero10."""
     revision: str | None
     """Revision on the hub; none: the newest."""

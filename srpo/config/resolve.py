@@ -43,6 +43,11 @@ SUITES_ON_HUB = {
     "libero_10": "libero10",
 }
 """What `{suite}` in a policy's checkpoint becomes: the names of the checkpoints SimpleVLA-RL released."""
+RELEASED = {
+    "simplevla-rl": "Haozhan72/Openvla-oft-SFT-{suite}-traj1",
+    "siirl": "Sylvest/OpenVLA-AC-PD-1traj-{suite}",
+}
+"""One-demonstration SFT checkpoints, by who released them; siiRL calls the suite libero_10 libero-long."""
 
 # What some files may not have: no stage of their runs reads it, or runs could not be compared any more.
 
@@ -103,7 +108,8 @@ class Resolver:
         Args:
             path: with `{}` for the name, e.g. `policies/{}.yaml`.
         """
-        if name not in (names := self.names(path)):
+        names = self.names(path)
+        if name not in names and not (self.configs / path.format(name)).is_file():  # it may lie outside
             hint = did_you_mean(name, names)
             raise ConfigError(f"{source}: {key}: there is no {self.shown(path.format(name))}{hint}")
         return path.format(name)
@@ -226,7 +232,7 @@ class Resolver:
         if issubclass(model, RunStage):
             values |= {"variant": variant, "seed": seed}
         if "policy" in values and values["policy"].get("checkpoint") and suite is not None:
-            checkpoint = values["policy"]["checkpoint"].replace("{suite}", SUITES_ON_HUB[suite])
+            checkpoint = suite_checkpoint(values["policy"]["checkpoint"], suite)
             values["policy"] = {**values["policy"], "checkpoint": checkpoint}
         if kind == "train":
             ignored = unread(settings)
@@ -280,6 +286,13 @@ class Resolver:
             keys = ", ".join(named) or key
             lines.append(f"{', '.join(files)}: {keys}: {message} (in {what})")
         raise ConfigError("\n".join(lines))
+
+
+def suite_checkpoint(checkpoint: str, suite: str) -> str:
+    """A policy's checkpoint for one suite: a released one by its name, with `{suite}` filled in."""
+    long = checkpoint == "siirl" and suite == "libero_10"
+    name = "libero-long" if long else SUITES_ON_HUB[suite]
+    return RELEASED.get(checkpoint, checkpoint).replace("{suite}", name)
 
 
 def _mentions(message: str, name: str) -> bool:

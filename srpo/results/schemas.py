@@ -261,7 +261,19 @@ BENCHMARK = Schema(
             "failures last until they are cut off, so their mere length would give them away",
             True,
         ),
+        "paper_spearman": Column(
+            "float",
+            "as spearman, with progress towards the success's own whole embedding, as the paper defines it",
+            True,
+        ),
+        "paper_monotonicity": Column(
+            "float", "share of steps on which that progress rises; null for failures", True
+        ),
+        "paper_final_progress": Column(
+            "float", "1 for a success, which is its own reference; as final_progress for a failure", True
+        ),
     },
+    added=dict.fromkeys(("paper_spearman", "paper_monotonicity", "paper_final_progress")),
     remedy="score the trajectories again: `snakemake --forcerun score`",
 )
 

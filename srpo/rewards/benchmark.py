@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from srpo.rewards.metrics import monotonicity, progress_curve, spearman_correlation
 from srpo.rewards.progress import nearest_distances
 
-SCORES = ("spearman", "monotonicity", "final_progress", "matched_progress")
+PAPER_SCORES = ("paper_spearman", "paper_monotonicity", "paper_final_progress")
+"""Of a trajectory, as the paper defines them."""
+SCORES = ("spearman", "monotonicity", "final_progress", "matched_progress", *PAPER_SCORES)
 """Of a trajectory."""
 
 
@@ -36,6 +38,11 @@ def score_trajectories(
     final progress also depends on its length. `matched_progress` removes that: a failure is judged by its
     last prefix of no more control steps than the median success of its task, as if it had ended there.
 
+    The paper compares a success with its own whole embedding and counts strict rises (`PAPER_SCORES`). Its
+    final progress is then 1, whatever the representation: that tells its arrival from a failure's by
+    construction, which is why ours compares it with others. What the paper compares a failure with, the
+    descriptions that we have do not say: here it is the same as in ours.
+
     Args:
         embeddings: float (N, P, D), of P prefixes of rising length, the last of them the whole trajectory.
         success: bool (N,).
@@ -55,12 +62,18 @@ def score_trajectories(
         matched = progress
         if not success[index]:
             matched = progress_curve(distances[prefix_steps[index] <= np.median(prefix_steps[others, -1])])
+        own = progress
+        if success[index]:
+            own = progress_curve(nearest_distances(prefixes, whole[index : index + 1]))
         scores.append(
             {
                 "spearman": spearman_correlation(progress) if success[index] else None,
                 "monotonicity": monotonicity(progress) if success[index] else None,
                 "final_progress": float(progress[-1]),
                 "matched_progress": float(matched[-1]),
+                "paper_spearman": spearman_correlation(own) if success[index] else None,
+                "paper_monotonicity": monotonicity(own, strict=True) if success[index] else None,
+                "paper_final_progress": float(own[-1]),
             }
         )
         curves.append(

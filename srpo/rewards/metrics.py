@@ -1,7 +1,8 @@
 """Progress curves and the five metrics of the progress-reward benchmark (SRPO, arXiv 2511.15605, Table 3).
 
-The metrics' names are the paper's; choices that it leaves open (bandwidth, bins, base of the logarithm) are
-in the docstrings. All functions raise ValueError on values that are not finite.
+The metrics' names are the paper's. Where ours differ from its own (as published descriptions of its appendix
+have them), an argument says which is meant; choices that both leave open (bandwidth, bins) are in the
+docstrings. All functions raise ValueError on values that are not finite.
 """
 
 from __future__ import annotations
@@ -51,24 +52,30 @@ def spearman_correlation(progress: NDArray[np.floating]) -> float:
     return float(spearmanr(progress, np.arange(len(progress))).statistic)
 
 
-def monotonicity(progress: NDArray[np.floating]) -> float:
+def monotonicity(progress: NDArray[np.floating], strict: bool = False) -> float:
     """Mono of one trajectory: share of consecutive pairs with p(t+1) ≥ p(t), of progress (P,), P ≥ 2.
 
-    The table's Mono is the mean over successful trajectories.
+    The table's Mono is the mean over successful trajectories. `strict`: with p(t+1) > p(t), as the paper's.
     """
     _require_finite("progress", progress)
     if len(progress) < 2:
         raise ValueError("monotonicity needs at least two points")
-    return float(np.mean(np.diff(progress) >= 0))
+    rises = np.diff(progress)
+    return float(np.mean(rises > 0 if strict else rises >= 0))
 
 
-def maximum_mean_discrepancy(successes: NDArray[np.floating], failures: NDArray[np.floating]) -> float:
+def maximum_mean_discrepancy(
+    successes: NDArray[np.floating], failures: NDArray[np.floating], squared: bool = False
+) -> float:
     """MMD between the final progress of successes (M,) and of failures (N,): in [0, √2].
 
     √(mean k(x, x') + mean k(y, y') − 2·mean k(x, y)) with k(a, b) = exp(−(a − b)²/(2σ²)): the biased
     estimate, whose means include a sample with itself, so that it is never negative (Gretton et al., "A
     Kernel Two-Sample Test", JMLR 2012, eq. 5). σ is the median distance of distinct pairs of the pooled
     sample (section 8 there); of the pairs at non-zero distance where that median is 0.
+
+    Args:
+        squared: give the square, in [0, 2], as the paper does.
     """
     first, second = _samples(successes, failures)
     sigma = bandwidth(np.concatenate([first, second]))
@@ -78,8 +85,8 @@ def maximum_mean_discrepancy(successes: NDArray[np.floating], failures: NDArray[
     def kernel(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
         return float(np.exp(-(((a[:, None] - b[None, :]) / sigma) ** 2) / 2).mean())
 
-    squared = kernel(first, first) + kernel(second, second) - 2 * kernel(first, second)
-    return float(np.sqrt(max(squared, 0.0)))  # rounding may leave -1e-17
+    square = max(kernel(first, first) + kernel(second, second) - 2 * kernel(first, second), 0.0)
+    return square if squared else float(np.sqrt(square))  # max: rounding may leave -1e-17
 
 
 def bandwidth(values: NDArray[np.floating]) -> float:
@@ -92,11 +99,16 @@ def bandwidth(values: NDArray[np.floating]) -> float:
     return float(np.median(apart)) if apart.size else 0.0
 
 
-def jensen_shannon_divergence(successes: NDArray[np.floating], failures: NDArray[np.floating]) -> float:
+def jensen_shannon_divergence(
+    successes: NDArray[np.floating], failures: NDArray[np.floating], base: float = 2
+) -> float:
     """JS divergence of the histograms of final progress of successes (M,) and failures (N,): in [0, 1].
 
     (KL(p ‖ m) + KL(q ‖ m))/2 with m = (p + q)/2 (Lin, "Divergence measures based on the Shannon entropy",
-    1991), logarithms to base 2, histograms of `JS_BINS` equal bins over [0, 1], without smoothing.
+    1991), histograms of `JS_BINS` equal bins over [0, 1], without smoothing.
+
+    Args:
+        base: of the logarithms. With e, as in the paper, the divergence is at most ln 2 = 0.693.
     """
     first, second = _samples(successes, failures)
     for sample in (first, second):
@@ -104,7 +116,7 @@ def jensen_shannon_divergence(successes: NDArray[np.floating], failures: NDArray
             raise ValueError("progress lies in [0, 1]")
     p, q = (np.histogram(sample, bins=JS_BINS, range=(0, 1))[0] for sample in (first, second))
     # SciPy gives the distance, the root of the divergence; it normalises the counts.
-    return float(jensenshannon(p, q, base=2) ** 2)
+    return float(jensenshannon(p, q, base=base) ** 2)
 
 
 def standardised_mean_difference(successes: NDArray[np.floating], failures: NDArray[np.floating]) -> float:

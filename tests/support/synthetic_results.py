@@ -370,6 +370,9 @@ def reward_benchmark(
                     "monotonicity": float(good * rng.random()) if success else None,
                     "final_progress": float(final),
                     "matched_progress": float(final if success else 0.7 * final + 0.2),
+                    "paper_spearman": good - 0.01 * (trajectory % 5) if success else None,
+                    "paper_monotonicity": good - 0.02 * (trajectory % 3) if success else None,
+                    "paper_final_progress": 1.0 if success else float(final),
                 }
             )
         paths.append(folder / f"{name}.parquet")

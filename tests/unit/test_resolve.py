@@ -170,6 +170,18 @@ def test_released_checkpoint_of_each_suite() -> None:
     }
 
 
+def test_the_papers_preset_starts_from_siirls_checkpoints_by_one_word() -> None:
+    preset, source = load_preset("paper")
+    siirl = Resolver(preset, source, overrides=["policy.checkpoint=siirl"])
+    names = {suite: siirl.stage("sft", suite, "sft", 0).policy.checkpoint for suite in SUITES}  # type: ignore[union-attr]
+    assert names == {
+        "libero_spatial": "Sylvest/OpenVLA-AC-PD-1traj-libero-spatial",
+        "libero_object": "Sylvest/OpenVLA-AC-PD-1traj-libero-object",
+        "libero_goal": "Sylvest/OpenVLA-AC-PD-1traj-libero-goal",
+        "libero_10": "Sylvest/OpenVLA-AC-PD-1traj-libero-long",
+    }
+
+
 def test_layer_order(configs: Path) -> None:
     stage = resolver("example", configs=configs).stage("evaluate", "libero_goal", "sft", 0)
     assert stage.protocol.max_steps == 136, "the preset's settings stand over the suite's"

@@ -224,6 +224,10 @@ def test_scores_by_hand() -> None:
         None,
     ]
     assert [row["monotonicity"] for row in scored] == [1, 0.5, 0.5, None]
+    # The paper's: successes by their own ends, at distances 10 5 0, 7 1 0 and 12 3 0.
+    assert [row["paper_final_progress"] for row in scored] == pytest.approx([1, 1, 1, 0.2])
+    assert [row["paper_spearman"] for row in scored] == [pytest.approx(1)] * 3 + [None]
+    assert [row["paper_monotonicity"] for row in scored] == [1, 1, 1, None]
 
 
 def test_a_failure_is_not_judged_by_what_it_does_after_successes_have_ended() -> None:

@@ -73,6 +73,7 @@ def test_spearman_is_the_correlation_of_ranks(seed: int) -> None:
 def test_monotonicity_by_hand() -> None:
     # up, equal, down, up: 3 of 4
     assert monotonicity(np.array([0.1, 0.2, 0.2, 0.1, 0.4])) == 0.75
+    assert monotonicity(np.array([0.1, 0.2, 0.2, 0.1, 0.4]), strict=True) == 0.5
 
 
 def test_mmd_by_hand() -> None:
@@ -80,6 +81,8 @@ def test_mmd_by_hand() -> None:
     # MMD² = 1 + 1 − 2·0.6065307 = 0.7869387; root 0.8870956
     found = maximum_mean_discrepancy(np.array([1.0, 1.0]), np.array([0.0, 0.0]))
     assert found == pytest.approx(0.8870956, abs=1e-7)
+    square = maximum_mean_discrepancy(np.array([1.0, 1.0]), np.array([0.0, 0.0]), squared=True)
+    assert square == pytest.approx(0.7869387, abs=1e-7)
 
 
 def test_mmd_bandwidth_where_most_values_are_equal() -> None:
@@ -113,6 +116,8 @@ def test_js_by_hand() -> None:
     found = jensen_shannon_divergence(np.array([0.05, 1.0]), np.array([0.0, 0.09]))
     assert found == pytest.approx(0.3112781, abs=1e-7)
     assert jensen_shannon_divergence(np.array([0.95, 1.0]), np.array([0.1])) == pytest.approx(1)
+    natural = jensen_shannon_divergence(np.array([0.95, 1.0]), np.array([0.1]), base=math.e)
+    assert natural == pytest.approx(math.log(2))
 
 
 @given(seeds)

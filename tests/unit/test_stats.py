@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import binomtest
-from scipy.stats import bootstrap as scipy_bootstrap
+from numpy.typing import ArrayLike
 
+from srpo.analysis import stats
 from srpo.analysis.stats import (
+    NO_PAIRS,
+    Difference,
     Estimate,
+    Outcomes,
     Reached,
+    area_difference,
     area_under_curve,
-    bootstrap,
     cautious_difference,
+    clustered_wilson,
     combine,
+    difference_over_runs,
     direction,
     first_reached,
-    hierarchical,
-    hierarchical_draws,
     interquartile_mean,
-    mean_difference,
-    mean_paired_difference,
     median_reached,
-    newcombe,
-    paired_difference,
+    percentile_interval,
     probability_of_improvement,
+    rate_over_runs,
     wilson,
 )
 
@@ -60,55 +59,30 @@ def test_two_rates_differ_where_their_intervals_do_not_overlap() -> None:
     assert direction(cautious_difference(wilson(0, 0), high)) is None
 
 
-def test_paired_golden() -> None:
-    # Airway hyper-responsiveness before and after transplantation (n = 21): Fagerland, Lydersen & Laake,
-    # Statistics in Medicine 2014, 33:2850-2875: exact McNemar p 0.0703, Newcombe's interval -0.507, -0.026.
-    both, gained, lost, neither = 1, 1, 7, 12
-    baseline = np.repeat([1.0, 0.0, 1.0, 0.0], [both, gained, lost, neither])
-    method = np.repeat([1.0, 1.0, 0.0, 0.0], [both, gained, lost, neither])
-    result = paired_difference(baseline, method)
-    assert result.test == "mcnemar"
-    assert result.pairs == 21
-    assert result.p_value == pytest.approx(0.0703, abs=5e-5)
-    assert result.estimate.value == pytest.approx(-6 / 21)
-    assert (result.estimate.low, result.estimate.high) == pytest.approx((-0.507, -0.026), abs=5e-4)
+def test_wilson_of_clusters() -> None:
+    # One episode each: Wilson's own.
+    outcomes = np.repeat([1, 0], [7, 13])
+    own, alone = clustered_wilson(outcomes, np.ones(20, int)), wilson(7, 20)
+    assert (own.value, own.low, own.high) == pytest.approx((alone.value, alone.low, alone.high))
+    # Seven seeds that end alike on each of 30 tasks are worth 30 episodes, whatever the rate.
+    for solved in (12, 30, 0):
+        same = np.repeat([7, 0], [solved, 30 - solved])
+        found, once = clustered_wilson(same, np.full(30, 7)), wilson(solved, 30)
+        assert (found.value, found.low, found.high) == pytest.approx((once.value, once.low, once.high))
+    # By hand: p = 1/2; Σ (s − p·n)² = 1 + 1 + 0 + 0 over N·p·(1 − p) = 2: worth 8 episodes, and no more.
+    found, independent = clustered_wilson(np.array([2, 0, 1, 1]), np.full(4, 2)), wilson(4, 8)
+    assert (found.low, found.high) == pytest.approx((independent.low, independent.high))
+    # Σ = 9 + 9 + 1 + 1 over 6·4·… : p = 1/2, N = 24, effect 20/6.
+    found = clustered_wilson(np.array([6, 0, 4, 2]), np.full(4, 6))
+    worth = 24 * 6 / 20
+    half = 1.959964 * np.sqrt(0.25 / worth + 1.959964**2 / (4 * worth**2)) / (1 + 1.959964**2 / worth)
+    assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
+    assert np.isnan(clustered_wilson(np.zeros(0, int), np.zeros(0, int)).value)
 
 
-counts = st.integers(0, 30)
-
-
-@given(counts, counts, counts, counts)
-def test_newcombe_holds_the_difference_and_turns_with_the_sides(a: int, b: int, c: int, d: int) -> None:
-    if a + b + c + d == 0:
-        return
-    there, back = newcombe(a, b, c, d), newcombe(a, c, b, d)
-    assert -1 - 1e-9 <= there.low <= there.value <= there.high <= 1 + 1e-9
-    assert (there.low, there.high) == pytest.approx((-back.high, -back.low))
-
-
-@given(st.integers(0, 15), st.integers(0, 15))
-def test_mcnemar_is_a_binomial_test_of_the_discordant_pairs(gained: int, lost: int) -> None:
-    baseline = np.repeat([1.0, 0.0, 1.0], [3, gained, lost])
-    method = np.repeat([1.0, 1.0, 0.0], [3, gained, lost])
-    expected = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
-    assert paired_difference(baseline, method).p_value == pytest.approx(expected)
-
-
-def test_several_seeds_generalise_mcnemar() -> None:
-    # 6 gains of one half and no loss: both signs equal in 2 of 2**6 flips.
-    baseline, method = np.array([0.0] * 6 + [0.5] * 10), np.array([0.5] * 6 + [0.5] * 10)
-    result = paired_difference(baseline, method)
-    assert result.test == "sign flip"
-    assert result.p_value == pytest.approx(2 / 2**6, abs=0.006)
-    assert result.estimate.value == pytest.approx(6 * 0.5 / 16)
-    assert result.estimate.low < result.estimate.value < result.estimate.high
-    assert result == paired_difference(baseline, method)  # seeded
-
-
-def test_no_pairs() -> None:
-    result = paired_difference(np.array([]), np.array([]))
-    assert result.pairs == 0
-    assert np.isnan(result.p_value)
+def test_finite_draws_make_the_interval() -> None:
+    assert np.isnan(percentile_interval(np.array([np.nan, np.nan, 1.0]))).all()
+    assert percentile_interval(np.array([np.inf, 1.0, 1.0])) == (1, 1)
 
 
 def test_combine() -> None:
@@ -125,54 +99,115 @@ def test_combine() -> None:
     assert np.isnan(combine([]).value)
 
 
-def test_bootstrap_of_a_mean_agrees_with_theory() -> None:
-    values = np.random.default_rng(1).normal(3, 2, 400)
-    interval = bootstrap(lambda i: float(values[i].mean()), [400], np.random.default_rng(0), 2000)
-    half = 1.96 * values.std() / 20
-    assert interval == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
-
-
-def test_bootstrap_leaves_out_what_is_not_finite() -> None:
-    rng = np.random.default_rng(0)
-    assert np.isnan(bootstrap(lambda i: float("nan"), [5], rng, 50)).all()
-    low, high = bootstrap(lambda i: float("inf") if len(set(i)) < 4 else 1.0, [12], rng, 50)
-    assert (low, high) == (1, 1)
-
-
 # ------------------------------------------------------------------------------- runs: seeds, tasks, curves
 
-SUCCESSES = np.array([[2, 9, 5, 0], [4, 10, 1, 3], [1, 6, 5, 2]])
-EPISODES = np.array([[10, 10, 8, 10], [10, 10, 8, 10], [10, 10, 10, 10]])
+
+def compared(
+    baseline: ArrayLike, method: ArrayLike, strata: ArrayLike | None = None, shares: ArrayLike | None = None
+) -> Difference:
+    """Runs of one suite, (R, C) each."""
+    runs, before = np.array(method, float), np.array(baseline, float)
+    places = runs.shape[1]
+    groups = np.zeros(places, int) if strata is None else np.array(strata)
+    share = np.full(places, 1 / places) if shares is None else np.array(shares, float)
+    return difference_over_runs([Outcomes(runs, share, groups, before)])
 
 
-@pytest.mark.parametrize("tasks", ["fixed", "random"])
-def test_hierarchical_draws_have_the_variance_of_their_levels(tasks: str) -> None:
-    # Law of total variance: between seeds, between tasks (if drawn), and p(1 − p)/n of the episodes.
-    p = SUCCESSES / EPISODES
-    episodes = (p * (1 - p) / EPISODES).mean(axis=1) / 4
-    between_tasks = p.var(axis=1) / 4 if tasks == "random" else 0
-    variance = (p.mean(axis=1).var() + (episodes + between_tasks).mean()) / 3
-    draws = hierarchical_draws(SUCCESSES, EPISODES, np.random.default_rng(0), tasks, 60_000)  # type: ignore[arg-type]
-    assert draws.mean() == pytest.approx(p.mean(), abs=4 * np.sqrt(variance / 60_000))
-    assert draws.var() == pytest.approx(variance, rel=0.03)
+def test_one_run_each_is_bonett_and_prices_interval() -> None:
+    # Airway hyper-responsiveness before and after transplantation (n = 21): one child gained, seven lost.
+    # Their interval: (1 − 7)/23 ± 1.96 · √((2 + 8)/23 − (6/23)²)/√23.
+    both, gained, lost, neither = 1, 1, 7, 12
+    baseline = np.repeat([1.0, 0.0, 1.0, 0.0], [both, gained, lost, neither])
+    method = np.repeat([1.0, 1.0, 0.0, 0.0], [both, gained, lost, neither])
+    found = compared([baseline], [method])
+    half = 1.959964 * np.sqrt((10 / 23 - (6 / 23) ** 2) / 23)
+    assert found.estimate.value == pytest.approx(-6 / 21)
+    assert (found.pairs, found.runs) == (21, (1, 1))
+    # A draw is a multiple of 1/23.
+    assert (found.estimate.low, found.estimate.high) == pytest.approx(
+        (-6 / 23 - half, -6 / 23 + half), abs=0.03
+    )
+    assert found == compared([baseline], [method])  # seeded
 
 
-def test_hierarchical_of_one_cell_is_the_bootstrap_of_its_episodes() -> None:
-    outcomes = np.repeat([1.0, 0.0], [14, 26])
-    theirs = scipy_bootstrap(
-        (outcomes,), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(1)
-    ).confidence_interval
-    ours = hierarchical(np.array([[14]]), np.array([[40]]), np.random.default_rng(0))
-    assert ours.value == 14 / 40
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.0251)  # a step of 1/40
+def test_few_places_that_end_alike_make_no_certainty() -> None:
+    two, twelve = (compared(np.zeros((3, n)), np.ones((3, n))) for n in (2, 12))
+    assert (two.estimate.value, two.estimate.high) == (1, 1)
+    assert two.estimate.low < 0 and two.p_value > 0.05
+    assert twelve.estimate.low > 0.5 and twelve.p_value < 0.001
 
 
-def test_hierarchical_refuses() -> None:
+def test_interval_and_p_say_the_same() -> None:
     rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="episodes of every task"):
-        hierarchical(np.array([[0, 1]]), np.array([[0, 1]]), rng)
-    with pytest.raises(ValueError, match=r"must both be \(S, T\)"):
-        hierarchical(np.array([1]), np.array([1]), rng)
+    decided = []
+    for _ in range(12):
+        found = compared(rng.random((3, 20)) < 0.4, rng.random((3, 20)) < 0.7)
+        outside = found.estimate.low > 0 or found.estimate.high < 0
+        if abs(found.p_value - 0.05) > 0.002:
+            assert outside == (found.p_value < 0.05)
+        decided.append(outside)
+    assert 0 < sum(decided) < 12
+
+
+def test_runs_are_the_outer_unit() -> None:
+    """Seeds that differ leave a difference open that their pooled episodes would call certain."""
+    seeds = np.array([[0.0] * 40, [0.5] * 40, [1.0] * 40])  # each run the same on all states
+    spread, alike = (
+        compared(np.full((3, 40), 0.2), seeds),
+        compared(np.full((3, 40), 0.2), np.full((3, 40), 0.5)),
+    )
+    assert spread.estimate.value == alike.estimate.value == pytest.approx(0.3)
+    assert spread.estimate.low < 0 < alike.estimate.low
+    assert spread.p_value > 0.05 > alike.p_value
+    # The draws' variance is s²/R = 0.25/3, not the (R − 1)/R of it that drawing R runs would give.
+    draws = stats._draws([Outcomes(seeds, np.full(40, 1 / 40), np.zeros(40, int))], (0.5, 0.5), 1.0, 0)
+    assert draws.var() == pytest.approx(0.25 / 3 * (40 / 42) ** 2, rel=0.05)
+
+
+def test_strata_count_by_their_shares() -> None:
+    baseline = [[0.0] * 30 + [1.0] * 10]
+    method = [[1.0] * 30 + [0.0] * 10]
+    strata = [0] * 30 + [1] * 10
+    pooled = compared(baseline, method, strata, [1 / 40] * 40)
+    macro = compared(baseline, method, strata, [1 / 60] * 30 + [1 / 20] * 10)
+    assert pooled.estimate.value == pytest.approx(0.5)
+    assert macro.estimate.value == pytest.approx(0) and macro.p_value > 0.5
+
+
+def test_a_rate_over_runs_has_the_variance_of_its_levels() -> None:
+    rng = np.random.default_rng(1)
+    runs = (rng.random((4, 200)) < [[0.3], [0.4], [0.6], [0.7]]).astype(float)
+    suite = Outcomes(runs, np.full(200, 1 / 200), np.zeros(200, int))
+    found = rate_over_runs([suite])
+    assert found.value == pytest.approx(runs.mean())
+    deviation = np.sqrt(runs.mean(axis=1).var(ddof=1) / 4 + runs.mean(axis=0).var() / 200)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * deviation, rel=0.1)
+    # Two suites: independent runs, each by its share.
+    half = Outcomes(runs, np.full(200, 1 / 400), np.zeros(200, int))
+    both = rate_over_runs([half, half])
+    assert both.value == pytest.approx(found.value)
+    assert both.high - both.low == pytest.approx((found.high - found.low) / np.sqrt(2), rel=0.1)
+
+
+def test_nothing_to_compare() -> None:
+    assert difference_over_runs([]) == NO_PAIRS
+    with pytest.raises(ValueError, match="needs a baseline's runs"):
+        difference_over_runs([Outcomes(np.ones((1, 2)), np.full(2, 0.5), np.zeros(2, int))])
+
+
+def test_areas_are_compared_by_runs_drawn_anew() -> None:
+    grpo = [np.array([0.30, 0.34, 0.38]), np.array([0.50, 0.52, 0.54])]
+    srpo = [np.array([0.40, 0.42, 0.44]), np.array([0.60, 0.64, 0.68])]
+    found = area_difference(grpo, srpo)
+    assert found.estimate.value == pytest.approx((0.08 + 0.12) / 2) and found.runs == (3, 3)
+    # Variances of the means: 0.04²/3 and 0.02²/3 in either suite; the mean over two suites has a quarter.
+    deviation = np.sqrt(2 * (0.04**2 + 0.02**2) / 3 / 4)
+    assert found.estimate.high - found.estimate.low == pytest.approx(2 * 1.96 * deviation, rel=0.15)
+    assert found.estimate.low > 0 and found.p_value < 0.01
+    one = area_difference([np.array([0.3])], [np.array([0.4, 0.5])])
+    assert one.estimate.value == pytest.approx(0.15) and np.isnan([one.estimate.low, one.p_value]).all()
+    with pytest.raises(ValueError, match="areas of 1 suites and of 2"):
+        area_difference(grpo[:1], srpo)
 
 
 def test_interquartile_mean_by_hand() -> None:
@@ -216,23 +251,3 @@ def test_median_reached_by_hand() -> None:
     assert median_reached(of(10, 30, 40, censored=(20, 50))) == Reached(40, False)
     assert median_reached(of(10, censored=(40, 50))) == Reached(50, True)  # most are not seen to arrive
     assert median_reached(of(censored=(40, 50))) == Reached(50, True)
-
-
-def test_mean_difference_by_hand() -> None:
-    """Welch: 10 between the means, standard error √(2/2 + 2/2), 2 degrees of freedom (t = 4.302653)."""
-    found = mean_difference([0, 2], [10, 12])
-    assert (found.value, found.low, found.high) == pytest.approx((10, 3.915130, 16.084870), abs=1e-6)
-    one = mean_difference([0], [10, 12])
-    assert one.value == 11 and np.isnan([one.low, one.high]).all()
-    assert np.isnan(mean_difference([1, 1], [2, 2]).low)  # no spread: nothing to measure by
-
-
-def test_mean_paired_difference_by_hand() -> None:
-    """Differences 1, 2 and 3: mean 2, standard error 1/√3, 2 degrees of freedom (t = 4.302653)."""
-    found = mean_paired_difference([0, 5, 10], [1, 7, 13])
-    half = 4.302653 / np.sqrt(3)
-    assert (found.value, found.low, found.high) == pytest.approx((2, 2 - half, 2 + half), abs=1e-6)
-    assert np.isnan(mean_paired_difference([0], [1]).low)
-    assert np.isnan(mean_paired_difference([0, 1], [1, 2]).low)  # no spread: nothing to measure by
-    with pytest.raises(ValueError, match="1 runs and 2 are not pairs"):
-        mean_paired_difference([0], [1, 2])

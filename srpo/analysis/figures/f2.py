@@ -21,9 +21,9 @@ from srpo.analysis import comparisons, style, text, typeset
 from srpo.analysis.drawn import Drawn
 from srpo.analysis.stats import (
     Estimate,
+    area_difference,
     area_under_curve,
     first_reached,
-    mean_difference,
     median_reached,
     wilson,
 )
@@ -139,7 +139,8 @@ def efficiency(metrics: pd.DataFrame, variants: Mapping[str, str]) -> pd.DataFra
     table = pd.DataFrame(rows).astype({"arrived": "Int64"})
 
     def difference(suite: str, unit: str, second: str, first: str) -> Estimate:
-        return mean_difference(areas[suite, unit, second], areas[suite, unit, first])
+        pair = [[np.array(areas[suite, unit, name])] for name in (second, first)]
+        return area_difference(*pair).estimate
 
     compared = table[table["quantity"] == "area"]
     best = comparisons.clearly_best(compared, ["suite", "unit"], "variant", "value", difference)
@@ -194,8 +195,8 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
         "step count half); beneath it the lowest and highest seed. Then the RL step, "
         f"episodes (ep) and simulated hours (h) at which the mean of the last {WINDOW} steps first reached "
         "the level, the median of the seeds (Kaplan–Meier). >: not reached when training ended there. Bold: "
-        "the largest area, where the 95% interval of its difference to the second largest (Welch, over "
-        "seeds) lies above 0: one seed has none, and times are not compared.",
+        "the largest area, where the 95% interval of its difference to the second largest, with training "
+        "runs drawn anew, lies above 0: one seed has none, few make it rough, and times are not compared.",
     ]
     caption = f"How fast success of the training rollouts grows: percent, and time to reach it. {protocol}"
     columns = ["Area", *(f"{100 * level:.0f}%" for level in LEVELS)]

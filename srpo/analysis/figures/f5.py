@@ -85,7 +85,6 @@ def estimate(episodes: pd.DataFrame, runs: Sequence[TrainStage], sheet: Sequence
                 if variant not in shown:
                     continue
                 group = episodes[(episodes["suite"] == suite) & (episodes["variant"] == variant)]
-                count = comparisons.counts(group)
                 ran = group[group["status"] != "infra_error"]
                 seeds = (ran["status"] == "success").groupby(ran["seed"]).mean()
                 several = len(seeds) > 1
@@ -97,7 +96,7 @@ def estimate(episodes: pd.DataFrame, runs: Sequence[TrainStage], sheet: Sequence
                         "label": label,
                         "alpha": 0.0 if variant in unshaped else of[variant].reward.alpha,
                         "references": describe(of[variant].reward),
-                        **comparisons.rate_columns(count),
+                        **comparisons.rate_columns(group),
                         "lowest_seed": seeds.min() if several else np.nan,
                         "highest_seed": seeds.max() if several else np.nan,
                     }

@@ -13,15 +13,12 @@ from srpo.analysis import comparisons
 from srpo.analysis.draw import find
 from srpo.analysis.drawings import EVIDENCE
 from srpo.analysis.stats import (
+    Difference,
     Estimate,
-    PairedDifference,
+    area_difference,
     area_under_curve,
-    cautious_difference,
     combine,
     direction,
-    hierarchical,
-    mean_paired_difference,
-    wilson,
 )
 from srpo.analysis.tables import t3_truth
 from srpo.analysis.text import p_text, percent
@@ -80,9 +77,15 @@ class Evidence:
         """Metrics of a variant's runs, a row an RL step."""
         return part_of(self.metrics, variant, suite)
 
-    def compare(self, first: str, second: str, suite: str | None = None) -> PairedDifference:
-        """The success of `second` minus that of `first`, paired."""
-        return comparisons.compare(self.of(first, suite), self.of(second, suite))
+    def compare(self, first: str, second: str, suite: str | None = None, times: float = 1.0) -> Difference:
+        """The success of `second` minus `times` that of `first`, on the same tasks and states."""
+        return comparisons.compare(self.of(first, suite), self.of(second, suite), times=times)
+
+    def compare_areas(self, first: str, second: str, suite: str | None = None) -> Difference:
+        """The area under the training curve of `second` minus that of `first`, in one suite or on average."""
+        suites = self.suites if suite is None else [suite]
+        pair = ([np.array(areas(self, variant, s)) for s in suites] for variant in (first, second))
+        return area_difference(*pair)
 
 
 def part_of(rows: pd.DataFrame, variant: str, suite: str | None) -> pd.DataFrame:
@@ -129,18 +132,11 @@ def _trained(t1: Sequence[SheetRow], f2: Sequence[SheetRow], ablations: Sequence
 
 
 def rate(rows: pd.DataFrame) -> Estimate:
-    """Success as the mean over tasks. Several seeds: seeds and episodes drawn anew (`stats.hierarchical`);
-    one: Wilson's interval of each task, put together (`stats.combine`)."""
-    successes, episodes = comparisons.by_run(rows)
-    if len(successes) > 1:
-        return hierarchical(successes, episodes, np.random.default_rng(0))
-    return combine([wilson(int(s), int(n)) for s, n in zip(successes[0], episodes[0], strict=True)])
-
-
-def mean_over_tasks(evidence: Evidence, variant: str) -> Estimate:
-    """The same over all tasks of all suites. A suite's runs are independent of another's."""
-    parts = [evidence.of(variant, suite) for suite in evidence.suites]
-    return combine([rate(rows) for rows in parts], [rows["task_id"].nunique() for rows in parts])
+    """Success as the mean over tasks. Several seeds: runs and states drawn anew
+    (`comparisons.mean_over_tasks`); one: Wilson's interval of each task, put together (`stats.combine`)."""
+    if rows["seed"].nunique() > 1:
+        return comparisons.mean_over_tasks(rows)
+    return combine([comparisons.rate(task) for _, task in rows.groupby(["suite", "task_id"])])
 
 
 def areas(evidence: Evidence, variant: str, suite: str | None = None) -> list[float]:
@@ -162,18 +158,21 @@ def claims(evidence: Evidence) -> list[Claim]:
     """The claims, each judged."""
     label = evidence.variants
     srpo = evidence.srpo
-    before, after = mean_over_tasks(evidence, SFT), mean_over_tasks(evidence, srpo)
+    before, after = rate(evidence.of(SFT)), rate(evidence.of(srpo))
     gain = after.value / before.value - 1 if before.value else np.inf
+    better, enough = (evidence.compare(SFT, srpo, times=times) for times in (1.0, 1 + GAIN))
     result = [
         Claim(
-            f"{label[srpo]} makes the SFT policy better on held-out states (intervals do not overlap)",
-            direction(cautious_difference(before, after)),
-            f"mean over tasks {rate_text(before)} → {rate_text(after)}",
+            f"{label[srpo]} makes the SFT policy better on held-out states",
+            verdict(better, given=True),
+            f"mean over tasks {rate_text(before)} → {rate_text(after)}, "
+            + difference_text(better, given=True),
         ),
         Claim(
             f"the relative gain is at least {percent(GAIN)}%",
-            bool(gain >= GAIN),
-            f"{percent(gain, sign=True)}%",
+            verdict(enough, given=True),
+            f"{percent(gain, sign=True)}%; {label[srpo]} − {1 + GAIN:g} × SFT: "
+            f"{points_text(enough.estimate)}{_runs_text(enough, given=True)}",
         ),
     ]
     for variant in evidence.others:
@@ -197,23 +196,49 @@ def claims(evidence: Evidence) -> list[Claim]:
 
 
 def _ends_higher(evidence: Evidence, low: str, high: str) -> Claim:
-    pairs = evidence.compare(low, high)
+    higher = evidence.compare(low, high)
     return Claim(
         f"{evidence.variants[high]} ends higher than {evidence.variants[low]}",
-        direction(pairs.estimate),
-        f"difference {points_text(pairs.estimate)} ({pairs.pairs} pairs, {p_text(pairs.p_value)})",
+        verdict(higher),
+        difference_text(higher),
     )
 
 
 def _learns_faster(evidence: Evidence, low: str, high: str) -> Claim:
-    slow, fast = areas(evidence, low), areas(evidence, high)
-    faster = mean_paired_difference(slow, fast)
+    faster = evidence.compare_areas(low, high)
     return Claim(
         f"{evidence.variants[high]} learns faster than {evidence.variants[low]} "
         "(area under the training curve)",
-        direction(faster),
-        f"difference {points_text(faster)} over {len(fast)} pairs of runs",
+        verdict(faster),
+        difference_text(faster),
     )
+
+
+FEW = 5
+"""Runs of a suite; with fewer, an interval over runs is rough, and the page says so."""
+
+
+def verdict(difference: Difference, given: bool = False) -> bool | None:
+    """Whether a difference is above 0 (True), below it (False), or not decided: one run of a variant cannot
+    tell what other seeds would do. `given`: the baseline is one policy from which all runs start."""
+    runs = difference.runs[1:] if given else difference.runs
+    return None if min(runs) < 2 else direction(difference.estimate)
+
+
+def difference_text(difference: Difference, given: bool = False) -> str:
+    """A difference with everything that it rests on."""
+    facts = [f"{difference.pairs} pairs"] if difference.pairs else []
+    facts += [] if np.isnan(difference.p_value) else [p_text(difference.p_value)]
+    shown = f" ({', '.join(facts)})" if facts else ""
+    return f"difference {points_text(difference.estimate)}{shown}{_runs_text(difference, given)}"
+
+
+def _runs_text(difference: Difference, given: bool) -> str:
+    """What the number of runs does to a difference, if they are few."""
+    fewest = min(difference.runs[1:] if given else difference.runs)
+    if fewest == 1:
+        return "; one run a suite: nothing about other seeds"
+    return f"; {fewest} runs a suite, few: the interval is rough" if fewest < FEW else ""
 
 
 def rate_text(value: Estimate) -> str:

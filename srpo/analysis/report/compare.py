@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
+from srpo.analysis import comparisons
 from srpo.analysis.report.validate import result_files
-from srpo.analysis.stats import ALPHA, paired_difference
+from srpo.analysis.stats import ALPHA
 from srpo.analysis.text import p_text, percent
 from srpo.config import read_yaml
 from srpo.errors import run_command
@@ -76,19 +76,19 @@ def differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     `beyond_noise`: its p, adjusted by Holm's method for there being several, is below 5%.
     """
     keys = [*IDENTITY]
-    both = first[[*keys, "status"]].merge(second[[*keys, "status"]], on=keys, suffixes=("_first", "_second"))
-    both = both[(both["status_first"] != "infra_error") & (both["status_second"] != "infra_error")]
+    shared = first.merge(second, on=keys, suffixes=("_first", "_second"))
+    both = shared[(shared["status_first"] != "infra_error") & (shared["status_second"] != "infra_error")]
     rows: list[dict[str, Any]] = []
     for (benchmark, suite, variant), group in both.groupby(["benchmark", "suite", "variant"]):
-        episode = [group["task_id"], group["init_state"], group["perturbation_task"].fillna("")]
-        outcomes = [
-            np.asarray((group[f"status_{side}"] == "success").groupby(episode).mean(), dtype=np.float64)
+        sides = [
+            group.rename(columns={f"{name}_{side}": name for name in ("status", "perturbation")})
             for side in ("first", "second")
         ]
-        result = paired_difference(outcomes[0], outcomes[1])
+        rates = [float((side["status"] == "success").mean()) for side in sides]
+        result = comparisons.compare(*sides)
         rows.append({"benchmark": benchmark, "suite": suite, "variant": variant, "episodes": len(group)})
         rows[-1] |= {"changed": int((group["status_first"] != group["status_second"]).sum())}
-        rows[-1] |= {"first": float(outcomes[0].mean()), "second": float(outcomes[1].mean())}
+        rows[-1] |= {"first": rates[0], "second": rates[1]}
         rows[-1] |= {"low": result.estimate.low, "high": result.estimate.high, "p_value": result.p_value}
     table = pd.DataFrame(rows)
     if len(table):

@@ -24,14 +24,12 @@ from srpo.analysis.report.claims import (
     Evidence,
     areas,
     claims,
-    mean_over_tasks,
     part_of,
     points_text,
     rate,
     rate_text,
     read,
 )
-from srpo.analysis.stats import mean_paired_difference
 from srpo.analysis.tables import t3_truth
 from srpo.analysis.text import SUITE_LABELS, p_text, percent
 from srpo.analysis.typeset import to_markdown
@@ -68,13 +66,13 @@ def held_out(evidence: Evidence) -> str:
         rates = [rate(evidence.of(variant, suite)) for variant in evidence.variants]
         rows.append([f"**{SUITE_LABELS[suite]}**", *map(rate_text, rates)])
     rows.append(
-        ["**mean over tasks**", *(rate_text(mean_over_tasks(evidence, v)) for v in evidence.variants)]
+        ["**mean over tasks**", *(rate_text(rate(evidence.of(variant))) for variant in evidence.variants)]
     )
     return to_markdown(["", *evidence.variants.values()], rows)
 
 
 def differences(evidence: Evidence) -> str:
-    """Paired differences, a row a pair of variants, a column a suite and all."""
+    """Differences on the same tasks and states, a row a pair of variants, a column a suite and all."""
     pairs = [(SFT, variant) for variant in evidence.trained]
     pairs += [(evidence.grpo, variant) for variant in evidence.others]
     pairs += evidence.beside_srpo
@@ -94,20 +92,20 @@ def efficiency(evidence: Evidence) -> str:
     for suite in evidence.suites:
         for variant, label in trained.items():
             group = areas(evidence, variant, suite)
-            against = mean_paired_difference(areas(evidence, evidence.grpo, suite), group)
+            against = evidence.compare_areas(evidence.grpo, variant, suite)
             here = speed[(speed["suite"] == suite) & (speed["variant"] == variant)]
             cells = []
             for level in LEVELS:
                 row = here[(here["level"] == level) & (here["unit"] == "episodes")].iloc[0]
                 sign = ">" if row["censored"] else ""
                 cells.append(f"{sign}{row['value']:,.0f} ({row['arrived']} of {row['seeds']} seeds)")
-            difference = "–" if variant == evidence.grpo else points_text(against)
+            difference = "–" if variant == evidence.grpo else points_text(against.estimate)
             rows.append([SUITE_LABELS[suite], label, _seeds(group), difference, *cells])
     for variant, label in trained.items():
-        group = areas(evidence, variant)
-        against = mean_paired_difference(areas(evidence, evidence.grpo), group)
-        difference = "–" if variant == evidence.grpo else points_text(against)
-        rows.append(["**mean**", label, percent(float(np.mean(group))), difference, *[""] * len(LEVELS)])
+        mean = np.mean([np.mean(areas(evidence, variant, suite)) for suite in evidence.suites])
+        against = evidence.compare_areas(evidence.grpo, variant)
+        difference = "–" if variant == evidence.grpo else points_text(against.estimate)
+        rows.append(["**mean**", label, percent(float(mean)), difference, *[""] * len(LEVELS)])
     levels = [f"episodes to {100 * level:.0f}%" for level in LEVELS]
     return to_markdown(["", "", "area (each seed, %)", f"− {trained[evidence.grpo]}", *levels], rows)
 

@@ -74,7 +74,7 @@ def published(name: str) -> str:
         return "; ".join(f"{r.model}: {percent(float(str(r.value)))}%" for r in rows.itertuples())
     if name == "t3":
         rows = read_published(values, "T3")
-        rows = rows[rows["column"] == "SC"]
+        rows = rows[(rows["column"] == "SC") & (rows["inputs"] == "")]
         return "SC " + "; ".join(f"{r.model}: {r.value:g}" for r in rows.itertuples())
     return "a picture"
 
@@ -97,9 +97,11 @@ def _totals(table: pd.DataFrame, column: str) -> str:
 
 
 def _spearman(table: pd.DataFrame) -> str:
-    rows = table[(table["source"] == "ours") & (table["metric"] == "SC")].to_dict("records")
+    """By the paper's definitions, as the published values beside them."""
+    own = table[(table["source"] == "ours") & (table["definitions"] == "paper") & (table["metric"] == "SC")]
+    rows = own.dropna(subset="value").to_dict("records")
     texts = (f"{r['representation']}: {r['value']:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for r in rows)
-    return "SC " + "; ".join(texts)
+    return "SC " + ("; ".join(texts) or "–")
 
 
 def _areas(efficiency: pd.DataFrame) -> str:

@@ -2,7 +2,8 @@
 
 Of the training rollouts of each variant, the first third of its RL steps beside the last; of the episodes on
 held-out states, greedy and sampled ones, the SFT policy's beside the trained one's. A rate "rose" where the
-two 95% intervals (Wilson's) do not overlap, all seeds of a suite together.
+two 95% intervals (Wilson's) do not overlap, all seeds of a suite together: it speaks of these policies.
+Episodes on one held-out state are one cluster.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import pandas as pd
 
 from srpo.analysis import comparisons
 from srpo.analysis.drawn import Drawn
-from srpo.analysis.stats import cautious_difference, direction, wilson
+from srpo.analysis.stats import Estimate, cautious_difference, direction, wilson
 from srpo.analysis.text import SUITE_LABELS, percent
 from srpo.config.sheets import SheetRow, baseline, labels
 from srpo.results.coverage import load_evaluations, load_metrics
@@ -68,32 +69,30 @@ def estimate(
         steps = group["step"].max()
         third = max(1, steps // 3)
         parts = group[group["step"] <= third], group[group["step"] > steps - third]
-        before, after = ((int(part["successes"].sum()), int(part["episodes"].sum())) for part in parts)
+        counts = [{name: int(part[name].sum()) for name in ("successes", "episodes")} for part in parts]
+        before, after = ((count, wilson(count["successes"], count["episodes"])) for count in counts)
         identity = {"suite": suite, "variant": variant, "label": curves[variant], "what": TRAINING}
         rows.append(identity | _before_and_after(before, after))
     for what, episodes in evaluations.items():
         for suite, here in episodes.groupby("suite", sort=False):
-            counted = {name: comparisons.counts(here[here["variant"] == name]) for name in labels(sheet)}
-            pairs = {name: (count["successes"], count["episodes"]) for name, count in counted.items()}
-            before = pairs.pop(baseline(sheet).name)
-            for name, after in pairs.items():
+            of = {name: here[here["variant"] == name] for name in labels(sheet)}
+            counted = {name: (comparisons.counts(one), comparisons.rate(one)) for name, one in of.items()}
+            before = counted.pop(baseline(sheet).name)
+            for name, after in counted.items():
                 identity = {"suite": suite, "variant": name, "label": labels(sheet)[name], "what": what}
                 rows.append(identity | _before_and_after(before, after))
     return pd.DataFrame(rows)
 
 
-def _before_and_after(before: tuple[int, int], after: tuple[int, int]) -> dict[str, Any]:
-    """Columns of (successes, episodes) before and after, and whether the rate rose."""
-    rates = wilson(*before), wilson(*after)
-    return {
-        "successes_before": before[0],
-        "episodes_before": before[1],
-        **comparisons.columns_of(rates[0], "before", "before_"),
-        "successes_after": after[0],
-        "episodes_after": after[1],
-        **comparisons.columns_of(rates[1], "after", "after_"),
-        "verdict": VERDICTS[direction(cautious_difference(*rates))],
-    }
+def _before_and_after(
+    before: tuple[Mapping[str, int], Estimate], after: tuple[Mapping[str, int], Estimate]
+) -> dict[str, Any]:
+    """Columns of the counts and rates before and after, and whether the rate rose."""
+    columns: dict[str, Any] = {}
+    for when, (count, rate) in {"before": before, "after": after}.items():
+        columns |= {f"{name}_{when}": count[name] for name in ("successes", "episodes")}
+        columns |= comparisons.columns_of(rate, when, f"{when}_")
+    return columns | {"verdict": VERDICTS[direction(cautious_difference(before[1], after[1]))]}
 
 
 def sentences(table: pd.DataFrame) -> Iterator[str]:

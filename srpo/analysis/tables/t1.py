@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from srpo.analysis import comparisons, style, text, typeset
 from srpo.analysis.drawn import Drawn
 from srpo.analysis.published import read_published
-from srpo.analysis.stats import NO_PAIRS, Estimate, combine, wilson
+from srpo.analysis.stats import NO_PAIRS, Estimate, combine
 from srpo.config import SUITES, TASKS_PER_SUITE
 from srpo.config.sheets import SheetRow, baseline, labels
 from srpo.results.coverage import load_evaluations
@@ -23,7 +23,7 @@ COLUMNS = [
     *("source", "variant", "label", "suite", "rate", "low", "high"),
     *("successes", "episodes", "infra_errors", "seeds", "tasks", "missing", "mean_over_tasks"),
     *("runs_low", "runs_high", "iqm", "improvement"),
-    *("difference", "difference_low", "difference_high", "pairs", "p_value", "test", "protocol", "note"),
+    *("difference", "difference_low", "difference_high", "pairs", "p_value", "protocol", "note"),
 ]
 INTEGERS = ["successes", "episodes", "infra_errors", "seeds", "tasks", "missing", "pairs"]
 
@@ -47,9 +47,10 @@ def estimate(
 ) -> pd.DataFrame:
     """The tidy table, one row a (variant or published model, suite); rates are fractions of 1.
 
-    Seeds are pooled. The average is the unweighted mean over the suites that ran, for published rows over the
-    same suites, and stands only where none is lacking. Differences are to the sheet's baseline, paired.
-    `best` marks our highest rate of a suite where its paired difference to the second leaves no doubt.
+    Seeds are pooled, and their episodes on one task and state are one cluster of a rate's interval. The
+    average is the unweighted mean over the suites that ran, for published rows over the same suites, and
+    stands only where none is lacking. Differences are to the sheet's baseline (`comparisons.compare`). `best`
+    marks our highest rate of a suite where its difference to the second leaves no doubt.
     """
     suites: list[str] = [suite for suite in SUITES if suite in set(episodes["suite"])]
     of = {
@@ -73,7 +74,8 @@ def estimate(
 
     def difference(suite: str, second: str, first: str) -> Estimate:
         within = suites if suite == AVERAGE else [suite]
-        return combine([comparisons.compare(of[s, second], of[s, first]).estimate for s in within])
+        pair = [pd.concat([of[s, name] for s in within]) for name in (second, first)]
+        return comparisons.compare(*pair, by="suite").estimate
 
     ours = table[table["source"] == "ours"]
     best = comparisons.clearly_best(ours, ["suite"], "variant", "rate", difference)
@@ -84,7 +86,7 @@ def _measured(first: pd.DataFrame, rows: pd.DataFrame, is_baseline: bool) -> dic
     """What the episodes of a variant in a suite say, beside those of the baseline (`first`)."""
     ran = rows[rows["status"] != "infra_error"]
     return {
-        **comparisons.rate_columns(comparisons.counts(rows)),
+        **comparisons.rate_columns(rows),
         "tasks": rows["task_id"].nunique(),
         "mean_over_tasks": (ran["status"] == "success").groupby(ran["task_id"]).mean().mean(),
         **comparisons.over_runs(first, rows),
@@ -94,7 +96,7 @@ def _measured(first: pd.DataFrame, rows: pd.DataFrame, is_baseline: bool) -> dic
 
 def _average(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The unweighted mean of a variant's suites, with the sums of their counts."""
-    rates = [wilson(row["successes"], row["episodes"]) for row in measured]
+    rates = [Estimate(row["rate"], row["low"], row["high"]) for row in measured]
     return {
         "suite": AVERAGE,
         **comparisons.columns_of(combine(rates)),
@@ -112,6 +114,8 @@ def _published_rows(published: pd.DataFrame, suites: Sequence[str]) -> list[dict
         rates = [printed.get(_column(suite), np.nan) for suite in suites]
         all_suites = len(suites) == len(SUITES) and AVERAGE in printed
         average = printed[AVERAGE] if all_suites else float(np.mean(rates))
+        if np.isnan([*rates, average]).all():
+            continue
         rows += [
             {
                 "source": "published",
@@ -157,7 +161,7 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
         rows[source].append(typeset.Row(label, [_cell(cell) for cell in row], best))
     ours = table[(table["source"] == "ours") & (table["suite"] == AVERAGE)]
     notes = [
-        "Beneath the rate, its 95% interval (Wilson; averages combined by MOVER) and successes/episodes. "
+        f"Beneath the rate, its 95% interval and successes/episodes. {text.RATES} "
         f"Average: unweighted mean of the suites. {text.BOLD} Published rows: other code and protocols, so "
         "not a like-for-like comparison.",
         *(f"{columns[s]}: {n} of {TASKS_PER_SUITE} tasks only." for s, n in _tasks(table).items()),

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from srpo.analysis import comparisons, style, text, typeset
 from srpo.analysis.drawn import Drawn
 from srpo.analysis.published import read_published
-from srpo.analysis.stats import NO_PAIRS, Estimate, combine, wilson
+from srpo.analysis.stats import NO_PAIRS, Estimate, combine
 from srpo.config import DIMENSIONS, STYLES, PlusStage
 from srpo.config.sheets import SheetRow, baseline, labels
 from srpo.libero_plus import tasks as plus_tasks
@@ -37,7 +37,7 @@ COLUMNS = [
     *("source", "variant", "label", "dimension", "rate", "low", "high"),
     *("successes", "episodes", "infra_errors", "seeds", "tasks", "benchmark_tasks"),
     *("missing", "unavailable"),
-    *("difference", "difference_low", "difference_high", "pairs", "p_value", "test", "note"),
+    *("difference", "difference_low", "difference_high", "pairs", "p_value", "note"),
 ]
 INTEGERS = [
     *("successes", "episodes", "infra_errors", "seeds", "tasks", "benchmark_tasks"),
@@ -88,12 +88,13 @@ def estimate(
 ) -> pd.DataFrame:
     """The tidy table: a row for each variant or published model, and dimension or total. Rates are fractions.
 
-    Suites and seeds are pooled. Totals are over the dimensions that ran: `macro` is their unweighted mean
-    (the SRPO paper's), `micro` weighs them by LIBERO-Plus' number of tasks (the leaderboard's). A total's
-    p-value is of the test over all pairs. Tasks that are unavailable here are counted apart (`unavailable`)
-    and are in no rate: a dimension of which some are has the rate of the others, and says so. A dimension
-    that did not run has no rate. Our styles have rows of their own and are in no total. `best` marks our
-    highest rate of a dimension or total where its paired difference to the second leaves no doubt.
+    Suites and seeds are pooled, and episodes of several seeds on one task are one cluster of a rate's
+    interval. Totals are over the dimensions that ran: `macro` is their unweighted mean (the SRPO paper's),
+    `micro` weighs them by LIBERO-Plus' number of tasks (the leaderboard's); a total's difference, interval
+    and p are of that very mean. Tasks that are unavailable here are counted apart (`unavailable`) and are in
+    no rate: a dimension of which some are has the rate of the others, and says so. A dimension that did not
+    run has no rate. Our styles have rows of their own and are in no total. `best` marks our highest rate of a
+    dimension or total where its difference to the second leaves no doubt.
     """
     sizes = benchmark_sizes(sorted(set(episodes["suite"])))
     unavailable = episodes[episodes["status"] == "unavailable"]
@@ -112,8 +113,9 @@ def estimate(
 
     def difference(dimension: str, second: str, first: str) -> Estimate:
         within = ran if dimension in TOTALS else [dimension]
-        each = [comparisons.compare(of[d, second], of[d, first]).estimate for d in within]
-        return combine(each, [float(sizes[d]) for d in ran] if dimension == "micro" else None)
+        pair = [pd.concat([of[d, name] for d in within]) for name in (second, first)]
+        weights = sizes if dimension == "micro" else None
+        return comparisons.compare(*pair, by="perturbation", weights=weights).estimate
 
     ours = table[table["source"] == "ours"]
     best = comparisons.clearly_best(ours, ["dimension"], "variant", "rate", difference)
@@ -135,30 +137,29 @@ def _variant_rows(
         lacking: `missing` and `unavailable` → the perturbations of such episodes of the variant.
     """
 
-    def measured(dimensions: Collection[str]) -> tuple[dict[str, Any], Estimate]:
+    def measured(dimensions: Collection[str], weights: Mapping[str, int] | None = None) -> dict[str, Any]:
         here = episodes[episodes["perturbation"].isin(list(dimensions))]
-        rows = here[here["variant"] == name]
-        pairs = NO_PAIRS if name == first else comparisons.compare(here[here["variant"] == first], rows)
-        row = {
-            **comparisons.rate_columns(comparisons.counts(rows)),
+        rows, before = (here[here["variant"] == variant] for variant in (name, first))
+        pairs = NO_PAIRS
+        if name != first:
+            pairs = comparisons.compare(before, rows, by="perturbation", weights=weights)
+        return {
+            **comparisons.rate_columns(rows),
             "tasks": rows["perturbation_task"].nunique(),
             **comparisons.comparison_columns(pairs),
         }
-        return row, pairs.estimate
 
     tested = set(episodes["perturbation"])
     rates: list[Estimate] = []
-    differences: list[Estimate] = []
     for dimension in DIMENSIONS + STYLES:
         without = int((lacking["unavailable"] == dimension).sum())
         counted = {"dimension": dimension, "unavailable": without}
         if dimension not in tested:
             yield {**counted, "note": UNAVAILABLE if without else text.NOT_RUN}
             continue
-        row, difference = measured([dimension])
+        row = measured([dimension])
         if dimension in DIMENSIONS:
-            rates.append(wilson(row["successes"], row["episodes"]))
-            differences.append(difference)
+            rates.append(Estimate(row["rate"], row["low"], row["high"]))
         yield {
             **counted,
             **row,
@@ -167,14 +168,13 @@ def _variant_rows(
             "note": f"without {without} unavailable tasks" if without else "",
         }
     ran = [dimension for dimension in DIMENSIONS if dimension in tested]
-    row, _ = measured(ran)
     for total in TOTALS:
-        weights = [float(sizes[dimension]) for dimension in ran] if total == "micro" else None
+        weights = sizes if total == "micro" else None
+        each = None if weights is None else [float(weights[dimension]) for dimension in ran]
         yield {
             "dimension": total,
-            **row,
-            **comparisons.columns_of(combine(rates, weights)),
-            **comparisons.columns_of(combine(differences, weights), "difference", "difference_"),
+            **measured(ran, weights),
+            **comparisons.columns_of(combine(rates, each)),
             "benchmark_tasks": sum(sizes[dimension] for dimension in ran),
             "missing": len(lacking["missing"]),
             "unavailable": int(lacking["unavailable"].isin(DIMENSIONS).sum()),
@@ -282,10 +282,9 @@ def layout(table: pd.DataFrame, protocol: str, first: str) -> typeset.Table:
     totals = table[(table["source"] == "ours") & (table["dimension"] == "micro")]
     without = int(totals["unavailable"].max())
     notes = [
-        "Beneath the rate, its 95% interval (Wilson; totals combined by MOVER) and successes/episodes. "
-        "Differences in percentage points, paired by task, with interval and "
-        "two-sided p (exact McNemar; sign-flip test over several seeds). Totals: (macro), the mean of the "
-        "dimensions; (micro), weighted by LIBERO-Plus' number of tasks. "
+        f"Beneath the rate, its 95% interval and successes/episodes. {text.RATES} "
+        f"Differences in percentage points, with interval and two-sided p. {text.DIFFERENCES} "
+        "Totals: (macro), the mean of the dimensions; (micro), weighted by LIBERO-Plus' number of tasks. "
         f"Our totals are {totals['note'].iloc[0]}. {text.BOLD} "
         "Published rows: other code and protocols, so not a like-for-like comparison.",
         *([STYLE_NOTE] if set(columns) & set(STYLES) else []),

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from srpo.analysis import comparisons, style, text
 from srpo.analysis.drawn import Drawn
-from srpo.analysis.stats import wilson
+from srpo.analysis.stats import clustered_wilson
 from srpo.analysis.tables.t2 import load_sweeps
 from srpo.config import DIMENSIONS
 from srpo.config.sheets import SheetRow, labels
@@ -94,33 +94,35 @@ def estimate(
     """The tidy table: a row for each variant, curve and magnitude. Rates are fractions.
 
     `curve` is a dimension, against its magnitude, or `difficulty: <dimension>`. Suites and seeds are pooled;
-    episodes that did not run are in no count.
+    episodes that did not run are in no count,
+    and those of several seeds on one task are one cluster of a rate's interval.
 
     Args:
         variants: name → label.
         difficulty: name of a task → level; empty if not known.
     """
     ran = episodes[episodes["status"].isin(["success", "failure"])]
-    points: list[tuple[str, str, float, bool]] = []
+    points: list[tuple[str, str, str, float, bool]] = []
     for variant, name, status in zip(ran["variant"], ran["perturbation_task"], ran["status"], strict=True):
         task, success = plus_tasks.parse(name), status == "success"
         if task.dimension not in DIMENSIONS:
             continue
         if (amount := magnitude(task)) is not None:
-            points.append((variant, task.dimension, amount, success))
+            points.append((variant, name, task.dimension, amount, success))
         if name in difficulty:
-            points.append((variant, f"difficulty: {task.dimension}", float(difficulty[name]), success))
+            points.append((variant, name, f"difficulty: {task.dimension}", float(difficulty[name]), success))
     rows: list[dict[str, Any]] = []
-    frame = pd.DataFrame(points, columns=["variant", "curve", "value", "success"])
+    frame = pd.DataFrame(points, columns=["variant", "task", "curve", "value", "success"])
     for variant, label in variants.items():
         chosen = frame[frame["variant"] == variant]
         for (curve, value), group in chosen.groupby(["curve", "value"], sort=True):
-            successes = int(group["success"].sum())
+            tasks = group.groupby("task")["success"]
+            rate = clustered_wilson(tasks.sum().to_numpy(int), tasks.size().to_numpy(int))
             rows.append(
                 {
                     **{"variant": variant, "label": label, "curve": curve, "value": value},
-                    **comparisons.columns_of(wilson(successes, len(group))),
-                    **{"successes": successes, "episodes": len(group)},
+                    **comparisons.columns_of(rate),
+                    **{"successes": int(group["success"].sum()), "episodes": len(group)},
                 }
             )
     columns = [
