@@ -64,3 +64,22 @@ def test_gradients_of_steps_are_compared(tmp_path: Path) -> None:
     assert table["gradient of"].tolist() == ["all weights", "vision", "language model", "output matrix"]
     assert table["cosine"].between(-1, 1).all() and (table["episodes"] == 8).all()
     assert table["successes"].between(1, 7).all()
+
+
+def test_failures_are_ranked_by_each_representation(tmp_path: Path) -> None:
+    """Pixels against the simulator's distance, on the rollouts of a policy whose success sampling decides."""
+    torch.manual_seed(0)
+    save_policy(sweeping_policy(), tmp_path / "policy")
+    train = {"prompts": 1, "minibatch": 1, "group_size": 6}
+    config = TRAINING.model_copy(update={"train": TRAINING.train.model_copy(update=train)})
+    options = {"config": write_config(tmp_path / "config.yaml", config), "policy": tmp_path / "policy"}
+    options |= {"scratch": tmp_path / "scratch", "steps": 1, "out": tmp_path / "order.csv"}
+    options |= {"world-models": "pixel"}
+    result = run(
+        "failure_order.py", *(str(part) for name, value in options.items() for part in (f"--{name}", value))
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    table = pd.read_csv(tmp_path / "order.csv")
+    assert table[["clip", "references"]].drop_duplicates().shape == (6, 2)
+    assert (table["episodes"] == 6).all() and (table["failures"] + table["successes"] == 6).all()
+    assert table["in_order"].between(0, 1).all() and table["correlation"].between(-1, 1).all()
