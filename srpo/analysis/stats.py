@@ -150,7 +150,8 @@ def rate_over_runs(suites: Sequence[Outcomes], seed: int = 0) -> Estimate:
     Statistician 1998): few places that all ended the same make no certainty. The value is without them.
     """
     value = sum(float(suite.shares @ suite.runs.mean(axis=0)) for suite in suites)
-    return Estimate(value, *percentile_interval(_draws(suites, (1.0, 0.0), 2.0, seed)))
+    draws = np.clip(_draws(suites, (1.0, 0.0), 2.0, seed), 0, 1)
+    return Estimate(value, *percentile_interval(draws))
 
 
 def difference_over_runs(suites: Sequence[Outcomes], seed: int = 0) -> Difference:
@@ -185,8 +186,9 @@ def area_difference(
     if min(runs) < 2:
         return Difference(Estimate(value, NAN, NAN), NAN, 0, runs)
     rng = np.random.default_rng(seed)
+    spread = _spread([len(one) for one in (*baseline, *method)], rng)
     drawn = [
-        _runs_drawn(len(m), RESAMPLES, rng) @ m - _runs_drawn(len(b), RESAMPLES, rng) @ b
+        _runs_drawn(len(m), spread, rng) @ m - _runs_drawn(len(b), spread, rng) @ b
         for b, m in zip(baseline, method, strict=True)
     ]
     return _difference(value, np.mean(drawn, axis=0), 0, runs)
@@ -208,13 +210,15 @@ def _draws(
         weight: how often each of the two is added, in all: every stratum has its part.
     """
     rng = np.random.default_rng(seed)
+    before = [suite.baseline for suite in suites if suite.baseline is not None]
+    spread = _spread([len(one) for one in (*before, *(suite.runs for suite in suites))], rng)
     total = sum(len(np.unique(suite.strata)) for suite in suites)
     draws = np.zeros(RESAMPLES)
     for suite in suites:
         for part in _parts(RESAMPLES, suite.shares.size):
-            means = _runs_drawn(len(suite.runs), len(draws[part]), rng) @ suite.runs
+            means = _runs_drawn(len(suite.runs), spread[part], rng) @ suite.runs
             if suite.baseline is not None:
-                means -= _runs_drawn(len(suite.baseline), len(means), rng) @ suite.baseline
+                means -= _runs_drawn(len(suite.baseline), spread[part], rng) @ suite.baseline
             for stratum in np.unique(suite.strata):
                 here = suite.strata == stratum
                 number, extra = int(here.sum()), weight / total
@@ -228,16 +232,29 @@ def _draws(
     return draws
 
 
-def _runs_drawn(runs: int, resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """How much each of R runs counts in each draw, float (resamples, R).
+def _spread(runs: Sequence[int], rng: np.random.Generator) -> NDArray[np.float64]:
+    """How much wider runs spread in each draw than they seem to, (RESAMPLES,): √(ν/χ²), ν = Σ (R − 1).
 
-    R − 1 of them are drawn with replacement, so that the mean varies by s²/R; with R of them it would by
-    (R − 1)/R of that, a third too little for three runs (McCarthy & Snowden, Vital and Health Statistics,
-    series 2, 95, 1985). One run is taken as it is.
+    The spread of a few runs is itself known badly, which Student's t allows for with this factor. Drawing
+    some of two or three runs with replacement would not: it shows no more than their own values.
+    """
+    degrees = sum(number - 1 for number in runs)
+    if degrees == 0:
+        return np.ones(RESAMPLES)
+    return np.sqrt(degrees / rng.chisquare(degrees, RESAMPLES))
+
+
+def _runs_drawn(runs: int, spread: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """How much each of R runs counts in each draw, float (draws, R): normal weights about 1/R, that sum to 1.
+
+    The weighted mean then varies by s²/R (a multiplier bootstrap), times `spread`² (draws,). One run is taken
+    as it is.
     """
     if runs == 1:
-        return np.ones((resamples, 1))
-    return rng.multinomial(runs - 1, np.full(runs, 1 / runs), resamples) / (runs - 1)
+        return np.ones((len(spread), 1))
+    noise = rng.standard_normal((len(spread), runs))
+    noise -= noise.mean(axis=1, keepdims=True)
+    return 1 / runs + noise * spread[:, None] / np.sqrt(runs * (runs - 1))
 
 
 def _baseline(suite: Outcomes) -> NDArray[np.float64]:

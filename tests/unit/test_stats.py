@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
-from srpo.analysis import stats
 from srpo.analysis.stats import (
     NO_PAIRS,
     Difference,
@@ -159,9 +158,19 @@ def test_runs_are_the_outer_unit() -> None:
     assert spread.estimate.value == alike.estimate.value == pytest.approx(0.3)
     assert spread.estimate.low < 0 < alike.estimate.low
     assert spread.p_value > 0.05 > alike.p_value
-    # The draws' variance is s²/R = 0.25/3, not the (R − 1)/R of it that drawing R runs would give.
-    draws = stats._draws([Outcomes(seeds, np.full(40, 1 / 40), np.zeros(40, int))], (0.5, 0.5), 1.0, 0)
-    assert draws.var() == pytest.approx(0.25 / 3 * (40 / 42) ** 2, rel=0.05)
+    # Student's interval of the three runs, t = 4.302653, a little shrunk by the two places that are added.
+    near = np.array([[0.45] * 400, [0.5] * 400, [0.55] * 400])
+    found = rate_over_runs([Outcomes(near, np.full(400, 1 / 400), np.zeros(400, int))])
+    assert (found.low, found.high) == pytest.approx(
+        (0.5 - 4.302653 * 0.05 / np.sqrt(3), 0.5 + 4.302653 * 0.05 / np.sqrt(3)), abs=0.01
+    )
+
+
+def test_two_runs_that_agree_are_not_certain() -> None:
+    apart = area_difference([np.array([0.30, 0.34])], [np.array([0.40, 0.42])])
+    # Two degrees of freedom: t = 0.09 / √(0.0008/2 + 0.0002/2) = 4.02, p = 0.057.
+    assert apart.p_value == pytest.approx(0.057, abs=0.01)
+    assert apart.estimate.low < 0
 
 
 def test_strata_count_by_their_shares() -> None:
@@ -180,13 +189,19 @@ def test_a_rate_over_runs_has_the_variance_of_its_levels() -> None:
     suite = Outcomes(runs, np.full(200, 1 / 200), np.zeros(200, int))
     found = rate_over_runs([suite])
     assert found.value == pytest.approx(runs.mean())
-    deviation = np.sqrt(runs.mean(axis=1).var(ddof=1) / 4 + runs.mean(axis=0).var() / 200)
-    assert found.high - found.low == pytest.approx(2 * 1.96 * deviation, rel=0.1)
+    of_runs, of_places = runs.mean(axis=1).var(ddof=1) / 4, runs.mean(axis=0).var() / 200
+
+    def width(degrees: int, share: float) -> float:
+        draws = np.sqrt(of_runs) * rng.standard_t(degrees, 100_000)
+        draws += np.sqrt(of_places) * rng.standard_normal(100_000)
+        return float(np.sqrt(share) * np.ptp(np.percentile(draws, [2.5, 97.5])))
+
+    assert found.high - found.low == pytest.approx(width(3, 1), rel=0.1)
     # Two suites: independent runs, each by its share.
     half = Outcomes(runs, np.full(200, 1 / 400), np.zeros(200, int))
     both = rate_over_runs([half, half])
     assert both.value == pytest.approx(found.value)
-    assert both.high - both.low == pytest.approx((found.high - found.low) / np.sqrt(2), rel=0.1)
+    assert both.high - both.low == pytest.approx(width(6, 1 / 2), rel=0.1)
 
 
 def test_nothing_to_compare() -> None:
@@ -202,7 +217,8 @@ def test_areas_are_compared_by_runs_drawn_anew() -> None:
     assert found.estimate.value == pytest.approx((0.08 + 0.12) / 2) and found.runs == (3, 3)
     # Variances of the means: 0.04²/3 and 0.02²/3 in either suite; the mean over two suites has a quarter.
     deviation = np.sqrt(2 * (0.04**2 + 0.02**2) / 3 / 4)
-    assert found.estimate.high - found.estimate.low == pytest.approx(2 * 1.96 * deviation, rel=0.15)
+    # Eight degrees of freedom: t = 2.306.
+    assert found.estimate.high - found.estimate.low == pytest.approx(2 * 2.306 * deviation, rel=0.05)
     assert found.estimate.low > 0 and found.p_value < 0.01
     one = area_difference([np.array([0.3])], [np.array([0.4, 0.5])])
     assert one.estimate.value == pytest.approx(0.15) and np.isnan([one.estimate.low, one.p_value]).all()

@@ -299,8 +299,7 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
         "their task takes; the control is one minus an episode's steps over the longest's. Bold: our "
         "highest, where the 95% interval of its difference to our second highest, from the same "
         f"trajectories, lies above 0. Trajectories: our policy's on {suites}. Published rows: other "
-        "trajectories of other policies, so not a like-for-like comparison even where the definitions are the "
-        "same.",
+        "trajectories of other policies, so not a like-for-like comparison even by the same definitions.",
     ]
     groups = [
         typeset.Group("", rows["ours"]),
