@@ -343,7 +343,7 @@ def reward_benchmark(
         "reward_benchmark": {
             "successes": max(successes, 1),
             "failures": max(failures, 1),
-            "max_episodes": 100,
+            "max_episodes": 1000,
             "temperature": 1.0,
             "prefixes": 8,
             "seed": 0,
