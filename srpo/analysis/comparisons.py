@@ -40,7 +40,7 @@ def counts(episodes: pd.DataFrame) -> dict[str, int]:
 def rate(episodes: pd.DataFrame) -> Estimate:
     """Success rate of the episodes that ran, with Wilson's interval; those of one place are one cluster."""
     ran = episodes[episodes["status"] != "infra_error"]
-    clusters = (ran["status"] == "success").groupby([ran[key] for key in PLACE], dropna=False)
+    clusters = (ran["status"] == "success").astype(int).groupby([ran[key] for key in PLACE], dropna=False)
     return clustered_wilson(clusters.sum().to_numpy(np.int64), clusters.size().to_numpy(np.int64))
 
 
@@ -57,6 +57,7 @@ def columns_of(estimate: Estimate, name: str = "rate", prefix: str = "") -> dict
 def compare(
     baseline: pd.DataFrame,
     method: pd.DataFrame,
+    *,
     by: str | None = None,
     weights: Mapping[str, float] | None = None,
     times: float = 1.0,

@@ -82,7 +82,7 @@ def clustered_wilson(successes: NDArray[np.integer], episodes: NDArray[np.intege
         return wilson(0, 0)
     rate = solved / total
     if solved in (0, total):
-        effect = total / np.count_nonzero(episodes)
+        effect = total / int(np.count_nonzero(episodes))
     else:
         effect = float(((successes - rate * episodes) ** 2).sum()) / (total * rate * (1 - rate))
     effect = max(effect, 1.0)
@@ -170,7 +170,7 @@ def difference_over_runs(suites: Sequence[Outcomes], seed: int = 0) -> Differenc
 
 
 def area_difference(
-    baseline: Sequence[NDArray[np.float64]], method: Sequence[NDArray[np.float64]], seed: int = 0
+    baseline: Sequence[NDArray[np.float64]], method: Sequence[NDArray[np.float64]], *, seed: int = 0
 ) -> Difference:
     """The same for one number a run, such as the area under its training curve: mean over suites.
 
