@@ -35,7 +35,6 @@ REWARDS = {
     "srpo-alpha-1": {"alpha": 1.0},
     "srpo-siirl": {"shaping": "siirl"},
     "srpo-nearest": {"references": "nearest"},
-    "srpo-mean": {"references": "mean"},
     "srpo-dbscan-relative": {"eps": 0.8, "eps_relative": True},
     "srpo-fixed-expert": {"references": "fixed_expert"},
 }
