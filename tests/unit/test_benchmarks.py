@@ -24,6 +24,7 @@ def test_reward_writes_a_row_a_setting(tmp_path: Path) -> None:
     assert table["references"].tolist() == [
         "mean",
         "medoid",
+        "nearest",
         "dbscan",
         "dbscan, relative",
         "dbscan, relative, by group",
@@ -31,7 +32,7 @@ def test_reward_writes_a_row_a_setting(tmp_path: Path) -> None:
     ]
     assert (table["median_ms"] <= table["longest_ms"]).all() and (table["longest_ms"] > 0).all()
     slow = run("reward.py", *small, "--limit", "0")
-    assert slow.returncode == 1 and "6 of 6 medians are above 0 ms" in slow.stderr
+    assert slow.returncode == 1 and "7 of 7 medians are above 0 ms" in slow.stderr
 
 
 def test_policy_writes_a_row_a_batch(tmp_path: Path) -> None:
