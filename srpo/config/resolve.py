@@ -109,7 +109,7 @@ class Resolver:
             path: with `{}` for the name, e.g. `policies/{}.yaml`.
         """
         names = self.names(path)
-        if name not in names and not (self.configs / path.format(name)).is_file():  # it may lie outside
+        if name not in names and not _is_file(self.configs / path.format(name)):  # it may lie outside
             hint = did_you_mean(name, names)
             raise ConfigError(f"{source}: {key}: there is no {self.shown(path.format(name))}{hint}")
         return path.format(name)
@@ -313,6 +313,13 @@ def load_preset(preset: str, configs: Path = CONFIGS) -> tuple[Preset, str]:
         if preset not in names:
             raise ConfigError(f"{COMMAND_LINE}: preset: there is no {preset!r}{did_you_mean(preset, names)}")
     return validate(Preset, read_yaml(path), _short(path)), _short(path)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _short(path: Path) -> str:
