@@ -109,7 +109,8 @@ class Resolver:
             path: with `{}` for the name, e.g. `policies/{}.yaml`.
         """
         names = self.names(path)
-        if name not in names and not _is_file(self.configs / path.format(name)):  # it may lie outside
+        sheet_outside = path.startswith("experiments/") and _is_file(self.configs / path.format(name))
+        if name not in names and not sheet_outside:
             hint = did_you_mean(name, names)
             raise ConfigError(f"{source}: {key}: there is no {self.shown(path.format(name))}{hint}")
         return path.format(name)

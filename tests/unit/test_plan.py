@@ -372,5 +372,5 @@ def test_measured_training_replaces_the_count() -> None:
     jobs = {job.folder: job for job in estimate(plan(preset, source, ROOT / "configs"), measured, 0)}
     # 500 episodes of 512 steps, 20 steps a second
     assert jobs["runs/libero_goal/sft/seed0/evaluation"].durations == (500 * 512 / 20, 0, 0, 0)
-    assert jobs["demos/libero_goal"].durations == (10 * 512 / 800, 0, 0, 0)  # no policy
+    assert jobs["demos/libero_goal"].durations == (500 * 512 / 800, 0, 0, 0)  # no policy
     assert jobs["reward_benchmark/libero_goal/vjepa2-vitg"].durations.encode > 0  # is in no training

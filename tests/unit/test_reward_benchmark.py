@@ -335,7 +335,7 @@ class Slow(WorldModel):
     """A world model worth keeping embeddings of; it dies when asked for more trajectories than it may."""
 
     def __init__(self, most: float) -> None:
-        super().__init__(frames=4, dimension=3, batch_size=8)
+        super().__init__(frames=4, selection="even", dimension=3, batch_size=8)
         self.most, self.embedded = most, 0
 
     def fingerprint(self) -> str:
