@@ -27,17 +27,19 @@ def make_plan():
     try:
         if not isinstance(overrides, list):
             overrides = split_overrides(str(overrides))
-        for file in workflow.configfiles:  # Snakemake's own reader takes the last of two equal keys
+        # Snakemake's own reader takes the last of two equal keys
+        for file in workflow.configfiles:
             read_yaml(Path(os.path.relpath(file)))
         preset = validate(Preset, settings, PRESET_FILES)
-        return plan(preset, PRESET_FILES, ROOT / "configs", list(map(str, overrides)), here=True)
+        return plan(
+            preset, PRESET_FILES, ROOT / "configs", list(map(str, overrides)), here=True
+        )
     except ConfigError as error:
         raise WorkflowError(str(error)) from None
 
 
-mimetypes.add_type(
-    "text/plain", ".yaml"
-)  # for the report, which would complain that it does not know
+# For the report, which would complain that it does not know the ending.
+mimetypes.add_type("text/plain", ".yaml")
 PLAN = make_plan()
 PRESET = PLAN.preset
 RESULTS = f"results/{PRESET.name}"
