@@ -25,6 +25,7 @@ from srpo.envs.libero import libero_record, load_task  # only names and files; n
 from srpo.episode import ACTION_DIM, CHUNK, PROPRIO_DIM, TOKENS
 from srpo.errors import run_command
 from srpo.policies import action_tokens
+from srpo.policies.augmentation import augment
 from srpo.policies.checkpoints import create_policy, load_policy, save_policy
 from srpo.policies.openvla_oft import Inputs, OpenVLAOFT
 from srpo.policies.prompts import make_tokenizer
@@ -267,11 +268,11 @@ class FineTuner:
         rng = np.random.default_rng([config.seed, update])
         size = config.sft.batch_size
         batch = rng.choice(len(samples), size, replace=len(samples) < size)
-        batch = batch[accelerator.process_index :: accelerator.num_processes]
+        places = range(accelerator.process_index, size, accelerator.num_processes)
+        batch = batch[places]
+        pixels = self.pixels(samples.images[batch], [[config.seed, update, place] for place in places])
         instructions = [samples.instructions[k] for k in batch]
-        inputs = self.policy.prepare_inputs(
-            config.suite, samples.images[batch], instructions, samples.proprio[batch]
-        )
+        inputs = self.policy.build_inputs(config.suite, pixels, instructions, samples.proprio[batch])
         targets = torch.from_numpy(samples.targets[batch]).to(self.device)
         proprio = None
         if config.sft.auxiliary:
@@ -289,6 +290,18 @@ class FineTuner:
         optim.require_finite(f"update {update + 1}", means[0], float(norm))
         self.optimiser.step()
         return means
+
+    def pixels(self, images: NDArray[np.uint8], seeds: list[list[int]]) -> NDArray[np.uint8]:
+        """Pictures (N, H, H, 3) as the policy's (N, size, size, 3), augmented if set, each by its seed."""
+        transform = self.policy.image_transform
+        if not self.config.sft.image_augmentation:
+            return np.stack([transform(image) for image in images])
+        return np.stack(
+            [
+                augment(transform.resized(image), transform.crop_area, np.random.default_rng(seed))
+                for image, seed in zip(images, seeds, strict=True)
+            ]
+        )
 
     def log(self, window: list[list[float]], rate: float) -> None:
         """Add a row of metrics.csv, the means of the updates since the last one, and show it."""

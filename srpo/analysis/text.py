@@ -77,10 +77,11 @@ def benchmark_protocol(scored: Sequence[Path]) -> str:
 
 
 def _protocol(record: Mapping[str, Any], caps: Mapping[str, int]) -> str:
+    linear = "linear textures, " if record["textures"] == "linear" else ""
     most = ", ".join(f"{cap} ({SUITE_LABELS[suite]})" for suite, cap in caps.items())
     return (
         f"Protocol: {record['profile']} initial states, at most {most} steps, "
-        f"{record['render']} rendering at {record['image_size']} pixels, MuJoCo {record['mujoco']}."
+        f"{record['render']} rendering at {record['image_size']} pixels, {linear}MuJoCo {record['mujoco']}."
     )
 
 

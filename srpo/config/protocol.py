@@ -29,12 +29,21 @@ class Protocol(Section):
     settle_steps: NonNegativeInt
     """Steps of `[0, 0, 0, 0, 0, 0, -1]` after the initial state is set."""
     env_seed: Seed
-    """Seed of the simulator's own reset: it places fixtures and objects that initial states leave open."""
+    """Seed of the simulator's own reset, which places what initial states leave open: the fixtures."""
+    resets: Literal["first", "running"] = "first"
+    """`first`: every episode has the fixtures where the first reset after seeding puts them, as in siiRL and
+    SimpleVLA-RL. `running`: initial state k has them where reset k + 1 puts them (up to 1.7 cm away), as in
+    OpenVLA-OFT's evaluation, which resets one environment before each episode. An environment then makes as
+    many resets as its highest initial state needs. LIBERO-Plus has one episode a task, after one reset."""
     image_size: PositiveInt
     """Side in pixels of the rendered agent-view picture."""
     render: Literal["exact", "near", "fast"]
     """`exact`: the stock picture, pixel for pixel. `near`: meshes decimated to what a pixel shows, a slightly
     different picture. `fast`: coarser meshes, no multisampling, no reflections."""
+    textures: Literal["linear", "auto"] = "auto"
+    """Colour space of texture files, as MuJoCo calls it. `linear`: their levels as they are, as MuJoCo up to
+    3.3.2 draws them: what released checkpoints saw. `auto`: as the files state, which is what newer versions
+    do: the floors of libero_object are darker by 36 levels. Results that do not say it have `auto`."""
     batch: PositiveInt | None = None
     """Largest batch of observations in a policy query. The last bits of the logits depend on its size; 1
     fixes them. null: 1 on a CPU, where batches gain little, 64 on a GPU."""

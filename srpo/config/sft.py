@@ -24,6 +24,9 @@ class Sft(Section):
     """Weight of a regression of the robot's proprioception from the picture alone, during SFT only."""
     stride: PositiveInt
     """Use every n-th step of a demonstration as a sample."""
+    image_augmentation: bool = False
+    """Change every picture at random, as OpenVLA-OFT trains: a crop of `policy.crop_area` somewhere in place
+    of the one in the centre, brightness, contrast, saturation and hue (`srpo.policies.augmentation`)."""
     grad_clip: Positive
     """Largest norm of the gradient."""
     checkpoint_every: PositiveInt

@@ -44,7 +44,7 @@ from srpo.envs.installation import (
     require_package,
     require_suite,
 )
-from srpo.envs.models import physics_model
+from srpo.envs.models import physics_model, with_linear_textures
 from srpo.envs.osc import ControllerState, Observation, OscStepper
 from srpo.envs.renderer import Renderer, VisibleScene, visible_scene
 from srpo.episode import ACTION_DIM
@@ -204,10 +204,33 @@ def _build(bddl_file: Path, scene_xml: str | None = None) -> Any:
 
 @dataclass(frozen=True)
 class _Snapshot:
+    """Everything of an environment that an episode or a reset changes."""
+
     physics: NDArray[np.float64]
-    controller: ControllerState
+    body_pos: NDArray[np.float64]
+    body_quat: NDArray[np.float64]
+    """Of the model, in which a reset moves fixtures."""
     site_rgba: NDArray[np.float32]
+    controller: ControllerState
     observation: Observation
+
+
+def _integration_state(model: mujoco.MjModel, data: mujoco.MjData) -> NDArray[np.float64]:
+    state = np.empty(mujoco.mj_stateSize(model, _STATE))
+    mujoco.mj_getState(model, data, state, _STATE)
+    return state
+
+
+def _snapshot(stepper: OscStepper, observation: Observation) -> _Snapshot:
+    model = stepper.model
+    return _Snapshot(
+        _integration_state(model, stepper.data),
+        model.body_pos.copy(),
+        model.body_quat.copy(),
+        model.site_rgba.copy(),
+        stepper.state,
+        observation,
+    )
 
 
 class LiberoEnv:
@@ -231,9 +254,9 @@ class LiberoEnv:
     ) -> None:
         self.task = load_task(suite, task_id)
         self.protocol = protocol
-        self.env = _build(bddl_file or self.task.bddl_file, scene_xml)
-        self.env.seed(protocol.env_seed)
-        self._hard_reset()
+        self._source = bddl_file or self.task.bddl_file, scene_xml
+        self.env = self._seeded()
+        self._hard_reset(self.env)
         self._stepper = OscStepper(self.env)
         self.model: mujoco.MjModel = self._stepper.model
         self.data: mujoco.MjData = self._stepper.data
@@ -242,9 +265,14 @@ class LiberoEnv:
         """Control steps since the episode's start."""
         self.observation = self._stepper.observe()
         """What can be seen now; `render` also takes an earlier one."""
-        self._after_hard_reset = self._snapshot()
+        self._after_resets = [self._snapshot()]
+        """After the first reset since seeding, the second, …: as many as were asked for."""
+        self._later_resets = self._reset_again()
         self._initial: dict[int, _Snapshot] = {}
-        self._renderer = Renderer(self.model, self.env.scene_xml, protocol.render)
+        linear = protocol.textures == "linear"
+        self.scene_xml = with_linear_textures(self.env.scene_xml) if linear else self.env.scene_xml
+        """The scene that is drawn."""
+        self._renderer = Renderer(self.model, self.scene_xml, protocol.render)
         self._goal = Goal(self.env, self.model, self.data, self.visible)
 
     def _stove(self, name: str) -> tuple[Any, int, NDArray[np.float32]]:
@@ -256,18 +284,41 @@ class LiberoEnv:
         )
         return stove, knob, self.model.site_rgba[burner, 3:]
 
-    def _hard_reset(self) -> None:
+    def _seeded(self) -> Any:
+        """A new robosuite environment of the task, before its first reset."""
+        env = _build(*self._source)
+        env.seed(self.protocol.env_seed)
+        return env
+
+    def _hard_reset(self, env: Any) -> None:
         # LIBERO's own wrapper repeats a reset whose random placement fails.
         for _ in range(PLACEMENT_TRIES):
             try:
-                self.env.reset()
+                env.reset()
                 return
             except robosuite.utils.errors.RandomizationError:
                 continue
         raise RuntimeError(f"{self.task.name}: no valid placement of its objects in {PLACEMENT_TRIES} tries")
 
+    def _reset_again(self) -> Iterator[_Snapshot]:
+        """What each reset after the first leaves.
+
+        A reset replaces the simulation of the environment that it is called on, hence another environment.
+        """
+        env = self._seeded()
+        self._hard_reset(env)
+        while True:
+            self._hard_reset(env)
+            # robosuite draws from NumPy's global generator, which other environments seed in between.
+            drawn = np.random.get_state()  # noqa: NPY002
+            stepper = OscStepper(env)
+            yield _snapshot(stepper, stepper.observe())
+            np.random.set_state(drawn)  # noqa: NPY002
+
     def reset(self, init_state: int) -> None:
         """Start an episode from one of the task's initial states, settled.
+
+        Initial state k has the fixtures where the protocol's `resets` says: as after one reset, or k + 1.
 
         Raises:
             IndexError: the task has no such initial state.
@@ -276,7 +327,8 @@ class LiberoEnv:
             states = init_states(self.task.suite, self.task.task_id)
             if not 0 <= init_state < len(states):
                 raise IndexError(f"{self.task.name} has initial states 0–{len(states) - 1}, not {init_state}")
-            self.reset_to(states[init_state])
+            resets = init_state + 1 if self.protocol.resets == "running" else 1
+            self.reset_to(states[init_state], resets=resets)
             self._initial[init_state] = self._snapshot()
         self._restore(self._initial[init_state])
         self.steps = 0
@@ -287,6 +339,7 @@ class LiberoEnv:
         posture: NDArray[np.float64] | None = None,
         *,
         keep_posture: bool = False,
+        resets: int = 1,
     ) -> None:
         """Start an episode as the stock environment does: hard reset, set the state, settle.
 
@@ -295,8 +348,11 @@ class LiberoEnv:
             posture: joint angles of the arm at the hard reset, float64 (7,), radians; None: LIBERO's own.
             keep_posture: whether the arm keeps `posture`. As in the stock environment the state resets the
                 arm otherwise, and only the controller remembers the posture.
+            resets: hard resets since the simulator was seeded. Each places the fixtures anew.
         """
-        self._restore(self._after_hard_reset)
+        while len(self._after_resets) < resets:
+            self._after_resets.append(next(self._later_resets))
+        self._restore(self._after_resets[resets - 1])
         if posture is not None:
             self._stepper.set_arm_posture(posture)
             state = self._stepper.with_posture(state, posture) if keep_posture else state
@@ -351,7 +407,7 @@ class LiberoEnv:
 
     @contextlib.contextmanager
     def retextured(self, scene_xml: str) -> Iterator[None]:
-        """Within the block, pictures have the textures of another scene's XML (with the same geometry)."""
+        """Within the block, pictures have the textures of another XML than `scene_xml` (same geometry)."""
         renderer = self._renderer
         self._renderer = Renderer(self.model, scene_xml, self.protocol.render)
         try:
@@ -371,7 +427,7 @@ class LiberoEnv:
 
         It is shared by all environments of the scene, so it is valid until the next call or picture.
         """
-        scene = visible_scene(self.env.scene_xml)
+        scene = visible_scene(self.scene_xml)
         scene.pose(self.model, self.data.qpos if qpos is None else qpos)
         return scene
 
@@ -397,16 +453,13 @@ class LiberoEnv:
 
     def integration_state(self) -> NDArray[np.float64]:
         """MuJoCo's full integration state: equal states evolve equally."""
-        state = np.empty(mujoco.mj_stateSize(self.model, _STATE))
-        mujoco.mj_getState(self.model, self.data, state, _STATE)
-        return state
+        return _integration_state(self.model, self.data)
 
     def _snapshot(self) -> _Snapshot:
-        return _Snapshot(
-            self.integration_state(), self._stepper.state, self.model.site_rgba.copy(), self.observation
-        )
+        return _snapshot(self._stepper, self.observation)
 
     def _restore(self, snapshot: _Snapshot) -> None:
+        self.model.body_pos[:], self.model.body_quat[:] = snapshot.body_pos, snapshot.body_quat
         self.model.site_rgba[:] = snapshot.site_rgba
         mujoco.mj_setState(self.model, self.data, snapshot.physics, _STATE)
         mujoco.mj_forward(self.model, self.data)

@@ -53,6 +53,14 @@ def render_model(scene: str, render: str) -> mujoco.MjModel:
     return _model(scene, render)
 
 
+def with_linear_textures(scene: str) -> str:
+    """A scene's XML whose texture files are taken as linear, whatever colour space they state.
+
+    From 3.3.3 on MuJoCo otherwise decodes the PNG files that state sRGB, and draws them darker.
+    """
+    return re.sub(r"<texture\b(?=[^>]*\bfile)", '<texture colorspace="linear"', scene)
+
+
 def _model(scene: str, kind: str) -> mujoco.MjModel:
     folder = cache_folder()
     entry = folder / f"{_key(scene, kind)}.mjb"

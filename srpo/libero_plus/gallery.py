@@ -43,8 +43,9 @@ def first_pictures(name: str, sources: PlusSources) -> tuple[NDArray[np.uint8], 
     """
     perturbation = Perturbation.from_task(name, sources)
     protocol = Protocol(
-        profile="official", max_steps=1, settle_steps=10, env_seed=0, image_size=SIDE, render="exact"
-    )
+        profile="official", max_steps=1, settle_steps=10, env_seed=0, image_size=SIDE, render="exact",
+        textures="linear",
+    )  # fmt: skip
     base = LiberoEnv(perturbation.task.suite, perturbation.task.task_id, protocol)
     base.reset(INIT_STATE)
     original = base.render()

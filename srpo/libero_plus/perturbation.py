@@ -120,12 +120,12 @@ class Perturbation:
                 scene, arena = self.data.scene(self.task.name), self._arena()
                 floor, wall = (self._asset(f"textures/{name}") for name in (scene.floor, scene.wall))
                 textures = {"texplane": floor, "tex-wall": wall}
-                stack.enter_context(env.retextured(scene_edits.with_textures(env.env.scene_xml, textures)))
+                stack.enter_context(env.retextured(scene_edits.with_textures(env.scene_xml, textures)))
                 lights = scene_edits.changed_lights(Path(env.env._arena_xml), arena) if arena else None
                 stack.enter_context(scene_edits.edited_lights(env.model, lights or {}))
             elif dimension == "style_background":
                 textures = styles.random_textures(self._rng())
-                stack.enter_context(env.retextured(scene_edits.with_textures(env.env.scene_xml, textures)))
+                stack.enter_context(env.retextured(scene_edits.with_textures(env.scene_xml, textures)))
             elif dimension == "style_light":
                 lights = styles.random_lights(env.model, self._rng())
                 stack.enter_context(scene_edits.edited_lights(env.model, lights))
