@@ -5,7 +5,8 @@
 Three tasks per suite, each from one initial state, under random actions that push into the objects (some
 without a rotation, a separate branch of the controller) and under an expert's. After every step MuJoCo's full
 integration state and the success flag are compared with the stock environment's, after every chunk the
-`exact` picture, pixel by pixel. Exits with 1 if anything differs.
+`exact` picture, pixel by pixel, with textures as the installed MuJoCo draws them. Exits with 1 if anything
+differs. Another MuJoCo is compared with itself: PYTHONPATH=FOLDER with one that pip installed there.
 """
 
 from __future__ import annotations
@@ -109,7 +110,8 @@ def main() -> None:
             "expert": expert_actions(env, expert_steps),
         }
         for kind, actions in kinds.items():
-            rows.append({"suite": suite, "task": task, "actions": kind, **compare(env, actions)})
+            named = {"mujoco": mujoco.__version__, "suite": suite, "task": task, "actions": kind}
+            rows.append({**named, **compare(env, actions)})
     table = pd.DataFrame(rows)
     write_with(arguments.out, lambda temporary: table.to_csv(temporary, index=False))
     print(table.to_string(index=False))

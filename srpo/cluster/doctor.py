@@ -1,8 +1,10 @@
 """Check in seconds whether a node can run this project: a line a check, and how to fix what fails.
 
-srpo doctor [--scratch FOLDER]
+srpo doctor [--scratch FOLDER] [--protocol]
 
-Run it where jobs run (`srun --gpus 1 srpo doctor`): a head node often has other drivers.
+Run it where jobs run (`srun --gpus 1 srpo doctor`): a head node often has other drivers. `--protocol` takes a
+minute more: it runs eight tasks and compares pictures, states and conventions with those of the official
+stacks.
 The exit code is 1 when a check failed; warnings do not count.
 """
 
@@ -73,6 +75,19 @@ def libero() -> Finding:
         return Finding("failed", what, fix)
     tasks = sum(record["tasks"] for record in records)
     return Finding("ok", f"{PACKAGE} {records[0]['version']}, {tasks} tasks with LIBERO's own files")
+
+
+def certificate() -> Iterator[Finding]:
+    """Pictures, states and conventions are those that released checkpoints were trained and tested with."""
+    from srpo.envs.certificate import digest, known, measure, verdicts
+
+    good = known()
+    measured = {task: measure(*task, good[task].settled) for task in good}
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("mujoco", "robosuite", PACKAGE))
+    yield Finding("ok", f"protocol certificate {digest(measured)}: {versions}, {choose_backend()}")
+    fix = "results of released checkpoints do not count here: docs/performance.md, Render modes"
+    for verdict in verdicts(measured, good):
+        yield Finding("ok" if verdict.same else "failed", verdict.what, fix)
 
 
 def gpu() -> Finding:
@@ -154,8 +169,8 @@ def slurm() -> Finding:
     return Finding("ok", f"Slurm answers {'with' if accounting else 'without'} accounting ({advice})")
 
 
-def examine(scratch: Path) -> Iterator[Finding]:
-    """All checks, the quick ones first."""
+def examine(scratch: Path, protocol: bool = False) -> Iterator[Finding]:
+    """All checks, the quick ones first; `protocol`: also the certificate."""
     choose_backend()  # before MuJoCo is imported
     from srpo.envs.models import cache_folder
 
@@ -163,6 +178,8 @@ def examine(scratch: Path) -> Iterator[Finding]:
     checks += [lambda: space(scratch), lambda: space(cache_folder()), libero, opengl, gpu]
     for check in checks:
         yield check()
+    if protocol:
+        yield from certificate()
 
 
 def main() -> None:
@@ -170,8 +187,12 @@ def main() -> None:
     parser.add_argument(
         "--scratch", type=Path, default=Path("scratch"), help="folder for resumable state (default: scratch)"
     )
+    parser.add_argument(
+        "--protocol", action="store_true", help="compare pictures, states and conventions with the official"
+    )
+    arguments = parser.parse_args()
     failed = False
-    for finding in examine(parser.parse_args().scratch):
+    for finding in examine(arguments.scratch, arguments.protocol):
         print(f"{finding.level:8} {finding.what}", flush=True)
         if finding.fix and finding.level != "ok":
             print(f"{'':8} → {finding.fix}", flush=True)

@@ -56,8 +56,11 @@ def render_model(scene: str, render: str) -> mujoco.MjModel:
 def with_linear_textures(scene: str) -> str:
     """A scene's XML whose texture files are taken as linear, whatever colour space they state.
 
-    From 3.3.3 on MuJoCo otherwise decodes the PNG files that state sRGB, and draws them darker.
+    From 3.3.3 on MuJoCo otherwise decodes the PNG files that state sRGB, and draws them darker; older
+    versions know no colour spaces.
     """
+    if not hasattr(mujoco, "mjtColorSpace"):
+        return scene
     return re.sub(r"<texture\b(?=[^>]*\bfile)", '<texture colorspace="linear"', scene)
 
 

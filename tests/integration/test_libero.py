@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from srpo.config import Protocol
-from srpo.envs import libero
+from srpo.envs import certificate, libero
+from srpo.envs.gl import choose_backend
 from srpo.envs.libero import SETTLE_ACTION, LiberoEnv, init_states
 from srpo.envs.models import visible_model
 
-from libero.libero.envs import OffScreenRenderEnv  # isort: skip  (after the OpenGL back end is chosen)
+from libero.libero.envs.env_wrapper import ControlEnv, OffScreenRenderEnv  # isort: skip  (after the OpenGL back end)
 
 pytestmark = pytest.mark.integration
 STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
@@ -83,6 +84,52 @@ def test_steps_and_pictures_equal_the_stock_environments(suite: str, task_id: in
     # It frees its OpenGL objects in the current context, which must not be ours.
     stock.env.sim._render_context_offscreen.gl_ctx.make_current()
     stock.close()
+
+
+def test_running_resets_place_fixtures_as_the_official_loop_does() -> None:
+    """OpenVLA-OFT's evaluation: one environment, seeded once, reset before each of its initial states."""
+    running = LiberoEnv("libero_goal", 2, protocol(render="fast", resets="running"))
+    first = LiberoEnv("libero_goal", 2, protocol(render="fast"))
+    stock = ControlEnv(
+        bddl_file_name=str(first.task.bddl_file), has_offscreen_renderer=False, use_camera_obs=False
+    )
+    stock.seed(0)
+    states, moved = init_states("libero_goal", 2), []
+    expected = []
+    for k in range(3):
+        stock.reset()
+        stock.set_init_state(states[k])
+        for _ in range(10):
+            stock.step(SETTLE_ACTION.tolist())
+        model, data = stock.env.sim.model._model, stock.env.sim.data._data
+        state = np.empty(mujoco.mj_stateSize(running.model, STATE))
+        mujoco.mj_getState(model, data, state, STATE)
+        expected.append((model.body_pos.copy(), model.body_quat.copy(), state))
+        moved.append(np.abs(model.body_pos - expected[0][0]).max())
+    assert moved[0] == 0 and min(moved[1:]) > 0.001
+    for k in (2, 0, 1, 2):  # by its number alone, whatever was asked for before
+        running.reset(k)
+        for ours, stocks in zip(
+            (running.model.body_pos, running.model.body_quat, running.integration_state()),
+            expected[k],
+            strict=True,
+        ):
+            np.testing.assert_array_equal(ours, stocks)
+    first.reset(2)
+    np.testing.assert_array_equal(first.model.body_pos, expected[0][0])
+    assert (first.integration_state() != expected[2][2]).any()
+
+
+@pytest.mark.parametrize(("suite", "task_id"), certificate.TASKS)
+def test_pictures_and_states_are_those_of_released_checkpoints(suite: str, task_id: int) -> None:
+    """Stock LIBERO's on MuJoCo 3.3.2: at the same positions, every pixel."""
+    good = certificate.known()[suite, task_id]
+    measured = certificate.measure(suite, task_id, good.settled)
+    np.testing.assert_allclose(measured.settled, good.settled, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(measured.moved, good.moved, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(measured.blocks, good.blocks, rtol=0, atol=certificate.SAME_LEVEL)
+    if choose_backend() == "osmesa":
+        assert measured.picture == good.picture
 
 
 @pytest.mark.parametrize("task_id", [0, 5, 7])

@@ -1,5 +1,6 @@
 """From rendered images to the policy's input."""
 
+import io
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from srpo import ROOT
 from srpo.policies.images import ImageTransform
 
 
@@ -48,17 +50,32 @@ def test_crop_is_bilinear_between_the_corners_of_the_box(area: float) -> None:
     assert difference.max() <= 1 and (difference > 0).mean() < 0.02
 
 
-def test_jpeg_round_trip() -> None:
-    """Smooth pictures come back nearly as they were; a pixel's colour is shared with its neighbours."""
-    ramp = np.linspace(0, 255, 32).astype(np.uint8)
-    smooth = np.broadcast_to(ramp[None, :, None], (32, 32, 3)).copy()
-    plain, jpeg = (ImageTransform(32, 1.0, flag)(smooth).astype(int) for flag in (False, True))
-    assert 0 < np.abs(plain - jpeg).max() < 6
-    red = np.zeros((32, 32, 3), np.uint8)
-    red[16, 16, 0] = 255
-    seen = ImageTransform(32, 1.0, True)(red).astype(int)
-    # Chroma has half the resolution, so the redness of the one pixel reaches beyond it.
-    assert seen[16, 17, 0] - seen[16, 17, 1] > 12
+@pytest.fixture(scope="module")
+def tensorflow() -> dict[str, NDArray[np.generic]]:
+    """TensorFlow's own values (`tests/support/tensorflow_values.py`)."""
+    with np.load(ROOT / "tests/support/tensorflow_values.npz") as values:
+        return dict(values)
+
+
+def test_jpeg_is_encoded_and_decoded_as_by_tensorflow(tensorflow: dict[str, NDArray[np.generic]]) -> None:
+    """To the value; with Pillow's decoder, which has no fast inverse DCT, many differ."""
+    images = tensorflow["images"]
+    assert len(images) == 3
+    for image, expected in zip(images, tensorflow["decoded"], strict=True):
+        transform = ImageTransform(len(image), 1.0, True)
+        np.testing.assert_array_equal(transform(image), expected)
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=95, subsampling="4:2:0")
+        assert (np.asarray(Image.open(file)) != expected).mean() > 0.1
+
+
+def test_evaluations_transform_is_tensorflows(tensorflow: dict[str, NDArray[np.generic]]) -> None:
+    size = tensorflow["cropped"].shape[1]
+    for image, resized, cropped in zip(*map(tensorflow.get, ("images", "resized", "cropped")), strict=True):
+        for area, expected in ((1.0, resized), (0.9, cropped)):
+            difference = np.abs(ImageTransform(size, area, True)(image).astype(int) - expected)
+            # Sums in another order may fall on an edge's other side.
+            assert difference.max() <= 1 and (difference > 0).mean() < 0.002
 
 
 def test_a_picture_that_is_not_square_is_refused() -> None:

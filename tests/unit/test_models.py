@@ -2,11 +2,14 @@
 
 import multiprocessing
 import os
+import re
 from pathlib import Path
 
 import mujoco
 import numpy as np
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from srpo.envs import models
 
@@ -89,6 +92,19 @@ def test_textures_shrink_to_the_mean_of_what_they_were() -> None:
     assert (model.tex_width[0], model.tex_height[0]) == (16, 16)
     small = model.tex_data[: 16 * 16 * 3].reshape(16, 16, 3)
     np.testing.assert_array_equal(small[3, 5], np.rint(before[12:16, 20:24].mean(axis=(0, 1))))
+
+
+@pytest.mark.parametrize("textures", ["linear", "auto"])
+def test_linear_textures_keep_the_levels_of_a_file_that_states_srgb(textures: str, tmp_path: Path) -> None:
+    stated = PngInfo()
+    stated.add(b"sRGB", b"\x00")
+    Image.new("RGB", (8, 8), (200, 100, 50)).save(tmp_path / "floor.png", pnginfo=stated)
+    file = f'<texture name="wood" type="2d" file="{tmp_path}/floor.png"/>'
+    scene = re.sub(r'<texture name="wood"[^>]*/>', file, SCENE)
+    model = models.render_model(models.with_linear_textures(scene) if textures == "linear" else scene, "near")
+    space = "LINEAR" if textures == "linear" else "SRGB"
+    assert model.tex_colorspace[0] == getattr(mujoco.mjtColorSpace, f"mjCOLORSPACE_{space}")
+    assert models.with_linear_textures(SCENE) == SCENE  # no file
 
 
 def test_a_damaged_entry_is_built_again(folder: Path) -> None:

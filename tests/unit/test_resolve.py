@@ -151,6 +151,9 @@ def test_paper_values() -> None:
     assert stage.train.keep_success == (0.1, 0.9)
     assert stage.reward.shaping == "paper" and stage.reward.alpha == 0.8
     assert stage.protocol.max_steps == 512 and stage.protocol.profile == "official"
+    assert (stage.protocol.textures, stage.protocol.resets) == ("linear", "first")
+    shipped = train("smoke", "srpo").protocol
+    assert (shipped.render, shipped.textures) == ("fast", "auto"), "as the shipped rows were made"
     assert stage.world_model is not None and stage.world_model.checkpoint == "facebook/vjepa2-vitg-fpc64-384"
     steps = {suite: train("paper", "srpo", suite=suite).train.steps for suite in SUITES}
     assert steps == {"libero_spatial": 79, "libero_object": 59, "libero_goal": 103, "libero_10": 219}

@@ -144,6 +144,7 @@ def test_suites_may_differ_in_max_steps_alone() -> None:
         (other("libero_10", profile="held_out"), "profile"),
         (other("libero_10", render="fast"), "render"),
         (other("libero_10", textures="linear"), "textures"),
+        (other("libero_10", resets="running"), "resets"),
         (other("libero_10", image_size=256), "image_size"),
         (other("libero_10", settle_steps=0), "settle_steps"),
         (other("libero_10", env_seed=7), "env_seed"),

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from srpo import optim, sft
 from srpo.config import Lora
 from srpo.policies import action_tokens
+from srpo.policies.augmentation import augment
 from srpo.policies.checkpoints import load_policy
 from srpo.policies.weights import CheckpointError
 from srpo.runtime.hub import FetchError
@@ -69,6 +70,24 @@ def test_it_learns(run: SimpleNamespace) -> None:
     assert [line.split(",")[0] for line in rows] == ["update", "20", "40", "60"]
     assert float(rows[3].split(",")[1]) < float(rows[1].split(",")[1]) - 0.2
     assert {p.name for p in (run.folder / "scratch").iterdir()} == {"run.json", "checkpoint-00000060"}
+
+
+def test_pictures_are_augmented_each_by_its_own_seed(run: SimpleNamespace) -> None:
+    """So a sample's picture is the same on any number of processes."""
+    images = demonstration(3, 0).images
+    seeds = [[3, 1, place] for place in range(3)]
+    off, on = (
+        sft.FineTuner(
+            stage(small_settings(crop_area=0.9), image_augmentation=set_), run.folder, scratch, None
+        )
+        for set_, scratch in ((False, run.folder / "off"), (True, run.folder / "on"))
+    )
+    plain, augmented = off.pixels(images, seeds), on.pixels(images, seeds)
+    np.testing.assert_array_equal(plain, np.stack([off.policy.image_transform(image) for image in images]))
+    expected = augment(images[2], 0.9, np.random.default_rng([3, 1, 2]))
+    np.testing.assert_array_equal(on.pixels(images[2:], seeds[2:])[0], expected)
+    np.testing.assert_array_equal(augmented[2], expected)
+    assert (augmented != plain).mean() > 0.5
 
 
 def test_a_finished_run_is_written_again_at_once(
