@@ -31,8 +31,8 @@ class Protocol(Section):
     env_seed: Seed
     """Seed of the simulator's own reset, which places what initial states leave open: the fixtures."""
     resets: Literal["first", "running"] = "first"
-    """`first`: every episode has the fixtures where the first reset after seeding puts them, as in siiRL and
-    SimpleVLA-RL. `running`: initial state k has them where reset k + 1 puts them (up to 1.7 cm away), as in
+    """`first`: every episode has the fixtures where the first reset after seeding puts them, as in siiRL.
+    `running`: initial state k has them where reset k + 1 puts them (up to 1.7 cm away), as in
     OpenVLA-OFT's evaluation, which resets one environment before each episode. An environment then makes as
     many resets as its highest initial state needs. LIBERO-Plus has one episode a task, after one reset."""
     image_size: PositiveInt
