@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import mujoco
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -29,7 +28,9 @@ from srpo.envs.libero import SETTLE_ACTION, LiberoEnv, init_states
 from srpo.episode import CHUNK
 from srpo.runtime.files import write_with
 
-from libero.libero.envs import OffScreenRenderEnv  # isort: skip  (after the OpenGL back end is chosen)
+# After the OpenGL back end is chosen.
+import mujoco  # isort: skip
+from libero.libero.envs import OffScreenRenderEnv  # isort: skip
 
 STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 INIT_STATE = 12

@@ -17,7 +17,8 @@ from srpo.envs.osc import Observation
 
 CONTEXTS = 2
 """Number of scenes that a process keeps: meshes and textures in OpenGL's memory, geoms in its own."""
-MOVABLE = ("body_pos", "body_quat", "site_pos", "site_size", "cam_pos", "cam_quat", "light_type",
+_LIGHT_TYPE = "light_type" if hasattr(mujoco.MjModel, "light_type") else "light_directional"  # to 3.3.2
+MOVABLE = ("body_pos", "body_quat", "site_pos", "site_size", "cam_pos", "cam_quat", _LIGHT_TYPE,
            "light_castshadow", "light_pos", "light_dir", "light_diffuse", "light_specular",
            "light_ambient")  # fmt: skip
 """Arrays of a simulation's model that tasks, resets or perturbations change and that pictures depend on."""

@@ -1,6 +1,5 @@
 """Our environment against the stock one: same physics, same pictures, same success, bit for bit."""
 
-import mujoco
 import numpy as np
 import pytest
 
@@ -10,7 +9,9 @@ from srpo.envs.gl import choose_backend
 from srpo.envs.libero import SETTLE_ACTION, LiberoEnv, init_states
 from srpo.envs.models import visible_model
 
-from libero.libero.envs.env_wrapper import ControlEnv, OffScreenRenderEnv  # isort: skip  (after the OpenGL back end)
+# After the OpenGL back end is chosen.
+import mujoco  # isort: skip
+from libero.libero.envs.env_wrapper import ControlEnv, OffScreenRenderEnv  # isort: skip
 
 pytestmark = pytest.mark.integration
 STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
@@ -117,7 +118,6 @@ def test_running_resets_place_fixtures_as_the_official_loop_does() -> None:
             np.testing.assert_array_equal(ours, stocks)
     first.reset(2)
     np.testing.assert_array_equal(first.model.body_pos, expected[0][0])
-    assert (first.integration_state() != expected[2][2]).any()
 
 
 @pytest.mark.parametrize(("suite", "task_id"), certificate.TASKS)
