@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from srpo.config.fields import AsNumber, Fraction, Positive, PositiveInt, Section, Seed, require_distinct
 
-FrameSelection = Literal["even", "siirl"]
+FrameSelection = Literal["even", "siirl", "end"]
 """How frames are chosen of an episode (`srpo.world_models.base.select_frames`)."""
 GRID = 4
 """Cells along each side of the image that pooling `grid` keeps separate."""
@@ -76,10 +76,11 @@ class WorldModel(Section):
     revision: str | None
     """Revision on the hub; none: the newest."""
     frames: PositiveInt
-    """Frames taken evenly over the whole episode."""
+    """Frames taken of an episode."""
     frame_selection: FrameSelection = "even"
     """`even`: places are rounded to the nearest frame, and a shorter episode shows each of its frames longer.
-    `siirl`: places are rounded down, and a shorter episode starts again from its first frame."""
+    `siirl`: places are rounded down, and a shorter episode starts again from its first frame. `end`: as
+    `even`, over the episode's last quarter alone."""
     image_size: PositiveInt
     """Side of the encoder's input, after the resize and centre crop of its kind (V-JEPA 2, DINOv2 and
     EfficientNet-Lite0: the short side to 256/224 of it)."""

@@ -68,9 +68,10 @@ def embed_batch(
     config: TrainStage, batch: Batch, world_model: WorldModel, accelerator: Accelerator
 ) -> NDArray[np.float32]:
     """Embeddings (N, D) of all processes' episodes; each process encodes its own."""
-    matched = config.reward.references == "matched_prefix"
-    videos = matched_prefixes(batch) if matched else (episode.frames for episode in batch.episodes.values())
-    local = world_model.embed_many(videos)
+    if config.reward.references == "matched_prefix":
+        local = world_model.embed_many(matched_prefixes(batch))
+    else:
+        local = world_model.embed_clips(episode.frames for episode in batch.episodes.values())
     gathered = dict(gather_object(list(zip(batch.episodes, local, strict=True))))
     return np.stack([gathered[outcome.number] for outcome in batch.outcomes])
 

@@ -17,14 +17,17 @@ Embedding = NDArray[np.float32]
 
 
 def select_frames(length: int, count: int, selection: FrameSelection = "even") -> NDArray[np.int64]:
-    """Indices (count,) of frames spread evenly over an episode of `length` frames, first and last included.
+    """Indices (count,) of frames spread evenly over an episode of `length` frames.
 
     `even`: index i is i·(length − 1)/(count − 1) rounded half up, in integers, so that every platform picks
-    the same frames. A shorter episode repeats frames. A single frame is the last one.
+    the same frames; first and last are included. A shorter episode repeats frames. A single frame is the
+    last one.
 
     `siirl` (siiRL, `siirl/utils/embodied/video_emb.py`): the same rounded down, where the product's rounding
     in float64 counts too; a shorter episode starts again from its first frame, as often as needed. A single
     frame is the first one.
+
+    `end`: as `even`, over the episode's last quarter, which begins at its frame ⌊3·(length − 1)/4⌋.
     """
     if length < 1 or count < 1:
         raise ValueError(f"cannot select {count} frames of an episode of {length}")
@@ -32,10 +35,11 @@ def select_frames(length: int, count: int, selection: FrameSelection = "even") -
         if length < count:
             return np.arange(count, dtype=np.int64) % length
         return np.linspace(0, length - 1, count).astype(np.int64)
+    first = 3 * (length - 1) // 4 if selection == "end" else 0
     if count == 1:
         return np.array([length - 1])
     gaps = count - 1
-    return (2 * np.arange(count, dtype=np.int64) * (length - 1) + gaps) // (2 * gaps)
+    return first + (2 * np.arange(count, dtype=np.int64) * (length - 1 - first) + gaps) // (2 * gaps)
 
 
 def require_frames(frames: Frames) -> None:
@@ -49,7 +53,7 @@ class WorldModel(ABC):
 
     def __init__(self, frames: int, selection: FrameSelection, dimension: int, batch_size: int) -> None:
         self.frames = frames
-        """Frames taken evenly over an episode."""
+        """Frames taken of an episode."""
         self.selection = selection
         """How, as in `select_frames`."""
         self.dimension = dimension
@@ -76,9 +80,13 @@ class WorldModel(ABC):
         Embeddings that are not finite are returned as they are: `srpo.rewards.progress` leaves those episodes
         out. Raises ValueError on frames of another shape or type.
         """
-        selected = (self._select(episode) for episode in episodes)
+        return self.embed_clips(self._select(episode) for episode in episodes)
+
+    def embed_clips(self, clips: Iterable[Frames]) -> Embedding:
+        """`embed_many` of episodes of which the frames are selected already: uint8 (frames, H, W, 3) each."""
+        remaining = iter(clips)
         batches = [np.empty((0, self.dimension), np.float32)]
-        while batch := list(islice(selected, self.batch_size)):
+        while batch := list(islice(remaining, self.batch_size)):
             batches.append(self.encode(batch))
         return np.concatenate(batches)
 

@@ -102,8 +102,25 @@ def test_frame_selection_golden() -> None:
     assert select_frames(220, 4).tolist() == [0, 73, 146, 219]
     assert select_frames(3, 6).tolist() == [0, 0, 1, 1, 2, 2]
     assert select_frames(9, 1).tolist() == [8]
+    assert select_frames(201, 5, "end").tolist() == [150, 163, 175, 188, 200]
+    assert select_frames(2, 3, "end").tolist() == [0, 1, 1]
     with pytest.raises(ValueError, match="cannot select 4 frames of an episode of 0"):
         select_frames(0, 4)
+
+
+@given(length=st.integers(1, 600), count=st.integers(2, 80))
+def test_frames_of_the_end_are_even_over_the_last_quarter(length: int, count: int) -> None:
+    indices = select_frames(length, count, "end")
+    first = 3 * (length - 1) // 4
+    np.testing.assert_array_equal(indices - first, select_frames(length - first, count))
+
+
+def test_selected_frames_are_not_selected_again() -> None:
+    episode = videos(9)[0]
+    model = load_world_model(PIXEL.model_copy(update={"frame_selection": "end"}), None)
+    clip = episode[select_frames(9, 4, "end")]
+    np.testing.assert_array_equal(model.embed_clips([clip])[0], model.embed(episode))
+    assert not np.array_equal(model.embed(clip), model.embed(episode))
 
 
 # ---- both representations --------------------------------------------------------------------------
