@@ -82,7 +82,7 @@ def run_and_kill(
         assert len(session(process.pid)) > 2, "no workers"
         process.send_signal(number)
         assert process.wait(PATIENCE) == code
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while left := session(process.pid):
             assert time.monotonic() < deadline, f"processes {left} outlive the one that started them"
             time.sleep(0.1)
