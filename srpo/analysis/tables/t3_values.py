@@ -189,7 +189,7 @@ def calibration(name: str, moments: pd.DataFrame) -> list[dict[str, Any]]:
 
 def lost_shares(failures: pd.DataFrame, curves: pd.DataFrame) -> list[NDArray[np.float64]]:
     """The share of each failure's control steps after it was lost, an array a task."""
-    steps = curves.groupby(KEYS)["step"].max()
+    steps = curves.groupby(KEYS)["step"].max().to_dict()
     tasks: dict[tuple[Any, ...], list[float]] = {}
     for (suite, task, trajectory), moments in failures.groupby(KEYS):
         whole, lost = steps[suite, task, trajectory], lost_from(moments)
@@ -243,7 +243,7 @@ def draw(table: pd.DataFrame) -> Figure:
     names = list(dict.fromkeys(table["representation"]))
     height = 0.95 + 0.26 * len(names)
     figure = Figure(figsize=(style.FULL_WIDTH, height + 1.9), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(height, 1.9))
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(height, 1.9))[:, 0]
     panels = above.subplots(1, len(MEASURES), sharey=True)
     for axes, (measure, heading) in zip(panels, MEASURES.items(), strict=True):
         for place, name in enumerate(names):
