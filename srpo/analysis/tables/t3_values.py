@@ -26,7 +26,7 @@ from srpo.results.coverage import load_benchmark
 from srpo.results.schemas import CURVES
 
 AGAIN = "value, measured again"
-"""The control that knows the value, as well as that many branches tell it: no reward can do better."""
+"""The control that knows the value from as many other branches: the measurement's agreement with itself."""
 LOST = "steps after a failure was lost"
 """A measure of the failures alone: the share of their control steps after `lost_from`."""
 CALIBRATION = "calibration"
@@ -228,9 +228,10 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
         "the reward, the distance that the whole trajectory ends at, puts in the order of their mean values; "
         "at equal length, as if they had ended after as many steps as the median success; 0.5 is chance. "
         "Beneath the value, its 95% interval (percentile bootstrap over trajectories of each task) and the "
-        "number of trajectories. Last row: the value itself as a second set of branches would tell it, the "
-        "best that any reward could show here. Of a failure's steps, those after the last moment from which "
-        f"a branch succeeded are a share of {share}.",
+        "number of trajectories. Last row: the value itself as a second set of branches would tell it, which "
+        "says how far the measurement agrees with itself; a reward without noise may agree with it better. "
+        "Of a failure's steps, those after the last moment from which a branch succeeded are a share of "
+        f"{share}.",
     ]
     caption = f"Whether progress rewards are right, by the policy's own chance of success. {protocol}"
     columns = [heading.replace("\n", " ") for heading in MEASURES.values()]
