@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("srpo.rl.trainer", "reinforcement learning: SRPO or GRPO, online or offline"),
     "evaluate": ("srpo.evaluate", "evaluate a policy on LIBERO or LIBERO-Plus"),
     "reward-benchmark": ("srpo.reward_benchmark", "compare progress rewards on labelled trajectories"),
+    "values": ("srpo.values", "the policy's chance of success along these trajectories, by branches"),
     # While and after they run
     "launch": ("srpo.cluster.launch", "one training run outside the workflow, by Slurm or here"),
     "status": ("srpo.cluster.status", "how far a preset's runs are"),

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -36,8 +35,9 @@ from srpo.policies.checkpoints import load_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.results.rows import protocol_json, write_rows
 from srpo.results.schemas import EPISODES, PATHS
+from srpo.rollouts.journal import Journal
 from srpo.rollouts.policy_runner import PolicyRunner, require_most_ran
-from srpo.runtime.files import atomic_directory, write_json, write_text, write_with
+from srpo.runtime.files import atomic_directory, write_with
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import fingerprint, sha256, write_manifest
 from srpo.runtime.videos import write_video
@@ -124,42 +124,6 @@ def episode_row(
         return row | {"status": status, "error": result.error, "steps": 0, "wall_seconds": 0.0}
     status = "success" if result.success else "failure"
     return row | {"status": status, "error": None, "steps": result.steps, "wall_seconds": result.wall_seconds}
-
-
-class Journal:
-    """The rows so far, one JSON line each, flushed to disk as they come; an incomplete last line is dropped.
-
-    Rows of another run (settings or policy changed) are discarded. Episodes that could not be run are not
-    resumed, so that they are run again. The journal stays after the run: if the output is asked for again
-    (another job of its group failed, say), it is written from here.
-    """
-
-    def __init__(self, folder: Path, run: str) -> None:
-        self._file = folder / "rows.jsonl"
-        marker = folder / "run.json"
-        if marker.exists() and json.loads(marker.read_text()).get("run") != run:
-            print(
-                f"{folder}: holds another run's rows (settings or policy changed); starting anew", flush=True
-            )
-            self._file.unlink(missing_ok=True)
-        write_json(marker, {"run": run})
-        self.rows: list[dict[str, Any]] = []
-        if self._file.exists():
-            for line in self._file.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue
-                if row["status"] != "infra_error":
-                    self.rows.append(row)
-            write_text(self._file, "".join(json.dumps(row) + "\n" for row in self.rows))
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        with self._file.open("a") as handle:
-            handle.write(json.dumps(row) + "\n")
-            handle.flush()
-            os.fsync(handle.fileno())
 
 
 class Recordings:

@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,9 @@ from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import sha256, write_manifest
 from srpo.world_models import WorldModel, load_world_model, select_frames
 from srpo.world_models.cache import EmbeddingCache
+
+if TYPE_CHECKING:
+    from srpo.policies.openvla_oft import OpenVLAOFT
 
 Rows = list[dict[str, Any]]
 
@@ -77,6 +80,7 @@ def episode_spec(config: RewardBenchmarkStage, task: int, index: int) -> Episode
         seed=int(seed),
         temperature=config.reward_benchmark.temperature,
         frames=stored_frames(config),
+        states=True,
     )
 
 
@@ -174,6 +178,7 @@ def clear_stale_scratch(scratch: Path, config: RewardBenchmarkStage, policy: Pat
             "seed": config.reward_benchmark.seed,
             "temperature": config.reward_benchmark.temperature,
             "frames": stored_frames(config),
+            "states": True,
             "policy": sha256(policy),
         },
         sort_keys=True,
@@ -186,6 +191,23 @@ def clear_stale_scratch(scratch: Path, config: RewardBenchmarkStage, policy: Pat
         write_text(marker, settings)
 
 
+def load(policy: Path, suite: str) -> OpenVLAOFT:
+    """A folder's policy, ready to act in a suite. Raises TrajectoryError if it or OpenGL cannot be used."""
+    import torch  # here, so that --help and errors in the configuration come at once
+
+    from srpo.envs.gl import MissingGLError, require_gl
+    from srpo.policies.checkpoints import load_policy
+    from srpo.policies.weights import CheckpointError
+
+    try:
+        require_gl()
+        loaded = load_policy(policy, "cuda" if torch.cuda.is_available() else "cpu")
+        loaded.statistics(suite)
+    except (MissingGLError, CheckpointError) as error:
+        raise TrajectoryError(str(error)) from error
+    return loaded
+
+
 def collect(config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path, workers: int) -> None:
     """Collect trajectories of the policy in `policy` and write them to `out`/trajectories.h5.
 
@@ -196,21 +218,11 @@ def collect(config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path
         TrajectoryError: the policy or OpenGL cannot be loaded.
         SystemExit: too few rollouts could be run.
     """
-    import torch  # here, so that --help and errors in the configuration come at once
-
-    from srpo.envs.gl import MissingGLError, require_gl
     from srpo.envs.libero import libero_record
-    from srpo.policies.checkpoints import load_policy
-    from srpo.policies.weights import CheckpointError
     from srpo.rollouts.policy_runner import PolicyRunner, require_most_ran
 
     libero = libero_record(config.suite)
-    try:
-        require_gl()
-        loaded = load_policy(policy, "cuda" if torch.cuda.is_available() else "cpu")
-        loaded.statistics(config.suite)
-    except (MissingGLError, CheckpointError) as error:
-        raise TrajectoryError(str(error)) from error
+    loaded = load(policy, config.suite)
     clear_stale_scratch(scratch, config, policy)
     with PolicyRunner(config.suite, config.protocol, loaded, workers) as runner:
         collections = gather_collections(config, runner.run, scratch)

@@ -88,6 +88,12 @@ def of_benchmark(plan: Plan, file: str) -> list[str]:
     return list(dict.fromkeys(paths))
 
 
+def of_values(plan: Plan, file: str) -> list[str]:
+    """A file of the values of every suite that has any."""
+    suites = (suite for suite in plan.preset.suites if f"values/{suite}" in plan.stages)
+    return [file.replace("<suite>", suite) for suite in suites]
+
+
 def as_named(plan: Plan, file: str) -> list[str]:
     """The file itself."""
     return [file]
@@ -131,6 +137,7 @@ CURVES = Input(
     "curves", "reward_benchmark/<suite>/<model>-curves.parquet", of_benchmark, ("config.yaml", "trajectories")
 )
 TRAJECTORIES = Input("trajectories", "reward_benchmark/<suite>/trajectories", of_benchmark)
+VALUES = Input("values", "values/<suite>/values.parquet", of_values, ("config.yaml",))
 REWARDS = Input("rewards", "rewards.parquet", of_runs("ablations"), ("config.yaml",), need="if planned")
 FILMED = Input("episodes", "evaluation/episodes.parquet", of_t1_pairs, ("config.yaml", "videos"))
 SAMPLED = Input("sampled", "evaluation/sampled.parquet", of_sampled, ("config.yaml",), need="if planned")
@@ -265,6 +272,7 @@ DRAWINGS = (
     ),
     Drawing("t3_distributions", "tables.t3_distributions", "T3: distributions", (SCORES,), category="Tables"),
     Drawing("t3_truth", "tables.t3_truth", "T3: are rewards right?", (CURVES, REWARDS), TABLE, "Tables"),
+    Drawing("t3_values", "tables.t3_values", "T3: what progress is", (CURVES, VALUES), TABLE, "Tables"),
     Drawing(
         "ablations",
         "tables.t1",
@@ -325,6 +333,7 @@ DRAWINGS = (
         table="ablations",
         stages=("train", "evaluate"),
     ),
+    Drawing("f6", "figures.f6", "F6: where failures were lost", (CURVES, TRAJECTORIES, VALUES)),
     Drawing(
         "headline",
         "figures.headline",

@@ -92,6 +92,8 @@ _LOOKS = {
     "efficientnet-lite": (SKY, "s"),
     "vjepa2-tiny": (BLUE, "p"),
     "vjepa2-tiny, prefix": (GREEN, "o"),
+    "distance to goal": (GREEN, "*"),
+    "value, measured again": (BLACK, "s"),
     "vjepa2-vitl": (SKY, "8"),
     "vjepa2-vitg": (BLUE, "o"),
 }

@@ -19,6 +19,7 @@ from srpo.config import (
     SftStage,
     Stage,
     TrainStage,
+    ValuesStage,
     WorldModel,
     WorldModelStage,
 )
@@ -112,6 +113,16 @@ def jobs_of(plan: Plan, folder: str, stage: Stage | WorldModelStage, policy_byte
         for model in stage.world_models:
             flop = Flop(encode=videos * (operations.encoding(model) or 0))
             yield Job("score", f"{folder}/{model.name}", (folder, *pretraining_of(plan, model)), flop=flop)
+    elif isinstance(stage, ValuesStage):
+        episodes = branches_of(stage)
+        flop = acting_flop(stage, policy, episodes)
+        yield Job("values", folder, (f"reward_benchmark/{stage.suite}",), episodes, flop)
+
+
+def branches_of(stage: ValuesStage) -> int:
+    """Branches from all trajectories that are asked for."""
+    trajectories = stage.reward_benchmark.successes + stage.reward_benchmark.failures
+    return trajectories * stage.values.points * stage.values.branches
 
 
 def pretraining_of(plan: Plan, model: WorldModel | None) -> tuple[str, ...]:

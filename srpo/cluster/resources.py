@@ -29,6 +29,7 @@ REQUESTS = {
     "plus_shard": Request(8, 120),
     "trajectories": Request(8, 480),
     "score": Request(8, 480),
+    "values": Request(8, 1440),
 }
 """By rule. `set-threads` and `set-resources` in slurm/config.yaml change them for a site."""
 SFT_CPU_CORES = 2

@@ -19,6 +19,7 @@ import pandas as pd
 
 from srpo.analysis.stats import wilson
 from srpo.analysis.text import percent
+from srpo.cluster.jobs import branches_of
 from srpo.cluster.resources import scratch_path, sweep_size
 from srpo.config import (
     DemosStage,
@@ -28,6 +29,7 @@ from srpo.config import (
     SftStage,
     Stage,
     TrainStage,
+    ValuesStage,
     WorldModelStage,
 )
 from srpo.config.plan import plan
@@ -68,6 +70,8 @@ def outputs(folder: str, stage: Stage | WorldModelStage) -> list[str]:
         return [f"{folder}/episodes.parquet"]
     if isinstance(stage, RewardBenchmarkStage):
         return [f"{folder}/{model.name}.parquet" for model in stage.world_models]
+    if isinstance(stage, ValuesStage):
+        return [f"{folder}/values.parquet"]
     return [folder]
 
 
@@ -80,6 +84,8 @@ def progress(folder: str, stage: Stage | WorldModelStage, here: Path) -> Progres
     scratch = here / scratch_path(str(files[0]))
     if isinstance(stage, EvaluateStage):
         return _evaluation([scratch], len(stage.tasks) * stage.evaluate.episodes_per_task, 0)
+    if isinstance(stage, ValuesStage):
+        return _evaluation([scratch], branches_of(stage), 0)
     if isinstance(stage, PlusStage):
         total, shards = sweep_size(stage), results / folder / "shard-*.parquet"
         finished = len(list(here.glob(str(shards)))) * stage.plus.shard_size

@@ -13,7 +13,7 @@ holds only the sections the stage reads, so that a change in one section reruns 
 """
 
 from srpo.config.demos import Demos
-from srpo.config.evaluate import DIMENSIONS, STYLES, Dimension, Evaluate, Plus, RewardBenchmark
+from srpo.config.evaluate import DIMENSIONS, STYLES, Dimension, Evaluate, Plus, RewardBenchmark, Values
 from srpo.config.fields import SUITES, TASKS_PER_SUITE, Section, Suite
 from srpo.config.loading import ConfigError, did_you_mean, load_stage, read_yaml, validate
 from srpo.config.policy import Encoder, LanguageModel, Lora, Policy
@@ -32,6 +32,7 @@ from srpo.config.stages import (
     SftStage,
     Stage,
     TrainStage,
+    ValuesStage,
     WorldModelStage,
 )
 from srpo.config.train import Aggregate, Offline, Train
@@ -77,6 +78,8 @@ __all__ = [
     "Table",
     "Train",
     "TrainStage",
+    "Values",
+    "ValuesStage",
     "WorldModel",
     "WorldModelStage",
     "did_you_mean",

@@ -66,6 +66,17 @@ class Plus(Section):
         return self
 
 
+class Values(Section):
+    """The policy's own chance of success at moments of the reward benchmark's trajectories, by branches."""
+
+    points: PositiveInt
+    """Moments of a trajectory from which branches start: policy queries spread evenly from first to last."""
+    branches: NonNegativeInt
+    """Branches from each moment: rollouts of the policy that go on from there. 0: no values."""
+    seed: Seed
+    """Seed of the branches."""
+
+
 class RewardBenchmark(Section):
     """Progress-reward benchmark: labelled trajectories, scored under several representations."""
 

@@ -12,7 +12,7 @@ from srpo.config.loading import ConfigError
 from srpo.config.preset import Preset
 from srpo.config.resolve import CONFIGS, Resolver
 from srpo.config.sheets import SFT, SheetRow
-from srpo.config.stages import UNTRAINABLE, SftStage, Stage, TrainStage, WorldModelStage
+from srpo.config.stages import UNTRAINABLE, SftStage, Stage, TrainStage, ValuesStage, WorldModelStage
 
 
 class RunId(NamedTuple):
@@ -100,6 +100,9 @@ def _stages(planned: Plan, resolver: Resolver) -> Iterator[tuple[str, Stage | Wo
             yield f"demos/{suite}", resolver.stage("demos", suite)
         if planned.preset.world_models:
             yield f"reward_benchmark/{suite}", resolver.stage("reward_benchmark", suite)
+            values = resolver.stage("values", suite)
+            if isinstance(values, ValuesStage) and values.values.branches:
+                yield f"values/{suite}", values
     trained: dict[RunId, TrainStage] = {}
     for run in planned.runs(*planned.tables):
         if run.variant == SFT:

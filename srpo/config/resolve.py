@@ -61,6 +61,7 @@ ALIKE = {
     "plus": COMPARED,
     "demos": f"a suite's variants share its demonstrations: {SET_IN_PRESET}",
     "reward_benchmark": f"it has no variants: {SET_IN_PRESET}",
+    "values": f"they have no variants: {SET_IN_PRESET}",
 }
 FOREIGN_TO_VARIANT = {**ALIKE, "policy": STARTED, "sft": STARTED}
 FOREIGN_TO_SFT = {**ALIKE, "reward": UNTRAINED, "train": UNTRAINED, "world_model": UNTRAINED}

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from srpo.config.demos import Demos
-from srpo.config.evaluate import Evaluate, Plus, RewardBenchmark
+from srpo.config.evaluate import Evaluate, Plus, RewardBenchmark, Values
 from srpo.config.fields import TASKS_PER_SUITE, Section, Seed, Suite, TaskIds, require_distinct
 from srpo.config.policy import Policy
 from srpo.config.protocol import Protocol
@@ -125,6 +125,12 @@ class RewardBenchmarkStage(Stage):
     world_models: Annotated[tuple[WorldModel, ...], Field(strict=False, min_length=1)]
 
 
+class ValuesStage(Stage):
+    reward_benchmark: RewardBenchmark
+    """With what the trajectories were collected."""
+    values: Values
+
+
 STAGES: dict[str, type[Stage] | type[WorldModelStage]] = {
     "demos": DemosStage,
     "world_model": WorldModelStage,
@@ -133,6 +139,7 @@ STAGES: dict[str, type[Stage] | type[WorldModelStage]] = {
     "evaluate": EvaluateStage,
     "plus": PlusStage,
     "reward_benchmark": RewardBenchmarkStage,
+    "values": ValuesStage,
 }
 
 
@@ -149,3 +156,4 @@ class Settings(Section):
     evaluate: Evaluate
     plus: Plus
     reward_benchmark: RewardBenchmark
+    values: Values

@@ -13,7 +13,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ from srpo.envs.installation import (
     require_suite,
 )
 from srpo.envs.models import physics_model, with_linear_textures
-from srpo.envs.osc import ControllerState, Observation, OscStepper
+from srpo.envs.osc import Observation, OscStepper
 from srpo.envs.renderer import Renderer, VisibleScene, visible_scene
 from srpo.episode import ACTION_DIM
 
@@ -202,35 +202,23 @@ def _build(bddl_file: Path, scene_xml: str | None = None) -> Any:
         )
 
 
-@dataclass(frozen=True)
-class _Snapshot:
-    """Everything of an environment that an episode or a reset changes."""
-
-    physics: NDArray[np.float64]
-    body_pos: NDArray[np.float64]
-    body_quat: NDArray[np.float64]
-    """Of the model, in which a reset moves fixtures."""
-    site_rgba: NDArray[np.float32]
-    controller: ControllerState
-    observation: Observation
-
-
 def _integration_state(model: mujoco.MjModel, data: mujoco.MjData) -> NDArray[np.float64]:
     state = np.empty(mujoco.mj_stateSize(model, _STATE))
     mujoco.mj_getState(model, data, state, _STATE)
     return state
 
 
-def _snapshot(stepper: OscStepper, observation: Observation) -> _Snapshot:
+def _parts(stepper: OscStepper, observation: Observation) -> list[NDArray[Any]]:
+    """Everything that an episode or a reset changes. A reset moves fixtures, in the model."""
     model = stepper.model
-    return _Snapshot(
-        _integration_state(model, stepper.data),
-        model.body_pos.copy(),
-        model.body_quat.copy(),
-        model.site_rgba.copy(),
-        stepper.state,
-        observation,
-    )
+    physics = _integration_state(model, stepper.data)
+    fixtures = [model.body_pos, model.body_quat, model.site_rgba]
+    seen = [getattr(observation, field.name) for field in fields(Observation)]
+    return [physics, *fixtures, *stepper.controller_parts(), *seen]
+
+
+def _snapshot(stepper: OscStepper, observation: Observation) -> NDArray[np.float64]:
+    return np.concatenate([np.ravel(part) for part in _parts(stepper, observation)])
 
 
 class LiberoEnv:
@@ -265,10 +253,10 @@ class LiberoEnv:
         """Control steps since the episode's start."""
         self.observation = self._stepper.observe()
         """What can be seen now; `render` also takes an earlier one."""
-        self._after_resets = [self._snapshot()]
+        self._after_resets = [self.snapshot()]
         """After the first reset since seeding, the second, …: as many as were asked for."""
         self._later_resets = self._reset_again()
-        self._initial: dict[int, _Snapshot] = {}
+        self._initial: dict[int, NDArray[np.float64]] = {}
         linear = protocol.textures == "linear"
         self.scene_xml = with_linear_textures(self.env.scene_xml) if linear else self.env.scene_xml
         """The scene that is drawn."""
@@ -300,7 +288,7 @@ class LiberoEnv:
                 continue
         raise RuntimeError(f"{self.task.name}: no valid placement of its objects in {PLACEMENT_TRIES} tries")
 
-    def _reset_again(self) -> Iterator[_Snapshot]:
+    def _reset_again(self) -> Iterator[NDArray[np.float64]]:
         """What each reset after the first leaves.
 
         A reset replaces the simulation of the environment that it is called on, hence another environment.
@@ -329,9 +317,8 @@ class LiberoEnv:
                 raise IndexError(f"{self.task.name} has initial states 0–{len(states) - 1}, not {init_state}")
             resets = init_state + 1 if self.protocol.resets == "running" else 1
             self.reset_to(states[init_state], resets=resets)
-            self._initial[init_state] = self._snapshot()
-        self._restore(self._initial[init_state])
-        self.steps = 0
+            self._initial[init_state] = self.snapshot()
+        self.restore(self._initial[init_state], steps=0)
 
     def reset_to(
         self,
@@ -352,7 +339,7 @@ class LiberoEnv:
         """
         while len(self._after_resets) < resets:
             self._after_resets.append(next(self._later_resets))
-        self._restore(self._after_resets[resets - 1])
+        self.restore(self._after_resets[resets - 1], steps=0)
         if posture is not None:
             self._stepper.set_arm_posture(posture)
             state = self._stepper.with_posture(state, posture) if keep_posture else state
@@ -455,14 +442,38 @@ class LiberoEnv:
         """MuJoCo's full integration state: equal states evolve equally."""
         return _integration_state(self.model, self.data)
 
-    def _snapshot(self) -> _Snapshot:
+    def snapshot(self) -> NDArray[np.float64]:
+        """All that decides how the episode goes on, float64 (S,): physics, fixtures, controller, observation.
+
+        S is the task's own. Any environment of the task, with the same scene, protocol and MuJoCo, goes on
+        from it bit for bit (`restore`).
+        """
         return _snapshot(self._stepper, self.observation)
 
-    def _restore(self, snapshot: _Snapshot) -> None:
-        self.model.body_pos[:], self.model.body_quat[:] = snapshot.body_pos, snapshot.body_quat
-        self.model.site_rgba[:] = snapshot.site_rgba
-        mujoco.mj_setState(self.model, self.data, snapshot.physics, _STATE)
+    def restore(self, snapshot: NDArray[np.float64], steps: int) -> None:
+        """Go back to a snapshot that was made after so many control steps of an episode.
+
+        Poses of bodies are then those of the state, while a control step leaves them a substep behind: until
+        the next step, `success` and `distance_to_goal` may differ by that much.
+
+        Raises:
+            ValueError: the snapshot has another shape than this task's.
+        """
+        like = _parts(self._stepper, self.observation)
+        size = sum(part.size for part in like)
+        if snapshot.shape != (size,):
+            raise ValueError(f"{self.task.name}: a snapshot has {size} numbers, not shape {snapshot.shape}")
+        ends = np.cumsum([part.size for part in like])
+        # Copies, so that nothing done later changes the snapshot.
+        parts = [
+            part.reshape(old.shape).astype(old.dtype)
+            for part, old in zip(np.split(snapshot, ends[:-1]), like, strict=True)
+        ]
+        physics, self.model.body_pos[:], self.model.body_quat[:], self.model.site_rgba[:] = parts[:4]
+        mujoco.mj_setState(self.model, self.data, physics, _STATE)
         mujoco.mj_forward(self.model, self.data)
-        self._stepper.state = snapshot.controller
-        self.observation = snapshot.observation
+        observed = len(fields(Observation))
+        self._stepper.set_controller(parts[4:-observed])
+        self.observation = Observation(*parts[-observed:])
+        self.steps = steps
         self._update_stoves()

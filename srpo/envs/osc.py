@@ -10,6 +10,7 @@ nor the memory layout of a matrix (which decides BLAS's order) may be changed.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -384,6 +385,23 @@ class OscStepper:
             np.zeros(len(self._finger_speed)),
             None if controller.new_update else _controller_kinematics(controller),
         )
+
+    def controller_parts(self) -> list[Array]:
+        """The `state` as arrays, in an order and of shapes that are always the same (`set_controller`)."""
+        state = self.state
+        kinematics = self._no_kinematics if state.stale is None else state.stale
+        is_stale = np.array([state.stale is not None], np.float64)
+        return [state.goal_pos, state.goal_ori, state.rest_posture, state.gripper, is_stale, *kinematics]
+
+    def set_controller(self, parts: Sequence[Array]) -> None:
+        """Set the `state` from what `controller_parts` gave."""
+        goal_pos, goal_ori, rest_posture, gripper, is_stale, *kinematics = parts
+        stale = None
+        if is_stale[0]:
+            arm = _Kinematics(*kinematics)
+            matrices = ("mass", "jacobian", "jacobian_pos", "jacobian_ori")
+            stale = arm._replace(**{name: np.asfortranarray(getattr(arm, name)) for name in matrices})
+        self.state = ControllerState(goal_pos, goal_ori, rest_posture, gripper, stale)
 
     def set_arm_posture(self, posture: Array) -> None:
         """Put the arm and its controller in the state after a hard reset with this initial posture.

@@ -149,6 +149,12 @@ def sample(log_p: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.
     return torch.searchsorted(cumulative, uniform, right=True)[..., 0]
 
 
+def skip(generator: torch.Generator, queries: int) -> None:
+    """Put a generator where it is after `sample` has drawn the tokens of so many queries from it."""
+    for _ in range(queries):
+        torch.rand((TOKENS, 1), generator=generator, dtype=torch.float64)
+
+
 def statistics_keys(suite: str) -> tuple[str, str]:
     """Where a suite's statistics may be in a checkpoint, the first first."""
     return suite, f"{suite}_no_noops"

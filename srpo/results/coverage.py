@@ -20,6 +20,7 @@ from srpo.config import (
     RewardBenchmarkStage,
     Section,
     TrainStage,
+    ValuesStage,
     read_yaml,
 )
 from srpo.results import ResultError
@@ -102,7 +103,7 @@ def require_known(variants: Iterable[str], sheet: Collection[str]) -> None:
         raise ResultError(f"variants {unknown} are not in the sheet, which has {list(sheet)}")
 
 
-def require_alike(configs: Sequence[TrainStage | EvaluateStage | RewardBenchmarkStage]) -> None:
+def require_alike(configs: Sequence[TrainStage | EvaluateStage | RewardBenchmarkStage | ValuesStage]) -> None:
     """Refuse runs of several presets or protocols: only suites may differ, in their step limit."""
     presets = {config.preset for config in configs}
     shared = {config.protocol.model_copy(update={"max_steps": 1}) for config in configs}

@@ -295,6 +295,21 @@ CURVES = Schema(
     },
 )
 
+VALUES = Schema(
+    "values.parquet",
+    "a moment of a labelled trajectory, with how often the policy succeeded from there",
+    {
+        "suite": Column("str", "LIBERO suite"),
+        "task_id": Column("int", "number of the task in its suite, from 0"),
+        "trajectory": Column("int", "number of the trajectory in its file of trajectories"),
+        "success": Column("bool", "whether the trajectory solved its task"),
+        "step": Column("int", "control steps taken until that moment"),
+        "branches": Column("int", "rollouts of the policy that went on from there, and ran"),
+        "successes": Column("int", "those that solved the task within the steps left"),
+        "environment_steps": Column("int", "control steps of these rollouts"),
+    },
+)
+
 PATHS = Schema(
     "paths.parquet",
     "where the end effector was after a control step (0: at the start) of a greedy episode on LIBERO",
@@ -312,7 +327,7 @@ PATHS = Schema(
     },
 )
 
-SCHEMAS = (EPISODES, PATHS, RL_METRICS, TASK_METRICS, SFT_METRICS, REWARDS, BENCHMARK, CURVES)
+SCHEMAS = (EPISODES, PATHS, RL_METRICS, TASK_METRICS, SFT_METRICS, REWARDS, BENCHMARK, CURVES, VALUES)
 
 IDENTITY = ["suite", "variant", "seed", "benchmark", "task_id", "init_state", "perturbation_task"]
 """What makes an episode the same episode."""

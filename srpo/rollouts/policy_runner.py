@@ -12,7 +12,7 @@ import torch
 from srpo.config import Protocol
 from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.libero_plus.data import PlusSources
-from srpo.policies.openvla_oft import OpenVLAOFT
+from srpo.policies.openvla_oft import OpenVLAOFT, skip
 from srpo.rollouts.pool import EnvPool, Query
 from srpo.rollouts.worker import Answer
 
@@ -39,7 +39,8 @@ class PolicyRunner(AbstractContextManager["PolicyRunner"]):
     """Runs episodes of one suite with one policy; the policy may be trained between two runs.
 
     An episode is determined by its spec, the policy and the protocol, since its actions are sampled by a
-    generator seeded with `spec.seed`; but for rounding, see `protocol.batch`.
+    generator seeded with `spec.seed`, for a branch as if it had sampled what came before; but for rounding,
+    see `protocol.batch`.
     """
 
     def __init__(
@@ -77,7 +78,10 @@ class PolicyRunner(AbstractContextManager["PolicyRunner"]):
     def _act(self, queries: Sequence[Query]) -> list[Answer]:
         for query in queries:
             if query.first:
-                self._generators[query.worker] = torch.Generator().manual_seed(query.spec.seed)
+                generator = torch.Generator().manual_seed(query.spec.seed)
+                if query.spec.start is not None:
+                    skip(generator, query.spec.start.query)
+                self._generators[query.worker] = generator
         inputs = self._policy.build_inputs(
             self._suite,
             np.stack([query.image for query in queries]),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.errors import InputError
@@ -56,6 +57,7 @@ def write_record(result: Episode | FailedRun, path: Path, with_frames: bool) -> 
             if with_frames:
                 shown = select_frames(result.steps + 1, len(result.frames))
                 file["distance_to_goal"] = result.distance_to_goal[shown]
+                write_states(file, "states", result.states)
                 file.create_dataset("frames", data=result.frames, compression="gzip", compression_opts=1)
 
     write_with(path, write)
@@ -70,7 +72,8 @@ def write_trajectories(
     """Write `trajectories.h5`: N trajectories with frames of `frames_shape` (F, H, W, 3) each.
 
     Datasets: frames uint8 (N, F, H, W, 3); distance_to_goal float32 (N, F), metres to the goal at each frame;
-    success bool (N,); task_id, init_state, episode_seed, steps int64 (N,).
+    success bool (N,); task_id, init_state, episode_seed, steps int64 (N,). For trajectory k, `states/k`
+    float64 (C, S): `Episode.states`.
     """
     with h5py.File(path, "w") as file:
         file.attrs.update(attributes)
@@ -93,6 +96,14 @@ def write_trajectories(
         for index, record in enumerate(records):
             with h5py.File(record.path, "r") as part:
                 frames[index], distance_to_goal[index] = part["frames"][()], part["distance_to_goal"][()]
+                write_states(file, f"states/{index}", part["states"][()])
+
+
+def write_states(file: h5py.File, name: str, states: NDArray[np.float64]) -> None:
+    """Write an episode's states (C, S) as a dataset."""
+    # Most of a state is the same at every query: where fixtures are, colours.
+    compress = {"compression": "gzip", "shuffle": True} if states.size else {}
+    file.create_dataset(name, data=states, **compress)
 
 
 def open_trajectories(path: Path) -> h5py.File:

@@ -58,8 +58,15 @@ def run_episode(
     rng = np.random.default_rng(spec.seed)
     proprio: list[NDArray[np.float32]] = []
     answers: list[Answer] = []
+    states: list[NDArray[np.float64]] = []
     with perturbation.apply(env) if perturbation is not None else nullcontext():
-        env.reset(spec.init_state) if perturbation is None else perturbation.reset(env)
+        if spec.start is not None:
+            env.restore(np.frombuffer(spec.start.state), steps=spec.start.query * CHUNK)
+        elif perturbation is None:
+            env.reset(spec.init_state)
+        else:
+            perturbation.reset(env)
+        first = env.steps
         observations = [env.observation]
         distance_to_goal = [env.distance_to_goal()]
         # Settling may already solve a task; the episode still takes one step, as in LIBERO's own loop.
@@ -69,6 +76,8 @@ def run_episode(
             clean = env.render()
             images[query] = clean if perturbation is None else perturbation.corrupt(clean, rng)
             proprio.append(env.proprio())
+            if spec.states:
+                states.append(env.snapshot())
             answers.append(ask(query, proprio[-1]))
             for action in answers[-1].actions[: env.protocol.max_steps - env.steps]:
                 success = env.step(action)
@@ -76,7 +85,7 @@ def run_episode(
                 distance_to_goal.append(env.distance_to_goal())
                 if success:
                     break
-        steps, queries = env.steps, len(answers)
+        steps, queries = env.steps - first, len(answers)
         chosen = np.zeros(0, int)
         if spec.frames:
             chosen = select_frames(len(observations), spec.frames, spec.frame_selection)
@@ -99,6 +108,7 @@ def run_episode(
         path=np.stack([observation.hand_pos for observation in observations]).astype(np.float32),
         distance_to_goal=np.array(distance_to_goal, np.float32),
         wall_seconds=time.perf_counter() - started,
+        states=np.stack(states) if states else np.zeros((0, 0)),
     )
 
 

@@ -32,6 +32,14 @@ def test_identity_compares_states_flags_and_pixels(tmp_path: Path) -> None:
     assert not table.filter(like="differing").to_numpy().any()
 
 
+def test_branches_are_compared_with_their_episode(tmp_path: Path) -> None:
+    result = run("branching.py", "--quick", "--out", str(tmp_path / "branching.csv"))
+    assert result.returncode == 0, result.stdout + result.stderr
+    (row,) = pd.read_csv(tmp_path / "branching.csv").to_dict("records")
+    assert (row["queries"], row["branches"], row["differing"]) == (4, 2, 0)
+    assert row["branches_per_minute"] > 0 and 0 < row["stored_bytes"] < 4 * row["state_bytes"]
+
+
 def test_a_steps_parts_are_all_there(tmp_path: Path) -> None:
     result = run("step.py", "--episodes", "6", "--out", str(tmp_path / "step.csv"))
     assert result.returncode == 0, result.stdout + result.stderr

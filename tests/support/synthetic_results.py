@@ -20,11 +20,12 @@ from srpo.config import (
     Stage,
     Suite,
     TrainStage,
+    ValuesStage,
     WorldModel,
 )
 from srpo.libero_plus import tasks as plus_tasks
 from srpo.results.rows import protocol_json, read_rows, write_rows
-from srpo.results.schemas import BENCHMARK, CURVES, EPISODES, PATHS, RL_METRICS
+from srpo.results.schemas import BENCHMARK, CURVES, EPISODES, PATHS, RL_METRICS, VALUES
 
 MAX_STEPS: dict[str, int] = {
     "libero_spatial": 220,
@@ -413,3 +414,27 @@ def curves_of(scores: list[Path], points: int = 16, size: int = 48) -> tuple[lis
         file.attrs["suite"] = frame["suite"][0]
         file["frames"] = frames
     return files, path.parent
+
+
+def values_of(scores: Path, branches: int = 8) -> Path:
+    """Values of the trajectories of a file of scores: a success's rise, a failure's fall to 0; the file.
+
+    Moments are at 0, 1/4, 1/2 and 3/4 of its steps. A failure has no successful branch after the first k
+    moments, k its trajectory's number modulo 4.
+    """
+    frame = read_rows(scores, BENCHMARK)
+    rows = []
+    for row in frame.to_dict("records"):
+        for place in range(4):
+            hope = branches * (4 + place) // 8 if row["success"] or place < row["trajectory"] % 4 else 0
+            moment = {key: row[key] for key in ("suite", "task_id", "trajectory", "success")}
+            moment |= {"step": row["steps"] * place // 4, "branches": branches, "successes": hope}
+            rows.append({**moment, "environment_steps": 40 * branches})
+    suite = frame["suite"][0]
+    folder = scores.parents[2] / "values" / suite
+    benchmark = yaml.safe_load((scores.parent / "config.yaml").read_text())
+    stage = {key: benchmark[key] for key in ("preset", "suite", "tasks", "protocol", "reward_benchmark")}
+    stage["values"] = {"points": 4, "branches": branches, "seed": 0}
+    write_config(folder, ValuesStage.model_validate(stage))
+    write_rows(folder / "values.parquet", rows, VALUES)
+    return folder / "values.parquet"

@@ -91,7 +91,7 @@ def test_the_papers_counts() -> None:
     counts = {rule: sum(job.rule == rule for job in jobs) for rule in resources.REQUESTS}
     assert counts == {
         **{"demos": 4, "world_model": 0, "sft": 4, "train": 168, "evaluate": 172},
-        **{"plus_shard": 412, "trajectories": 4, "score": 16},
+        **{"plus_shard": 412, "trajectories": 4, "score": 16, "values": 0},
     }
     assert submissions(jobs, group_sizes()) == 288
     evaluated = [job for job in jobs if job.rule == "evaluate"]

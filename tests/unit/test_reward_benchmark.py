@@ -104,12 +104,13 @@ class Simulation:
             nothing: Any = np.zeros(0)
             frames = video(spec.task_id, success, spec.frames, rng)
             distance_to_goal = np.linspace(1, 0 if success else 0.3, 6, dtype=np.float32)
-            yield Episode(spec, success, 5, *[nothing] * 5, frames, nothing, distance_to_goal, 0.0)
+            states = np.full((1, 3 + spec.task_id), spec.seed, float)
+            yield Episode(spec, success, 5, *[nothing] * 5, frames, nothing, distance_to_goal, 0.0, states)
 
 
 def contents(path: Path) -> dict[str, np.ndarray]:
     with h5py.File(path, "r") as file:
-        return {name: dataset[()] for name, dataset in file.items()}
+        return {name: data[()] for name, data in file.items() if isinstance(data, h5py.Dataset)}
 
 
 def collected(config: RewardBenchmarkStage, simulation: Simulation, folder: Path) -> dict[str, np.ndarray]:
@@ -156,6 +157,8 @@ def test_the_first_of_each_task_are_kept_and_no_more_run_than_needed(tmp_path: P
         rng.random(2)
         task, success = int(found["task_id"][index]), bool(found["success"][index])
         assert (found["frames"][index] == video(task, success, 6, rng)).all()
+        with h5py.File(tmp_path / "trajectories.h5") as file:
+            assert (file[f"states/{index}"][()] == np.full((1, 3 + task), seed)).all()
 
 
 def order_of(spec: EpisodeSpec) -> int:

@@ -78,6 +78,7 @@ def expected_counts(preset: dict[str, Any]) -> dict[str, int]:
     policy = read(f"policies/{preset['policy']}.yaml")
     updates = (base["sft"] | policy["sft"] | preset["settings"].get("sft", {}))["updates"]
     suites = len(preset["suites"])
+    valued = preset["settings"].get("values", base["values"])["branches"] > 0
     experts = {
         suite for suite, name, _ in trained if settings[name].get("reward.references") == "fixed_expert"
     }
@@ -94,6 +95,9 @@ def expected_counts(preset: dict[str, Any]) -> dict[str, int]:
         "plus": len(runs["t2"]),
         "trajectories": suites,
         "score": suites * len(preset["world_models"]),
+        "values": suites * valued,
+        "t3_values": valued,
+        "f6": valued,
         "t3": 1,
         "t3_distributions": 1,
         "t3_truth": 1,
@@ -108,9 +112,8 @@ def expected_counts(preset: dict[str, Any]) -> dict[str, int]:
         **dict.fromkeys(preset["tables"], 1),
         "all": 1,
     }
-    counts["config"] = sum(
-        counts[rule] for rule in ("demos", "sft", "world_model", "train", "evaluate", "plus", "trajectories")
-    )
+    stages = ("demos", "sft", "world_model", "train", "evaluate", "plus", "trajectories", "values")
+    counts["config"] = sum(counts[rule] for rule in stages)
     counts["total"] = sum(counts.values())
     return {rule: count for rule, count in counts.items() if count}
 

@@ -48,3 +48,27 @@ rule score:
         " --world-model {wildcards.world_model:q} {params.checkpoint:q}"
         " --trajectories {input.trajectories:q} --scratch {params.scratch:q}"
         " --out {output.scores:q} --curves {output.curves:q}"
+
+
+# What progress is: the policy's own chance of success along these trajectories, where the preset asks for it.
+rule values:
+    input:
+        config="<results>/values/{suite}/config.yaml",
+        policy=sft_policy,
+        trajectories="<results>/reward_benchmark/{suite}/trajectories",
+    output:
+        "<results>/values/{suite}/values.parquet",
+    log:
+        "<logs>/values/{suite}.log",
+    benchmark:
+        "<benchmarks>/values/{suite}.tsv"
+    threads: cores("values")
+    resources:
+        mem_mb=memory,
+        runtime=minutes("values"),
+        gpu=PRESET.gpus,
+    params:
+        scratch=scratch,
+    shell:
+        "logged {log:q} srpo values --config {input.config:q} --policy {input.policy:q}"
+        " --trajectories {input.trajectories:q} --out {output:q} --scratch {params.scratch:q} --workers $(simulators {threads})"

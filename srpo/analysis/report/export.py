@@ -4,7 +4,7 @@ srpo export results/smoke --out results/reference/smoke
 
 The copy is laid out like the preset's folder, and `srpo draw all` draws everything from it. It holds
 the rows and each run's config.yaml; of LIBERO-Plus's list, the tasks asked for; of the trajectories, the
-frames that F1 shows; of a manifest, what it says of code and versions. Videos are not in it, nor why an
+frames that F1 and F6 show; of a manifest, what it says of code and versions. Videos are not in it, nor why an
 episode could not be run but for the kind of error: such texts name folders. A table or figure that lacks rows
 is left out, and said so.
 """
@@ -21,9 +21,11 @@ import h5py
 import pandas as pd
 
 from srpo.analysis.draw import available
-from srpo.analysis.figures import f1
+from srpo.analysis.figures import f1, f6
 from srpo.analysis.report.compare import MACHINE
 from srpo.analysis.report.validate import SAMPLED
+from srpo.analysis.tables.t3_truth import shared
+from srpo.analysis.values import read_values
 from srpo.config import PlusStage
 from srpo.errors import run_command
 from srpo.libero_plus.sweep import expected_episodes
@@ -71,7 +73,7 @@ def copy_tasks(episodes: Sequence[Path], tasks: Path, target: Path) -> None:
 
 
 def copy_frames(folder: Path, chosen: pd.DataFrame, target: Path) -> None:
-    """Of a suite's folder of trajectories, the frames that F1 shows of its chosen ones (`kept`)."""
+    """Of a suite's folder of trajectories, the frames that figures show of the chosen ones (`kept`)."""
     target.mkdir(parents=True, exist_ok=True)
     copy_manifest(folder / "manifest.json", target / "manifest.json")
     path = folder / "trajectories.h5"
@@ -109,8 +111,12 @@ def export(folder: Path, preset: str | None, out: Path) -> None:
             copy_tasks(files["t2"]["episodes"], files["t2"]["tasks"][0], copy / "libero_plus" / "tasks.csv")
         if "f1" in files:
             curves, _ = load_benchmark(files["f1"]["curves"], CURVES, "curves", allow_incomplete=False)
+            chosen = f1.choose(curves)
+            if "f6" in files:
+                lost = f6.choose(shared(curves), read_values(files["f6"]["values"]))
+                chosen = pd.concat([chosen, lost])
             for path in files["f1"]["trajectories"]:
-                copy_frames(path, f1.choose(curves), copy / path.relative_to(folder))
+                copy_frames(path, chosen, copy / path.relative_to(folder))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -22,11 +22,15 @@ from srpo.results.schemas import (
     RL_METRICS,
     SFT_METRICS,
     TASK_METRICS,
+    VALUES,
     Schema,
 )
 
 SAMPLED = "sampled.parquet"
-NAMES = {"episodes.parquet": EPISODES, SAMPLED: EPISODES, "paths.parquet": PATHS, "rewards.parquet": REWARDS}
+NAMES = {
+    **{"episodes.parquet": EPISODES, SAMPLED: EPISODES, "paths.parquet": PATHS},
+    **{"rewards.parquet": REWARDS, "values.parquet": VALUES},
+}
 
 
 def schema_of(path: Path) -> Schema | None:
