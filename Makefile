@@ -54,13 +54,13 @@ redraw: .venv/installed # draw all tables and figures of a finished preset again
 generated: .venv/installed-dev # after a change of srpo/config/, configs/base.yaml or the schemas in srpo/results/
 	$(SNAKEMAKE) --cores 1 --force generated
 
-# Versions that still do are kept: to take newer ones, delete the files in requirements/ first. What run.txt has on every
-# machine is not repeated in the other files.
+# Versions that still do are kept: to take newer ones, delete the files in requirements/ first. What run.txt
+# has is not repeated in the other files, but for what it has on Windows alone.
 lock: .venv/installed-dev
 	$(COMPILE) --output-file requirements/run.txt
 	for extra in dev docs; do \
 	    $(COMPILE) --extra $$extra --constraints requirements/run.txt --output-file requirements/$$extra.txt \
-	        $$(sed -nE 's/^([a-z][^=]*)==[^ ]+ \\$$/--no-emit-package \1/p' requirements/run.txt); \
+	        $$(sed -nE "/; sys_platform == 'win32'/!s/^([a-z][^=]*)==.*/--no-emit-package \1/p" requirements/run.txt); \
 	done
 	sed -i '/^ *- pip:/q' environment.yml
 	sed -nE 's/^([a-z].*) \\$$/      - \1/p' requirements/run.txt >> environment.yml
