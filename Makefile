@@ -1,16 +1,24 @@
 # make demo   from a fresh clone to tables, figures and report.html
 # make mini   the same for the preset mini, in hours
 # make test   lint, types, workflow checks, tests
+# make lock   write every version into requirements/ and environment.yml, from pyproject.toml
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := demo
-.PHONY: demo mini test figures redraw generated gl clean
+.PHONY: demo mini test figures redraw generated lock docs gl clean
 
 PRESET ?= smoke
 RIGHT := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c '$(RIGHT)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# The lock is complete, so pip resolves nothing, and it has hashes, so a file that is not PyPI's is refused.
+FROM_LOCK := $(PIP) --no-deps --require-hashes
+# PyTorch's build: cpu without an NVIDIA device. For nodes that have one: make TORCH=cuda .venv/installed
+TORCH ?= $(if $(wildcard /dev/nvidiactl),cuda,cpu)
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+COMPILE := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml
 SNAKEMAKE = $(BIN)/snakemake --configfile configs/presets/$(PRESET).yaml
 # The kernel drops this lock when its holder dies, so whoever has it may clear what a killed Snakemake left locked.
 LOCKED := flock --nonblock --conflict-exit-code 75 .venv/lock
@@ -46,14 +54,39 @@ redraw: .venv/installed # draw all tables and figures of a finished preset again
 generated: .venv/installed-dev # after a change of srpo/config/, configs/base.yaml or the schemas in srpo/results/
 	$(SNAKEMAKE) --cores 1 --force generated
 
-.venv/installed: pyproject.toml
+# Versions that still do are kept: to take newer ones, delete the files in requirements/ first. What run.txt
+# has is not repeated in the other files, but for what it has on Windows alone.
+lock: .venv/installed-dev
+	$(COMPILE) --output-file requirements/run.txt
+	for extra in dev docs; do \
+	    $(COMPILE) --extra $$extra --constraints requirements/run.txt --output-file requirements/$$extra.txt \
+	        $$(sed -nE "/; sys_platform == 'win32'/!s/^([a-z][^=]*)==.*/--no-emit-package \1/p" requirements/run.txt); \
+	done
+	sed -i '/^ *- pip:/q' environment.yml
+	sed -nE 's/^([a-z].*) \\$$/      - \1/p' requirements/run.txt >> environment.yml
+
+docs: .venv/installed # the site, in site/
+	$(FROM_LOCK) --requirement requirements/docs.txt
+	$(BIN)/mkdocs build --strict
+
+.venv/installed: pyproject.toml requirements/run.txt
 	@[ -n "$(PYTHON)" ] || { echo "srpo needs Python 3.11 or 3.12. Install one, or name it: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv || { echo "Python's venv module is missing. Debian: apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@torch=$$(sed -nE 's/^(torch==[^ ]+).*/\1/p' requirements/run.txt); \
+	if [ $(TORCH) = cpu ] && $(PIP) --no-deps --retries 1 --timeout 15 --extra-index-url $(CPU_INDEX) "$$torch+cpu" 2>.venv/cpu-build.log; then \
+	    echo "PyTorch: the CPU build, since there is no NVIDIA device here (otherwise: make clean, make TORCH=cuda)"; \
+	    awk '/^[a-z]/ { wanted = !/^(torch|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==/ } wanted' requirements/run.txt > .venv/requirements.txt; \
+	else \
+	    [ $(TORCH) = cuda ] || echo "PyTorch's CPU build cannot be had (.venv/cpu-build.log)"; \
+	    echo "PyTorch: the CUDA build, several gigabytes with NVIDIA's libraries"; \
+	    cp requirements/run.txt .venv/requirements.txt; \
+	fi
+	$(FROM_LOCK) --requirement .venv/requirements.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
-.venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+.venv/installed-dev: .venv/installed requirements/dev.txt
+	$(FROM_LOCK) --requirement requirements/dev.txt
 	touch $@
 
 # LIBERO renders through OSMesa or EGL. Where neither is there, Debian's OSMesa is installed if that is allowed.

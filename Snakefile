@@ -7,7 +7,11 @@ min_version("9.0")
 
 if not set(config) - {"set"}:
 
-    configfile: f"{workflow.basedir}/configs/presets/smoke.yaml"
+    configfile: workflow.source_path("configs/presets/smoke.yaml")
+
+
+# With `--sdm apptainer` every job runs in it (docs/hpc.md).
+container: workflow.current_basedir.join("srpo.sif").get_path_or_uri(secret_free=True)
 
 
 report: "workflow/report/workflow.rst"
@@ -33,6 +37,6 @@ rule all:
         drawn(),
 
 
-# Every job runs in the environment that runs Snakemake (`shell.prefix` in common.smk). Lint wants it named for each rule.
-for named in workflow.rules:
-    named.conda_env = f"{workflow.basedir}/environment.yml"
+# With `--sdm conda` every job runs in it, otherwise in the environment that runs Snakemake (common.smk).
+for named in workflow.modifier.rules:
+    named.conda_env = f"{HERE}/environment.yml"

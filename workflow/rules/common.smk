@@ -6,6 +6,14 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+# The workflow's own folder, also where another workflow uses it as a module. Its jobs run its own code.
+HERE = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1]
+if not Path(HERE, "configs").is_dir():
+    raise WorkflowError(
+        f"{HERE} is no folder with srpo's configs/: clone srpo, and name the Snakefile of the clone as the module's snakefile"
+    )
+sys.path.insert(0, str(HERE))
+
 from srpo.analysis.drawings import DRAWINGS, OUTPUTS
 from srpo.cluster import resources
 from srpo.cluster.resources import GROUPS, scratch_path, sweep_size
@@ -16,7 +24,7 @@ from srpo.config.resolve import to_yaml
 from srpo.config.sheets import SFT
 from srpo.libero_plus.tasks import shards
 
-ROOT = Path(os.path.relpath(workflow.basedir))
+ROOT = Path(os.path.relpath(HERE))
 PRESET_FILES = ", ".join(os.path.relpath(file) for file in workflow.configfiles)
 
 
@@ -83,9 +91,13 @@ def fetched(source):
     return [f"checkpoints/{name}"] if name in CHECKPOINTS else []
 
 
-# Every job sees the Python that runs Snakemake, and the functions of workflow/shell.sh.
+# Every job sees the Python that runs Snakemake, or that of the container or environment that `--sdm` gives it,
+# with the command `srpo` of workflow/bin; and the functions of workflow/shell.sh.
+DEPLOYED = workflow.deployment_settings.deployment_method
+PROGRAMS = HERE / "workflow/bin" if DEPLOYED else Path(sys.executable).parent
 shell.prefix(
-    f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
+    f"export PATH={shlex.quote(str(PROGRAMS))}:$PATH; "
+    f"export PYTHONPATH={shlex.quote(str(HERE))}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
     f"export SIMULATORS_PER_CORE={resources.simulators(1, PRESET.gpus)}; "
     f". {shlex.quote(str(ROOT / 'workflow' / 'shell.sh'))}; "
 )
@@ -249,7 +261,7 @@ def drawing_inputs(drawing):
 def drawing_outputs(drawing):
     """What a drawing writes, by form, with its place in the report."""
     caption = f"../report/{drawing.name}.rst"
-    if not Path(workflow.basedir, "workflow/rules", caption).is_file():
+    if not Path(HERE, "workflow/rules", caption).is_file():
         caption = None
 
     def output(form, path):
