@@ -24,6 +24,7 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/robustness.smk"
 include: "workflow/rules/rewards.smk"
 include: "workflow/rules/drawings.smk"
+include: "workflow/rules/ledger.smk"
 include: "workflow/rules/dev.smk"
 
 
@@ -31,6 +32,7 @@ rule all:
     default_target: True
     input:
         drawn(),
+        rules.ledger.output,
 
 
 # Every job runs in the environment that runs Snakemake (`shell.prefix` in common.smk). Lint wants it named for each rule.

@@ -185,10 +185,10 @@ def total(some: Iterable[Entry]) -> Held:
 
 
 def hours(value: float) -> str:
-    """Hours with two digits that count, and no more decimals than four."""
-    if value >= 10:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 1 or not value else f"{value:.2f}" if value >= 0.1 else f"{value:.1g}"
+    """Hours with two digits that count; `·` for none."""
+    if not value:
+        return "·"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def table(found: Sequence[Entry], jobs: Sequence[Job], gpus: int, why_not: str = "") -> Table:

@@ -22,6 +22,7 @@ _ERROR = re.compile(r"Error in rule \w+:$")
 _GROUP = re.compile(r"\[[^]]+\] Group job (.+) \(jobs in ")
 _FINISHED = re.compile(r"Finished jobid: (\d+) ")
 _SUBMITTED = re.compile(r"Job (\S+) has been submitted with SLURM jobid (\d+) \(log: (.+)\)\.$")
+_ADVICE = re.compile(r" *(Detailed failure reason unavailable|For further error details).*")
 _HOST = re.compile(r"  Host: (.+)")
 
 
@@ -145,9 +146,10 @@ class _Reader:
         if head.re is _RULE:
             self._start(head[1], fields)
         elif head.re is _ERROR:
-            self._end(fields.get("jobid", ""), "failed", fields.get("message", ""))
+            failed = [fields.get("jobid", "")]
+        message = _ADVICE.sub("", fields.get("message", ""))
         for number in failed:
-            self._end(number, "failed", fields.get("message", ""))
+            self._end(number, "failed", "" if message == "None" else message)
 
     def _start(self, rule: str, fields: dict[str, str]) -> None:
         parts = PurePosixPath(fields.get("log", "")).parts

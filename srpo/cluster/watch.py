@@ -174,7 +174,7 @@ class Watcher:
             ends = [tail(log, folders) for log in (logs[1:] if again else logs)]
             end = next((lines for lines in ends if lines), [])
             number = tries.index(last) + 1
-            failures.append(Failure(job, number, last.ended or 0.0, last.message, end, again))
+            failures.append(Failure(plain(job), number, last.ended or 0.0, plain(last.message), end, again))
         yield from sorted(failures, key=lambda failure: (failure.again, -failure.ended))[:MOST_FAILURES]
 
     def _running(self) -> Iterator[str]:
@@ -224,7 +224,7 @@ def tail(log: Path, folders: Sequence[Path]) -> list[str]:
             text = handle.read().decode(errors="replace")
     except OSError:
         return []
-    return [plain(line) for line in text.rstrip().splitlines()[-TAIL_LINES:]]
+    return [plain(line) for line in text.rstrip().split("\n")[-TAIL_LINES:]] if text.strip() else []
 
 
 def plain(text: str) -> str:
@@ -259,7 +259,7 @@ def lines(now: Snapshot) -> Iterator[str]:
         how = "is tried again" if failure.again else "FAILED"
         when = status.duration(now.taken - failure.ended)
         yield ""
-        yield f"{how}: {failure.job}, try {failure.number}, {when} ago: {plain(failure.message)}"
+        yield f"{how}: {failure.job}, try {failure.number}, {when} ago: {failure.message}"
         if not failure.again:
             yield from (f"  | {line}" for line in failure.tail[-8:])
     yield ""
