@@ -1,5 +1,12 @@
-# GPU- and core-hours spent by stage, variant and try, when all else is done. Where Snakemake runs: it reads Snakemake's
+# GPU- and core-hours held by stage, variant and try, once all stages are done. Where Snakemake runs: it reads Snakemake's
 # own logs and asks Slurm's accounting.
+def stage_outputs():
+    """What the submitted jobs write, all of them."""
+    stages = PLAN.stages.items()
+    jobs = [job for folder, stage in stages for job in jobs_of(PLAN, folder, stage, 0)]
+    return [f"<results>/{job.output}" for job in jobs]
+
+
 def overrides():
     """The settings of `--config set=...`, as options of a command."""
     given = config.get("set") or []
@@ -9,20 +16,20 @@ def overrides():
 
 rule ledger:
     input:
-        drawn(),
+        stage_outputs(),
     output:
         preset="<results>/preset.yaml",
         csv=report(
             "<results>/tables/ledger.csv",
             caption="../report/ledger.rst",
             category="Tables",
-            labels={"table": "Hours spent", "form": "numbers"},
+            labels={"table": "Hours held", "form": "numbers"},
         ),
         html=report(
             "<results>/tables/ledger.html",
             caption="../report/ledger.rst",
             category="Tables",
-            labels={"table": "Hours spent", "form": "table"},
+            labels={"table": "Hours held", "form": "table"},
         ),
     log:
         "<logs>/tables/ledger.log",
