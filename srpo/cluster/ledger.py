@@ -95,13 +95,13 @@ def entries(jobs: Sequence[Job], past: History, preset: str, gpus: int, here: Pa
     for job in jobs:
         file = here / f"results/{preset}/benchmarks/{job.name}.tsv"
         rows: list[Entry] = []
-        for one in by_job[job.name]:
+        for one in by_job.get(job.name, ()):
             if one.slurm in used:
                 rows += _accounted(one, used[one.slurm], members[one.slurm])
             elif one.slurm is None or not _waits(one):
                 rows.append(_timed(one, file))
         seconds = benchmark(file)
-        if seconds is not None and not any(row.state == "done" for row in rows):  # the logs were removed
+        if seconds is not None and job.name not in by_job:  # no log knows it: they were removed
             asked = (cores(job.rule, gpus), 0 if job.rule == "demos" else gpus)
             rows.append(Entry(job.name, job.rule, "done", *asked, seconds, "benchmark"))
         found += [replace(row, number=number) for number, row in enumerate(rows, 1)]

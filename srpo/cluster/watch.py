@@ -194,12 +194,13 @@ class Watcher:
 
 def state_of(job: Job, newest: Try | None, waiting: Mapping[str, Queued], results: Path) -> State:
     """Of one job: from its results, its newest try, and Slurm's queue."""
-    if newest is not None and newest.state in ("open", "lost") and newest.slurm in waiting:
+    if newest is not None and newest.slurm in waiting:
         return "queued" if waiting[newest.slurm].state == "PENDING" else "running"
-    if newest is not None and newest.state == "open":
-        # Slurm does not know it: it has just ended, or Slurm does not answer
+    done = (results / job.output).exists()
+    if newest is not None and newest.state == "open" and not (done and newest.slurm):
+        # Slurm does not know it: it has just ended, or Slurm does not answer.
         return "queued" if newest.slurm and ledger.started(newest) is None else "running"
-    if (results / job.output).exists():
+    if done:  # which Snakemake may notice minutes later
         return "done"
     return "failed" if newest is not None and newest.state == "failed" else "waiting"
 

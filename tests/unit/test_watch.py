@@ -244,7 +244,17 @@ def test_without_accounting_the_ledger_has_benchmarks_and_logs(tmp_path: Path) -
     assert "not known, and left out of the sums" in ledger.to_text(ledger.table([again], [], 1))
 
 
-def test_the_state_of_a_job() -> None:
+def test_a_job_that_snakemake_has_not_seen_end_is_counted_once(tmp_path: Path) -> None:
+    """Its benchmark file is there some minutes before."""
+    write_log(tmp_path, rule(10) + submitted(10, 8, str(tmp_path)))
+    (tmp_path / "8.log").write_text("  Date: 2026-11-28 17:46:29\n")
+    file = tmp_path / f"results/example/benchmarks/{TRAIN}.tsv"
+    file.parent.mkdir(parents=True)
+    file.write_text("s\th:m:s\n60\t0:01:00\n")
+    assert [(e.job, e.state, e.source) for e in entries(tmp_path)] == [(TRAIN, "running", "log")]
+
+
+def test_the_state_of_a_job(tmp_path: Path) -> None:
     jobs, _ = ledger.planned_jobs(PLANNED)
     job = next(job for job in jobs if job.name == TRAIN)
     nowhere = Path("/nowhere")
@@ -260,6 +270,10 @@ def test_the_state_of_a_job() -> None:
     assert state(at_slurm, {"8": Queued("PENDING", "Priority")}) == "queued"
     assert state(at_slurm, {"8": Queued("RUNNING", "None")}) == "running"
     assert state(at_slurm + FAILED) == "failed"
+    (tmp_path / job.output).mkdir(parents=True)
+    assert state(at_slurm, results=tmp_path) == "done"  # and Snakemake has not seen it yet
+    assert state(rule(10), results=tmp_path) == "running"  # it is made anew
+    assert state(at_slurm, {"8": Queued("RUNNING", "None")}, tmp_path) == "running"
 
 
 def test_jobs_are_called_as_the_workflow_calls_them() -> None:
