@@ -22,7 +22,10 @@ _ERROR = re.compile(r"Error in rule \w+:$")
 _GROUP = re.compile(r"\[[^]]+\] Group job (.+) \(jobs in ")
 _FINISHED = re.compile(r"Finished jobid: (\d+) ")
 _SUBMITTED = re.compile(r"Job (\S+) has been submitted with SLURM jobid (\d+) \(log: (.+)\)\.$")
-_ADVICE = re.compile(r" *(Detailed failure reason unavailable|For further error details).*")
+_IDLE = re.compile(
+    r"^None$|^Error in group .*$| *(Detailed failure reason unavailable|For further error details).*"
+)
+"""Parts of Snakemake's messages that say nothing about a failure."""
 _HOST = re.compile(r"  Host: (.+)")
 
 
@@ -82,7 +85,7 @@ def _without_quoted_logs(lines: Iterable[str]) -> Iterator[str]:
     lines = iter(lines)
     for line in lines:
         yield line
-        if line.startswith("Logfile ") and line.rstrip().endswith(":"):
+        if line.lstrip().startswith("Logfile ") and line.rstrip().endswith(":"):
             ruler = next(lines, "")
             for quoted in lines:
                 if quoted == ruler:
@@ -147,9 +150,9 @@ class _Reader:
             self._start(head[1], fields)
         elif head.re is _ERROR:
             failed = [fields.get("jobid", "")]
-        message = _ADVICE.sub("", fields.get("message", ""))
+        message = _IDLE.sub("", fields.get("message", ""))
         for number in failed:
-            self._end(number, "failed", "" if message == "None" else message)
+            self._end(number, "failed", message)
 
     def _start(self, rule: str, fields: dict[str, str]) -> None:
         parts = PurePosixPath(fields.get("log", "")).parts
@@ -190,7 +193,8 @@ class _Reader:
             self._change(member, slurm=slurm, slurm_log=Path(log))
 
     def _end(self, number: str, state: Literal["done", "failed"], message: str = "") -> None:
-        self._change(number, state=state, ended=self.now, message=message)
+        if number in self.newest and self.tries[self.newest[number]].state == "open":
+            self._change(number, state=state, ended=self.now, message=message)
 
     def _change(self, number: str, **changes: object) -> None:
         if number in self.newest:

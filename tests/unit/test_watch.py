@@ -100,7 +100,21 @@ GROUP_FAILED = """\
             log: results/example/logs/evaluate/libero_goal/srpo/seed1.log (check log file(s))
         rule evaluate:
             jobid: 16
+    [Sat Nov 28 17:50:57 2026]
+    Error in rule evaluate:
+        message: None
+        jobid: 22
+    Logfile results/example/logs/evaluate/libero_goal/srpo/seed1.log:
+    ==================================================
+    Finished jobid: 16 (Rule: evaluate)
+    ==================================================
 """
+
+
+@pytest.fixture(autouse=True)
+def without_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever Slurm this machine has knows jobs of its own."""
+    monkeypatch.setenv("PATH", "")
 
 
 def rule(number: int, job: str = TRAIN, name: str = "train", second: int = 19, gpus: int = 1) -> str:
@@ -148,6 +162,8 @@ def test_jobs_of_a_group_share_its_submission() -> None:
     for failed in parse((GROUP + GROUP_FAILED).splitlines()).tries:
         assert failed.state == "failed" and failed.message.endswith("status is: 'FAILED'.")
         assert failed.ended is not None and failed.ended - failed.started == 120
+    nameless = GROUP_FAILED.replace("SLURM-job '15' failed, SLURM status is: 'FAILED'.", "Error in group x")
+    assert [one.message for one in parse((GROUP + nameless).splitlines()).tries] == ["", ""]
 
 
 def test_what_a_snakemake_leaves_behind_is_lost(tmp_path: Path) -> None:
@@ -197,7 +213,7 @@ def test_every_start_is_in_the_ledger_by_accounting(tmp_path: Path, monkeypatch:
     programs.mkdir()
     (programs / "sacct").write_text(f"#!/bin/sh\ncat <<'END'\n{SACCT}END\n")
     (programs / "sacct").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
     text = rule(10) + submitted(10, 8) + FAILED.format(slurm_log="/w/8.log") + rule(10, second=49)
     text += submitted(10, 12) + finished(10, 20)
     group = GROUP.replace("srpo/seed1", "grpo/seed0")  # the example has one seed
