@@ -28,6 +28,7 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/robustness.smk"
 include: "workflow/rules/rewards.smk"
 include: "workflow/rules/drawings.smk"
+include: "workflow/rules/ledger.smk"
 include: "workflow/rules/dev.smk"
 
 
@@ -35,6 +36,7 @@ rule all:
     default_target: True
     input:
         drawn(),
+        rules.ledger.output,
 
 
 # With `--sdm conda` every job runs in it, otherwise in the environment that runs Snakemake (common.smk).

@@ -31,7 +31,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "values": ("srpo.values", "the policy's chance of success along these trajectories, by branches"),
     # While and after they run
     "launch": ("srpo.cluster.launch", "one training run outside the workflow, by Slurm or here"),
-    "status": ("srpo.cluster.status", "how far a preset's runs are"),
+    "status": ("srpo.cluster.status", "how far a preset's runs are: once, on and on, or as a page"),
+    "ledger": ("srpo.cluster.ledger", "GPU- and core-hours spent, failed tries included"),
     "draw": ("srpo.analysis.draw", "draw one table or figure, or all of a finished preset"),
     "validate": ("srpo.analysis.report.validate", "check result files against their schemas"),
     "compare": ("srpo.analysis.report.compare", "compare two folders of results, episode by episode"),

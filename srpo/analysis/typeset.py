@@ -122,16 +122,22 @@ small { display: block; color: #444; font-size: 11px; }
 def to_html(table: Table) -> str:
     """A page of its own: no scripts, nothing from elsewhere."""
     caption = html.escape(table.caption)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        f"<title>{caption}</title>\n<style>\n{_STYLE}</style>\n"
+        f"<main>\n{html_table(table)}\n</main>\n</html>\n"
+    )
+
+
+def html_table(table: Table) -> str:
+    """The table alone, with the notes as a paragraph below: a part of a page."""
     head = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in (table.corner, *table.columns))
     return "\n".join(
         [
-            '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">',
-            f"<title>{caption}</title>\n<style>\n{_STYLE}</style>",
-            f"<main>\n<table>\n<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>",
+            f"<table>\n<caption>{html.escape(table.caption)}</caption>\n<thead><tr>{head}</tr></thead>",
             *_bodies(table),
             "</table>",
             *([f"<p>{html.escape(' '.join(table.notes))}</p>"] if table.notes else []),
-            "</main>\n</html>\n",
         ]
     )
 

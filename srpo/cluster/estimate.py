@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from srpo.cluster.jobs import Durations, Job, jobs_of, policy_of
 from srpo.cluster.resources import cores
@@ -99,6 +100,22 @@ def estimate(planned: Plan, throughput: Throughput, policy_bytes: int) -> list[J
             durations = throughput.durations(job, stage, policy, planned.preset.gpus)
             jobs.append(job._replace(durations=durations))
     return jobs
+
+
+class Held(NamedTuple):
+    """Hours for which GPUs and cores are held."""
+
+    gpu: float = 0.0
+    core: float = 0.0
+
+
+def held(jobs: Iterable[Job], gpus: int) -> Held:
+    """What jobs hold from their start to their end, in a preset with so many GPUs a job."""
+    jobs = list(jobs)
+    return Held(
+        sum(job.seconds * gpus for job in jobs if job.rule != "demos") / 3600,
+        sum(job.seconds * cores(job.rule, gpus) for job in jobs) / 3600,
+    )
 
 
 def critical_path(jobs: Iterable[Job]) -> tuple[float, list[Job]]:

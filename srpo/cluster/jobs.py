@@ -78,6 +78,29 @@ class Job(NamedTuple):
         """Wall clock, at best."""
         return self.durations.total
 
+    @property
+    def name(self) -> str:
+        """What its log and benchmark are called in the workflow, e.g. `train/libero_goal/grpo/seed0`."""
+        kind, *rest = self.folder.split("/")
+        if kind != "runs":
+            return "/".join([self.rule, *rest])
+        if self.rule == "plus_shard":
+            return "/".join(["plus", *rest[:3], f"shard-{rest[4]}"])
+        return "/".join([self.rule, *rest[:3]])
+
+    @property
+    def output(self) -> str:
+        """The first file or folder that it writes, below `results/<preset>/`."""
+        folder, _, index = self.folder.rpartition("/")
+        return {
+            "demos": f"{self.folder}/data",
+            "world_model": f"{self.folder}/checkpoint",
+            "evaluate": f"{self.folder}/episodes.parquet",
+            "plus_shard": f"{folder}/shard-{index}.parquet",
+            "trajectories": f"{self.folder}/trajectories",
+            "score": f"{self.folder}.parquet",
+        }.get(self.rule, f"{self.folder}/policy")
+
 
 def jobs_of(plan: Plan, folder: str, stage: Stage | WorldModelStage, policy_bytes: int) -> Iterator[Job]:
     """A stage's jobs, without their durations. `policy_bytes`: what stays of a policy on disk."""

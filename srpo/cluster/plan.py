@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from srpo import ROOT
 from srpo.cluster import operations, speeds
-from srpo.cluster.estimate import Throughput, critical_path, estimate, read_throughput
+from srpo.cluster.estimate import Throughput, critical_path, estimate, held, read_throughput
 from srpo.cluster.jobs import Durations, Flop, Job, submissions, uncounted
 from srpo.cluster.resources import REQUESTS, cores, simulators
 from srpo.cluster.speeds import MEASUREMENTS, Speeds
@@ -95,12 +95,10 @@ def table(jobs: list[Job], gpus: int) -> list[str]:
         if not selected:
             continue
         parts = [sum(job.durations[k] for job in selected) / 3600 for k in range(len(Durations._fields))]
-        gpu_hours = sum(job.seconds * gpus for job in selected if job.rule != "demos") / 3600
-        core_hours = sum(job.seconds * cores(job.rule, gpus) for job in selected) / 3600
         lines.append(
             f"{rule or 'in all':14}{len(selected):>6}{sum(job.episodes for job in selected):>11,}"
             f"{sum(sum(job.flop) for job in selected) / 1e15:>13,.1f}"
-            + "".join(f"{hours:>12,.1f}" for hours in (*parts, gpu_hours, core_hours))
+            + "".join(f"{hours:>12,.1f}" for hours in (*parts, *held(selected, gpus)))
             + f"{max(job.seconds for job in selected) / 3600:>12,.2f}"
             + f"{sum(job.disk for job in selected) / 1e9:>10,.1f}"
         )

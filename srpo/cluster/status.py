@@ -1,8 +1,10 @@
 """How far a preset's stages are: runs, success so far, speed and expected end.
 
-srpo status [smoke | mini | paper | PRESET.yaml]
+srpo status [smoke | mini | paper | PRESET.yaml]            once, in lines
+srpo status [...] --watch                                    again and again, with jobs, failures and hours
+srpo status [...] --serve                                    the same as a page on this machine
 
-It only reads `results/` and `scratch/` of the current folder, so it can be called at any time.
+It only reads the current folder's `results/`, `scratch/` and `.snakemake/`, so it can be called at any time.
 """
 
 from __future__ import annotations
@@ -195,7 +197,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="srpo status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("preset", nargs="?", default="smoke", help="name or path of a preset")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--watch", action="store_true", help="look again every ten seconds, until Ctrl-C")
+    how.add_argument("--serve", action="store_true", help="a page that looks again every ten seconds")
+    parser.add_argument("--port", type=int, default=8765, help="of --serve, at 127.0.0.1 (0: any free one)")
     arguments = parser.parse_args(argv)
+    if arguments.watch or arguments.serve:
+        from srpo.cluster import page, watch  # they read this module
+
+        watcher = watch.Watcher(plan(*load_preset(arguments.preset)), Path.cwd())
+        if arguments.serve:
+            page.serve(watcher, arguments.port)
+        else:
+            watch.watch(watcher)
+        return
     print("\n".join(report(arguments.preset, Path.cwd())))
 
 

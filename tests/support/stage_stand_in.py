@@ -59,6 +59,11 @@ if command == "draw":
     for path in drawn(*arguments):
         make(path)
     sys.exit()
+if command == "ledger":  # the real one: it reads what Snakemake wrote
+    from srpo.cluster.ledger import main
+
+    main(arguments)
+    sys.exit()
 for name, value in pairwise(arguments):
     if name == "--videos":
         make(Path(value, "task0-state0.mp4"))

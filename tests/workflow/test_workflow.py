@@ -108,6 +108,7 @@ def expected_counts(preset: dict[str, Any]) -> dict[str, int]:
         "f5": "ablations" in preset["tables"],
         "headline": 1,
         "gains": 1,
+        "ledger": 1,
         "videos": suites,
         **dict.fromkeys(preset["tables"], 1),
         "all": 1,
@@ -267,7 +268,17 @@ def test_a_changed_variant_reruns_its_own_runs(finished: Path) -> None:
     file.write_text(text)
     assert counts == {
         **{"config": 1, "train": 1, "evaluate": 1, "plus_shard": 4, "plus": 1},
-        **{"t1": 1, "t2": 1, "t2_curves": 1, "f2": 1, "headline": 1, "gains": 1, "all": 1, "total": 15},
+        **{
+            "t1": 1,
+            "t2": 1,
+            "t2_curves": 1,
+            "f2": 1,
+            "headline": 1,
+            "gains": 1,
+            "ledger": 1,
+            "all": 1,
+            "total": 16,
+        },
     }
 
 
@@ -317,6 +328,7 @@ def test_report_has_every_table_and_figure(report: Path) -> None:
         "F2: training efficiency",
         "F4: exploration",
         "What training changed",
+        "Hours held",
         "task0-state0",
     ):
         assert label in page

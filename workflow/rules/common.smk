@@ -16,6 +16,7 @@ sys.path.insert(0, str(HERE))
 
 from srpo.analysis.drawings import DRAWINGS, OUTPUTS
 from srpo.cluster import resources
+from srpo.cluster.jobs import jobs_of
 from srpo.cluster.resources import GROUPS, scratch_path, sweep_size
 from srpo.config import STAGES, ConfigError, Preset, read_yaml, validate
 from srpo.config.layers import split_overrides

@@ -1,0 +1,89 @@
+"""The page while a preset runs on the cluster: in Chromium, with what Slurm says of its jobs."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from test_faults import PATIENCE, RUNS, Workflow, workflow  # noqa: F401
+
+from srpo import ROOT
+from support.slurm_cluster import Cluster, wait_until
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here"),
+]
+
+
+@contextmanager
+def serving(where: Path) -> Iterator[str]:
+    """The address of the page, as `srpo status --serve` prints it."""
+    command = [sys.executable, "-P", "-m", "srpo", "status", "preset.yaml", "--serve", "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=where, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().split()[0]
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def shown(address: str, folder: Path) -> str:
+    """The page as text: what a browser has made of it."""
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+    profile = f"--user-data-dir={folder / 'profile'}"
+    done = subprocess.run(
+        [*command, profile, "--dump-dom", address], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    without_titles = re.sub(r"<title>[^<]*</title>", "", done.stdout)
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", without_titles)))
+
+
+def test_the_page_follows_a_preset_on_the_cluster(
+    cluster: Cluster,
+    workflow: Workflow,  # noqa: F811
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    profile = tmp_path_factory.mktemp("chromium")
+    workflow.hold_all()
+    workflow.start()
+    workflow.wait(workflow.all_held, "four trainings at work")
+    cancelled = RUNS[0]
+    job = workflow.attempts(cancelled)[0]
+    cluster.do("scancel", job)
+    variant, _, seed = RUNS[-1].rpartition("-")
+    metrics = workflow.folder / f"scratch/example/runs/libero_goal/{variant}/{seed}/policy/metrics.csv"
+    shutil.copy(ROOT / "results/reference/smoke/runs/libero_goal/srpo/seed0/metrics.csv", metrics)
+    workflow.wait_for_attempt(2, cancelled)
+    with serving(workflow.folder) as address:
+        text = shown(address, profile)
+        assert "example: 4 of 12 jobs done" in text  # demonstrations, world model, SFT, its evaluation
+        assert "Snakemake runs, its log was written" in text
+        assert "train · 4 · · ·" in text  # failed, running, queued, waiting, done
+        assert "evaluate · · · 4 1" in text
+        assert "train/libero_goal/grpo/seed0, try 1," in text and "its next try is on its way" in text
+        assert f"SLURM-job '{job}' failed, SLURM status is: 'CANCELLED'." in text
+        assert "CANCELLED AT" in text  # the end of Slurm's own log of the job
+        for run in RUNS:
+            (workflow.hold / run).unlink()
+        workflow.finish()
+        wait_until(lambda: "example: 12 of 12 jobs done" in shown(address, profile), "the end", PATIENCE)
+    ledger = (workflow.folder / "results/example/tables/ledger.csv").read_text().splitlines()
+    tries = [line.split(",")[:5] for line in ledger if line.startswith("train/libero_goal/grpo/seed0")]
+    assert tries == [
+        ["train/libero_goal/grpo/seed0", "train", "grpo", "1", "failed"],
+        ["train/libero_goal/grpo/seed0", "train", "grpo", "2", "done"],
+    ]
