@@ -99,6 +99,7 @@ class Job(NamedTuple):
             "plus_shard": f"{folder}/shard-{index}.parquet",
             "trajectories": f"{self.folder}/trajectories",
             "score": f"{self.folder}.parquet",
+            "values": f"{self.folder}/values.parquet",
         }.get(self.rule, f"{self.folder}/policy")
 
 
