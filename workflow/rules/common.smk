@@ -319,3 +319,17 @@ def drawn():
         for suite in sorted(suites)
     ]
     return list(dict.fromkeys(paths))
+
+
+def stage_outputs():
+    """What the submitted jobs write, all of them."""
+    stages = PLAN.stages.items()
+    jobs = [job for folder, stage in stages for job in jobs_of(PLAN, folder, stage, 0)]
+    return [f"<results>/{job.output}" for job in jobs]
+
+
+def overrides():
+    """The settings of `--config set=...`, as options of a command."""
+    given = config.get("set") or []
+    listed = given if isinstance(given, list) else split_overrides(str(given))
+    return flag("--set", list(map(str, listed)))
