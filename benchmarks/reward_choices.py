@@ -160,9 +160,9 @@ def effects(advantages: Mapping[Combination, Advantages]) -> Iterator[dict[str, 
 
 def neighbours(table: pd.DataFrame) -> pd.DataFrame:
     """The rows that differ from the paper's choices in one at most, and siiRL's."""
-    names = table[list(CHOICES)]
-    near = (names != PAPER).sum(axis=1) <= 1
-    return table[near | (names == SIIRL).all(axis=1)]
+    names = table[list(CHOICES)].to_numpy()
+    near = (names != np.array(PAPER)).sum(axis=1) <= 1
+    return table[near | (names == np.array(SIIRL)).all(axis=1)]
 
 
 def main() -> None:
