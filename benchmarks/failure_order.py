@@ -19,7 +19,7 @@ training, and is compared with the metres that the simulator says are left to th
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,8 @@ from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
 from srpo.analysis.tables.t3_truth import concordance, rank_correlation
-from srpo.config import TrainStage, WorldModel, load_stage, read_yaml
+from srpo.config import TrainStage, load_stage, read_yaml
+from srpo.config import WorldModel as WorldModelConfig
 from srpo.config.resolve import CONFIGS
 from srpo.policies.checkpoints import load_policy
 from srpo.rewards.references import find_references
@@ -39,7 +40,7 @@ from srpo.rl import collect, score
 from srpo.rollouts.episode_store import EpisodeStore
 from srpo.rollouts.policy_runner import PolicyRunner
 from srpo.runtime.files import write_with
-from srpo.world_models import load_world_model
+from srpo.world_models import WorldModel, load_world_model
 
 REFERENCES = ("mean", "nearest")
 
@@ -53,6 +54,15 @@ def rollouts(
         return [collect.collect_batch(config, step, collector) for step in range(1, steps + 1)]
 
 
+def named_world_models(words: Iterable[str], frames: int) -> Iterator[tuple[str, WorldModel]]:
+    """The world models of `configs/world_models` that NAME or NAME=CHECKPOINT mean, with so many frames."""
+    for word in words:
+        name, _, checkpoint = word.partition("=")
+        settings = read_yaml(CONFIGS / "world_models" / f"{name}.yaml")["world_model"]
+        model = WorldModelConfig.model_validate({"name": name, **settings, "frames": frames})
+        yield name, load_world_model(model, Path(checkpoint) if checkpoint else None)
+
+
 def clips(batch: collect.Batch, frames: int) -> dict[str, list[NDArray[np.uint8]]]:
     """Kind of clip → each episode's, uint8 (T, H, W, 3)."""
     whole = [episode.frames for episode in batch.episodes.values()]
@@ -64,16 +74,15 @@ def clips(batch: collect.Batch, frames: int) -> dict[str, list[NDArray[np.uint8]
 
 
 def measure(
-    config: TrainStage, world_model: WorldModel, checkpoint: Path | None, batches: list[collect.Batch]
+    config: TrainStage, name: str, encoder: WorldModel, batches: list[collect.Batch]
 ) -> Iterator[dict[str, object]]:
     """A row for each kind of clip and references of each step that has a success and failures to rank."""
-    encoder = load_world_model(world_model, checkpoint)
-    for batch in tqdm(batches, desc=world_model.name, unit="step"):
+    for batch in tqdm(batches, desc=name, unit="step"):
         success = batch.success
         if not success.any() or (~success).sum() < 2:
             continue
         left = np.array([outcome.distance_to_goal for outcome in batch.outcomes])
-        for clip, videos in clips(batch, world_model.frames).items():
+        for clip, videos in clips(batch, encoder.frames).items():
             embeddings = encoder.embed_many(videos).astype(float)
             for references in REFERENCES:
                 reward = config.reward.model_copy(update={"references": references})
@@ -86,7 +95,7 @@ def measure(
                 ]
                 right, number = np.sum(pairs, axis=0)
                 yield {
-                    "world_model": world_model.name,
+                    "world_model": name,
                     "clip": clip,
                     "references": references,
                     "right": right,
@@ -131,11 +140,8 @@ def main() -> None:
     torch.set_num_threads(1)
     batches = rollouts(config, arguments.policy, arguments.scratch, arguments.steps, arguments.workers)
     rows: list[dict[str, object]] = []
-    for word in arguments.world_models:
-        name, _, checkpoint = word.partition("=")
-        settings = read_yaml(CONFIGS / "world_models" / f"{name}.yaml")["world_model"]
-        model = WorldModel.model_validate({"name": name, **settings, "frames": config.world_model.frames})
-        rows += measure(config, model, Path(checkpoint) if checkpoint else None, batches)
+    for name, encoder in named_world_models(arguments.world_models, config.world_model.frames):
+        rows += measure(config, name, encoder, batches)
     if not rows:
         raise SystemExit("no step has a success and failures to rank: raise --steps, or take another policy")
     table = summary(pd.DataFrame(rows))

@@ -8,6 +8,9 @@ from typing import Literal
 import torch
 from torch import nn
 
+DECAY = 0.1
+"""OpenVLA-OFT's, of the learning rate after `sft.decay_after` updates."""
+
 
 def adamw(
     model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999)
@@ -24,12 +27,16 @@ def learning_rate(
     peak: float,
     warmup: float,
     schedule: Literal["constant", "cosine"] = "cosine",
+    decay_after: int | None = None,
 ) -> float:
     """Learning rate of an update, counted from 0.
 
-    Linear warm-up over the fraction `warmup` of all updates; then `peak`, or a cosine from it to zero.
+    Linear warm-up over the fraction `warmup` of all updates; then `peak`, or a cosine from it to zero. With
+    `decay_after` there is no cosine, but a tenth of `peak` from that update on.
     """
     rising = max(1, round(warmup * updates))
+    if decay_after is not None:
+        peak, schedule = peak * (DECAY if update >= decay_after else 1), "constant"
     if schedule == "constant":
         return peak * min(1.0, (update + 1) / rising)
     if update < rising:

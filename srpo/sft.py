@@ -244,7 +244,9 @@ class FineTuner:
         self.wrapped_model.train()
         left = range(self.done, sft.updates)
         for update in tqdm(left, initial=self.done, total=sft.updates, desc="sft", disable=None):
-            rate = optim.learning_rate(update, sft.updates, sft.learning_rate, sft.warmup)
+            rate = optim.learning_rate(
+                update, sft.updates, sft.learning_rate, sft.warmup, decay_after=sft.decay_after
+            )
             window.append(self.update(update, rate))
             self.done, self.seconds = update + 1, time.perf_counter() - started
             last = self.done == sft.updates

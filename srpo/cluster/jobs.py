@@ -179,6 +179,8 @@ def training_flop(stage: TrainStage, policy: Policy) -> Flop:
     forward = operations.policy_forward(policy).total  # adapters stand beside the weights
     learning = operations.learning(policy) + forward * (train.kl > 0)
     encoding = 0 if stage.world_model is None else operations.encoding(stage.world_model) or 0
+    if train.by_step:
+        encoding *= episode_queries + 1  # the episode up to each query, and all of it
     return Flop(
         training_episodes(stage) * episode_queries * forward,
         rollouts * (train.steps if train.offline is None else 1) * encoding,

@@ -29,7 +29,8 @@ class Protocol(Section):
     settle_steps: NonNegativeInt
     """Steps of `[0, 0, 0, 0, 0, 0, -1]` after the initial state is set."""
     env_seed: Seed
-    """Seed of the simulator's own reset, which places what initial states leave open: the fixtures."""
+    """Seed of the simulator's own reset, which places what initial states leave open: the fixtures.
+    It is seeded once an environment; `resets` says which of the resets that follow counts."""
     resets: Literal["first", "running"] = "first"
     """`first`: every episode has the fixtures where the first reset after seeding puts them, as in siiRL.
     `running`: initial state k has them where reset k + 1 puts them (up to 1.7 cm away), as in

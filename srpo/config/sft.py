@@ -17,7 +17,11 @@ class Sft(Section):
     weight_decay: NonNegative
     """Weight decay of AdamW."""
     warmup: Fraction
-    """Share of the updates over which the learning rate rises; then it falls along a cosine."""
+    """Share of the updates over which the learning rate rises; then it falls along a cosine, or as
+    `decay_after` says."""
+    decay_after: NonNegativeInt | None = None
+    """Updates after which the learning rate is a tenth of its peak, as in OpenVLA-OFT's code; until then it
+    stays there. null: a cosine that ends at zero."""
     label_smoothing: NonNegative
     """Width, in bins, of the Gaussian over neighbouring bins that replaces a one-hot target; 0 is one-hot."""
     auxiliary: NonNegative

@@ -88,6 +88,16 @@ class TrainStage(RunStage):
         return self
 
     @model_validator(mode="after")
+    def _steps_have_progress(self) -> TrainStage:
+        if self.train.by_step and (self.world_model is None or self.reward.references == "matched_prefix"):
+            raise ValueError(
+                "train.offline.advantage `step` measures progress by a world model, from an episode's start "
+                "to its end: it needs a reward.shaping other than `none`, and reward.references other than "
+                "`simulator` and `matched_prefix`"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _prompts_exist(self) -> TrainStage:
         states = len(self.protocol.train_states())
         if self.train.prompts > len(self.tasks) * states:

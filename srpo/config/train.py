@@ -23,10 +23,13 @@ Aggregate = Literal["token", "trajectory"]
 class Offline(Section):
     """Advantage-weighted fine-tuning on a fixed set of rollouts."""
 
+    advantage: Literal["trajectory", "step"] = "trajectory"
+    """What weighs. `trajectory`: each rollout, by its reward within its group. `step`: each of its action
+    chunks, by the progress gained in it, standardised over all chunks of the set."""
     beta: Positive
-    """A rollout weighs exp(advantage / `beta`): the smaller, the more the best rollouts count."""
+    """A rollout, or chunk, weighs exp(advantage / `beta`): the smaller, the more the best ones count."""
     max_weight: Annotated[float, Field(ge=1, allow_inf_nan=False), AsNumber]
-    """Largest weight of a rollout."""
+    """Largest weight of a rollout, or chunk."""
 
 
 class Train(Section):
@@ -96,6 +99,11 @@ class Train(Section):
     """Newest checkpoints that are kept: should one turn out damaged, the one before it serves."""
     trackers: Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], Field(strict=False)]
     """Where each step's metrics are logged besides metrics.csv; `wandb` and `trackio` must be installed."""
+
+    @property
+    def by_step(self) -> bool:
+        """Whether each action chunk has an advantage of its own."""
+        return self.offline is not None and self.offline.advantage == "step"
 
     @model_validator(mode="after")
     def _consistent(self) -> Train:

@@ -35,10 +35,17 @@ def unread(settings: Mapping[str, Any]) -> dict[str, str]:
         found["world_model"] = (
             "reward.shaping `none` and reward.references `simulator` go without a world model"
         )
-    if train.get("offline") is not None:
+    offline = train.get("offline")
+    if offline is not None:
         why = "train.offline has another loss, which clips no ratio"
         found |= {"train.clip_low": why, "train.clip_high": why}
         found["reward.earlier_successes"] = "train.offline has one set of rollouts, and no earlier step"
+        if isinstance(offline, Mapping) and offline.get("advantage") == "step":
+            why = "train.offline.advantage is `step`, which weighs gains in progress, not episodes' rewards"
+            found |= dict.fromkeys(
+                ("reward.shaping", "reward.alpha", "reward.scope", "reward.rank_prompts", "train.deviation"),
+                why,
+            )
     if not train.get("evaluate_every"):
         found["train.evaluate_states"] = "train.evaluate_every is 0"
     return found

@@ -233,7 +233,11 @@ REWARDS = Schema(
             "float", "L2 distance to the nearest reference; null: success, or nothing to shape", True
         ),
         "reward": Column("float", "reward, 0 to 1"),
-        "advantage": Column("float", "group-normalised reward; 0 in a group left out before rewards"),
+        "advantage": Column(
+            "float",
+            "group-normalised reward; 0 in a group left out before rewards. Offline by steps: mean over the "
+            "episode's chunks",
+        ),
         "kept": Column("bool", "whether dynamic sampling kept the group"),
     },
 )

@@ -57,7 +57,9 @@ def episode_specs(
     """The rollouts of some prompts, group after group, each with its own seed."""
     frames = 0
     selection: FrameSelection = "even"
-    if config.world_model is not None and config.reward.references != "matched_prefix":
+    if config.train.by_step:
+        frames = 1  # the last, after the images that the policy saw
+    elif config.world_model is not None and config.reward.references != "matched_prefix":
         # `matched_prefix` takes the images that the policy saw.
         frames, selection = config.world_model.frames, config.world_model.frame_selection
     specs = []

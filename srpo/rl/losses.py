@@ -18,7 +18,7 @@ class LossInputs:
 
     log_probs            float (Q, T)  of the sampled tokens under the policy
     old_log_probs        float (Q, T)  when they were sampled, without gradient
-    advantages           float (Q,)    of the query's episode: every token has the same
+    advantages           float (Q,)    of the query: each of its tokens has the same
     valid                bool (Q, T)   False for tokens of control steps after the episode's end
     normaliser           sum of the valid tokens' weights in the whole mini-batch, not this micro-batch; > 0
     weights              float (Q,)    of each token of the query; None: 1
@@ -97,7 +97,8 @@ def regression_loss(
 
     −w·log π for each token, with w = min(exp(A/beta), max_weight): the log-likelihood of the actions taken,
     weighted by their advantage. It needs no ratio to the policy that acted, so the rollouts may be reused.
-    The SRPO paper uses AWR in its real-robot part; AWR's own code clips weights at 20.
+    The SRPO paper uses AWR in its real-robot part, with step-level advantages (`srpo.rewards.steps`); AWR's
+    own code clips weights at 20.
 
     Result and errors as in `policy_loss`; `clip_fraction` is the share of tokens whose weight was clipped.
     """

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,13 +17,26 @@ from srpo.config import TrainStage
 from srpo.demos import read_demonstrations
 from srpo.episode import CHUNK
 from srpo.rewards.progress import ShapedRewards, shape_rewards
-from srpo.rewards.references import EarlierSuccesses, remember
+from srpo.rewards.references import (
+    EarlierSuccesses,
+    References,
+    expert_references,
+    find_references,
+    remember,
+    usable,
+)
+from srpo.rewards.steps import progress_gains, standardise
 from srpo.rl.advantages import group_advantages, has_signal
 from srpo.rl.collect import Batch, kept_groups
 from srpo.world_models import WorldModel
+from srpo.world_models.cache import EmbeddingCache
 
 ExpertEmbeddings = dict[int, NDArray[np.float32]]
 """Task id → embeddings (E, D) of its demonstrations."""
+Prefixes = Mapping[int, NDArray[np.float32]]
+"""Number of each episode of this process → embeddings (C + 1, D) of what was seen before its first chunk and
+up to the end of each of its C chunks, the last of them the whole episode."""
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -33,10 +47,12 @@ class BatchScores:
     advantages      float64 (N,)  0 where the reward cannot be used, or was left out before rewards
     kept            bool (N,)     dynamic sampling keeps its group, and its reward can be used
     signal          bool (N,)     the rewards of its group differ; False where its own cannot be used, or was
-                                  left out before rewards
+                                  left out before rewards. With `chunks`: some of its own are not 0
     outcome_signal  bool (N,)     the 0/1 outcomes of its group differ
     filtered        share of the squared advantages, with rewards before any filter, in groups that dynamic
                     sampling leaves out; None: all advantages are 0
+    chunks          step-level advantages of each episode's C_n chunks, float64 (C_n,), of which `advantages`
+                    has the means; empty where it is not kept. None: each chunk has its episode's advantage
     """
 
     shaped: ShapedRewards
@@ -45,6 +61,7 @@ class BatchScores:
     signal: NDArray[np.bool_]
     outcome_signal: NDArray[np.bool_]
     filtered: float | None
+    chunks: tuple[NDArray[np.float64], ...] | None = None
 
 
 def matched_prefixes(batch: Batch) -> Iterator[NDArray[np.uint8]]:
@@ -72,8 +89,27 @@ def embed_batch(
         local = world_model.embed_many(matched_prefixes(batch))
     else:
         local = world_model.embed_clips(episode.frames for episode in batch.episodes.values())
-    gathered = dict(gather_object(list(zip(batch.episodes, local, strict=True))))
-    return np.stack([gathered[outcome.number] for outcome in batch.outcomes])
+    return np.stack(gathered(batch, local))
+
+
+def gathered(batch: Batch, local: Iterable[Value]) -> list[Value]:
+    """What all processes found about their episodes, one value each, in the order of the batch's outcomes."""
+    found = dict(gather_object(list(zip(batch.episodes, local, strict=True))))
+    return [found[outcome.number] for outcome in batch.outcomes]
+
+
+def embed_prefixes(batch: Batch, world_model: EmbeddingCache) -> Prefixes:
+    """For step-level advantages: of the images that the policy saw, and the one at the episode's end."""
+    found = {}
+    for number, episode in batch.episodes.items():
+        seen = np.concatenate([episode.images, episode.frames[-1:]])
+        found[number] = world_model.embed_prefixes(seen, range(len(seen)))
+    return found
+
+
+def whole_episodes(batch: Batch, prefixes: Prefixes) -> NDArray[np.float32]:
+    """Embeddings (N, D) of all processes' whole episodes."""
+    return np.stack(gathered(batch, (embeddings[-1] for embeddings in prefixes.values())))
 
 
 def distances_to_goal(batch: Batch) -> NDArray[np.float32]:
@@ -140,6 +176,55 @@ def score_batch(
     return BatchScores(shaped, advantages, shaped.valid & in_range, signal, outcome_signal, filtered)
 
 
+def score_steps(
+    config: TrainStage,
+    batch: Batch,
+    scores: BatchScores,
+    prefixes: Prefixes,
+    experts: ExpertEmbeddings | None = None,
+) -> BatchScores:
+    """`scores` with an advantage for each chunk: its gain in progress, standardised over all that are kept.
+
+    Progress is towards the task's references, whole episodes. Successes are compared with them as failures
+    are, their own among them. Episodes of a task without a reference are not kept, nor those with a prefix
+    that cannot be embedded.
+
+    Args:
+        scores: of the whole episodes, by `score_batch`.
+    """
+    whole = whole_episodes(batch, prefixes)
+    members = batch.success & _comparable(config, scores)
+    references: dict[int, References] = {}
+    for task in map(int, np.unique(batch.tasks)):
+        if experts is not None:
+            references[task] = expert_references(experts[task])
+        elif (own := members & (batch.tasks == task)).any():
+            references[task] = find_references(whole[own], config.reward)
+
+    def gains(number: int) -> NDArray[np.float64] | None:
+        task = batch.episodes[number].spec.task_id
+        if task not in references or not usable(prefixes[number]).all():
+            return None
+        return progress_gains(prefixes[number], references[task], config.reward)
+
+    found = gathered(batch, map(gains, batch.episodes))
+    kept = scores.kept & np.array([each is not None for each in found])
+    standardised = iter(standardise([each for each, used in zip(found, kept, strict=True) if used]))
+    chunks = tuple(next(standardised) if used else np.zeros(0) for used in kept)
+    return replace(
+        scores,
+        advantages=np.array([each.mean() if len(each) else 0.0 for each in chunks]),
+        kept=kept,
+        signal=np.array([each.any() for each in chunks]),
+        chunks=chunks,
+    )
+
+
+def _comparable(config: TrainStage, scores: BatchScores) -> NDArray[np.bool_]:
+    """Which episodes may be references, if they succeeded: bool (N,)."""
+    return scores.kept if config.reward.filter == "before" else scores.shaped.valid
+
+
 def remember_successes(
     config: TrainStage,
     batch: Batch,
@@ -151,5 +236,5 @@ def remember_successes(
     limit = config.reward.earlier_successes
     if embeddings is None or limit == 0:
         return earlier
-    usable = scores.kept if config.reward.filter == "before" else scores.shaped.valid
-    return remember(earlier, embeddings, batch.success & usable, batch.tasks, limit)
+    members = batch.success & _comparable(config, scores)
+    return remember(earlier, embeddings, members, batch.tasks, limit)

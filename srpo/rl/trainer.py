@@ -7,7 +7,8 @@ A step collects episodes (`srpo.rl.collect`), scores them (`srpo.rl.score`), upd
 (`srpo.rl.update`) and logs it all (`srpo.rl.metrics`).
 
 Offline (`train.offline`) the initial policy's episodes are collected and scored once, and every step is a
-pass over them by advantage-weighted regression, as in the real-robot part of the SRPO paper.
+pass over them by advantage-weighted regression, as in the real-robot part of the SRPO paper, by whole
+episodes or by steps.
 
 With several processes (`accelerate launch`, docs/hpc.md) each runs every n-th episode of a step and keeps its
 images. What scoring needs of an episode is gathered, so that every process sees the whole batch; gradients
@@ -53,8 +54,11 @@ from srpo.rl.score import (
     distances_to_goal,
     embed_batch,
     embed_experts,
+    embed_prefixes,
     remember_successes,
     score_batch,
+    score_steps,
+    whole_episodes,
 )
 from srpo.rl.tracking import make_accelerator, scalars, start_trackers
 from srpo.rl.update import Learner, update_policy
@@ -66,6 +70,7 @@ from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import fingerprint, sha256, write_manifest
 from srpo.runtime.preemption import preemptible
 from srpo.world_models import load_world_model
+from srpo.world_models.cache import EmbeddingCache
 
 
 @dataclass(frozen=True)
@@ -241,12 +246,19 @@ class Trainer:
 
     def score(self, batch: Batch) -> BatchScores:
         """Rewards and advantages of the whole batch, the same in every process."""
-        embeddings = None
-        if self.world_model is not None:
+        embeddings = prefixes = None
+        if self.world_model is not None and self.config.train.by_step:
+            # They are many, and a resumed run wants them again.
+            cache = EmbeddingCache(self.world_model, self.folders.scratch / "embeddings")
+            prefixes = embed_prefixes(batch, cache)
+            embeddings = whole_episodes(batch, prefixes)
+        elif self.world_model is not None:
             embeddings = embed_batch(self.config, batch, self.world_model, self.accelerator)
         elif self.config.reward.references == "simulator":
             embeddings = distances_to_goal(batch)
         scores = score_batch(self.config, batch, embeddings, self.experts, self.earlier)
+        if prefixes is not None:
+            scores = score_steps(self.config, batch, scores, prefixes, self.experts)
         self.earlier = remember_successes(self.config, batch, scores, embeddings, self.earlier)
         return scores
 

@@ -44,7 +44,7 @@ class Learner:
 
 @dataclass(frozen=True)
 class PolicyQuery:
-    """One query of the policy in an episode: its index there, and the episode's advantage.
+    """One query of the policy in an episode: its index there, and its advantage.
 
     weight  of each of its tokens in the loss
     """
@@ -56,17 +56,20 @@ class PolicyQuery:
 
 
 def episode_queries(
-    episodes: Iterable[Episode], advantages: NDArray[np.float64], aggregate: Aggregate = "token"
+    episodes: Iterable[Episode],
+    advantages: Iterable[float | NDArray[np.float64]],
+    aggregate: Aggregate = "token",
 ) -> list[PolicyQuery]:
-    """All queries of some episodes, with the episodes' advantages float (E,).
+    """All queries of some episodes, with an advantage for each episode, or for each of its queries (C,).
 
     Tokens weigh 1, or, with the aggregate `trajectory`, 1/(the episode's valid tokens).
     """
     queries = []
-    for episode, advantage in zip(episodes, advantages.tolist(), strict=True):
+    for episode, advantage in zip(episodes, advantages, strict=True):
         tokens = max(1, int(episode.valid.sum()))  # a blank episode has none
         weight = 1.0 if aggregate == "token" else 1 / tokens
-        queries += [PolicyQuery(episode, k, advantage, weight) for k in range(len(episode.images))]
+        each = np.broadcast_to(advantage, len(episode.images)).tolist()
+        queries += [PolicyQuery(episode, k, value, weight) for k, value in enumerate(each)]
     return queries
 
 
@@ -77,7 +80,7 @@ class ActionBatch:
     tokens     int64 (N, 56) action tokens
     log_probs  float32 (N, 56) of the tokens when they were sampled
     valid      bool (N, 56) False for tokens of control steps after the episode's end
-    advantages float32 (N,) of the query's episode
+    advantages float32 (N,) of the query
     weights    float32 (N,) of each of the query's tokens in the loss
     """
 
@@ -167,6 +170,7 @@ def update_policy(
     Raises SystemExit, in all processes, if a loss or gradient is not finite.
     """
     train, policy, accelerator = config.train, learner.policy, learner.accelerator
+    advantages = scores.advantages if scores.chunks is None else scores.chunks
     # A group whose rewards are all equal has advantage 0: it would only dilute a mini-batch.
     groups = np.unique(batch.groups[scores.kept & scores.signal])
     rows: list[list[float]] = []
@@ -180,9 +184,9 @@ def update_policy(
             normaliser = float(whole) / accelerator.num_processes
             local = batch.local_episodes(members)
             episodes = list(local.values()) or [blank_episode(config)]
-            advantages = scores.advantages[list(local)] if local else np.zeros(1)
+            own = [advantages[k] for k in local] or [0.0]
             learner.optimiser.zero_grad()
-            queries = episode_queries(episodes, advantages, train.aggregate)
+            queries = episode_queries(episodes, own, train.aggregate)
             terms = accumulate_gradients(config, learner, queries, normaliser)
             average_gradients(policy, accelerator)
             norm = full_tensor(accelerator.clip_grad_norm_(policy.parameters(), train.grad_clip))

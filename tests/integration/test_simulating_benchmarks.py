@@ -91,3 +91,37 @@ def test_failures_are_ranked_by_each_representation(tmp_path: Path) -> None:
     assert table[["clip", "references"]].drop_duplicates().shape == (6, 2)
     assert (table["episodes"] == 6).all() and (table["failures"] + table["successes"] == 6).all()
     assert table["in_order"].between(0, 1).all() and table["correlation"].between(-1, 1).all()
+
+
+def test_choices_of_the_reward_are_compared(tmp_path: Path) -> None:
+    """On rollouts of which some groups succeed in part."""
+    torch.manual_seed(0)
+    save_policy(sweeping_policy(), tmp_path / "policy")
+    train = {"prompts": 2, "minibatch": 2, "group_size": 4}
+    config = TRAINING.model_copy(update={"train": TRAINING.train.model_copy(update=train)})
+    options = {"config": write_config(tmp_path / "config.yaml", config), "policy": tmp_path / "policy"}
+    options |= {"scratch": tmp_path / "scratch", "steps": 1, "out": tmp_path / "choices.csv"}
+    options |= {"effects": tmp_path / "effects.csv", "world-models": "pixel"}
+    result = run(
+        "reward_choices.py",
+        *(str(part) for name, value in options.items() for part in (f"--{name}", value)),
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    table = pd.read_csv(options["out"]).set_index(["filter", "scope", "distance", "references"])
+    assert len(table) == 3 * 3 * 2 * 4 and (
+        table[["rollouts", "groups", "tasks", "steps"]] == [8, 2, 1, 1]
+    ).all(None)
+    assert table["failures"].between(1, 7).all()
+    paper = table.loc[("after", "batch", "squared", "dbscan")]
+    assert paper["with_paper"] == 1 and paper["failures_rewarded"] == 1
+    # What only a rank has, one task's batch of eight prompts has too; a square keeps the order of failures.
+    same = table.loc[("after", "rank", "squared", "dbscan")], table.loc[("after", "batch", "l2", "dbscan")]
+    assert all(row["with_goal"] == paper["with_goal"] for row in same) and same[0]["with_paper"] == 1
+    effects = pd.read_csv(options["effects"])
+    assert effects["choice"].value_counts().to_dict() == {
+        "filter": 3,
+        "scope": 3,
+        "distance": 1,
+        "references": 6,
+    }
+    assert (effects["least"] <= effects["mean"]).all() and effects["mean"].between(-1, 1).all()

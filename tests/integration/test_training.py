@@ -166,8 +166,10 @@ def test_training_survives_preemption_and_a_kill(policy: Path, tmp_path: Path) -
     assert len(shaped) and not shaped["success"].any() and shaped["reward"].between(0, 0.6).all()
 
 
-def test_offline_training_survives_preemption(policy: Path, tmp_path: Path) -> None:
-    offline = {"offline": Offline(beta=1.0, max_weight=20.0), "evaluate_every": 0, "steps": 2}
+@pytest.mark.parametrize("advantage", ["trajectory", "step"])
+def test_offline_training_survives_preemption(policy: Path, tmp_path: Path, advantage: str) -> None:
+    settings = Offline.model_validate({"advantage": advantage, "beta": 1.0, "max_weight": 20.0})
+    offline = {"offline": settings, "evaluate_every": 0, "steps": 2}
     stage = TRAINING.model_copy(update={"train": TRAINING.train.model_copy(update=offline)})
     config = write_config(tmp_path / "config.yaml", stage)
 

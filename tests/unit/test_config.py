@@ -100,6 +100,12 @@ def test_numbers_yaml_reads_as_strings(tmp_path: Path, text: str) -> None:
         (TrainStage, "train.keep_checkpoints", 1, "train.keep_checkpoints: "),
         (TrainStage, "train.offline", {"beta": 0, "max_weight": 20}, "train.offline.beta: "),
         (TrainStage, "train.offline", {"beta": 1, "max_wait": 20}, "did you mean `max_weight`?"),
+        (
+            TrainStage,
+            "train.offline",
+            {"advantage": "steps", "beta": 1, "max_weight": 20},
+            "did you mean `step`?",
+        ),
         (TrainStage, "world_model", None, "go without a world_model"),
         (TrainStage, "reward.references", "simulator", "go without a world_model"),
         (TrainStage, "tasks", [10], "libero_goal has tasks 0–9, not [10]"),

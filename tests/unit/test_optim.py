@@ -16,6 +16,11 @@ def test_learning_rate_rises_then_falls_along_a_cosine() -> None:
     assert all(later < earlier for earlier, later in pairwise(rates[10:]))
 
 
+def test_learning_rate_falls_to_a_tenth_at_once() -> None:
+    rates = [optim.learning_rate(update, 10, 2.0, 0.2, decay_after=6) for update in range(10)]
+    assert rates == pytest.approx([1, 2, 2, 2, 2, 2, 0.2, 0.2, 0.2, 0.2])
+
+
 def test_adamw_is_fused_on_a_gpu_and_takes_what_is_trained() -> None:
     """Fake tensors say that they are on a GPU."""
     model = torch.nn.Linear(3, 2)

@@ -10,7 +10,7 @@ import pytest
 from srpo import ROOT
 from srpo.cluster import resources
 from srpo.cluster.estimate import Throughput, critical_path, estimate, read_throughput
-from srpo.cluster.jobs import Durations, Flop, Job, scratch_bytes, submissions
+from srpo.cluster.jobs import Durations, Flop, Job, policy_of, scratch_bytes, submissions, training_flop
 from srpo.cluster.operations import policy_forward
 from srpo.cluster.plan import (
     Sizes,
@@ -23,7 +23,7 @@ from srpo.cluster.plan import (
     table,
 )
 from srpo.cluster.speeds import Speeds, measured, nearest, of_peak, read_rates, read_table, shipped
-from srpo.config import ConfigError, Protocol, TrainStage
+from srpo.config import ConfigError, Offline, Protocol, TrainStage
 from srpo.config.plan import plan
 from srpo.config.resolve import load_preset
 from srpo.errors import run_command
@@ -126,9 +126,8 @@ def test_the_papers_operations() -> None:
     """By hand: a query acts with 4.92 TFLOP, 4.99 with adapters beside the weights, and is learnt from with
     15.09; a video is encoded with 113.8 (`test_operations.py`)."""
     preset, source = load_preset("paper")
-    jobs = estimate(
-        plan(preset, source, ROOT / "configs"), Throughput(Path("rollout.csv"), RATES, gpu=flat(1e15)), 0
-    )
+    found = plan(preset, source, ROOT / "configs")
+    jobs = estimate(found, Throughput(Path("rollout.csv"), RATES, gpu=flat(1e15)), 0)
     by_folder = {job.folder: job for job in jobs}
     # 103 steps of 64 · 8 rollouts of 512 / 8 queries: 3,375,104 queries, 52,736 videos
     grpo, srpo = (by_folder[f"runs/libero_goal/{name}/seed0"] for name in ("grpo", "srpo"))
@@ -140,6 +139,13 @@ def test_the_papers_operations() -> None:
     # Offline: 512 rollouts acted and encoded once, learnt from in each of 10 passes.
     offline = by_folder["runs/libero_goal/srpo-offline/seed0"]
     assert offline.flop == pytest.approx((32_768 * 4.992e12, 512 * 113.82e12, 327_680 * 15.085e12), rel=1e-3)
+    # By steps: what is seen before each of 64 chunks is encoded too.
+    stage = found.stages[offline.folder]
+    assert isinstance(stage, TrainStage)
+    steps = {"offline": Offline(advantage="step", beta=1.0, max_weight=20.0)}
+    by_step = stage.model_copy(update={"train": stage.train.model_copy(update=steps)})
+    flop = training_flop(by_step, policy_of(found, stage))
+    assert flop == pytest.approx((offline.flop.act, 65 * offline.flop.encode, offline.flop.learn))
     # Evaluation: 500 episodes of 64 queries, with adapters beside the weights.
     assert by_folder["runs/libero_goal/grpo/seed0/evaluation"].flop.act == pytest.approx(
         32_000 * 4.992e12, rel=1e-3

@@ -596,6 +596,12 @@ WRONG = [
         "other\tOther\tours\tsrpo-offline\ttrain.clip_high=0.2",
         r"line 4: set: train\.clip_high: is not read",
     ),
+    (
+        "experiments/tiny/t1.tsv",
+        SRPO_ROW,
+        "other\tOther\tours\tsrpo-offline\ttrain.offline.advantage=step reward.alpha=0.5",
+        r"line 4: set: reward\.alpha: is not read",
+    ),
     # What would plan, and fail in hours.
     (
         "policies/tiny.yaml",
