@@ -96,7 +96,7 @@ def entries(jobs: Sequence[Job], past: History, preset: str, gpus: int, here: Pa
         file = here / f"results/{preset}/benchmarks/{job.name}.tsv"
         rows: list[Entry] = []
         for one in by_job.get(job.name, ()):
-            if one.slurm in used:
+            if one.slurm is not None and one.slurm in used:
                 rows += _accounted(one, used[one.slurm], members[one.slurm])
             elif one.slurm is None or not _waits(one):
                 rows.append(_timed(one, file))

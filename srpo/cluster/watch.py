@@ -194,7 +194,7 @@ class Watcher:
 
 def state_of(job: Job, newest: Try | None, waiting: Mapping[str, Queued], results: Path) -> State:
     """Of one job: from its results, its newest try, and Slurm's queue."""
-    if newest is not None and newest.slurm in waiting:
+    if newest is not None and newest.slurm is not None and newest.slurm in waiting:
         return "queued" if waiting[newest.slurm].state == "PENDING" else "running"
     done = (results / job.output).exists()
     if newest is not None and newest.state == "open" and not (done and newest.slurm):

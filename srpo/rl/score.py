@@ -209,7 +209,9 @@ def score_steps(
 
     found = gathered(batch, map(gains, batch.episodes))
     kept = scores.kept & np.array([each is not None for each in found])
-    standardised = iter(standardise([each for each, used in zip(found, kept, strict=True) if used]))
+    standardised = iter(
+        standardise([each for each, used in zip(found, kept, strict=True) if used and each is not None])
+    )
     chunks = tuple(next(standardised) if used else np.zeros(0) for used in kept)
     return replace(
         scores,
