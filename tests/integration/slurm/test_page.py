@@ -74,7 +74,7 @@ def test_the_page_follows_a_preset_on_the_cluster(
         assert "Snakemake runs, its log was written" in text
         assert "train · 4 · · ·" in text  # failed, running, queued, waiting, done
         assert "evaluate · · · 4 1" in text
-        assert "train/libero_goal/grpo/seed0, try 1," in text and "its next try is on its way" in text
+        assert "train/libero_goal/grpo/seed0 , try 1," in text and "its next try is on its way" in text
         assert f"SLURM-job '{job}' failed, SLURM status is: 'CANCELLED'." in text
         assert "CANCELLED AT" in text  # the end of Slurm's own log of the job
         for run in RUNS:
