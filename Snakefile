@@ -27,6 +27,11 @@ include: "workflow/rules/drawings.smk"
 include: "workflow/rules/dev.smk"
 
 
+onstart:
+    if not workflow.local_exec:
+        watch(Path.cwd(), logger.warning)
+
+
 rule all:
     default_target: True
     input:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from srpo.cluster.jobs import Durations, Job, jobs_of, policy_of
-from srpo.cluster.resources import cores
+from srpo.cluster.resources import cores, gpus_of
 from srpo.cluster.speeds import Speeds, nearest, read_rows
 from srpo.config import (
     ConfigError,
@@ -55,7 +55,7 @@ class Throughput:
                 return Durations(max(simulated, steps / self.training))
         if self.gpu is None or policy is None:
             return Durations(simulated)
-        used = gpus if job.rule == "train" else 1  # only training starts a process on each GPU
+        used = max(1, gpus_of(job.rule, gpus))
         per_gpu = speeds_of(self.gpu, stage, policy)
         return Durations(
             simulated, *(flop / (speed * used) for flop, speed in zip(job.flop, per_gpu, strict=True))

@@ -21,7 +21,7 @@ from srpo import ROOT
 from srpo.cluster import operations, speeds
 from srpo.cluster.estimate import Throughput, critical_path, estimate, read_throughput
 from srpo.cluster.jobs import Durations, Flop, Job, submissions, uncounted
-from srpo.cluster.resources import REQUESTS, cores, simulators
+from srpo.cluster.resources import REQUESTS, cores, gpus_of, simulators
 from srpo.cluster.speeds import MEASUREMENTS, Speeds
 from srpo.config import ConfigError, Policy, SftStage, read_yaml
 from srpo.config.plan import Plan, plan
@@ -95,7 +95,7 @@ def table(jobs: list[Job], gpus: int) -> list[str]:
         if not selected:
             continue
         parts = [sum(job.durations[k] for job in selected) / 3600 for k in range(len(Durations._fields))]
-        gpu_hours = sum(job.seconds * gpus for job in selected if job.rule != "demos") / 3600
+        gpu_hours = sum(job.seconds * gpus_of(job.rule, gpus) for job in selected) / 3600
         core_hours = sum(job.seconds * cores(job.rule, gpus) for job in selected) / 3600
         lines.append(
             f"{rule or 'in all':14}{len(selected):>6}{sum(job.episodes for job in selected):>11,}"

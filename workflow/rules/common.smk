@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from srpo.analysis.drawings import DRAWINGS, OUTPUTS
 from srpo.cluster import resources
+from srpo.cluster.queue import watch
 from srpo.cluster.resources import GROUPS, scratch_path, sweep_size
 from srpo.config import STAGES, ConfigError, Preset, read_yaml, validate
 from srpo.config.layers import split_overrides
@@ -130,12 +132,25 @@ def cores(rule):
     return resources.cores(rule, PRESET.gpus)
 
 
-def memory(wildcards, threads, attempt):
-    return resources.memory_mb(threads, PRESET.gpus, attempt)
+def gpus(rule):
+    return resources.gpus_of(rule, PRESET.gpus)
+
+
+def memory(rule):
+    def asked(wildcards, threads, attempt):
+        return resources.memory_mb(threads, gpus(rule), attempt)
+
+    return asked
 
 
 def minutes(rule):
-    return lambda wildcards, attempt: resources.minutes(rule, attempt)
+    def asked(wildcards, attempt):
+        # The profile's limit `runtime` caps jobs without help, but not the sum of a group's.
+        most = workflow.global_resources.get("runtime").value
+        members = workflow.group_settings.group_components.get(GROUPS.get(rule), 1)
+        return resources.minutes(rule, attempt, most, members)
+
+    return asked
 
 
 def demos_of(wildcards):
