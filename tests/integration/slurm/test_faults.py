@@ -304,4 +304,4 @@ def test_jobs_that_a_limit_keeps_from_starting(cluster: Cluster, workflow: Workf
         cluster.do("scontrol", "update", "PartitionName=main", "MaxTime=UNLIMITED")
     assert [step for step, _ in workflow.results(run)] == list(range(1, STEPS + 1))
     given = workflow.folder / "scratch/example/runs/libero_goal/grpo/seed0/given"
-    assert given.read_text() == "0,1 1\n"
+    assert given.read_text().split()[0] == "0,1"
