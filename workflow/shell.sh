@@ -25,7 +25,8 @@ launch() {
     threads=$(share "$1" "$2")
     if [ "$2" -gt 1 ]; then
         echo env OMP_NUM_THREADS="$threads" MKL_NUM_THREADS="$threads" OPENBLAS_NUM_THREADS="$threads" \
-            accelerate launch --multi_gpu --num_machines 1 --num_processes "$2" --mixed_precision no --module srpo
+            accelerate launch --config_file "${BASH_SOURCE[0]%/*}/../configs/accelerate/multi-gpu.yaml" \
+            --num_processes "$2" --module srpo
     else
         echo srpo
     fi
