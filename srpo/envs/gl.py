@@ -31,6 +31,8 @@ _SOFTWARE = re.compile("llvmpipe|softpipe|swrast|swiftshader|software", re.IGNOR
 class MissingGLError(InputError, RuntimeError):
     """The chosen OpenGL back end cannot be used."""
 
+    passing = True  # another node may have what is missing here
+
 
 def choose_backend() -> str:
     """The back end of this process. Also sets the variables that MuJoCo and PyOpenGL read at import."""

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from support.workflow import ROOT
 
 PARSE = """
@@ -18,6 +20,9 @@ arguments = launch_command_parser().parse_args(words[words.index("launch") + 1 :
 arguments = _validate_launch_command(arguments)[0]
 print(json.dumps({name: getattr(arguments, name) for name in sys.stdin.read().split()}))
 """
+
+
+WRONG = "from srpo.errors import FinalExit, InputError, run_command\n"
 
 
 def shell(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -51,3 +56,35 @@ def test_accelerate_is_given_our_configuration_and_not_the_users(tmp_path: Path)
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "final"),
+    [
+        ("raise InputError('x: is not there')", 65, True),
+        ("raise FinalExit('x: is not there')", 65, True),
+        ("raise SystemExit('x: is not there')", 1, False),
+        ("raise SystemExit(75)", 75, False),
+        ("pass", 0, False),
+    ],
+)
+def test_what_another_try_would_not_change_is_marked(
+    tmp_path: Path, end: str, code: int, final: bool
+) -> None:
+    """And the mark of an earlier try does not outlive it."""
+    log, marker = tmp_path / "log", tmp_path / "log.final"
+    marker.touch()
+    (tmp_path / "stage.py").write_text(f"{WRONG}def main(): {end}\nrun_command(main)\n")
+    done = shell(f"logged {log} {sys.executable} {tmp_path / 'stage.py'}", PYTHONPATH=str(ROOT))
+    assert done.returncode == code, done.stderr
+    assert marker.exists() == final
+    assert ("x: is not there" in log.read_text()) == ("x:" in end)
+
+
+def test_out_of_memory_is_the_logs_last_line(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    python = (
+        f'python() {{ echo "$* says: out of memory"; }}; logged {log} bash -c "echo begun; kill -9 \\$\\$"'
+    )
+    assert shell(python).returncode == 137
+    assert log.read_text() == "begun\n-m srpo.runtime.out_of_memory says: out of memory\n"

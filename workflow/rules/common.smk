@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.jobs import GroupJob, Job
 from snakemake.logging import logger
 
 from srpo.analysis.drawings import DRAWINGS, OUTPUTS
@@ -91,6 +92,21 @@ shell.prefix(
     f"export SIMULATORS_PER_CORE={resources.simulators(1, PRESET.gpus)}; "
     f". {shlex.quote(str(ROOT / 'workflow' / 'shell.sh'))}; "
 )
+
+
+def retries(kind):
+    """Of a job, or of a group of jobs: none after an end that another try would not change (workflow/shell.sh)."""
+    usual = kind.restart_times.fget
+    return property(
+        lambda job: (
+            0 if any(Path(f"{log}.final").exists() for log in job.log) else usual(job)
+        )
+    )
+
+
+# Snakemake itself knows one number of retries for all failures of a rule.
+for kind in (Job, GroupJob):
+    kind.restart_times = retries(kind)
 
 
 pathvars:
