@@ -26,7 +26,7 @@ PRESET_FILES = ", ".join(os.path.relpath(file) for file in workflow.configfiles)
 def make_plan():
     """Resolve every stage of every run of the preset, so that a mistake shows before any job starts."""
     settings = dict(config)
-    overrides = settings.pop("set", "")
+    overrides = settings.pop("set", "") or ""  # YAML reads `set=` as null
     try:
         if not isinstance(overrides, list):
             overrides = split_overrides(str(overrides))
