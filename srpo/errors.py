@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -44,6 +45,8 @@ def run_command(main: Callable[[], None]) -> None:
     except FinalExit as error:
         _end(error)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            sys.exit(f"error: {error.filename or 'writing'}: {error.strerror}: make room and start again")
         if error.filename is None:
             raise  # not about a path that somebody gave
         sys.exit(f"error: {error.filename}: {error.strerror}")

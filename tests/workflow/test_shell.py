@@ -22,7 +22,7 @@ print(json.dumps({name: getattr(arguments, name) for name in sys.stdin.read().sp
 """
 
 
-WRONG = "from srpo.errors import FinalExit, InputError, run_command\n"
+WRONG = "from pathlib import Path\nfrom srpo.errors import FinalExit, InputError, run_command\n"
 
 
 def shell(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -64,6 +64,7 @@ def test_accelerate_is_given_our_configuration_and_not_the_users(tmp_path: Path)
         ("raise InputError('x: is not there')", 65, True),
         ("raise FinalExit('x: is not there')", 65, True),
         ("raise SystemExit('x: is not there')", 1, False),
+        ("Path('/dev/full').write_text('x: is not there')", 1, False),
         ("raise SystemExit(75)", 75, False),
         ("pass", 0, False),
     ],
@@ -78,7 +79,8 @@ def test_what_another_try_would_not_change_is_marked(
     done = shell(f"logged {log} {sys.executable} {tmp_path / 'stage.py'}", PYTHONPATH=str(ROOT))
     assert done.returncode == code, done.stderr
     assert marker.exists() == final
-    assert ("x: is not there" in log.read_text()) == ("x:" in end)
+    assert "Traceback" not in log.read_text()
+    assert ("x: is not there" in log.read_text()) == ("raise" in end and "x:" in end)
 
 
 def test_out_of_memory_is_the_logs_last_line(tmp_path: Path) -> None:
