@@ -32,6 +32,13 @@ include: "workflow/rules/ledger.smk"
 include: "workflow/rules/dev.smk"
 
 
+onstart:
+    for marker in Path(RESULTS, "logs").rglob("*.final"):
+        marker.unlink()  # of an earlier call: the user may have mended what was wrong
+    if not workflow.local_exec:
+        watch(Path.cwd(), logger.warning)
+
+
 rule all:
     default_target: True
     input:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from srpo.config import CONTROL_HZ, EvaluateStage, PlusStage, load_stage
 from srpo.envs.libero import asset_folder, libero_record, load_task
 from srpo.episode import Episode, EpisodeSpec, FailedRun
-from srpo.errors import run_command
+from srpo.errors import FinalExit, run_command
 from srpo.libero_plus.data import PlusData, PlusSources, unavailable_reason
 from srpo.libero_plus.sweep import sweep_tasks
 from srpo.libero_plus.tasks import INIT_STATE, PlusTask, parse, read_tasks, shard
@@ -69,7 +69,7 @@ def plus_specs(config: PlusStage, tasks: Sequence[PlusTask], index: int, number:
     chosen = sweep_tasks(config, tasks)
     part = shard(chosen, index, plus.shard_size)
     if not part:
-        raise SystemExit(f"--shard {index}/{number}: there are only {len(chosen)} tasks")
+        raise FinalExit(f"--shard {index}/{number}: there are only {len(chosen)} tasks")
     return [
         EpisodeSpec(config.suite, task.task_id, INIT_STATE, plus.seed, 0.0, variant=task.name)
         for task in part
@@ -81,7 +81,7 @@ def plus_sources(config: PlusStage, data: Path | None) -> PlusSources:
     plus = config.plus
     assets = None if plus.assets is None else Path(plus.assets)
     if assets is not None and not assets.is_dir():
-        raise SystemExit(
+        raise FinalExit(
             f"error: plus.assets: {assets} is not a folder: make it with srpo libero-plus fetch-assets, or "
             "set null"
         )
@@ -89,7 +89,7 @@ def plus_sources(config: PlusStage, data: Path | None) -> PlusSources:
         if data is not None:
             PlusData(data)
     except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
+        raise FinalExit(f"error: {error}") from None
     return PlusSources(data, assets, plus.robot_start, plus.leaked_prompt)
 
 

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from srpo.errors import FinalExit
+
 DECAY = 0.1
 """OpenVLA-OFT's, of the learning rate after `sft.decay_after` updates."""
 
@@ -60,7 +62,7 @@ def require_finite(update: str, loss: float, grad_norm: float) -> None:
         grad_norm: before clipping.
     """
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        raise SystemExit(
+        raise FinalExit(
             f"error: {update}: the loss is {loss:g}, the gradient's norm {grad_norm:g}. Training ends before "
             "this update, and nothing of it is saved. Lower the learning rate, or look for what is wrong in "
             "the data; started again, it goes on from its last checkpoint"

@@ -272,18 +272,8 @@ def embed_trajectories(
 ) -> EmbeddedTrajectories:
     """Embed `prefixes` prefixes of each trajectory, which end at frames spread evenly from first to last."""
     with open_trajectories(path) as file:
-        if file.attrs["suite"] != config.suite:
-            raise TrajectoryError(
-                f"{path} holds trajectories of {file.attrs['suite']}, but the configuration "
-                f"is for {config.suite}: give the folder that `collect` made with it"
-            )
         success, task = file["success"][()], file["task_id"][()]
         numbers = np.flatnonzero(has_reference(success, task))
-        if not len(numbers):
-            raise TrajectoryError(
-                f"{path}: no task has two successes to compare with: raise "
-                "reward_benchmark.max_episodes or collect with a better policy"
-            )
         if len(numbers) < len(success):
             print(f"{len(success) - len(numbers)} of {len(success)} trajectories have no reference: left out")
         steps, stored = file["steps"][()][numbers], file["frames"].shape[1]
@@ -299,6 +289,35 @@ def embed_trajectories(
             file["distance_to_goal"][()][numbers][:, ends],
             embeddings,
         )
+
+
+def unscored(config: RewardBenchmarkStage, path: Path, name: str) -> Rows:
+    """Rows without scores of all trajectories where no task has two successes; none where one has."""
+    with open_trajectories(path) as file:
+        if file.attrs["suite"] != config.suite:
+            raise TrajectoryError(
+                f"{path} holds trajectories of {file.attrs['suite']}, but the configuration "
+                f"is for {config.suite}: give the folder that `collect` made with it"
+            )
+        success, task, steps = (file[column][()] for column in ("success", "task_id", "steps"))
+    if has_reference(success, task).any():
+        return []
+    print(
+        f"{path}: no task has two successes to compare with, so nothing is scored; raise "
+        "reward_benchmark.max_episodes or collect with a better policy"
+    )
+    return [
+        {
+            "suite": config.suite,
+            "task_id": int(task[number]),
+            "trajectory": number,
+            "success": bool(success[number]),
+            "representation": name,
+            "steps": int(steps[number]),
+            **dict.fromkeys(SCORES),
+        }
+        for number in range(len(success))
+    ]
 
 
 def scorable_trajectories(trajectories: EmbeddedTrajectories) -> NDArray[np.bool_]:
@@ -321,13 +340,16 @@ def score(
     under the world model called `name`.
 
     A trajectory whose task has no (other) success has no reference and is left out. One with a broken
-    embedding has a row without progress. See `srpo.rewards.benchmark.score_trajectories`.
+    embedding has a row without progress; where no task has two successes, all have. See
+    `srpo.rewards.benchmark.score_trajectories`.
 
     Raises:
         ConfigError: the configuration has no such world model, or its weights cannot be used.
         TrajectoryError: the file is missing or broken, from another suite, or has nothing to score.
     """
     world_model = EmbeddingCache(_load(config, name, checkpoint), scratch / "embeddings")
+    if rows := unscored(config, trajectories / FILE, name):
+        return rows, []
     data = embed_trajectories(config, world_model, trajectories / FILE, name)
     chosen = scorable_trajectories(data)
     if not chosen.any():
@@ -338,7 +360,6 @@ def score(
         ),
         strict=True,
     )
-    rows: Rows = []
     points: Rows = []
     for index, number in enumerate(data.numbers):
         identity = {

@@ -23,7 +23,7 @@ from srpo.config import Sft, SftStage, load_stage
 from srpo.demos import Demonstration, file_name, read_demonstrations
 from srpo.envs.libero import libero_record, load_task  # only names and files; nothing is simulated
 from srpo.episode import ACTION_DIM, CHUNK, PROPRIO_DIM, TOKENS
-from srpo.errors import run_command
+from srpo.errors import FinalExit, run_command
 from srpo.policies import action_tokens
 from srpo.policies.augmentation import augment
 from srpo.policies.checkpoints import create_policy, load_policy, save_policy
@@ -202,9 +202,7 @@ class FineTuner:
         if is_sharded(self.accelerator):
             require_full_training(config.policy)
         if sft.batch_size % processes:
-            raise SystemExit(
-                f"sft.batch_size {sft.batch_size} is not a multiple of the {processes} processes"
-            )
+            raise FinalExit(f"sft.batch_size {sft.batch_size} is not a multiple of the {processes} processes")
         self.policy = initial_policy(config, demonstrations, checkpoint, self.device)
         self.model = PolicyWithHead(self.policy, sft).to(self.device)
         self.policy.make_trainable()
@@ -348,7 +346,7 @@ def train(config: SftStage, demos: Path, out: Path, scratch: Path, checkpoint: P
         FineTuner(config, demos, scratch, checkpoint).train(out)
         return
     if config.policy.checkpoint is None:
-        raise SystemExit("sft.updates is 0 and the policy has no checkpoint: there is nothing to start from")
+        raise FinalExit("sft.updates is 0 and the policy has no checkpoint: there is nothing to start from")
     policy = load_checkpoint(config, checkpoint)
     policy.statistics(config.suite)  # an error, if there are none
     write_results(config, policy, out)

@@ -4,18 +4,23 @@
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 
 # logged LOG COMMAND...: run a command and write what it prints to LOG. On a terminal the output is shown as well, and the
-# command gets a pseudo-terminal of the same size, so that its progress bars work.
+# command gets a pseudo-terminal of the same size, so that its progress bars work. A command that another try would not
+# help leaves LOG.final (srpo/errors.py); one that was out of memory has that as its log's last line.
 logged() {
-    local log=$1 size
+    local log=$1 size code=0
     shift
+    export SRPO_FINAL=$log.final
+    rm -f "$SRPO_FINAL"
     if [ -t 2 ] && command -v script >/dev/null; then
         size=$(stty size <&2) # rows columns
         [ "${size#* }" -gt 0 ] || size="24 100"
         SHELL=$BASH script --quiet --return --flush \
-            --command "stty rows ${size% *} cols ${size#* }; exec $(printf '%q ' "$@")" "$log" </dev/null >&2
+            --command "stty rows ${size% *} cols ${size#* }; exec $(printf '%q ' "$@")" "$log" </dev/null >&2 || code=$?
     else
-        "$@" >"$log" 2>&1 </dev/null
+        "$@" >"$log" 2>&1 </dev/null || code=$?
     fi
+    [ $code -eq 0 ] || python -m srpo.runtime.out_of_memory >>"$log" || true
+    return $code
 }
 
 # launch CORES GPUS: the command `srpo`, or what starts it once for each of a job's GPUs. Snakemake sets the libraries'
@@ -25,7 +30,8 @@ launch() {
     threads=$(share "$1" "$2")
     if [ "$2" -gt 1 ]; then
         echo env OMP_NUM_THREADS="$threads" MKL_NUM_THREADS="$threads" OPENBLAS_NUM_THREADS="$threads" \
-            accelerate launch --multi_gpu --num_machines 1 --num_processes "$2" --mixed_precision no --module srpo
+            accelerate launch --config_file "${BASH_SOURCE[0]%/*}/../configs/accelerate/multi-gpu.yaml" \
+            --num_processes "$2" --module srpo
     else
         echo srpo
     fi

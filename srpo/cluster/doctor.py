@@ -25,7 +25,7 @@ from importlib import metadata
 from pathlib import Path
 
 from srpo import ROOT
-from srpo.envs.gl import MissingGLError, choose_backend, probe
+from srpo.envs.gl import MissingGLError, choose_backend, is_software, probe
 from srpo.envs.installation import OFFICIAL, PACKAGE, LiberoError, require_package
 from srpo.errors import run_command
 
@@ -45,11 +45,15 @@ class Finding:
 
 
 def opengl() -> Finding:
-    """OpenGL renders: one picture is drawn."""
+    """OpenGL renders, and EGL on a GPU: one picture is drawn."""
     try:
-        return Finding("ok", probe())
+        drew = probe()
     except MissingGLError as error:
         return Finding("failed", str(error), "see docs/performance.md, OpenGL")
+    if choose_backend() == "egl" and is_software(drew):
+        fix = "install NVIDIA's OpenGL libraries (libEGL_nvidia), or MUJOCO_GL=osmesa"
+        return Finding("failed", f"{drew}: EGL renders in software, not on a GPU", fix)
+    return Finding("ok", drew)
 
 
 def mujoco() -> Finding:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from srpo.cluster.jobs import Durations, Job, jobs_of, policy_of
-from srpo.cluster.resources import cores
+from srpo.cluster.resources import cores, gpus_of
 from srpo.cluster.speeds import Speeds, nearest, read_rows
 from srpo.config import (
     ConfigError,
@@ -56,7 +56,7 @@ class Throughput:
                 return Durations(max(simulated, steps / self.training))
         if self.gpu is None or policy is None:
             return Durations(simulated)
-        used = gpus if job.rule == "train" else 1  # only training starts a process on each GPU
+        used = max(1, gpus_of(job.rule, gpus))
         per_gpu = speeds_of(self.gpu, stage, policy)
         return Durations(
             simulated, *(flop / (speed * used) for flop, speed in zip(job.flop, per_gpu, strict=True))
@@ -113,7 +113,7 @@ def held(jobs: Iterable[Job], gpus: int) -> Held:
     """What jobs hold from their start to their end, in a preset with so many GPUs a job."""
     jobs = list(jobs)
     return Held(
-        sum(job.seconds * gpus for job in jobs if job.rule != "demos") / 3600,
+        sum(job.seconds * gpus_of(job.rule, gpus) for job in jobs) / 3600,
         sum(job.seconds * cores(job.rule, gpus) for job in jobs) / 3600,
     )
 

@@ -26,6 +26,7 @@ from typing import Any
 
 import psutil
 import submitit
+from submitit.core.utils import FailedJobError
 from submitit.helpers import TorchDistributedEnvironment
 
 from srpo.cluster.resources import simulators
@@ -134,7 +135,10 @@ def launch(arguments: argparse.Namespace) -> None:
     if file.exists() and (now := state(read_job(out))) in ("PENDING", "RUNNING"):
         raise SystemExit(f"{out}: is at work already ({now}): srpo launch cancel --out ...")
     command = Command(training_command(arguments), arguments.nodes * max(1, arguments.gpus))
-    job = make_executor(arguments, file.parent).submit(command)
+    try:
+        job = make_executor(arguments, file.parent).submit(command)
+    except FailedJobError as error:  # what sbatch says
+        raise SystemExit(f"error: Slurm does not take the job: {' '.join(str(error).split())}") from None
     if arguments.executor == "debug":  # runs in this process, now
         job.result()
         return

@@ -7,24 +7,30 @@ rules again, so this module imports nothing heavy.
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from srpo.config import STYLES, PlusStage
 from srpo.libero_plus.tasks import count
 
 
 class Request(NamedTuple):
-    """Cores of a rule's jobs (`threads`), and the minutes of their first attempt (`runtime`)."""
+    """What a rule's jobs ask for.
+
+    cores    `threads`
+    minutes  of the first attempt (`runtime`)
+    gpus     of the preset's: none of them, one, or all (a process each)
+    """
 
     cores: int
     minutes: int
+    gpus: Literal["none", "one", "all"] = "one"
 
 
 REQUESTS = {
-    "demos": Request(8, 240),
+    "demos": Request(8, 240, "none"),
     "world_model": Request(8, 480),
     "sft": Request(8, 1440),
-    "train": Request(16, 1440),
+    "train": Request(16, 1440, "all"),
     "evaluate": Request(8, 480),
     "plus_shard": Request(8, 120),
     "trajectories": Request(8, 480),
@@ -42,7 +48,7 @@ GROUPS = {
 """By rule, Snakemake's `group`: its jobs may share a submission to Slurm. `group-components` in
 slurm/config.yaml says how many do."""
 MOST_MINUTES = 2 * 24 * 60
-"""The longest time limit that is asked for after failures: many clusters allow no more."""
+"""The longest time limit that is asked for where the profile names none: many clusters allow no more."""
 
 
 def cores(rule: str, gpus: int) -> int:
@@ -50,10 +56,21 @@ def cores(rule: str, gpus: int) -> int:
     return SFT_CPU_CORES if rule == "sft" and not gpus else REQUESTS[rule].cores
 
 
-def minutes(rule: str, attempt: int) -> int:
-    """Time limit: longer after each failed attempt, up to two days."""
+def gpus_of(rule: str, gpus: int) -> int:
+    """GPUs of a rule's jobs in a preset with so many GPUs a job."""
+    return {"none": 0, "one": min(1, gpus), "all": gpus}[REQUESTS[rule].gpus]
+
+
+def minutes(rule: str, attempt: int, most: int | None = None, members: int = 1) -> int:
+    """Time limit of a job: longer after each failed attempt.
+
+    Args:
+        most: the longest limit of a submission (default: two days, or the first attempt's).
+        members: how many jobs may share a submission, one after the other: its limit is their sum.
+    """
     first = REQUESTS[rule].minutes
-    return min(first * attempt, max(first, MOST_MINUTES))
+    most = most or max(first, MOST_MINUTES)
+    return max(1, min(first * attempt, most // members))
 
 
 def memory_mb(cores: int, gpus: int, attempt: int) -> int:

@@ -4,7 +4,8 @@ srpo status [smoke | mini | paper | PRESET.yaml]            once, in lines
 srpo status [...] --watch                                    again and again, with jobs, failures and hours
 srpo status [...] --serve                                    the same as a page on this machine
 
-It only reads the current folder's `results/`, `scratch/` and `.snakemake/`, so it can be called at any time.
+It only reads the current folder's `results/`, `scratch/` and `.snakemake/`, and Slurm's queue, so it can be
+called at any time.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import pandas as pd
 from srpo.analysis.stats import wilson
 from srpo.analysis.text import percent
 from srpo.cluster.jobs import branches_of
+from srpo.cluster.queue import stuck_jobs
 from srpo.cluster.resources import scratch_path, sweep_size
 from srpo.config import (
     DemosStage,
@@ -181,13 +183,15 @@ def duration(seconds: float) -> str:
 
 
 def report(preset_name: str, here: Path) -> Iterator[str]:
-    """The lines of the whole preset: a summary, then the stages, those in progress first."""
+    """The lines of the whole preset: a summary, jobs that Slurm will never start, then the stages, those in
+    progress first."""
     preset, source = load_preset(preset_name)
     stages = plan(preset, source).stages
     now = {folder: progress(folder, stage, here) for folder, stage in stages.items()}
     states = [p.state for p in now.values()]
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "started", "waiting"))
     yield f"{preset.name}: {len(stages)} stages, {counts}"
+    yield from map(str, stuck_jobs(here))
     for state in ("started", "done", "waiting"):
         yield from (line(folder, p) for folder, p in now.items() if p.state == state)
 

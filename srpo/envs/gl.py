@@ -1,8 +1,9 @@
 """OpenGL without a screen: its back end, its GPU, and what is wrong if it does not work.
 
 The back end is the environment variable `MUJOCO_GL`: `egl` (a driver, on a GPU where there is one) or
-`osmesa` (software). Unset, it is EGL where there is an NVIDIA device, else OSMesa. There is no fallback to
-the other one, and every result records it.
+`osmesa` (software). Unset, it is EGL where this process has an NVIDIA GPU, else OSMesa. There is no fallback
+to the other one, and every result records it and the renderer. Under EGL each process of a distributed run
+renders on the GPU on which it learns.
 
 `python -m srpo.envs` draws a picture and tells in one line what works, or what is wrong.
 """
@@ -12,7 +13,10 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import os
+import re
+import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +24,44 @@ from srpo.errors import InputError
 
 _LIBRARIES = {"osmesa": ("OSMesa", "libosmesa6"), "egl": ("EGL", "libegl1")}
 _EGL_CUDA_DEVICE_NV = 0x323A  # of the extension EGL_NV_device_cuda
+_DEVICES = Path("/dev")
+_SOFTWARE = re.compile("llvmpipe|softpipe|swrast|swiftshader|software", re.IGNORECASE)
 
 
 class MissingGLError(InputError, RuntimeError):
     """The chosen OpenGL back end cannot be used."""
 
+    passing = True  # another node may have what is missing here
+
 
 def choose_backend() -> str:
     """The back end of this process. Also sets the variables that MuJoCo and PyOpenGL read at import."""
-    backend = os.environ.setdefault("MUJOCO_GL", "egl" if Path("/dev/nvidiactl").exists() else "osmesa")
+    backend = os.environ.setdefault("MUJOCO_GL", "egl" if has_gpu() else "osmesa")
     os.environ.setdefault("PYOPENGL_PLATFORM", backend)
     return backend
+
+
+def has_gpu(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether an NVIDIA GPU is given to this process: a device opens, and CUDA may see it.
+
+    A Slurm job that asked for no GPU may find the node's devices, closed to it or another job's.
+    """
+    given = environment.get("CUDA_VISIBLE_DEVICES", "" if "SLURM_JOB_ID" in environment else "0")
+    return given not in ("", "-1", "NoDevFiles") and any(map(_opens, _DEVICES.glob("nvidia[0-9]*")))
+
+
+def _opens(device: Path) -> bool:
+    """Unlike its mode, this notices cgroups."""
+    try:
+        os.close(os.open(device, os.O_RDWR))
+    except OSError:
+        return False
+    return True
+
+
+def is_software(renderer: str) -> bool:
+    """Whether OpenGL's name of a renderer is one of Mesa's that draw on CPUs."""
+    return bool(_SOFTWARE.search(renderer))
 
 
 def require_gl() -> None:
@@ -49,6 +80,40 @@ def require_gl() -> None:
             f"(Debian, Ubuntu: apt-get install {package}; conda: mesalib) or choose another back end "
             "with MUJOCO_GL=osmesa or MUJOCO_GL=egl."
         )
+
+
+def gpu_name(environment: Mapping[str, str] = os.environ) -> str:
+    """CUDA's name of this process's GPU, '' if it has none: a number, or a UUID of a GPU or MIG instance.
+
+    Of the GPUs that CUDA shows it is the one of the process's local rank, on which it learns, too. Where each
+    process is shown a GPU of its own, it is that one.
+    """
+    rank = int(environment.get("LOCAL_RANK", "0"))
+    if "CUDA_VISIBLE_DEVICES" not in environment:
+        return str(rank)
+    names = [name.strip() for name in environment["CUDA_VISIBLE_DEVICES"].split(",")]
+    return names[rank % len(names)]
+
+
+def cuda_number(name: str) -> int | None:
+    """CUDA's number of a GPU: by its number, the beginning of its UUID, or that of one of its MIG instances.
+
+    None if the driver has no such GPU. (Its numbers are CUDA's where a node's GPUs are alike.)
+    """
+    if name.isdigit():
+        return int(name)
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    number = None
+    for line in listing.splitlines():
+        if gpu := re.match(r"GPU (\d+):", line):
+            number = int(gpu[1])
+        uuid = re.search(r"UUID: ([^)]+)\)", line)
+        if name and uuid and uuid[1].startswith(name):
+            return number
+    return None
 
 
 def egl_device(cuda: int) -> int | None:
@@ -85,17 +150,22 @@ def egl_device(cuda: int) -> int | None:
 def create_context(size: int) -> Any:
     """MuJoCo's OpenGL context for pictures of up to `size` pixels.
 
-    With EGL it is on the GPU of `MUJOCO_EGL_DEVICE_ID` (EGL's number), else on the first of CUDA's.
+    With EGL it is on the GPU of `MUJOCO_EGL_DEVICE_ID` (EGL's number), else on this process's (`gpu_name`).
 
     Raises:
         MissingGLError: no context can be created; the message tells why.
     """
     require_gl()
-    if choose_backend() == "egl" and "MUJOCO_EGL_DEVICE_ID" not in os.environ:
-        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-        device = egl_device(int(first)) if first.isdigit() else None
-        if device is not None:
-            os.environ["MUJOCO_EGL_DEVICE_ID"] = str(device)
+    if choose_backend() == "egl" and "MUJOCO_EGL_DEVICE_ID" not in os.environ and has_gpu():
+        name = gpu_name()
+        number = cuda_number(name)
+        device = None if number is None else egl_device(number)
+        if device is None:
+            raise MissingGLError(
+                f"MUJOCO_GL=egl: no EGL device is CUDA's {name!r} (CUDA_VISIBLE_DEVICES, LOCAL_RANK): "
+                "install NVIDIA's OpenGL libraries, or render in software: MUJOCO_GL=osmesa"
+            )
+        os.environ["MUJOCO_EGL_DEVICE_ID"] = str(device)
     import mujoco
 
     hook = sys.unraisablehook
@@ -116,6 +186,8 @@ def _reason(error: Exception) -> str:
     closed = [str(node) for node in nodes if not os.access(node, os.R_OK | os.W_OK)]
     if choose_backend() == "egl" and closed:
         return f"no right to open {', '.join(closed)}: join the group that owns it (`ls -l` tells which)"
+    if choose_backend() == "egl" and gpu_name().startswith("MIG-"):
+        return f"{gpu_name()} is a part of a GPU (MIG), and few of those render: MUJOCO_GL=osmesa"
     return f"no OpenGL context ({' '.join(str(error).split()) or type(error).__name__})"
 
 

@@ -215,13 +215,15 @@ def load_benchmark(
     Args:
         what: how messages call the files' rows, `scores` or `curves`.
     """
-    rows = pd.concat([read_rows(path, schema) for path in paths], ignore_index=True)
+    frames = [read_rows(path, schema) for path in paths]
+    rows = pd.concat(frames, ignore_index=True)
     configs = [read_config(path, RewardBenchmarkStage) for path in paths]
     require_alike(configs)
-    if rows.empty:
-        raise ResultError("no trajectory was scored: a task needs successes to compare others with")
     expected = {(config.suite, model.name) for config in configs for model in config.world_models}
     there = set(zip(rows["suite"], rows["representation"], strict=True))
+    for path, frame, config in zip(paths, frames, configs, strict=True):
+        if frame.empty:  # nothing could be scored: no curves, but a file
+            there.add((config.suite, path.stem.removesuffix("-curves")))
     if there - expected:
         raise ResultError(f"{what} that no config asks for: {sorted(there - expected)}")
     if expected - there and not allow_incomplete:

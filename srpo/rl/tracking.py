@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
 from srpo.config import TrainStage
+from srpo.errors import FinalExit
 from srpo.runtime import distributed
 
 PROJECT = "srpo"
@@ -24,7 +25,7 @@ def make_accelerator(trackers: Iterable[str], out: Path) -> Accelerator:
     """
     for name in trackers:
         if importlib.util.find_spec(name) is None:
-            raise SystemExit(
+            raise FinalExit(
                 f"train.trackers: the package {name} is not installed. `pip install {name}`, or take it out"
             )
     return distributed.make_accelerator(

@@ -32,7 +32,7 @@ from srpo import optim
 from srpo.config import TrainStage, load_stage
 from srpo.demos import file_name
 from srpo.envs.libero import libero_record, load_task
-from srpo.errors import run_command
+from srpo.errors import FinalExit, run_command
 from srpo.policies.checkpoints import load_policy, save_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.results.rows import write_rows
@@ -162,7 +162,7 @@ class Trainer:
         if self.config.world_model is None or self.config.reward.references != "fixed_expert":
             return []
         if self.folders.demos is None:
-            raise SystemExit("reward.references `fixed_expert` needs the demonstrations: --demos FOLDER")
+            raise FinalExit("reward.references `fixed_expert` needs the demonstrations: --demos FOLDER")
         tasks = [load_task(self.config.suite, task).name for task in self.config.tasks]
         return [self.folders.demos / file_name(task) for task in tasks]
 

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
 from srpo.config import Policy
+from srpo.errors import FinalExit
 
 COLLECTIVE_TIMEOUT = timedelta(days=1)
 """How long a process waits for the others, whose episodes may take longer; torch's default is minutes."""
@@ -38,7 +39,7 @@ def make_accelerator(**options: Any) -> Accelerator:
     if is_sharded(accelerator):
         plugin, precision = accelerator.state.fsdp_plugin, accelerator.mixed_precision
         if plugin.fsdp_version != 2 or precision not in ("no", "bf16"):
-            raise SystemExit(
+            raise FinalExit(
                 f"FSDP {plugin.fsdp_version} with mixed_precision {precision}: set fsdp_version 2 and "
                 "mixed_precision bf16, as configs/accelerate/fsdp-8gpu.yaml does"
             )
@@ -56,7 +57,7 @@ def is_sharded(accelerator: Accelerator) -> bool:
 def require_full_training(policy: Policy) -> None:
     """Raise SystemExit unless a policy of these settings can be trained under FSDP."""
     if policy.lora is not None or policy.dtype != "float32":
-        raise SystemExit(
+        raise FinalExit(
             "FSDP is for full fine-tuning: set policy.lora null and policy.dtype float32, "
             "or launch without FSDP to train adapters"
         )

@@ -95,8 +95,8 @@ def lock_held(scratch: Path) -> Iterator[None]:
     lock.parent.mkdir(parents=True, exist_ok=True)
     me = Owner.of_this_process()
     mine = lock.with_name(f"{lock.name}.{me.host}.{me.pid}")
-    mine.write_text(json.dumps(asdict(me)) + "\n")
     try:
+        mine.write_text(json.dumps(asdict(me)) + "\n")  # a full disk leaves an empty file
         while not _acquire(lock, mine):
             owner = _read(lock)
             if owner is None:

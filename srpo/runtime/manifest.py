@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
 import subprocess
+import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -41,6 +43,22 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
 
 
+@functools.cache
+def _renderer(backend: str | None) -> str | None:
+    """What renders with a back end of OpenGL, and its version; None without one, or if it does not render.
+
+    A process of its own tells: only the simulators' processes have OpenGL, and on this process's GPU.
+    """
+    if backend is None:
+        return None
+    command = [sys.executable, "-m", "srpo.envs"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip().partition(": ")[2]
+
+
 def sha256(path: Path) -> str:
     """The hash of a file, or of a folder's files with their names."""
     digest = hashlib.sha256()
@@ -59,7 +77,8 @@ def fingerprint(*parts: str) -> str:
 
 
 def write_manifest(path: Path, config: BaseModel, **facts: Any) -> None:
-    """Write `manifest.json`: settings, versions of every installed package, host, GPU, OpenGL back end, time.
+    """Write `manifest.json`: settings, versions of every installed package, host, GPU, OpenGL back end and
+    renderer, time.
 
     Args:
         facts: further entries, for instance hashes of the inputs.
@@ -85,6 +104,7 @@ def write_manifest(path: Path, config: BaseModel, **facts: Any) -> None:
             "cores": os.cpu_count(),
             "gpus": gpus,
             "gl_backend": os.environ.get("MUJOCO_GL"),
+            "gl_renderer": _renderer(os.environ.get("MUJOCO_GL")),
             "slurm_job": os.environ.get("SLURM_JOB_ID"),
             **facts,
         },

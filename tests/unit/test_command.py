@@ -79,8 +79,8 @@ def ended(arguments: Sequence[str | Path]) -> str:
     """The line that a command ends with."""
     with pytest.raises(SystemExit) as end:
         main([*map(str, arguments)])
-    line = end.value.code
-    assert isinstance(line, str) and line.startswith("error: ")
+    line = str(end.value)
+    assert line.startswith("error: ")
     return line
 
 

@@ -47,6 +47,22 @@ def test_a_missing_opengl_library_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     assert "apt-get install libegl1" in finding.what
 
 
+@pytest.mark.parametrize(
+    ("backend", "renderer", "level"),
+    [
+        ("egl", "llvmpipe (LLVM 15.0.6, 256 bits), 4.5 Mesa 22.3.6", "failed"),
+        ("egl", "NVIDIA H200/PCIe/SSE2, 4.6.0 NVIDIA 570.86", "ok"),
+        ("osmesa", "llvmpipe (LLVM 15.0.6, 256 bits), 4.5 Mesa 22.3.6", "ok"),
+    ],
+)
+def test_egl_in_software_is_no_gpu(
+    backend: str, renderer: str, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUJOCO_GL", backend)
+    monkeypatch.setattr(doctor, "probe", lambda: f"MUJOCO_GL={backend}: {renderer}")
+    assert doctor.opengl().level == level
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")

@@ -135,3 +135,14 @@ def test_a_lock_that_changed_hands_is_left(tmp_path: Path) -> None:
     lock.write_text(json.dumps(asdict(me)))
     locks._remove(lock, replace(me, pid=1))
     assert locks._read(lock) == me
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Files may have no bytes here, as on a full disk."""
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+    script = full + HOLD.format("pass")
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "run")], capture_output=True, text=True
+    )
+    assert done.returncode != 0 and "OSError" in done.stderr
+    assert list(tmp_path.iterdir()) == []

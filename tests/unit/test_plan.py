@@ -52,6 +52,23 @@ def test_what_jobs_ask_for() -> None:
     assert [resources.cores("sft", gpus) for gpus in (0, 1)] == [2, 8]
 
 
+def test_only_training_takes_all_gpus() -> None:
+    rules = ("train", "evaluate", "demos")
+    assert [[resources.gpus_of(rule, gpus) for gpus in (0, 1, 8)] for rule in rules] == [
+        [0, 1, 8],
+        [0, 1, 1],
+        [0, 0, 0],
+    ]
+
+
+def test_a_sites_limit_holds_for_groups_and_later_attempts() -> None:
+    sweep = [resources.minutes("plus_shard", attempt, 1440, 13) for attempt in (1, 2, 3)]
+    assert sweep == [110, 110, 110]  # 13 in turn: 1,430
+    assert [resources.minutes("evaluate", attempt, 1440, 3) for attempt in (1, 2)] == [480, 480]
+    assert [resources.minutes("evaluate", attempt, members=3) for attempt in (1, 2, 3)] == [480, 960, 960]
+    assert [resources.minutes("train", attempt, 10080) for attempt in (1, 9)] == [1440, 10080]
+
+
 def test_a_first_time_limit_above_two_days_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(resources.REQUESTS, "train", resources.Request(16, 4000))
     assert [resources.minutes("train", attempt) for attempt in (1, 2)] == [4000, 4000]

@@ -27,6 +27,7 @@ from srpo.config.layers import Layer, merge, parse_overrides, split_overrides
 from srpo.config.plan import Plan, plan
 from srpo.config.resolve import CONFIGS, Resolver, load_preset, to_yaml
 from srpo.config.sheets import baseline, labels, ours, read_sheet
+from srpo.errors import FINAL
 
 EXAMPLE = ROOT / "tests/example.yaml"
 PRESETS = sorted(path.stem for path in (CONFIGS / "presets").glob("*.yaml"))
@@ -728,4 +729,4 @@ def test_command_line() -> None:
         (["--set", "train.step=9"], "did you mean `steps`?"),
     ):
         done = subprocess.run([*command, *wrong], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 1 and done.stderr.startswith("error: ") and hint in done.stderr
+        assert done.returncode == FINAL and done.stderr.startswith("error: ") and hint in done.stderr

@@ -26,7 +26,7 @@ from srpo.libero_plus import tasks as plus_tasks
 from srpo.results import ResultError
 from srpo.results.coverage import load_episodes
 from srpo.results.rows import read_episodes, read_rows, write_rows
-from srpo.results.schemas import BENCHMARK, EPISODES, REWARDS
+from srpo.results.schemas import BENCHMARK, CURVES, EPISODES, REWARDS
 from srpo.rewards.benchmark import SCORES
 from srpo.rewards.metrics import (
     jensen_shannon_divergence,
@@ -856,3 +856,30 @@ def test_percent() -> None:
 
 def test_every_suite_has_a_label() -> None:
     assert set(text.SUITE_LABELS) == set(SUITES) == set(MAX_STEPS)
+
+
+def test_a_policy_without_two_successes_stops_no_table(tmp_path: Path) -> None:
+    """Its suite has no scores and no curves; the tables say so beside those that have."""
+    scored = reward_benchmark(tmp_path, "libero_goal", {"pixel": 0.35, "vjepa2-tiny": 0.8})
+    curves, _ = curves_of(scored)
+    without = reward_benchmark(tmp_path, "libero_10", {"pixel": 0.35, "vjepa2-tiny": 0.8}, successes=1)
+    for path in without:
+        rows = read_rows(path, BENCHMARK).to_dict("records")
+        kept = ("suite", "task_id", "trajectory", "success", "representation", "steps")
+        write_rows(path, [dict.fromkeys(row) | {name: row[name] for name in kept} for row in rows], BENCHMARK)
+        empty = path.with_name(f"{path.stem}-curves.parquet")
+        write_rows(empty, [], CURVES)
+        curves.append(empty)
+    note = "No scores on libero_10: a success is compared with others of its task, and no task has two"
+    run("t3", tmp_path / "out", "--scores", *scored, *without)
+    assert note in (tmp_path / "out/tables/t3.html").read_text()
+    run("t3_truth", tmp_path / "out", "--curves", *curves)
+    # And where there are no others, all cells are empty.
+    for name, option, files in (
+        ("t3", "--scores", without),
+        ("t3_distributions", "--scores", without),
+        ("t3_truth", "--curves", curves[2:]),
+    ):
+        run(name, tmp_path / "alone", option, *files)
+    assert note in (tmp_path / "alone/tables/t3.html").read_text()
+    assert pd.read_csv(tmp_path / "alone/tables/t3_truth.csv")["value"].isna().all()

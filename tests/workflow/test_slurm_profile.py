@@ -42,6 +42,31 @@ def test_the_paper_is_a_few_hundred_submissions(tmp_path: Path) -> None:
     assert sum(submissions(output).values()) <= 300
 
 
+def requests(output: str) -> dict[str, dict[str, int]]:
+    """What a rule's first job asks for, by a dry run: its whole-numbered resources."""
+    found: dict[str, dict[str, int]] = {}
+    for rule, body in re.findall(r"^ *rule (\w+):\n((?: +\w+: .*\n)+)", output, re.MULTILINE):
+        resources = re.findall(r"(\w+)=(\d+)\b", body.partition("resources:")[2])
+        found.setdefault(rule, {name: int(value) for name, value in resources})
+    return found
+
+
+def test_a_site_caps_jobs_groups_and_later_attempts(tmp_path: Path) -> None:
+    """And only training takes all of a node's GPUs, and not those of two nodes."""
+    preset = tmp_path / "eight.yaml"
+    preset.write_text((ROOT / "tests/example.yaml").read_text().replace("gpus: 0", "gpus: 8"))
+    site = ["--resources", "in_turn=1", "runtime=1440", "mem_mb=90000", "--attempt", "3", "--cores", "100"]
+    profile = ["--profile", str(ROOT / "slurm"), "--configfile", str(preset), "-n"]
+    found = requests(snakemake(tmp_path, *profile, *site))
+    minutes = {"demos": 720, "evaluate": 480, "plus_shard": 110}
+    for rule in ("demos", "sft", "world_model", "train", "evaluate", "plus_shard", "trajectories", "score"):
+        wanted = found[rule]
+        assert wanted["runtime"] == minutes.get(rule, 1440), rule
+        assert wanted["mem_mb"] == (40000 if rule == "demos" else 90000), rule
+        assert wanted.get("gpu", 0) == {"train": 8, "demos": 0}.get(rule, 1), rule
+        assert wanted.get("nodes") == (None if rule == "demos" else 1), rule
+
+
 def test_local_rules_are_those_that_take_seconds() -> None:
     marked = set()
     for file in (ROOT / "workflow/rules").glob("*.smk"):

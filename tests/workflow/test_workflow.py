@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from srpo.analysis.drawings import DRAWINGS
-from support.workflow import ROOT, dry_run, job_counts, run, seconds, snakemake
+from support.workflow import ROOT, copy_workflow, dry_run, job_counts, run, seconds, snakemake
 
 PLUS = {  # tasks of LIBERO-Plus by suite: camera, robot, language, noise, layout, background, light
     "libero_spatial": (376, 350, 390, 351, 385, 258, 292),
@@ -359,3 +359,25 @@ def shell(command: str, environment: dict[str, str] | None = None) -> str:
     return subprocess.run(
         ["bash", "-euc", script], env=environment, stdout=subprocess.PIPE, text=True, check=True
     ).stdout
+
+
+@pytest.mark.parametrize(
+    ("raised", "attempts"), [("InputError('no such thing')", 1), ("SystemExit('perhaps later')", 3)]
+)
+def test_what_another_try_would_not_change_is_not_tried_again(
+    tmp_path: Path, raised: str, attempts: int
+) -> None:
+    copy_workflow(tmp_path, "stage_stand_in.py")
+    prelude = (ROOT / "workflow/shell.sh").read_text()  # not its stand-in
+    stage = (
+        f"from srpo.errors import InputError, run_command\ndef main(): raise {raised}\nrun_command(main)\n"
+    )
+    (tmp_path / "stage.py").write_text(stage)
+    command = f'{sys.executable} "{tmp_path / "stage.py"}"'
+    (tmp_path / "workflow/shell.sh").write_text(
+        f"{prelude}\nsrpo() {{ echo again >>attempts; {command}; }}\n"
+    )
+    target = ["--cores", "1", "--retries", "2", "results/example/demos/libero_goal/data"]
+    done = run(tmp_path, "--configfile", "example.yaml", *target, snakefile=tmp_path / "Snakefile")
+    assert done.returncode != 0
+    assert (tmp_path / "attempts").read_text().split() == ["again"] * attempts, done.stdout

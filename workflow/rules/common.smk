@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.jobs import GroupJob, Job
+from snakemake.logging import logger
 
 # The workflow's own folder, also where another workflow uses it as a module. Its jobs run its own code.
 HERE = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1]
@@ -17,6 +19,7 @@ sys.path.insert(0, str(HERE))
 from srpo.analysis.drawings import DRAWINGS, OUTPUTS
 from srpo.cluster import resources
 from srpo.cluster.jobs import jobs_of
+from srpo.cluster.queue import watch
 from srpo.cluster.resources import GROUPS, scratch_path, sweep_size
 from srpo.config import STAGES, ConfigError, Preset, read_yaml, validate
 from srpo.config.layers import split_overrides
@@ -32,7 +35,7 @@ PRESET_FILES = ", ".join(os.path.relpath(file) for file in workflow.configfiles)
 def make_plan():
     """Resolve every stage of every run of the preset, so that a mistake shows before any job starts."""
     settings = dict(config)
-    overrides = settings.pop("set", "")
+    overrides = settings.pop("set", "") or ""  # YAML reads `set=` as null
     try:
         if not isinstance(overrides, list):
             overrides = split_overrides(str(overrides))
@@ -104,6 +107,21 @@ shell.prefix(
 )
 
 
+def retries(kind):
+    """Of a job, or of a group of jobs: none after an end that another try would not change (workflow/shell.sh)."""
+    usual = kind.restart_times.fget
+    return property(
+        lambda job: (
+            0 if any(Path(f"{log}.final").exists() for log in job.log) else usual(job)
+        )
+    )
+
+
+# Snakemake itself knows one number of retries for all failures of a rule.
+for kind in (Job, GroupJob):
+    kind.restart_times = retries(kind)
+
+
 pathvars:
     results=RESULTS,
     logs=f"{RESULTS}/logs",
@@ -143,12 +161,25 @@ def cores(rule):
     return resources.cores(rule, PRESET.gpus)
 
 
-def memory(wildcards, threads, attempt):
-    return resources.memory_mb(threads, PRESET.gpus, attempt)
+def gpus(rule):
+    return resources.gpus_of(rule, PRESET.gpus)
+
+
+def memory(rule):
+    def asked(wildcards, threads, attempt):
+        return resources.memory_mb(threads, gpus(rule), attempt)
+
+    return asked
 
 
 def minutes(rule):
-    return lambda wildcards, attempt: resources.minutes(rule, attempt)
+    def asked(wildcards, attempt):
+        # The profile's limit `runtime` caps jobs without help, but not the sum of a group's.
+        most = workflow.global_resources.get("runtime").value
+        members = workflow.group_settings.group_components.get(GROUPS.get(rule), 1)
+        return resources.minutes(rule, attempt, most, members)
+
+    return asked
 
 
 def demos_of(wildcards):

@@ -10,7 +10,7 @@ rule demos:
         "<benchmarks>/demos/{suite}.tsv"
     threads: cores("demos")
     resources:
-        mem_mb=memory,
+        mem_mb=memory("demos"),
         runtime=minutes("demos"),
     params:
         scratch=scratch,

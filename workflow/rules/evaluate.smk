@@ -19,9 +19,10 @@ rule evaluate:
         GROUPS["evaluate"]
     threads: cores("evaluate")
     resources:
-        mem_mb=memory,
+        mem_mb=memory("evaluate"),
         runtime=minutes("evaluate"),
-        gpu=PRESET.gpus,
+        gpu=gpus("evaluate"),
+        nodes=1,
     params:
         scratch=scratch,
     shell:

@@ -11,9 +11,10 @@ rule trajectories:
         "<benchmarks>/trajectories/{suite}.tsv"
     threads: cores("trajectories")
     resources:
-        mem_mb=memory,
+        mem_mb=memory("trajectories"),
         runtime=minutes("trajectories"),
-        gpu=PRESET.gpus,
+        gpu=gpus("trajectories"),
+        nodes=1,
     params:
         scratch=scratch,
     shell:
@@ -35,9 +36,10 @@ rule score:
         "<benchmarks>/score/{suite}/{world_model}.tsv"
     threads: cores("score")
     resources:
-        mem_mb=memory,
+        mem_mb=memory("score"),
         runtime=minutes("score"),
-        gpu=PRESET.gpus,
+        gpu=gpus("score"),
+        nodes=1,
     params:
         scratch=scratch,
         checkpoint=lambda wildcards, input: flag(
@@ -64,9 +66,10 @@ rule values:
         "<benchmarks>/values/{suite}.tsv"
     threads: cores("values")
     resources:
-        mem_mb=memory,
+        mem_mb=memory("values"),
         runtime=minutes("values"),
-        gpu=PRESET.gpus,
+        gpu=gpus("values"),
+        nodes=1,
     params:
         scratch=scratch,
     shell:

@@ -29,9 +29,10 @@ rule plus_shard:
         GROUPS["plus_shard"]
     threads: cores("plus_shard")
     resources:
-        mem_mb=memory,
+        mem_mb=memory("plus_shard"),
         runtime=minutes("plus_shard"),
-        gpu=PRESET.gpus,
+        gpu=gpus("plus_shard"),
+        nodes=1,
     params:
         scratch=scratch,
         number=lambda wildcards: len(plus_shards(wildcards)),

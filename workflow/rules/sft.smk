@@ -14,9 +14,10 @@ rule sft:
         f"<benchmarks>/sft/{{suite}}/{SFT}/seed{{seed}}.tsv"
     threads: cores("sft")
     resources:
-        mem_mb=memory,
+        mem_mb=memory("sft"),
         runtime=minutes("sft"),
-        gpu=PRESET.gpus,
+        gpu=gpus("sft"),
+        nodes=1,
     params:
         demos=f"results/{PRESET.name}/demos/{{suite}}/data",
         out=subpath(output.policy, parent=True),

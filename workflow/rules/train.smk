@@ -18,9 +18,10 @@ rule train:
         "<benchmarks>/train/{suite}/{variant}/seed{seed}.tsv"
     threads: cores("train")
     resources:
-        mem_mb=memory,
+        mem_mb=memory("train"),
         runtime=minutes("train"),
-        gpu=PRESET.gpus,
+        gpu=gpus("train"),
+        nodes=1,
     params:
         out=subpath(output.policy, parent=True),
         scratch=scratch,

@@ -10,9 +10,10 @@ rule world_model:
         "<benchmarks>/world_model/{world_model}.tsv"
     threads: cores("world_model")
     resources:
-        mem_mb=memory,
+        mem_mb=memory("world_model"),
         runtime=minutes("world_model"),
-        gpu=PRESET.gpus,
+        gpu=gpus("world_model"),
+        nodes=1,
     params:
         scratch=scratch,
     shell:

@@ -32,9 +32,18 @@ Strips = Mapping[tuple[str, int], NDArray[np.uint8]]
 def make(curves: Sequence[Path], trajectories: Sequence[Path], allow_incomplete: bool) -> Drawn:
     """The figure from the reward benchmark's curves and its folders of trajectories."""
     rows, missing = load_benchmark(curves, CURVES, "curves", allow_incomplete)
+    if rows.empty:
+        return Drawn(rows, draw_nothing, missing=text.lacking([], "sets of curves", missing))
     table = choose(rows)
     strips = read_strips(trajectories, table)
     return Drawn(table, lambda: draw(table, strips), missing=text.lacking([], "sets of curves", missing))
+
+
+def draw_nothing() -> Figure:
+    """The figure of a reward benchmark in which no trajectory could be scored: that this is so."""
+    figure = Figure(figsize=(style.FULL_WIDTH, 0.6))
+    figure.text(0.5, 0.5, "no curves: no task has two successes to compare", ha="center", va="center")
+    return figure
 
 
 def choose(curves: pd.DataFrame) -> pd.DataFrame:

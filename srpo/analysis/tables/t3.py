@@ -70,10 +70,11 @@ def make(scores: Sequence[Path], published: Path, allow_incomplete: bool) -> Dra
     """The table of the reward benchmark's files of scores."""
     rows, missing = read_scores(scores, allow_incomplete)
     table = estimate(rows, read_published(published, "T3"))
+    scored = rows.groupby("suite")["final_progress"].count()
     return Drawn(
         table,
         lambda: draw(table),
-        layout(table, text.benchmark_protocol(scores)),
+        layout(table, text.benchmark_protocol(scores), list(scored.index[scored == 0])),
         missing=text.lacking([], "sets of scores", missing),
     )
 
@@ -84,6 +85,8 @@ def read_scores(paths: Sequence[Path], allow_incomplete: bool) -> tuple[pd.DataF
     Also gives the number of (suite, representation) that are missing.
     """
     scores, missing = load_benchmark(paths, BENCHMARK, "scores", allow_incomplete)
+    if scores.empty:
+        raise ResultError("the reward benchmark has no trajectories: none of its rollouts was kept")
     keys = ["suite", "task_id", "trajectory"]
     if scores.duplicated([*keys, "representation"]).any():
         raise ResultError("a trajectory stands twice under the same representation")
@@ -271,8 +274,12 @@ def _text(row: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
-    """The paper's definitions in the left columns, ours in the right ones; published rows fill the left."""
+def layout(table: pd.DataFrame, protocol: str, unscored: Sequence[str] = ()) -> typeset.Table:
+    """The paper's definitions in the left columns, ours in the right ones; published rows fill the left.
+
+    Args:
+        unscored: suites in which no trajectory has a score.
+    """
     cells = comparisons.cells(table, "source", "representation", "definitions", "metric")
     columns = [(definitions, metric) for definitions in (PAPER, OURS) for metric in METRICS]
     rows: dict[str, list[typeset.Row]] = {"ours": [], "matched": [], "control": [], "published": []}
@@ -286,7 +293,7 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
                 _typeset([name], [*matched, *(cells[source, name, OURS, metric] for metric in MATCHED)])
             )
         rows[source].append(_typeset(label, [cells.get((source, name, *column)) for column in columns]))
-    suites = table.loc[table["source"] == "ours", "suites"].iloc[0]
+    suites = table.loc[table["source"] == "ours", "suites"].iloc[0] or "none"
     notes = [
         "Beneath the value, its 95% interval (percentile bootstrap over trajectories). SC and Mono: means "
         "over successes. MMD, JS, SMD: final progress of successes against failures. Left, as the SRPO paper "
@@ -301,6 +308,11 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
         f"trajectories, lies above 0. Trajectories: our policy's on {suites}. Published rows: other "
         "trajectories of other policies, so not a like-for-like comparison even by the same definitions.",
     ]
+    if unscored:
+        notes.append(
+            f"No scores on {', '.join(unscored)}: a success is compared with others of its task, and no task "
+            "has two. More episodes (reward_benchmark.max_episodes) or a better policy give them."
+        )
     groups = [
         typeset.Group("", rows["ours"]),
         typeset.Group("The same at equal length", rows["matched"]),

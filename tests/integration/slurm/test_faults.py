@@ -14,7 +14,7 @@ import psutil
 import pytest
 import yaml
 
-from support.slurm_cluster import Cluster, wait_until
+from support.slurm_cluster import NODES, Cluster, wait_until
 from support.slurm_stage import HELD, STEPS
 from support.workflow import SUPPORT, copy_workflow
 
@@ -258,3 +258,50 @@ def test_snakemake_is_interrupted_and_killed(cluster: Cluster, workflow: Workflo
         by = dict(workflow.results(run))
         assert {by[step] for step in by if step <= HELD} == {first[run]}
         assert {by[step] for step in by if step > HELD} == {(last if run in others else left)[run]}
+
+
+def test_jobs_that_a_limit_keeps_from_starting(cluster: Cluster, workflow: Workflow) -> None:
+    """They are told of and not waited for; under the site's limit they start, with their GPUs on one node."""
+    run, target = "grpo-seed0", "results/example/runs/libero_goal/grpo/seed0/policy"
+    preset = workflow.folder / "preset.yaml"
+    preset.write_text(preset.read_text().replace("gpus: 1", "gpus: 2"))
+    told = "will never start: PartitionTimeLimit"
+    cluster.do("scontrol", "update", "PartitionName=main", "MaxTime=60")
+    try:
+        workflow.start(target, cores=2)
+        workflow.wait(lambda: told in workflow.log.read_text(), "a word about a job of 240 minutes")
+        command = [sys.executable, "-m", "srpo", "status", "preset.yaml"]
+        status = subprocess.run(command, cwd=workflow.folder, capture_output=True, text=True, timeout=300)
+        assert told in status.stdout, status
+        assert workflow.process is not None
+        workflow.process.send_signal(signal.SIGTERM)
+        assert workflow.process.wait(PATIENCE) != 0
+        assert (
+            not cluster.jobs("pending") and "cancelled, since Snakemake is to end" in workflow.log.read_text()
+        )
+
+        # Every node has one free GPU, so that the two of a training are there, but not on one node.
+        one = (
+            "--parsable",
+            "--gpus=1",
+            "--mem=100",
+            "--time=60",
+            "--output=/dev/null",
+            "--wrap",
+            "sleep 3600",
+        )
+        others = [cluster.do("sbatch", "-w", node, *one) for node in NODES]
+        workflow.start(target, "--resources", "in_turn=1", "runtime=60", cores=2)
+        workflow.wait(lambda: any("rule_train" in job[3] for job in cluster.jobs("pending")), "a training")
+        training = next(job for job, _, _, comment in cluster.jobs("pending") if "rule_train" in comment)
+        workflow.wait(
+            lambda: cluster.ask("squeue", "-h", "-j", training, "-o", "%r").strip() == "Resources",
+            "a training that waits for two GPUs of a node",
+        )
+        cluster.do("scancel", others[0])
+        workflow.finish()
+    finally:
+        cluster.do("scontrol", "update", "PartitionName=main", "MaxTime=UNLIMITED")
+    assert [step for step, _ in workflow.results(run)] == list(range(1, STEPS + 1))
+    given = workflow.folder / "scratch/example/runs/libero_goal/grpo/seed0/given"
+    assert given.read_text().split()[0] == "0,1"

@@ -120,3 +120,11 @@ def test_on_this_machine(tmp_path: Path) -> None:
     assert "missing" in said and "not finished" in said
     assert "not finished" in launch("status", "--out", str(tmp_path / "run"))
     assert "nothing was launched" in launch("status", "--out", str(tmp_path / "nowhere"), code=1)
+
+
+def test_what_slurm_does_not_take_is_one_line(cluster: Cluster, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "config.yaml", TRAINING)
+    folders = ["--policy", "p", "--out", str(tmp_path / "run"), "--scratch", str(tmp_path / "scratch")]
+    said = launch("train", "--config", str(config), *folders, "--partition", "none", code=1)
+    assert "error: Slurm does not take the job: " in said and "partition" in said
+    assert "Traceback" not in said and not (tmp_path / "run/launch/job.json").exists()
