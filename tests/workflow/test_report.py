@@ -141,7 +141,7 @@ def test_the_report_opens_offline_and_all_of_it_loads(report: Path, tmp_path: Pa
         kinds = {
             kind: sum(what["kind"] == kind for what in found.values()) for kind in ("image", "video", "text")
         }
-        assert kinds == {"image": 10, "video": 1, "text": 11 + 5 + 12 + 1}  # CSV, tables, configs, all videos
+        assert kinds == {"image": 10, "video": 1, "text": 12 + 6 + 12 + 1}  # CSV, tables, configs, all videos
         seconds = [what["seconds"] for what in found.values() if "seconds" in what]
         assert seconds == pytest.approx([0.5], abs=0.05)
         assert page.errors() == []
