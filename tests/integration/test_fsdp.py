@@ -89,10 +89,10 @@ def interrupted(folder: Path) -> None:
     """Fine-tune, but stop in the 47th update and go on from the 40th."""
     rate = optim.learning_rate
 
-    def stop(update: int, *rest: float) -> float:
+    def stop(update: int, *rest: float, **named: int | None) -> float:
         if update == 46:
             raise KeyboardInterrupt
-        return rate(update, *rest)
+        return rate(update, *rest, **named)
 
     optim.learning_rate = stop
     with pytest.raises(KeyboardInterrupt):

@@ -106,10 +106,10 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     sft.train(run.config, run.folder, run.folder / "whole", run.folder / "other-scratch")
     rate = optim.learning_rate
 
-    def stop(update: int, *rest: float) -> float:
+    def stop(update: int, *rest: float, **named: int | None) -> float:
         if update == 47:
             raise KeyboardInterrupt
-        return rate(update, *rest)
+        return rate(update, *rest, **named)
 
     monkeypatch.setattr(optim, "learning_rate", stop)
     with pytest.raises(KeyboardInterrupt):
