@@ -9,7 +9,8 @@ class Demos(Section):
     """Demonstrations for supervised fine-tuning, one robomimic/LIBERO HDF5 file a task."""
 
     source: str
-    """`expert`: record them with the scripted expert. Otherwise a folder with LIBERO's own HDF5 files."""
+    """`expert`: record them with the scripted expert. Otherwise a folder with LIBERO's own HDF5 files, or
+    one in LeRobot's format (with `meta/info.json`; versions 2.0, 2.1, 3.0)."""
     per_task: PositiveInt
     """Demonstrations a task."""
     noise: NonNegative

@@ -1,4 +1,4 @@
-"""Record demonstrations with the scripted expert, or import LIBERO's own files."""
+"""Record demonstrations with the scripted expert, or import LIBERO's own files or LeRobot's format."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from srpo.config import DemosStage, load_stage
+from srpo.demos.lerobot import import_dataset, is_dataset
 from srpo.demos.official import import_all
 from srpo.demos.record import record_all
 from srpo.errors import run_command
@@ -31,6 +32,8 @@ def main() -> None:
     if config.demos.source == "expert":
         with lock_held(arguments.scratch):
             record_all(config, arguments.out, arguments.scratch, arguments.workers)
+    elif is_dataset(Path(config.demos.source).expanduser()):
+        import_dataset(config, arguments.out)
     else:
         import_all(config, arguments.out)
 

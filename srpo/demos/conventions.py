@@ -5,7 +5,7 @@ A file in another convention would be read without an error and train a policy t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,25 @@ SAME_POSITION, SAME_ROTATION = 1e-3, 0.01
 """Difference (m; rad) up to which two datasets have the same pose."""
 FINGER_TRAVEL = 0.005
 """Metres that the fingers must move against the commands before these are taken for the opposite ones."""
+FINGERS_REST, FINGERS_MOVE = 5e-5, 1.5e-4
+"""Metres a step below which a finger rests, and above which it moves: robosuite's move by 0.3 mm in the first
+step after a command, by 2 mm in the second, and by 0.02 mm while they hold."""
+METRES_PER_ACTION = (0.003, 0.05)
+"""Metres that the hand goes in a step, for a full action: robosuite's does 0.01 on the way; its goal is 0.05
+away."""
+POSITION_FOLLOWS, ROTATION_FOLLOWS = 0.5, 0.5
+"""Correlation of commanded and seen motion from which a pose is what actions move. The expert's is above 0.9
+for positions and 0.88 for rotations; Euler angles taken for axis-angle have 0.27 at most."""
+ROTATION_COMMANDS = 0.1
+"""Root mean square of the commanded rotation about an axis (full action: 1) below which nothing is said of
+it: small ones drown in what the hand's own motion turns."""
+SYMMETRIC_FINGERS = 5e-3
+"""Metres up to which the two fingers are opposite to each other."""
+SAME_SCENE = 25.0
+"""Mean difference of pixels (of 255) up to which two pictures are of the same scene. Those of a task's other
+states differ by 3 to 4, mirrored or turned ones by 20 and more."""
+IDLE = 1e-4
+"""Length of an action below which it moves nothing, in OpenVLA's regenerate_libero_dataset.py."""
 
 
 def require_image_convention(attributes: Mapping[str, Any]) -> None:
@@ -43,25 +62,27 @@ def require_image_convention(attributes: Mapping[str, Any]) -> None:
 def require_conventions(recording: Recording) -> None:
     """Raise ValueError, naming the dataset, unless a recording's values are what their names say.
 
-    Its numbers are finite, actions are in [-1, 1], the gripper is -1 where it opens and 1 where it closes,
-    states begin with the time, observations state one pose, and they are those of a moment before or after
-    the actions (`observations_are_late`).
+    Its numbers are finite, actions are in [-1, 1], the gripper is -1 where it opens and 1 where it closes.
+    Where it has the simulator's states, as LIBERO's own files do, these begin with the time, observations
+    state one pose, and they are those of a moment before or after the actions (`observations_are_late`).
     """
     for name, values in recording.items():
         if values.dtype.kind not in "fiu":
             raise ValueError(f"{name} is {values.dtype}, not a number")
         if not np.isfinite(values).all():
             raise ValueError(f"{name} is not finite in row {np.argwhere(~np.isfinite(values))[0, 0]}")
-    actions, times = recording["actions"], recording["states"][:, 0]
+    actions = recording["actions"]
     if np.abs(actions).max() > 1:
         raise ValueError("actions leaves [-1, 1]: LIBERO's are what the controller takes, not metres")
     _require_gripper_values(actions[:, -1])
-    if (np.diff(times) <= 0).any():
-        raise ValueError(
-            f"states does not begin with the time: its first column falls or rests after row "
-            f"{np.flatnonzero(np.diff(times) <= 0)[0]}; rows are missing, or states without their time"
-        )
-    _require_one_pose(recording)
+    if "states" in recording:
+        times = recording["states"][:, 0]
+        if (np.diff(times) <= 0).any():
+            raise ValueError(
+                f"states does not begin with the time: its first column falls or rests after row "
+                f"{np.flatnonzero(np.diff(times) <= 0)[0]}; rows are missing, or states without their time"
+            )
+        _require_one_pose(recording)
     _require_gripper_direction(aligned(recording))
 
 
@@ -118,11 +139,13 @@ def observations_are_late(recording: Recording) -> bool:
     """Whether row t's observation is from after action t, as in LIBERO's own files, not from before it.
 
     `states` are from before it, so the joint angles tell: a state is time, then positions, of which the
-    arm's seven joints come first.
+    arm's seven joints come first. A recording without `states` was aligned when it was imported.
 
     Raises:
         ValueError: the joints fit neither, or both alike.
     """
+    if "states" not in recording:
+        return False
     joints, states = recording["obs/joint_states"], recording["states"][:, 1:8]
     if len(joints) < 2:
         raise ValueError("obs/joint_states has one row: nobody can tell whether it is before its action")
@@ -147,3 +170,113 @@ def aligned(recording: Recording) -> Recording:
         return recording
     late = {name for name in recording if name.startswith("obs/")} | {"robot_states"}
     return {name: values[:-1] if name in late else values[1:] for name, values in recording.items()}
+
+
+# ------------------------------------------------------------------ recordings without the simulator's states
+
+
+def fingers_are_late(actions: NDArray[np.floating], fingers: NDArray[np.floating]) -> bool | None:
+    """Whether fingers at rest have moved in the very row of the first command that opens or closes them.
+
+    Then row t's observation is from after action t. None where no such command tells.
+
+    Args:
+        actions: (T, 7) in LIBERO's convention.
+        fingers: (T, 2) positions (m).
+    """
+    moved = np.diff(np.abs(fingers[:, 0]), prepend=np.abs(fingers[:1, 0]))
+    for row in np.flatnonzero(np.diff(actions[:, -1])) + 1:
+        if row >= 3 and np.abs(moved[row - 2 : row]).max() < FINGERS_REST:
+            return bool(-moved[row] * actions[row, -1] > FINGERS_MOVE)
+    return None
+
+
+def require_pose(poses: NDArray[np.floating]) -> None:
+    """Raise ValueError unless poses (T, 8) end with the positions of two fingers, opposite to each other."""
+    fingers = poses[:, 6:]
+    if not np.isfinite(poses).all():
+        raise ValueError(f"is not finite in row {np.argwhere(~np.isfinite(poses))[0, 0]}")
+    if np.abs(fingers.sum(axis=1)).max() > SYMMETRIC_FINGERS or (fingers[:, 0] < -SYMMETRIC_FINGERS).any():
+        raise ValueError(
+            "does not end with the positions of two fingers (m), opposite to each other: expected are the "
+            "hand's position (m), its orientation as axis-angle (rad), the fingers; not joint angles"
+        )
+
+
+def require_pose_follows(recordings: Sequence[tuple[NDArray[np.floating], NDArray[np.floating]]]) -> None:
+    """Raise ValueError unless the hand goes where actions send it: then positions are metres, orientations
+    axis-angle, and actions those of LIBERO's controller, not normalised ones.
+
+    Args:
+        recordings: actions (T, 7) and poses (T, 8) each, of one row's moment.
+    """
+    wanted = np.concatenate([actions[:-1, :3] for actions, _ in recordings])
+    went = np.concatenate([np.diff(poses[:, :3], axis=0) for _, poses in recordings])
+    correlation, slope = _follows(wanted, went)
+    if correlation < POSITION_FOLLOWS:
+        raise ValueError(
+            f"has positions that do not go where actions send the hand (correlation {correlation:.2f}): "
+            "expected are metres in the robot's frame, and actions that are its motion, not absolute poses"
+        )
+    if not METRES_PER_ACTION[0] < slope < METRES_PER_ACTION[1]:
+        raise ValueError(
+            f"has positions that go {slope:.3g} in a step for a full action, where LIBERO's go 0.01 m: they "
+            "must be metres, and actions as the controller takes them, not normalised by a data set's "
+            "statistics"
+        )
+    wanted = np.concatenate([actions[:-1, 3:6] for actions, _ in recordings])
+    turns = [Rotation.from_rotvec(poses[:, 3:6]) for _, poses in recordings]
+    went = np.concatenate([(turn[1:] * turn[:-1].inv()).as_rotvec() for turn in turns])
+    for axis, name in enumerate("xyz"):
+        if np.sqrt(np.square(wanted[:, axis]).mean()) < ROTATION_COMMANDS:
+            continue
+        correlation, _ = _follows(wanted[:, axis], went[:, axis])
+        if correlation < ROTATION_FOLLOWS:
+            raise ValueError(
+                f"has orientations that do not turn about {name} as actions turn the hand (correlation "
+                f"{correlation:.2f}): they must be axis-angle (rad), not Euler angles or part of a quaternion"
+            )
+
+
+def _follows(wanted: NDArray[np.floating], went: NDArray[np.floating]) -> tuple[float, float]:
+    """Correlation (about 0) and slope of motion on commands."""
+    both, commands, motion = (wanted * went).sum(), np.square(wanted).sum(), np.square(went).sum()
+    if commands == 0 or motion == 0:
+        return 0.0, 0.0
+    return float(both / np.sqrt(commands * motion)), float(both / commands)
+
+
+def idle_steps(actions: NDArray[np.floating]) -> int:
+    """How many actions (T, 7) move nothing: OpenVLA's script leaves these out of LIBERO's demonstrations."""
+    still = np.linalg.norm(actions[:, :-1], axis=1) < IDLE
+    return int((still[1:] & (np.diff(actions[:, -1]) == 0)).sum()) + int(still[0])
+
+
+def is_turned(picture: NDArray[np.uint8], scene: NDArray[np.uint8]) -> bool:
+    """Whether a picture of a scene is turned by 180°, as in LIBERO's own files, not in official orientation.
+
+    Args:
+        picture, scene: uint8 (H, H, 3), `scene` the task's in official orientation.
+
+    Raises:
+        ValueError: it is mirrored, or of another scene or camera.
+    """
+    views = {
+        "official": picture,
+        "turned": picture[::-1, ::-1],
+        "upside down": picture[::-1],
+        "mirrored": picture[:, ::-1],
+    }
+    away = {name: float(np.abs(view.astype(float) - scene).mean()) for name, view in views.items()}
+    nearest = min(away, key=lambda name: away[name])
+    if away[nearest] > SAME_SCENE:
+        raise ValueError(
+            f"does not show the task's scene through LIBERO's camera agentview: pixels differ by "
+            f"{away[nearest]:.0f} of 255 on average"
+        )
+    if nearest not in ("official", "turned"):
+        raise ValueError(
+            f"is {nearest} beside the simulator's picture of the task: only official orientation, and that "
+            "turned by 180° as in LIBERO's own files, are read; flip the rows or columns of every frame"
+        )
+    return nearest == "turned"

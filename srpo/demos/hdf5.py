@@ -17,6 +17,9 @@ LIBERO's names; LIBERO, scripts/create_dataset.py):
 Row t has the observation just before action t, as in robomimic and in OpenVLA's regenerated files. LIBERO's
 own have the one just after it, and are shifted back where they are read. `srpo.demos.conventions` has what
 else the values must hold to. The wrist camera (obs/eye_in_hand_rgb) is left out: the policy does not use it.
+
+A file that was imported from LeRobot's format says so in the attribute `lerobot` of `data` (the format's
+version) and has only what that format has: `LEARNED`.
 """
 
 from __future__ import annotations
@@ -51,6 +54,8 @@ LAYOUT: dict[str, tuple[int | None, ...]] = {
     "obs/joint_states": (7,),
 }
 """The datasets of a demonstration and the shape of one row; None is any size."""
+LEARNED = ("actions", IMAGES, "obs/ee_states", "obs/gripper_states")
+"""Those that a policy learns from."""
 _REMEDY = (
     "Delete it and record it again (srpo demos), or, if it is one of LIBERO's own files, download it again."
 )
@@ -130,21 +135,22 @@ def read_recordings(path: Path, limit: int | None = None) -> Iterator[Recording]
                 raise DemonstrationError(
                     f"{path}: holds {len(names)} demonstrations, not {wanted}. {_REMEDY}"
                 )
+            layout = {name: LAYOUT[name] for name in (LEARNED if "lerobot" in data.attrs else LAYOUT)}
             for name in names[:limit]:
-                yield _read_recording(data[name], f"{path}: data/{name}")
+                yield _read_recording(data[name], layout, f"{path}: data/{name}")
     except (OSError, KeyError, RuntimeError) as error:  # what h5py raises
         raise DemonstrationError(f"{path}: {why_unreadable(error, _REMEDY)}") from error
 
 
-def _read_recording(group: h5py.Group, where: str) -> Recording:
+def _read_recording(group: h5py.Group, layout: Mapping[str, tuple[int | None, ...]], where: str) -> Recording:
     if not isinstance(group, h5py.Group):
         raise DemonstrationError(f"{where} is no group of datasets. {_REMEDY}")
-    missing = [name for name in LAYOUT if not isinstance(group.get(name), h5py.Dataset)]
+    missing = [name for name in layout if not isinstance(group.get(name), h5py.Dataset)]
     if missing:
         raise DemonstrationError(f"{where} lacks {', '.join(missing)}. {_REMEDY}")
-    recording = {name: np.atleast_1d(group[name][()]) for name in LAYOUT}  # a scalar is no array
+    recording = {name: np.atleast_1d(group[name][()]) for name in layout}  # a scalar is no array
     steps = len(recording["actions"])
-    for name, row in LAYOUT.items():
+    for name, row in layout.items():
         shape = recording[name].shape
         fits = len(shape) == len(row) + 1 and all(b in (None, a) for a, b in zip(shape[1:], row, strict=True))
         if not fits or shape[0] != steps or steps == 0:
@@ -174,7 +180,8 @@ def write_recordings(path: Path, attributes: Mapping[str, Any], recordings: Iter
                     name, data=values, chunks=chunks, compression="gzip", compression_opts=1, fletcher32=True
                 )
             group.attrs["num_samples"] = len(recording["actions"])
-            group.attrs["init_state"] = recording["states"][0]
+            if "states" in recording:
+                group.attrs["init_state"] = recording["states"][0]
             count, total = count + 1, total + len(recording["actions"])
         data.attrs["num_demos"] = count
         data.attrs["total"] = total

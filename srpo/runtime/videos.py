@@ -45,3 +45,20 @@ def read_video(path: Path) -> tuple[NDArray[np.uint8], float]:
     width, height = header["size"]
     frames = [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
     return np.stack(frames), float(header["fps"])
+
+
+def read_part(path: Path, frame: int, number: int, fps: float) -> NDArray[np.uint8]:
+    """Up to `number` frames, uint8 (F, H, W, 3), from frame number `frame` of a video of constant rate.
+
+    Raises OSError if the file is not a video.
+    """
+    # Half a frame before its time, for times are rounded; FFmpeg decodes from the key frame before it.
+    seek = ["-ss", f"{(frame - 0.5) / fps:.6f}"] if frame else []
+    reader = imageio_ffmpeg.read_frames(
+        str(path),
+        input_params=seek,
+        output_params=["-frames:v", str(number), "-fps_mode", "passthrough"],
+    )
+    width, height = next(reader)["size"]
+    frames = [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
+    return np.stack(frames) if frames else np.empty((0, height, width, 3), np.uint8)
