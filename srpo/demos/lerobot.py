@@ -407,7 +407,7 @@ def _recording(dataset: Dataset, rows: Rows, scene: NDArray[np.uint8], late: boo
     except ValueError as error:
         raise DemonstrationError(f"{where}: {error}") from None
     # Files have pictures in OpenGL's row order.
-    recording = {
+    recording: Recording = {
         "actions": rows.actions,
         IMAGES: pictures if turned else pictures[:, ::-1, ::-1],
         "obs/ee_states": rows.poses[:, :6],
