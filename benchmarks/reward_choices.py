@@ -187,6 +187,11 @@ def main() -> None:
     config = load_stage(arguments.config, TrainStage)
     if config.world_model is None:
         raise SystemExit(f"{arguments.config}: has no world model: give the configuration of an SRPO run")
+    if config.reward.references not in CHOICES["references"]:
+        raise SystemExit(
+            f"{arguments.config}: reward.references `{config.reward.references}` is of other embeddings: must "
+            f"be one of {', '.join(CHOICES['references'])}"
+        )
     torch.set_num_threads(1)
     batches = rollouts(config, arguments.policy, arguments.scratch, arguments.steps, arguments.workers)
     batches = [batch for batch in batches if not batch.success.all()]
