@@ -193,23 +193,24 @@ def collect(config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path
 
     Raises:
         LiberoError: the suite that is installed is not LIBERO's.
-        TrajectoryError: the policy or OpenGL cannot be loaded.
+        TrajectoryError: the policy cannot be loaded.
+        MissingGLError: OpenGL is missing.
         SystemExit: too few rollouts could be run.
     """
     import torch  # here, so that --help and errors in the configuration come at once
 
-    from srpo.envs.gl import MissingGLError, require_gl
+    from srpo.envs.gl import require_gl
     from srpo.envs.libero import libero_record
     from srpo.policies.checkpoints import load_policy
     from srpo.policies.weights import CheckpointError
     from srpo.rollouts.policy_runner import PolicyRunner, require_most_ran
 
     libero = libero_record(config.suite)
+    require_gl()
     try:
-        require_gl()
         loaded = load_policy(policy, "cuda" if torch.cuda.is_available() else "cpu")
         loaded.statistics(config.suite)
-    except (MissingGLError, CheckpointError) as error:
+    except CheckpointError as error:
         raise TrajectoryError(str(error)) from error
     clear_stale_scratch(scratch, config, policy)
     with PolicyRunner(config.suite, config.protocol, loaded, workers) as runner:
