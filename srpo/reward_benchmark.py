@@ -192,18 +192,23 @@ def clear_stale_scratch(scratch: Path, config: RewardBenchmarkStage, policy: Pat
 
 
 def load(policy: Path, suite: str) -> OpenVLAOFT:
-    """A folder's policy, ready to act in a suite. Raises TrajectoryError if it or OpenGL cannot be used."""
+    """A folder's policy, ready to act in a suite.
+
+    Raises:
+        TrajectoryError: the policy cannot be loaded, or does not know the suite.
+        MissingGLError: OpenGL is missing.
+    """
     import torch  # here, so that --help and errors in the configuration come at once
 
-    from srpo.envs.gl import MissingGLError, require_gl
+    from srpo.envs.gl import require_gl
     from srpo.policies.checkpoints import load_policy
     from srpo.policies.weights import CheckpointError
 
+    require_gl()
     try:
-        require_gl()
         loaded = load_policy(policy, "cuda" if torch.cuda.is_available() else "cpu")
         loaded.statistics(suite)
-    except (MissingGLError, CheckpointError) as error:
+    except CheckpointError as error:
         raise TrajectoryError(str(error)) from error
     return loaded
 
@@ -215,7 +220,8 @@ def collect(config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path
 
     Raises:
         LiberoError: the suite that is installed is not LIBERO's.
-        TrajectoryError: the policy or OpenGL cannot be loaded.
+        TrajectoryError: the policy cannot be loaded.
+        MissingGLError: OpenGL is missing.
         SystemExit: too few rollouts could be run.
     """
     from srpo.envs.libero import libero_record

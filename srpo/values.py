@@ -164,7 +164,8 @@ def values(
 
     Raises:
         LiberoError: the suite that is installed is not LIBERO's.
-        TrajectoryError: the trajectories, the policy or OpenGL cannot be used.
+        TrajectoryError: the trajectories or the policy cannot be used.
+        MissingGLError: OpenGL is missing.
         SystemExit: too few branches could be run.
     """
     import mujoco

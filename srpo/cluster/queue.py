@@ -18,10 +18,12 @@ from typing import NamedTuple
 
 LOOK_SECONDS = 60
 NEVER = {
-    r"TimeLimit|WallDurationPerJob": "it asks for more minutes than are allowed (resources: runtime=...)",
-    r"Account": "the account must not use this partition (default-resources: slurm_account)",
+    r"PartitionTimeLimit|WallDurationPerJob": "it asks for more minutes than are allowed "
+    "(resources: runtime=...)",
+    r"AccountNotAllowed|InvalidAccount": "the account must not use this partition "
+    "(default-resources: slurm_account)",
     r"InvalidQOS|QOSNotAllowed": "its account or partition does not allow the QOS (slurm-qos)",
-    r"PerJob|PerNode|QOSMin|NodeLimit|(Max|Min)Nodes|BadConstraints|PartitionConfig": "it asks for what a "
+    r"PerJob|PerNode|QOSMin|Partition(Node|Max|Min|Config)|BadConstraints": "it asks for what a "
     "job cannot have there (set-resources, set-threads)",
     r"(?i:held)": "it is held (scontrol release lets it go)",
 }

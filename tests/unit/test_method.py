@@ -51,7 +51,7 @@ def setting(variant: str, key: str) -> object:
 
 def choices() -> dict[str, dict[str, object]]:
     """Key → what its row of the page says: the value of the paper, siiRL and ours, if it says one."""
-    page = (ROOT / "docs/method.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/method.md").read_text(encoding="utf-8").split("\n## Choices\n")[1].split("\n## ")[0]
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
     found = {}
     for _, paper, siirl, ours, key in rows[1:]:

@@ -20,6 +20,9 @@ cat <<'END'
 7|AccountNotAllowed|rule_sft|{here}
 8|JobHeldUser|rule_sft|{here}
 9|PartitionTimeLimit|rule_train|/elsewhere
+10|QOSGrpNodeLimit|rule_train|{here}
+11|PartitionDown|rule_train|{here}
+12|PartitionNodeLimit|rule_train|{here}
 END
 """
 
@@ -30,7 +33,7 @@ def test_reasons_that_do_not_go_away(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     found = stuck_jobs(tmp_path)
-    assert [job.job for job in found] == ["1", "6", "7", "8"]
+    assert [job.job for job in found] == ["1", "6", "7", "8", "12"]
     assert str(found[0]).startswith(
         "Slurm job 1 (rule_train_wildcards_libero_goal_grpo_0) will never start: PartitionTimeLimit: it asks "
         "for more minutes than are allowed (resources: runtime=...)"
