@@ -189,8 +189,8 @@ def main() -> None:
         raise SystemExit(f"{arguments.config}: has no world model: give the configuration of an SRPO run")
     if config.reward.references not in CHOICES["references"]:
         raise SystemExit(
-            f"{arguments.config}: reward.references `{config.reward.references}` is of other embeddings: must "
-            f"be one of {', '.join(CHOICES['references'])}"
+            f"{arguments.config}: reward.references `{config.reward.references}` is of other embeddings: "
+            f"must be one of {', '.join(CHOICES['references'])}"
         )
     torch.set_num_threads(1)
     batches = rollouts(config, arguments.policy, arguments.scratch, arguments.steps, arguments.workers)
