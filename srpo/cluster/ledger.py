@@ -185,10 +185,12 @@ def total(some: Iterable[Entry]) -> Held:
 
 
 def hours(value: float) -> str:
-    """Hours with two digits that count; `·` for none."""
-    if not value:
-        return "·"
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+    """Hours with two digits that count."""
+    if value >= 10:
+        return f"{value:,.0f}"
+    if value >= 1:
+        return f"{value:.1f}"
+    return f"{value:.2g}" if value >= 0.001 or not value else "< 0.001"
 
 
 def table(found: Sequence[Entry], jobs: Sequence[Job], gpus: int, why_not: str = "") -> Table:

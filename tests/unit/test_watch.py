@@ -414,14 +414,8 @@ def test_a_port_in_use_is_named(workspace: Path) -> None:
 
 
 def test_hours_in_words() -> None:
-    assert [ledger.hours(value) for value in (0, 0.004, 0.234, 2.34, 23.4, 2345)] == [
-        "·",
-        "0.004",
-        "0.23",
-        "2.3",
-        "23",
-        "2,345",
-    ]
+    words = ["0", "< 0.001", "0.004", "0.23", "2.3", "23", "2,345"]
+    assert [ledger.hours(value) for value in (0, 0.0004, 0.004, 0.234, 2.34, 23.4, 2345)] == words
 
 
 def test_looking_is_quick_on_the_whole_grid(tmp_path: Path) -> None:
