@@ -7,6 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+LOOK_TIMEOUT = 30
+"""Seconds that those who look again and again wait for an answer."""
+
 
 class Use(NamedTuple):
     """What one start of a Slurm job held.
@@ -38,7 +41,7 @@ def uses(jobs: Iterable[str]) -> Mapping[str, Sequence[Use]]:
         return {}
     columns = "--format=JobIDRaw,State,ElapsedRaw,AllocTRES"
     options = ["--allocations", "--duplicates", "--noheader", "--parsable2", columns]
-    return parse_uses(_ask("sacct", *options, "--jobs", ",".join(numbers)))
+    return parse_uses(ask("sacct", *options, "--jobs", ",".join(numbers), timeout=LOOK_TIMEOUT))
 
 
 def parse_uses(text: str) -> Mapping[str, Sequence[Use]]:
@@ -58,17 +61,17 @@ def parse_uses(text: str) -> Mapping[str, Sequence[Use]]:
 
 def queue() -> Mapping[str, Queued]:
     """This user's jobs that wait or run, by their numbers. Empty where there is no Slurm."""
-    lines = _ask("squeue", "--me", "--noheader", "--format=%i|%T|%r").splitlines()
+    lines = ask("squeue", "--me", "--noheader", "--format=%i|%T|%r", timeout=LOOK_TIMEOUT).splitlines()
     return {
         number: Queued(state, reason)
         for number, state, reason in (line.split("|", 2) for line in lines if line.count("|") >= 2)
     }
 
 
-def _ask(*command: str) -> str:
-    """What a Slurm command prints; '' where there is none, or it fails."""
+def ask(*command: str, timeout: float = 60) -> str:
+    """What a Slurm command prints; '' where there is none, it fails, or takes longer (seconds)."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout if done.returncode == 0 else ""

@@ -143,6 +143,11 @@ def jobs_of(plan: Plan, folder: str, stage: Stage | WorldModelStage, policy_byte
         yield Job("values", folder, (f"reward_benchmark/{stage.suite}",), episodes, flop)
 
 
+def all_jobs(plan: Plan) -> list[Job]:
+    """The jobs of all stages, without their durations and what stays of policies on disk."""
+    return [job for folder, stage in plan.stages.items() for job in jobs_of(plan, folder, stage, 0)]
+
+
 def branches_of(stage: ValuesStage) -> int:
     """Branches from all trajectories that are asked for."""
     trajectories = stage.reward_benchmark.successes + stage.reward_benchmark.failures

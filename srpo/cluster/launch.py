@@ -29,6 +29,7 @@ import submitit
 from submitit.core.utils import FailedJobError
 from submitit.helpers import TorchDistributedEnvironment
 
+from srpo.cluster.accounting import ask
 from srpo.cluster.resources import simulators
 from srpo.config import TrainStage, load_stage
 from srpo.errors import run_command
@@ -161,12 +162,8 @@ def state(job: dict[str, str]) -> str:
         ["squeue", "--noheader", "--states=all", "--format=%T", "--jobs", job["job"]],
         ["sacct", "--noheader", "--allocations", "--parsable2", "--format=State", "--jobs", job["job"]],
     ):
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        except (OSError, subprocess.TimeoutExpired):
-            continue
-        if done.returncode == 0 and done.stdout.split():
-            return done.stdout.split()[0]  # "CANCELLED by 1000" is cancelled
+        if words := ask(*command).split():
+            return words[0]  # "CANCELLED by 1000" is cancelled
     return "UNKNOWN"
 
 

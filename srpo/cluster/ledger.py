@@ -22,9 +22,9 @@ from typing import Literal
 from srpo.analysis.typeset import Group, Row, Table, to_html
 from srpo.cluster.accounting import Use, uses
 from srpo.cluster.estimate import Held, estimate, held, read_throughput
-from srpo.cluster.jobs import Job, jobs_of
+from srpo.cluster.jobs import Job, all_jobs
 from srpo.cluster.plan import THROUGHPUT, choose_speeds
-from srpo.cluster.resources import REQUESTS, cores
+from srpo.cluster.resources import REQUESTS, cores, gpus_of
 from srpo.cluster.tries import History, Try, history
 from srpo.config import ConfigError
 from srpo.config.plan import Plan, plan
@@ -102,7 +102,7 @@ def entries(jobs: Sequence[Job], past: History, preset: str, gpus: int, here: Pa
                 rows.append(_timed(one, file))
         seconds = benchmark(file)
         if seconds is not None and job.name not in by_job:  # no log knows it: they were removed
-            asked = (cores(job.rule, gpus), 0 if job.rule == "demos" else gpus)
+            asked = (cores(job.rule, gpus), gpus_of(job.rule, gpus))
             rows.append(Entry(job.name, job.rule, "done", *asked, seconds, "benchmark"))
         found += [replace(row, number=number) for number, row in enumerate(rows, 1)]
     return found
@@ -171,8 +171,7 @@ def planned_jobs(planned: Plan) -> tuple[list[Job], str]:
     try:
         return estimate(planned, read_throughput(THROUGHPUT, None, gpu), 0), ""
     except ConfigError as error:
-        stages = planned.stages.items()
-        return [job for folder, stage in stages for job in jobs_of(planned, folder, stage, 0)], str(error)
+        return all_jobs(planned), str(error)
 
 
 def total(some: Iterable[Entry]) -> Held:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
+
+from srpo.cluster.accounting import ask
 
 LOOK_SECONDS = 60
 NEVER = {
@@ -48,7 +49,7 @@ class Stuck(NamedTuple):
 
 def stuck_jobs(folder: Path) -> list[Stuck]:
     """This user's jobs that were submitted from a folder and will never start; none where squeue fails."""
-    pending = _ask("squeue", "--me", "--noheader", "--states=PENDING", "--format=%i|%r|%k|%Z")
+    pending = ask("squeue", "--me", "--noheader", "--states=PENDING", "--format=%i|%r|%k|%Z")
     jobs = [line.split("|", 3) for line in pending.splitlines() if line.count("|") >= 3]
     return [
         Stuck(job, reason, comment)
@@ -56,14 +57,6 @@ def stuck_jobs(folder: Path) -> list[Stuck]:
         if Path(submitted_from).resolve() == folder.resolve()
         and any(re.search(pattern, reason) for pattern in NEVER)
     ]
-
-
-def _ask(*command: str) -> str:
-    """What one of Slurm's commands prints; '' where it cannot be run."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
 
 
 def watch(folder: Path, say: Callable[[str], None]) -> None:
@@ -84,7 +77,7 @@ def watch(folder: Path, say: Callable[[str], None]) -> None:
         while True:
             for job in stuck_jobs(folder):
                 if ending.is_set():
-                    _ask("scancel", job.job)
+                    ask("scancel", job.job)
                     say(f"{job}; cancelled, since Snakemake is to end")
                 elif job.job not in told:
                     told.add(job.job)

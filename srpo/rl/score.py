@@ -181,6 +181,7 @@ def score_steps(
     batch: Batch,
     scores: BatchScores,
     prefixes: Prefixes,
+    whole: NDArray[np.float32],
     experts: ExpertEmbeddings | None = None,
 ) -> BatchScores:
     """`scores` with an advantage for each chunk: its gain in progress, standardised over all that are kept.
@@ -191,8 +192,8 @@ def score_steps(
 
     Args:
         scores: of the whole episodes, by `score_batch`.
+        whole: their embeddings, by `whole_episodes`.
     """
-    whole = whole_episodes(batch, prefixes)
     members = batch.success & _comparable(config, scores)
     references: dict[int, References] = {}
     for task in map(int, np.unique(batch.tasks)):

@@ -257,8 +257,8 @@ class Trainer:
         elif self.config.reward.references == "simulator":
             embeddings = distances_to_goal(batch)
         scores = score_batch(self.config, batch, embeddings, self.experts, self.earlier)
-        if prefixes is not None:
-            scores = score_steps(self.config, batch, scores, prefixes, self.experts)
+        if prefixes is not None and embeddings is not None:
+            scores = score_steps(self.config, batch, scores, prefixes, embeddings, self.experts)
         self.earlier = remember_successes(self.config, batch, scores, embeddings, self.earlier)
         return scores
 

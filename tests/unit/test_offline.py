@@ -159,7 +159,7 @@ def test_each_chunk_of_each_task_has_its_own_advantage() -> None:
     paths = [(4, 2, 1), (-4, -2, -1), (4, 3, 4), (4, 2, 0, 4)]
     prefixes = {number: on_a_line(*paths[number % 4]) for number in data.episodes}
     whole = np.stack([prefixes[number][-1] for number in range(16)])
-    scores = score.score_steps(settings, data, score.score_batch(settings, data, whole), prefixes)
+    scores = score.score_steps(settings, data, score.score_batch(settings, data, whole), prefixes, whole)
     # d/max d: 1, 0.5, 0.25; the same; 1, 0.75, 1; 1, 0.5, 0, 1. In two groups, of which the first two
     # episodes of the second are failures, rewarded alike.
     gains = [[0.5, 0.25], [0.5, 0.25], [0.25, -0.25], [0.5, 0.5, -1]]
@@ -180,7 +180,7 @@ def test_a_broken_prefix_leaves_its_episode_out() -> None:
     prefixes = {number: on_a_line(*range(length)) for number, length in lengths.items()}
     prefixes[1] = np.concatenate([on_a_line(np.nan), prefixes[1][1:]])
     whole = np.stack([prefixes[number][-1] for number in range(16)])
-    scores = score.score_steps(settings, data, score.score_batch(settings, data, whole), prefixes)
+    scores = score.score_steps(settings, data, score.score_batch(settings, data, whole), prefixes, whole)
     assert np.flatnonzero(~scores.kept).tolist() == [1] and scores.chunks is not None
     assert len(scores.chunks[1]) == 0 and np.isfinite(np.concatenate(scores.chunks)).all()
 
@@ -192,7 +192,7 @@ def test_experts_are_references_by_steps_too() -> None:
     whole = np.stack([prefixes[number][-1] for number in range(16)])
     experts = {7: on_a_line(0), 8: on_a_line(9, 20)}
     before = score.score_batch(settings, data, whole, experts)
-    scores = score.score_steps(settings, data, before, prefixes, experts)
+    scores = score.score_steps(settings, data, before, prefixes, whole, experts)
     assert scores.kept.all() and scores.chunks is not None
     # Task 7 gains 1/9 a chunk; task 8 starts on its expert: it loses all, in equal parts.
     gains = [

@@ -14,7 +14,7 @@ import pytest
 from srpo.analysis.figures import f6
 from srpo.analysis.stats import wilson
 from srpo.analysis.tables import t3_values
-from srpo.analysis.tables.t3_truth import shared
+from srpo.analysis.tables.t3_truth import along, shared
 from srpo.analysis.values import DISTANCE, beside, lost_from, read_values, with_distance
 from srpo.config import ValuesStage
 from srpo.episode import CHUNK, Episode, EpisodeSpec, FailedRun
@@ -214,7 +214,7 @@ def test_correlations_are_of_moments_whose_value_changes() -> None:
             moments_of([0, 0, 0], [0.1, 0.2, 0.3], 2),
         ]
     )
-    (task,) = t3_values.correlations(moments)
+    (task,) = along(moments.assign(failing=-moments["value"]), "failing")
     assert task.tolist() == pytest.approx([1, -1])
 
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(HERE))
 
 from srpo.analysis.drawings import DRAWINGS, OUTPUTS
 from srpo.cluster import resources
-from srpo.cluster.jobs import jobs_of
+from srpo.cluster.jobs import all_jobs
 from srpo.cluster.queue import watch
 from srpo.cluster.resources import GROUPS, scratch_path, sweep_size
 from srpo.config import STAGES, ConfigError, Preset, read_yaml, validate
@@ -354,9 +354,7 @@ def drawn():
 
 def stage_outputs():
     """What the submitted jobs write, all of them."""
-    stages = PLAN.stages.items()
-    jobs = [job for folder, stage in stages for job in jobs_of(PLAN, folder, stage, 0)]
-    return [f"<results>/{job.output}" for job in jobs]
+    return [f"<results>/{job.output}" for job in all_jobs(PLAN)]
 
 
 def overrides():

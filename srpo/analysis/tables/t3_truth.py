@@ -7,13 +7,13 @@ under the representation that the run was rewarded by.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
@@ -102,12 +102,13 @@ def shared(curves: pd.DataFrame) -> pd.DataFrame:
     return both
 
 
-def along(curves: pd.DataFrame) -> list[NDArray[np.float64]]:
-    """The correlations along the prefixes of each trajectory, an array a task."""
+def along(curves: pd.DataFrame, distance: str = "distance_to_goal") -> list[NDArray[np.float64]]:
+    """The correlations of progress with minus a `distance` along each trajectory that it changes along, an
+    array a task."""
     tasks = []
     for _, task in curves.groupby(["suite", "task_id"]):
         each = [
-            rank_correlation(rows["progress"].to_numpy(), rows["distance_to_goal"].to_numpy())
+            rank_correlation(rows["progress"].to_numpy(), rows[distance].to_numpy())
             for _, rows in task.groupby("trajectory")
         ]
         tasks.append(np.array([value for value in each if np.isfinite(value)]))
@@ -264,7 +265,8 @@ def estimate(curves: pd.DataFrame, training: Mapping[str, Sequence[pd.DataFrame]
 # What is shown.
 
 
-def _text(row: Mapping[str, Any] | None) -> list[str]:
+def value_and_interval(row: Mapping[str, Any] | None) -> list[str]:
+    """A measure's value and, where there is one, its interval; a dash without a value."""
     if row is None or np.isnan(row["value"]):
         return ["–"]
 
@@ -272,16 +274,26 @@ def _text(row: Mapping[str, Any] | None) -> list[str]:
         return f"{value:.2f}".replace("-", "−")
 
     interval = [] if np.isnan(row["low"]) else [f"[{number(row['low'])}, {number(row['high'])}]"]
-    return [number(row["value"]), *interval, f"{row['trajectories']:,}"]
+    return [number(row["value"]), *interval]
+
+
+def table_rows(cells: Mapping[Any, Mapping[str, Any]], measures: Iterable[str]) -> list[typeset.Row]:
+    """A row a representation: each measure's value, interval and number of trajectories."""
+
+    def cell(row: Mapping[str, Any] | None) -> list[str]:
+        number = [] if row is None or np.isnan(row["value"]) else [f"{row['trajectories']:,}"]
+        return [*value_and_interval(row), *number]
+
+    return [
+        typeset.Row([name], [cell(cells.get((name, measure))) for measure in measures])
+        for name in dict.fromkeys(name for name, _ in cells)
+    ]
 
 
 def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
     """A row a representation, a column a measure."""
     cells = comparisons.cells(table, "representation", "measure")
-    rows = [
-        typeset.Row([name], [_text(cells.get((name, measure))) for measure in MEASURES])
-        for name in dict.fromkeys(table["representation"])
-    ]
+    rows = table_rows(cells, MEASURES)
     notes = [
         "Rank correlation (Spearman) of progress with the progress that the simulator knows: minus the "
         "metres that the hand still has to go. Along: over the prefixes of a trajectory, mean over "
@@ -298,22 +310,38 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
 
 def draw(table: pd.DataFrame) -> Figure:
     """One panel a measure, one row a representation."""
-    cells = comparisons.cells(table, "representation", "measure")
     names = list(dict.fromkeys(table["representation"]))
     figure = Figure(figsize=(style.FULL_WIDTH, 0.95 + 0.26 * len(names)), layout="constrained")
-    panels = figure.subplots(1, len(MEASURES), sharey=True)
-    for axes, (measure, heading) in zip(panels, MEASURES.items(), strict=True):
+    draw_measures(figure, comparisons.cells(table, "representation", "measure"), names, MEASURES, CHANCE)
+    figure.supxlabel("rank correlation with true progress; last panel: share of pairs", fontsize=7)
+    return figure
+
+
+def draw_measures(
+    part: FigureBase,
+    cells: Mapping[Any, Mapping[str, Any]],
+    names: Sequence[str],
+    measures: Mapping[str, str],
+    chance: Mapping[str, float],
+) -> None:
+    """One panel a measure, one row a representation.
+
+    Args:
+        cells: (representation, measure) → its row of the table.
+        measures: measure → heading.
+        chance: what a measure that is a share is without any knowledge; the others are correlations.
+    """
+    panels = part.subplots(1, len(measures), sharey=True)
+    for axes, (measure, heading) in zip(panels, measures.items(), strict=True):
         for place, name in enumerate(names):
             row = cells.get((name, measure))
             if row is None or np.isnan(row["value"]):
                 axes.text(0.5, -place, "–", transform=axes.get_yaxis_transform(), ha="center", va="center")
             else:
                 style.dot(axes, -place, (row["value"], row["low"], row["high"]), style.look(name))
-        ticks = [0, 0.5, 1] if measure in CHANCE else [-1, 0, 1]
-        axes.axvline(CHANCE.get(measure, 0), color="#999999", linewidth=0.6, zorder=0)
+        ticks = [0, 0.5, 1] if measure in chance else [-1, 0, 1]
+        axes.axvline(chance.get(measure, 0), color="#999999", linewidth=0.6, zorder=0)
         axes.set(ylim=(-len(names) + 0.4, 0.6), xlim=(ticks[0] - 0.05, 1.05), xticks=ticks, title=heading)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
     panels[0].set_yticks([-place for place in range(len(names))], names)
-    figure.supxlabel("rank correlation with true progress; last panel: share of pairs", fontsize=7)
-    return figure

@@ -6,7 +6,7 @@ controls: the simulator's distance to the goal, and the value itself, measured a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,16 @@ from numpy.typing import NDArray
 from srpo.analysis import comparisons, style, text, typeset
 from srpo.analysis.drawn import Drawn
 from srpo.analysis.stats import NAN, Estimate, clustered_wilson, percentile_interval
-from srpo.analysis.tables.t3_truth import RESAMPLES, concordance, mean_along, rank_correlation, shared
+from srpo.analysis.tables.t3_truth import (
+    RESAMPLES,
+    along,
+    concordance,
+    draw_measures,
+    mean_along,
+    shared,
+    table_rows,
+    value_and_interval,
+)
 from srpo.analysis.values import DISTANCE, KEYS, beside, lost_from, read_values, with_distance
 from srpo.results import ResultError
 from srpo.results.coverage import load_benchmark
@@ -102,7 +111,8 @@ def _row(
 def _rows_of(name: str, moments: pd.DataFrame, failures: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
     rows = []
     for measure, success in (("along successes", True), ("along failures", False)):
-        tasks = correlations(moments[moments["success"] == success])
+        chosen = moments[moments["success"] == success]
+        tasks = along(chosen.assign(failing=-chosen["value"]), "failing")
         value = mean_along(tasks, np.random.default_rng(seed))
         rows.append(_row(name, measure, value, sum(map(len, tasks))))
     for measure, column in (("in order", "end"), ("in order, equal length", "matched")):
@@ -119,19 +129,6 @@ def measured_again(moments: pd.DataFrame, rng: np.random.Generator) -> pd.DataFr
     wins, number = moments["successes"].to_numpy(), moments["branches"].to_numpy()
     drawn = rng.binomial(number, rng.beta(wins + 0.5, number - wins + 0.5)) / number
     return moments.assign(representation=AGAIN, progress=drawn)
-
-
-def correlations(moments: pd.DataFrame) -> list[NDArray[np.float64]]:
-    """Rank correlations of progress with value along each trajectory whose value changes, an array a task."""
-    tasks = []
-    for _, task in moments.groupby(["suite", "task_id"]):
-        each = [
-            rank_correlation(rows["progress"].to_numpy(), -rows["value"].to_numpy())
-            for _, rows in task.groupby("trajectory")
-            if len(rows) > 1
-        ]
-        tasks.append(np.array([value for value in each if np.isfinite(value)], float))
-    return [values for values in tasks if len(values)]
 
 
 def final_progress(curves: pd.DataFrame) -> pd.DataFrame:
@@ -200,27 +197,11 @@ def lost_shares(failures: pd.DataFrame, curves: pd.DataFrame) -> list[NDArray[np
 # What is shown.
 
 
-def _number(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
-
-
-def _text(row: Mapping[str, Any] | None) -> list[str]:
-    if row is None or np.isnan(row["value"]):
-        return ["–"]
-    interval = [] if np.isnan(row["low"]) else [f"[{_number(row['low'])}, {_number(row['high'])}]"]
-    return [_number(row["value"]), *interval, f"{row['trajectories']:,}"]
-
-
 def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
     """A row a representation, a column a measure."""
     cells = comparisons.cells(table[table["measure"] != CALIBRATION], "representation", "measure")
-    rows = [
-        typeset.Row([name], [_text(cells.get((name, measure))) for measure in MEASURES])
-        for name in dict.fromkeys(table["representation"])
-    ]
-    lost = cells[AGAIN, LOST]
-    interval = "" if np.isnan(lost["low"]) else f" [{_number(lost['low'])}, {_number(lost['high'])}]"
-    share = "–" if np.isnan(lost["value"]) else f"{_number(lost['value'])}{interval}"
+    rows = table_rows(cells, MEASURES)
+    share = " ".join(value_and_interval(cells[AGAIN, LOST]))
     notes = [
         "The value of a moment is the share of the policy's own branches from there that succeed. Along: "
         "rank correlation (Spearman) of progress with value over the moments of a trajectory whose value "
@@ -245,20 +226,7 @@ def draw(table: pd.DataFrame) -> Figure:
     height = 0.95 + 0.26 * len(names)
     figure = Figure(figsize=(style.FULL_WIDTH, height + 1.9), layout="constrained")
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(height, 1.9))[:, 0]
-    panels = above.subplots(1, len(MEASURES), sharey=True)
-    for axes, (measure, heading) in zip(panels, MEASURES.items(), strict=True):
-        for place, name in enumerate(names):
-            row = cells.get((name, measure))
-            if row is None or np.isnan(row["value"]):
-                axes.text(0.5, -place, "–", transform=axes.get_yaxis_transform(), ha="center", va="center")
-            else:
-                style.dot(axes, -place, (row["value"], row["low"], row["high"]), style.look(name))
-        ticks = [0, 0.5, 1] if measure in CHANCE else [-1, 0, 1]
-        axes.axvline(CHANCE.get(measure, 0), color="#999999", linewidth=0.6, zorder=0)
-        axes.set(ylim=(-len(names) + 0.4, 0.6), xlim=(ticks[0] - 0.05, 1.05), xticks=ticks, title=heading)
-        axes.grid(axis="y", visible=False)
-        axes.tick_params(axis="y", length=0)
-    panels[0].set_yticks([-place for place in range(len(names))], names)
+    draw_measures(above, cells, names, MEASURES, CHANCE)
     above.supxlabel("rank correlation with value; right: share of pairs", fontsize=7)
     curves = below.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for axes, name in zip(curves, names, strict=True):
