@@ -3,7 +3,7 @@
 If less than half of the greedy, or of the sampled, episodes could be run, it ends with an error.
 
 srpo evaluate --config CONFIG --policy FOLDER --out EPISODES.parquet --scratch FOLDER \\
-    [--sampled SAMPLED.parquet] [--paths PATHS.parquet] [--videos FOLDER]
+    [--baseline EPISODES.parquet] [--sampled SAMPLED.parquet] [--paths PATHS.parquet] [--videos FOLDER]
 srpo evaluate ... --plus TASKS.csv --plus-data DATA.zip --shard 0/4
 """
 
@@ -15,16 +15,20 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import mujoco
 import numpy as np
+import pandas as pd
 import torch
 from tqdm import tqdm
 
+from srpo.analysis import comparisons
+from srpo.analysis.sequential import LOOK_EVERY
+from srpo.analysis.stats import direction
 from srpo.config import CONTROL_HZ, EvaluateStage, PlusStage, load_stage
+from srpo.config.sheets import SFT
 from srpo.envs.libero import asset_folder, libero_record, load_task
 from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.errors import FinalExit, run_command
@@ -33,7 +37,8 @@ from srpo.libero_plus.sweep import sweep_tasks
 from srpo.libero_plus.tasks import INIT_STATE, PlusTask, parse, read_tasks, shard
 from srpo.policies.checkpoints import load_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
-from srpo.results.rows import protocol_json, write_rows
+from srpo.results import ResultError
+from srpo.results.rows import protocol_json, protocol_record, read_episodes, write_rows
 from srpo.results.schemas import EPISODES, PATHS
 from srpo.rollouts.journal import Journal
 from srpo.rollouts.policy_runner import PolicyRunner, require_most_ran
@@ -61,6 +66,47 @@ def libero_specs(config: EvaluateStage) -> list[EpisodeSpec]:
         for seed in config.evaluate.sampled_seeds(state)
     ]
     return greedy + sampled
+
+
+class Comparison:
+    """An evaluation's comparison with a baseline on the same tasks and states, looked at while it runs."""
+
+    def __init__(self, config: EvaluateStage, baseline: Path) -> None:
+        """Read the baseline's rows. Raises ResultError unless they are of the same suite and protocol."""
+        rows = read_episodes([baseline])
+        wanted = protocol_record(protocol_json(config.protocol, mujoco.__version__))
+        asked = {"suite": config.suite, "temperature": 0.0, **wanted}
+        # `read_episodes` lets no two protocols or temperatures into a file, but several suites.
+        given = {key: rows[key].iloc[0] for key in ("suite", "temperature")}
+        given |= protocol_record(rows["protocol"].iloc[0])
+        other = [key for key, value in asked.items() if given[key] != value]
+        if other or rows["suite"].nunique() > 1:
+            differs = "; ".join(f"{key} {given[key]}, not {asked[key]}" for key in other) or "several suites"
+            raise ResultError(
+                f"{baseline}: holds other episodes than these are to be compared with ({differs}): evaluate "
+                "the baseline with the same settings"
+            )
+        self._baseline = rows[rows["status"].isin(["success", "failure"])]
+
+    def decided(self, rows: Sequence[dict[str, Any]]) -> str:
+        """What the episodes in `rows` decide, in words; empty if nothing."""
+        result = comparisons.compare_at_any_time(
+            self._baseline, pd.DataFrame(rows, columns=list(EPISODES.columns))
+        )
+        if direction(result.estimate) is None:
+            return ""
+        value, low, high = result.estimate.value, result.estimate.low, result.estimate.high
+        return (
+            f"decided after {result.pairs} paired episodes: {value:+.3f} beside the baseline, at any time of "
+            f"looking [{low:+.3f}, {high:+.3f}]"
+        )
+
+
+def looks(specs: Sequence[EpisodeSpec]) -> list[list[EpisodeSpec]]:
+    """Greedy episodes in parts of `LOOK_EVERY` states on all tasks."""
+    states = sorted({spec.init_state for spec in specs})
+    parts = [set(states[start : start + LOOK_EVERY]) for start in range(0, len(states), LOOK_EVERY)]
+    return [[spec for spec in specs if spec.init_state in part] for part in parts]
 
 
 def plus_specs(config: PlusStage, tasks: Sequence[PlusTask], index: int, number: int) -> list[EpisodeSpec]:
@@ -94,9 +140,9 @@ def plus_sources(config: PlusStage, data: Path | None) -> PlusSources:
 
 
 def episode_row(
-    config: Config, policy: str, result: Episode | FailedRun, unavailable: bool = False
+    config: Config, policy: str, result: Episode | FailedRun, unrun: str = "infra_error"
 ) -> dict[str, Any]:
-    """One row of episodes.parquet. `unavailable`: the result is why the episode cannot be run here."""
+    """One row of episodes.parquet. `unrun`: the status of an episode that was not run."""
     spec = result.spec
     perturbed = parse(spec.variant) if spec.variant else None
     row = {
@@ -120,8 +166,7 @@ def episode_row(
         "video": None,
     }
     if isinstance(result, FailedRun):
-        status = "unavailable" if unavailable else "infra_error"
-        return row | {"status": status, "error": result.error, "steps": 0, "wall_seconds": 0.0}
+        return row | {"status": unrun, "error": result.error, "steps": 0, "wall_seconds": 0.0}
     status = "success" if result.success else "failure"
     return row | {"status": status, "error": None, "steps": result.steps, "wall_seconds": result.wall_seconds}
 
@@ -185,33 +230,41 @@ def evaluate(
     scratch: Path,
     workers: int,
     plus: PlusSources | None = None,
+    baseline: Path | None = None,
 ) -> None:
     """Run the episodes that are not in the journal yet, then write all rows and a manifest beside them.
 
     Args:
         plus: LIBERO-Plus tasks that cannot run with these sources get their rows without being tried.
+        baseline: rows of the evaluation with which the comparison may be decided before all greedy episodes
+            have run; the others then get rows that say so.
 
     Raises:
+        ResultError: the baseline's rows are not of such episodes.
         LiberoError: the suite that is installed is not LIBERO's.
         CheckpointError: the policy cannot be used.
         SystemExit: too few episodes could be run; nothing is written, and what ran stays in the journal.
     """
     libero = libero_record(config.suite)
+    comparison, digests = None, []
+    if isinstance(config, EvaluateStage) and baseline is not None:
+        comparison, digests = Comparison(config, baseline), [sha256(baseline)]
     policy = load_policy(policy_folder, "cuda" if torch.cuda.is_available() else "cpu")
     digest = sha256(policy_folder)
-    journal = Journal(scratch, fingerprint(config.model_dump_json(), digest, mujoco.__version__))
+    journal = Journal(scratch, fingerprint(config.model_dump_json(), digest, mujoco.__version__, *digests))
     recordings = Recordings(scratch)
     if isinstance(config, EvaluateStage):  # a journal of an older version may have rows without a path
         journal.rows = [row for row in journal.rows if row["temperature"] or recordings.path(row).is_file()]
     reasons = {} if plus is None else unavailable_specs(specs, plus)
     runnable = [spec for spec in specs if spec not in reasons]
-    run_missing(config, runnable, policy, journal, recordings, workers, plus)
+    stopped = run_missing(config, runnable, policy, journal, recordings, workers, plus, comparison)
 
     refused = [
-        episode_row(config, policy.settings.name, FailedRun(spec, reason), unavailable=True)
-        for spec, reason in reasons.items()
+        episode_row(config, policy.settings.name, FailedRun(spec, reason), unrun)
+        for unrun, unrun_specs in (("unavailable", reasons), ("stopped", stopped))
+        for spec, reason in unrun_specs.items()
     ]
-    wanted = {_spec_key(spec) for spec in runnable}
+    wanted = {_spec_key(spec) for spec in runnable if spec not in stopped}
     rows = sorted([*refused, *(row for row in journal.rows if _row_key(row) in wanted)], key=_row_key)
     assert len(rows) == len(specs)
     statuses = {
@@ -228,7 +281,8 @@ def evaluate(
         if counts:
             print(
                 f"{counts['success']} of {counts['success'] + counts['failure']} {kind} episodes succeeded, "
-                f"{counts['infra_error']} could not be run, {counts['unavailable']} are unavailable here",
+                f"{counts['infra_error']} could not be run, {counts['unavailable']} are unavailable here, "
+                f"{counts['stopped']} were not needed",
                 flush=True,
             )
 
@@ -241,34 +295,51 @@ def run_missing(
     recordings: Recordings,
     workers: int,
     plus: PlusSources | None,
-) -> None:
-    """Run the episodes whose rows the journal lacks, and add them to it."""
+    comparison: Comparison | None = None,
+) -> dict[EpisodeSpec, str]:
+    """Run the episodes whose rows the journal lacks, and add them to it.
+
+    Returns those that a comparison made needless, and why. Which they are depends on nothing but outcomes, so
+    that a resumed evaluation stops where it would have stopped.
+    """
     finished = {_row_key(row) for row in journal.rows}
     missing = [spec for spec in specs if _spec_key(spec) not in finished]
     done = len(specs) - len(missing)
     if done:
         print(f"resuming: {done} of {len(specs)} episodes are done", flush=True)
-    if not missing:
-        return
+    # A run of the runner has one temperature.
+    temperatures = sorted({spec.temperature for spec in specs})
+    parts = [[spec for spec in specs if spec.temperature == wanted] for wanted in temperatures]
+    if comparison is not None:
+        parts = [*looks(parts[0]), *parts[1:]]
+    stopped: dict[EpisodeSpec, str] = {}
+    reason, compared = "", set()
     successes = sum(row["status"] == "success" for row in journal.rows)
-    workers = min(workers, len(missing))
+    workers = max(1, min(workers, len(missing)))
     with (
         tqdm(total=len(specs), initial=done, desc=config.variant, disable=None) as bar,
         PolicyRunner(config.suite, config.protocol, policy, workers, plus) as runner,
     ):
-        # A run of the runner has one temperature.
-        temperatures = sorted({spec.temperature for spec in missing})
-        parts = [[spec for spec in missing if spec.temperature == wanted] for wanted in temperatures]
-        for result in chain.from_iterable(map(runner.run, parts)):
-            row = episode_row(config, policy.settings.name, result)
-            if isinstance(result, FailedRun):
-                print(f"infrastructure error: {result.spec}: {result.error}", flush=True)
-            elif isinstance(config, EvaluateStage) and result.spec.temperature == 0:
-                recordings.add(row, result)
-            journal.add(row)
-            successes += row["status"] == "success"
-            bar.update()
-            bar.set_postfix_str(f"{successes} successes")
+        for part in parts:
+            greedy = part[0].temperature == 0
+            if reason and greedy:
+                stopped |= dict.fromkeys(part, reason)
+                continue
+            left = [spec for spec in part if _spec_key(spec) not in finished]
+            for result in runner.run(left) if left else ():
+                row = episode_row(config, policy.settings.name, result)
+                if isinstance(result, FailedRun):
+                    print(f"infrastructure error: {result.spec}: {result.error}", flush=True)
+                elif isinstance(config, EvaluateStage) and greedy:
+                    recordings.add(row, result)
+                journal.add(row)
+                successes += row["status"] == "success"
+                bar.update()
+                bar.set_postfix_str(f"{successes} successes")
+            if comparison is not None and greedy:
+                compared |= {_spec_key(spec) for spec in part}
+                reason = comparison.decided([row for row in journal.rows if _row_key(row) in compared])
+    return stopped
 
 
 def write_outputs(outputs: Outputs, rows: list[dict[str, Any]], recordings: Recordings) -> None:
@@ -338,6 +409,9 @@ def main() -> None:
         help="which shard of `plus.shard_size` LIBERO-Plus tasks, as 0/4",
     )
     parser.add_argument("--out", type=Path, required=True, help="parquet file for the greedy episodes")
+    parser.add_argument(
+        "--baseline", type=Path, help="greedy episodes to compare with, where evaluate.stop_early is set"
+    )
     parser.add_argument("--sampled", type=Path, help="parquet file for the sampled episodes (LIBERO only)")
     parser.add_argument("--paths", type=Path, help="parquet file for the hand's paths (LIBERO only)")
     parser.add_argument("--videos", type=Path, help="folder for a video of each task (LIBERO only)")
@@ -352,13 +426,24 @@ def main() -> None:
     if arguments.plus is None:
         config = load_stage(arguments.config, EvaluateStage)
         specs = libero_specs(config)
+        if (config.evaluate.stop_early and config.variant != SFT) != (arguments.baseline is not None):
+            parser.error("--baseline and evaluate.stop_early go together, for every variant but sft")
     else:
         config = load_stage(arguments.config, PlusStage)
         specs = plus_specs(config, read_tasks(arguments.plus), *arguments.shard)
         sources = plus_sources(config, arguments.plus_data)
     with lock_held(arguments.scratch):
         outputs = Outputs(arguments.out, arguments.sampled, arguments.paths, arguments.videos)
-        evaluate(config, specs, arguments.policy, outputs, arguments.scratch, arguments.workers, sources)
+        evaluate(
+            config,
+            specs,
+            arguments.policy,
+            outputs,
+            arguments.scratch,
+            arguments.workers,
+            sources,
+            arguments.baseline,
+        )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from srpo.analysis import sequential
 from srpo.analysis.stats import (
     NAN,
     NO_PAIRS,
@@ -179,3 +180,41 @@ def cells(table: pd.DataFrame, *keys: str) -> dict[tuple[Any, ...], dict[str, An
     """The rows of a tidy table by the values of some columns."""
     rows = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
     return {tuple(row[key] for key in keys): row for row in rows}
+
+
+# ---------------------------------------------------------------------------- evaluations that may stop early
+
+
+def rate_at_any_time(episodes: pd.DataFrame) -> Estimate:
+    """`rate` with an interval that holds whenever the evaluation stops (`srpo.analysis.sequential`)."""
+    return sequential.rate(_sequences(by_place(episodes)))
+
+
+def compare_at_any_time(baseline: pd.DataFrame, method: pd.DataFrame) -> Difference:
+    """`compare` by suite with interval and p that hold whenever either evaluation stops.
+
+    The runs (seeds) are those that there are: nothing is said of others. A baseline of several runs counts as
+    their mean.
+    """
+    before, after = by_place(baseline), by_place(method)
+    both = before.index.intersection(after.index)
+    if both.empty:
+        return NO_PAIRS
+    first = before.loc[both].mean(axis="columns")
+    sequences = _sequences(after.loc[both].sub(first, axis="index"))
+    return sequential.difference(sequences, len(both), (before.shape[1], after.shape[1]))
+
+
+def _sequences(places: pd.DataFrame) -> list[NDArray[np.float64]]:
+    """The values of each suite and run, float (places,), state by state.
+
+    Args:
+        places: a row a place, a column a run, as `by_place` gives.
+    """
+    ordered = places.sort_index(level="init_state", kind="stable")
+    return [
+        runs[run].dropna().to_numpy(float)
+        for _, runs in ordered.groupby(level="suite")
+        for run in runs
+        if runs[run].notna().any()
+    ]

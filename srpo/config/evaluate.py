@@ -25,6 +25,10 @@ class Evaluate(Section):
     sampled actions; greedy decoding follows as far as the likeliest tokens are the good ones."""
     temperature: Positive = 1.0
     """Sampling temperature of these."""
+    stop_early: bool = False
+    """true: an evaluation ends when the comparison of its greedy episodes with those of the suite's `sft` is
+    decided, at 5%: whether it is better or worse, not by how much. T1 then shows wider intervals, which allow
+    for looking (`srpo.analysis.sequential`). Sampled episodes all run."""
 
     def sampled_seeds(self, state: int) -> range:
         """Episode seeds of a test state's sampled episodes; a task has 50 states, so that all differ."""

@@ -12,7 +12,15 @@ from srpo.config.loading import ConfigError
 from srpo.config.preset import Preset
 from srpo.config.resolve import CONFIGS, Resolver
 from srpo.config.sheets import SFT, SheetRow
-from srpo.config.stages import UNTRAINABLE, SftStage, Stage, TrainStage, ValuesStage, WorldModelStage
+from srpo.config.stages import (
+    UNTRAINABLE,
+    EvaluateStage,
+    SftStage,
+    Stage,
+    TrainStage,
+    ValuesStage,
+    WorldModelStage,
+)
 
 
 class RunId(NamedTuple):
@@ -114,7 +122,14 @@ def _stages(planned: Plan, resolver: Resolver) -> Iterator[tuple[str, Stage | Wo
             if stage.reward.references == "fixed_expert":
                 yield f"demos/{run.suite}", resolver.stage("demos", run.suite)
     for run in planned.runs("t1", "ablations"):
-        yield f"{run.folder}/evaluation", resolver.stage("evaluate", *run)
+        stage = resolver.stage("evaluate", *run)
+        yield f"{run.folder}/evaluation", stage
+        stops = isinstance(stage, EvaluateStage) and stage.evaluate.stop_early and run.variant != SFT
+        if stops and planned.sft_of(run.suite) not in planned.runs("t1", "ablations"):
+            raise ConfigError(
+                f"{run.folder}: evaluate.stop_early: compares with the suite's {SFT}, which no table of this "
+                f"preset evaluates: add {SFT} to a sheet, or set it to false"
+            )
     for run in planned.runs("t2"):
         yield f"{run.folder}/plus", resolver.stage("plus", *run)
     yield from _world_models(planned.preset, trained, resolver)

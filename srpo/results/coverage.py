@@ -23,6 +23,7 @@ from srpo.config import (
     ValuesStage,
     read_yaml,
 )
+from srpo.config.sheets import SFT
 from srpo.results import ResultError
 from srpo.results.rows import describe, read_episodes, read_rows
 from srpo.results.schemas import RL_METRICS, Schema
@@ -169,10 +170,27 @@ def load_episodes(
 def load_evaluations(
     paths: Sequence[Path], variants: Collection[str], allow_incomplete: bool, sampled: bool = False
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`load_episodes` for evaluations on LIBERO: their configurations say which episodes to expect."""
+    """`load_episodes` for evaluations on LIBERO: their configurations say which episodes to expect.
+
+    Greedy episodes that were not run because a comparison was decided are among the missing ones, whether or
+    not such are allowed.
+    """
     configs = [read_config(path, EvaluateStage) for path in paths]
     expected = expected_sampled(configs) if sampled else expected_episodes(configs)
-    return load_episodes(paths, "libero", variants, expected, allow_incomplete)
+    episodes, missing = load_episodes(paths, "libero", variants, expected, allow_incomplete)
+    stopped = episodes["status"] == "stopped"
+    missing = pd.concat([missing, episodes.loc[stopped, list(expected.columns)]], ignore_index=True)
+    return episodes[~stopped], missing
+
+
+def may_stop_early(paths: Sequence[Path]) -> dict[tuple[str, str], int]:
+    """The evaluations that were looked at while they ran: (suite, variant) → episodes that they asked for."""
+    asked: dict[tuple[str, str], int] = {}
+    for config in (read_config(path, EvaluateStage) for path in paths):
+        if config.evaluate.stop_early and config.variant != SFT:
+            key = config.suite, config.variant
+            asked[key] = asked.get(key, 0) + len(config.tasks) * config.evaluate.states
+    return asked
 
 
 def load_metrics(

@@ -145,10 +145,11 @@ def check_episodes(episodes: pd.DataFrame) -> None:
     """
     if episodes.empty:
         raise ResultError("no episodes: the files have no rows")
-    unrun = episodes["status"].isin(["infra_error", "unavailable"])
+    unrun = episodes["status"].isin(["infra_error", "unavailable", "stopped"])
     if (unrun != episodes["error"].notna()).any():
         raise ResultError(
-            "column error: must be set for status infra_error and unavailable, and null for all other status"
+            "column error: must be set for status infra_error, unavailable and stopped, and null for all "
+            "other status"
         )
     presets = sorted(set(episodes["preset"]))
     if len(presets) > 1:

@@ -73,10 +73,11 @@ EPISODES = Schema(
         "status": Column(
             "str",
             "how it ended; `infra_error` is an episode that could not be run, `unavailable` one that cannot "
-            "run here (its assets are not there): neither is a failed one",
-            values=("success", "failure", "infra_error", "unavailable"),
+            "run here (its assets are not there), `stopped` one that was not run, for the comparison was "
+            "decided (`evaluate.stop_early`): none is a failed one",
+            values=("success", "failure", "infra_error", "unavailable", "stopped"),
         ),
-        "error": Column("str", "why it could not be run; null where it was", True),
+        "error": Column("str", "why it could not be, or was not, run; null where it was", True),
         "steps": Column("int", "control steps taken, settling steps not counted"),
         "max_steps": Column("int", "control steps after which the episode has failed"),
         "profile": Column("str", "protocol profile", values=tuple(PROFILES)),

@@ -20,7 +20,7 @@ from srpo.analysis import draw, typeset
 from srpo.analysis.published import read_published
 from srpo.analysis.tables import t1, t2
 from srpo.config.sheets import COLUMNS, SheetRow
-from srpo.results.coverage import load_evaluations
+from srpo.results.coverage import load_evaluations, may_stop_early
 from support.synthetic_results import plus_run, plus_tasks_file
 
 PUBLISHED = ROOT / "configs" / "reference" / "published.csv"
@@ -58,9 +58,10 @@ def written(out: Path) -> set[str]:
 # Tables.
 
 
-def t1_of(paths: list[Path], incomplete: bool = False) -> pd.DataFrame:
-    episodes, missing = load_evaluations(paths, SHEET, incomplete)
-    return t1.estimate(episodes, missing, sheet_of(SHEET), read_published(PUBLISHED, "T1"))
+def t1_of(paths: list[Path], incomplete: bool = False, labels: Mapping[str, str] = SHEET) -> pd.DataFrame:
+    episodes, missing = load_evaluations(paths, labels, incomplete)
+    asked = may_stop_early(paths)
+    return t1.estimate(episodes, missing, sheet_of(labels), read_published(PUBLISHED, "T1"), asked)
 
 
 def plus_runs(root: Path, rates: dict[str, dict[str, float]]) -> tuple[Path, list[Path]]:

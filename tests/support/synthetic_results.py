@@ -98,8 +98,13 @@ def libero_run(
     states: int = 10,
     infra_errors: int = 0,
     sampled: int = 0,
+    stopped_at: int | None = None,
 ) -> Path:
-    """An evaluation folder of `tasks` × `states` episodes, about `rate` of them solved; gives the parquet."""
+    """An evaluation folder of `tasks` × `states` episodes, about `rate` of them solved; gives the parquet.
+
+    Args:
+        stopped_at: where given, the comparison may stop early, and did so before this state.
+    """
     folder = root / suite / variant / f"seed{seed}" / "evaluation"
     rng = np.random.default_rng([seed, len(variant), MAX_STEPS[suite]])
     config = {
@@ -109,7 +114,7 @@ def libero_run(
         "protocol": protocol(suite).model_dump(),
         "variant": variant,
         "seed": seed,
-        "evaluate": {"states": states, "sampled": sampled},
+        "evaluate": {"states": states, "sampled": sampled, "stop_early": stopped_at is not None},
     }
     stage = EvaluateStage.model_validate(config)
     write_config(folder, stage)
@@ -119,6 +124,8 @@ def libero_run(
             infra = len(rows) < infra_errors
             status = "infra_error" if infra else "success" if rng.random() < rate else "failure"
             error = "RuntimeError: out of memory" if infra else None
+            if stopped_at is not None and state >= stopped_at:
+                status, error = "stopped", "decided"
             changes = {"task_id": task, "init_state": state, "seed": seed, "variant": variant}
             rows.append(episode_row(suite, **changes, status=status, error=error))
     write_rows(folder / "episodes.parquet", rows, EPISODES)

@@ -48,3 +48,13 @@ def test_policy_writes_a_row_a_batch(tmp_path: Path) -> None:
     assert shares[0] == 1 and (shares[counted] > 0).all() and shares[table["what"] == "prepare"].isna().all()
     acting = table[table["what"] == "act"]
     assert acting["estimate_gib"].is_monotonic_increasing and acting["ratio_to_one"].iloc[0] == 1
+
+
+def test_sequential_writes_a_row_a_case(tmp_path: Path) -> None:
+    rows = ["--results", str(ROOT / "results/reference/smoke"), "--repeats", "20"]
+    result = run("sequential.py", *rows, "--out", str(tmp_path / "sequential.csv"))
+    assert result.returncode == 0, result.stderr
+    table = pd.read_csv(tmp_path / "sequential.csv")
+    assert len(table) == 3 * 2 * 2 and set(table["case"]) == {"no difference", "as they are"}
+    assert table["difference"].abs().max() == 0.35 and table["run"].between(0.1, 1).all()
+    assert table["decided"].between(0, 1).all() and table["wrong"].isna().sum() == 6

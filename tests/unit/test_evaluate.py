@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ import pytest
 from srpo import evaluate as evaluation
 from srpo.config import Evaluate, EvaluateStage, Protocol
 from srpo.episode import Episode, EpisodeSpec, FailedRun
-from srpo.evaluate import VIDEO_FRAMES, Journal, Outputs, _shard, episode_row, libero_specs
+from srpo.evaluate import VIDEO_FRAMES, Journal, Outputs, _shard, episode_row, libero_specs, looks
 from srpo.policies.weights import CheckpointError
-from srpo.results.rows import read_rows, write_rows
+from srpo.results import ResultError
+from srpo.results.rows import check_episodes, read_rows, write_rows
 from srpo.results.schemas import EPISODES, PATHS
 from srpo.rollouts import policy_runner
 from srpo.rollouts.policy_runner import PolicyRunner, require_most_ran
@@ -244,3 +246,104 @@ def test_sampled_episodes_have_seeds_of_their_own_and_leave_the_greedy_ones_as_t
     assert {spec.frames for spec in sampled} == {0}
     assert len({(spec.task_id, spec.seed) for spec in both}) == len(both)
     assert all(spec.seed % 50 == spec.init_state for spec in sampled)
+
+
+class SolvedRollouts(RecordedRollouts):
+    """Every episode succeeds; `ran` are those that were asked for, and after `kill_after` of them it dies."""
+
+    ran: ClassVar[list[EpisodeSpec]] = []
+    kill_after = 1000
+
+    def run(self, specs: list[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
+        for spec in specs:
+            if len(self.ran) == self.kill_after:
+                raise KeyboardInterrupt
+            self.ran.append(spec)
+            yield replace(finished(spec, True), path=np.zeros((2, 3), np.float32))
+
+
+LONG = CONFIG.model_copy(
+    update={
+        "variant": "grpo",
+        "protocol": CONFIG.protocol.model_copy(update={"profile": "official"}),
+        "evaluate": Evaluate(states=20, sampled=1, stop_early=True),
+    }
+)
+
+
+def baseline(path: Path, solved: Callable[[EpisodeSpec], bool], config: EvaluateStage = LONG) -> Path:
+    """Greedy rows of `sft` on the same tasks and states."""
+    sft = config.model_copy(update={"variant": "sft", "evaluate": Evaluate(states=20)})
+    rows = [episode_row(sft, "tiny", finished(spec, solved(spec))) for spec in libero_specs(sft)]
+    write_rows(path, rows, EPISODES)
+    return path
+
+
+def stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared: Path) -> Outputs:
+    """Run `LONG` beside a baseline's rows; `SolvedRollouts.ran` says what ran."""
+    policy = SimpleNamespace(settings=SimpleNamespace(name="tiny"))
+    monkeypatch.setattr(evaluation, "load_policy", lambda *_: policy)
+    monkeypatch.setattr(evaluation, "PolicyRunner", SolvedRollouts)
+    monkeypatch.setattr(SolvedRollouts, "ran", [])
+    (tmp_path / "policy").mkdir(exist_ok=True)
+    outputs = Outputs(tmp_path / "out/episodes.parquet", tmp_path / "out/sampled.parquet")
+    specs = libero_specs(LONG)
+    evaluation.evaluate(LONG, specs, tmp_path / "policy", outputs, tmp_path / "scratch", 1, baseline=compared)
+    return outputs
+
+
+def test_looks_are_at_the_same_states_of_all_tasks() -> None:
+    parts = looks([spec for spec in libero_specs(LONG) if spec.temperature == 0])
+    assert [{spec.init_state for spec in part} for part in parts] == [
+        set(range(start, start + 5)) for start in (0, 5, 10, 15)
+    ]
+    assert all({spec.task_id for spec in part} == {7, 8} and len(part) == 10 for part in parts)
+
+
+def test_a_decided_comparison_ends_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten pairs of which the policy is better and ten alike win twenty times the money; five do not."""
+    outputs = stopping(
+        tmp_path, monkeypatch, baseline(tmp_path / "sft.parquet", lambda spec: spec.task_id == 7)
+    )
+    greedy = [spec for spec in SolvedRollouts.ran if spec.temperature == 0]
+    assert sorted((spec.task_id, spec.init_state) for spec in greedy) == [
+        (task, state) for task in (7, 8) for state in range(10)
+    ]
+    rows = read_rows(outputs.episodes, EPISODES)
+    assert rows["status"].value_counts().to_dict() == {"success": 20, "stopped": 20}
+    (reason,) = set(rows.loc[rows["status"] == "stopped", "error"])
+    assert reason.startswith("decided after 20 paired episodes: +0.500 beside the baseline")
+    assert len(read_rows(outputs.sampled, EPISODES)) == 40  # sampled ones all run
+    check_episodes(rows)
+
+
+def test_an_undecided_comparison_runs_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = baseline(tmp_path / "sft.parquet", lambda spec: spec.init_state % 5 > 0)
+    outputs = stopping(tmp_path, monkeypatch, compared)
+    assert set(read_rows(outputs.episodes, EPISODES)["status"]) == {"success"}
+
+
+@pytest.mark.parametrize("killed", [3, 10, 13, 19])
+def test_a_killed_evaluation_stops_where_it_would_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: int
+) -> None:
+    compared = baseline(tmp_path / "sft.parquet", lambda spec: spec.task_id == 7)
+    monkeypatch.setattr(SolvedRollouts, "kill_after", killed)
+    with pytest.raises(KeyboardInterrupt):
+        stopping(tmp_path, monkeypatch, compared)
+    monkeypatch.setattr(SolvedRollouts, "kill_after", 1000)
+    outputs = stopping(tmp_path, monkeypatch, compared)
+    assert len([spec for spec in SolvedRollouts.ran if spec.temperature == 0]) == 20 - killed
+    assert read_rows(outputs.episodes, EPISODES)["status"].value_counts()["stopped"] == 20
+    # Asked for again, as when another job of its group failed: nothing is run, and the same is written.
+    again = stopping(tmp_path, monkeypatch, compared)
+    assert SolvedRollouts.ran == []
+    assert read_rows(again.episodes, EPISODES)["status"].value_counts()["stopped"] == 20
+
+
+def test_another_protocols_baseline_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = LONG.model_copy(update={"protocol": LONG.protocol.model_copy(update={"settle_steps": 7})})
+    compared = baseline(tmp_path / "sft.parquet", lambda spec: False, other)
+    with pytest.raises(ResultError, match=r"sft\.parquet: holds other episodes.*\(settle_steps 7, not 0\)"):
+        stopping(tmp_path, monkeypatch, compared)
+    assert SolvedRollouts.ran == []

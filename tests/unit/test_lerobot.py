@@ -86,11 +86,6 @@ def test_episodes_are_chosen_by_instruction(tmp_path: Path) -> None:
 # ---- conventions
 
 
-def rows_of(change: Callable[[Recorded], Recorded] = lambda episode: episode) -> list[Rows]:
-    made = map(change, episodes())
-    return [Rows(None, *numbers(episode)) for episode in made]  # type: ignore[arg-type]
-
-
 def checked(tmp_path: Path, change: Callable[[Recorded], Recorded]) -> tuple[list[Rows], bool, bool]:
     """As an import does before it decodes pictures: rows, whether the gripper was RLDS's, whether late."""
     write_dataset(tmp_path, list(map(change, episodes())), "v3.0", False)

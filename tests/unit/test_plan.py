@@ -397,3 +397,14 @@ def test_measured_training_replaces_the_count() -> None:
     assert jobs["runs/libero_goal/sft/seed0/evaluation"].durations == (500 * 512 / 20, 0, 0, 0)
     assert jobs["demos/libero_goal"].durations == (500 * 512 / 800, 0, 0, 0)  # no policy
     assert jobs["reward_benchmark/libero_goal/vjepa2-vitg"].durations.encode > 0  # is in no training
+
+
+def test_stopping_early_needs_an_evaluation_to_compare_with() -> None:
+    preset, source = load_preset("smoke")
+    plan(preset, source, ROOT / "configs", ["evaluate.stop_early=true"])
+    tables = {name: table for name, table in preset.tables.items() if name != "t1"}
+    with pytest.raises(
+        ConfigError, match=r"seed0: evaluate\.stop_early: compares with the suite's sft, which"
+    ):
+        alone = preset.model_copy(update={"tables": tables})
+        plan(alone, source, ROOT / "configs", ["evaluate.stop_early=true"])

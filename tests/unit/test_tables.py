@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srpo.analysis import text, typeset
+from srpo.analysis import comparisons, text, typeset
 from srpo.analysis.published import read_published
 from srpo.analysis.stats import combine, wilson
 from srpo.analysis.tables import t1, t2, t2_curves, t3, t3_distributions, t3_truth
@@ -111,6 +111,37 @@ def test_t1_infra_errors_are_no_failures(tmp_path: Path) -> None:
     assert own["rate"] == own["mean_over_tasks"] == 1
     assert own["pairs"] == 17
     assert "6 episodes could not be run" in tex_of(t1, table)
+
+
+def test_t1_shows_intervals_that_hold_whenever_an_evaluation_stopped(tmp_path: Path) -> None:
+    """The rates and differences of what ran, with how much that was; nothing of it counts as a failure."""
+    paths = [
+        libero_run(tmp_path, "libero_goal", "sft", 0.1, states=30),
+        libero_run(tmp_path, "libero_goal", "srpo", 0.9, states=30, stopped_at=10),
+        libero_run(tmp_path, "libero_goal", "grpo", 0.2, states=30, stopped_at=30),
+    ]
+    table = t1_of(paths, labels={"sft": "SFT", "grpo": "GRPO", "srpo": "SRPO"})
+    rows = {
+        name: read_rows(path, EPISODES) for name, path in zip(("sft", "srpo", "grpo"), paths, strict=True)
+    }
+    ran = rows["srpo"][rows["srpo"]["status"] != "stopped"]
+    stopped = cell(table, variant="srpo", suite="libero_goal")
+    assert (stopped["episodes"], stopped["missing"], stopped["pairs"]) == (20, 40, 20)
+    assert stopped["note"] == "stopped after 20 of 60 episodes"
+    rate, difference = comparisons.rate_at_any_time(ran), comparisons.compare_at_any_time(rows["sft"], ran)
+    assert (stopped["rate"], stopped["low"], stopped["high"]) == (rate.value, rate.low, rate.high)
+    assert stopped["difference"] == difference.estimate.value
+    assert (stopped["difference_low"], stopped["p_value"]) == (difference.estimate.low, difference.p_value)
+    assert stopped["low"] < wilson(int(stopped["successes"]), 20).low  # wider
+    assert np.isnan(stopped["runs_low"])
+    whole = cell(table, variant="grpo", suite="libero_goal")
+    assert (whole["note"], whole["missing"]) == ("all 60 episodes", 0)
+    assert whole["difference_low"] == comparisons.compare_at_any_time(rows["sft"], rows["grpo"]).estimate.low
+    own = cell(table, variant="sft", suite="libero_goal")
+    assert own["note"] == "" and own["low"] == wilson(int(own["successes"]), 60).low
+    tex = tex_of(t1, table)
+    assert "SRPO, Goal: stopped after 20 of 60 episodes" in tex.replace("\n", " ")
+    assert "Incomplete: 40 expected episodes are missing" in tex.replace("\n", " ")
 
 
 def test_t1_pairs_are_the_same_task_and_state(tmp_path: Path) -> None:

@@ -232,6 +232,16 @@ def expert_demos(wildcards):
     return [found] if found else []
 
 
+def compared_evaluation(wildcards):
+    """The episodes of SFT, where the evaluation may stop when its comparison with them is decided."""
+    run = f"runs/{wildcards.suite}/{wildcards.any_variant}/seed{wildcards.seed}"
+    stops = PLAN.stages[f"{run}/evaluation"].evaluate.stop_early
+    sft = PLAN.sft_of(wildcards.suite)
+    if not stops or wildcards.any_variant == SFT:
+        return []
+    return [f"<results>/{sft.folder}/evaluation/episodes.parquet"]
+
+
 def flag(name, values):
     """`name value`, or nothing where there is no value."""
     return [name, *values] if values else []

@@ -3,6 +3,7 @@ rule evaluate:
     input:
         config="<results>/runs/{suite}/{any_variant}/seed{seed}/evaluation/config.yaml",
         policy="<results>/runs/{suite}/{any_variant}/seed{seed}/policy",
+        baseline=compared_evaluation,
     output:
         episodes="<results>/runs/{suite}/{any_variant}/seed{seed}/evaluation/episodes.parquet",
         sampled="<results>/runs/{suite}/{any_variant}/seed{seed}/evaluation/sampled.parquet",
@@ -25,6 +26,7 @@ rule evaluate:
         nodes=1,
     params:
         scratch=scratch,
+        baseline=lambda wildcards, input: flag("--baseline", input.get("baseline")),
     shell:
-        "logged {log:q} srpo evaluate --config {input.config:q} --policy {input.policy:q}"
+        "logged {log:q} srpo evaluate --config {input.config:q} --policy {input.policy:q} {params.baseline:q}"
         " --out {output.episodes:q} --sampled {output.sampled:q} --paths {output.paths:q} --videos {output.videos:q} --scratch {params.scratch:q} --workers $(simulators {threads})"

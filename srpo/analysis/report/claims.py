@@ -105,7 +105,12 @@ def read(folder: Path, planned: Plan) -> Evidence:
     t1, f2, ablations = (read_sheet(source.files[f"{name}-sheet"][0]) for name in ("t1", "f2", "ablations"))
     trained = _trained(t1, f2, ablations)
     variants = {SFT: labels(t1)[SFT]} | trained
-    episodes, _ = load_evaluations(source.files["episodes"], variants, allow_incomplete=False)
+    episodes, stopped = load_evaluations(source.files["episodes"], variants, allow_incomplete=False)
+    if len(stopped):
+        raise ResultError(
+            f"{folder}: {len(stopped)} episodes were not run, for evaluations stopped early; the evidence "
+            "needs all: set evaluate.stop_early to false and run the preset again"
+        )
     metrics, _ = load_metrics(source.files["metrics"], trained, allow_incomplete=False)
     curves, _ = load_benchmark(source.files["curves"], CURVES, "curves", allow_incomplete=False)
     rewards = t3_truth.read_rewards(source.files["rewards"])

@@ -77,7 +77,8 @@ def differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """
     keys = [*IDENTITY]
     shared = first.merge(second, on=keys, suffixes=("_first", "_second"))
-    both = shared[(shared["status_first"] != "infra_error") & (shared["status_second"] != "infra_error")]
+    ran = ["success", "failure"]
+    both = shared[shared["status_first"].isin(ran) & shared["status_second"].isin(ran)]
     rows: list[dict[str, Any]] = []
     for (benchmark, suite, variant), group in both.groupby(["benchmark", "suite", "variant"]):
         sides = [

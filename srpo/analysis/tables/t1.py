@@ -16,7 +16,7 @@ from srpo.analysis.published import read_published
 from srpo.analysis.stats import NO_PAIRS, Estimate, combine
 from srpo.config import SUITES, TASKS_PER_SUITE
 from srpo.config.sheets import SheetRow, baseline, labels
-from srpo.results.coverage import load_evaluations
+from srpo.results.coverage import load_evaluations, may_stop_early
 
 AVERAGE = "average"
 COLUMNS = [
@@ -33,7 +33,7 @@ def make(
 ) -> Drawn:
     """The table of the evaluations in these files of episodes."""
     rows, missing = load_evaluations(episodes, labels(sheet), allow_incomplete)
-    table = estimate(rows, missing, sheet, read_published(published, "T1"))
+    table = estimate(rows, missing, sheet, read_published(published, "T1"), may_stop_early(episodes))
     return Drawn(
         table,
         lambda: draw(table),
@@ -43,7 +43,11 @@ def make(
 
 
 def estimate(
-    episodes: pd.DataFrame, missing: pd.DataFrame, sheet: Sequence[SheetRow], published: pd.DataFrame
+    episodes: pd.DataFrame,
+    missing: pd.DataFrame,
+    sheet: Sequence[SheetRow],
+    published: pd.DataFrame,
+    asked: Mapping[tuple[str, str], int] | None = None,
 ) -> pd.DataFrame:
     """The tidy table, one row a (variant or published model, suite); rates are fractions of 1.
 
@@ -51,7 +55,12 @@ def estimate(
     average is the unweighted mean over the suites that ran, for published rows over the same suites, and
     stands only where none is lacking. Differences are to the sheet's baseline (`comparisons.compare`). `best`
     marks our highest rate of a suite where its difference to the second leaves no doubt.
+
+    Args:
+        asked: (suite, variant) of evaluations that may have stopped early → the episodes that they asked for.
+            Intervals and p of what they take part in hold whenever they stop.
     """
+    asked = asked or {}
     suites: list[str] = [suite for suite in SUITES if suite in set(episodes["suite"])]
     of = {
         (suite, row.name): episodes[(episodes["suite"] == suite) & (episodes["variant"] == row.name)]
@@ -65,16 +74,24 @@ def estimate(
         lacking = missing[missing["variant"] == name]
         measured = []
         for suite in suites:
-            row = _measured(of[suite, first], of[suite, name], name == first)
-            row |= {"missing": int((lacking["suite"] == suite).sum()), "note": ""}
+            at_any_time = bool({(suite, first), (suite, name)} & asked.keys())
+            row = _measured(of[suite, first], of[suite, name], name == first, at_any_time)
+            row |= {"missing": int((lacking["suite"] == suite).sum())}
+            row["note"] = _stopping(row, asked.get((suite, name), 0))
             row["protocol"] = episodes.loc[episodes["suite"] == suite, "protocol"].iloc[0]
             measured.append({**identity, "suite": suite, **row})
-        rows += [*measured, {**identity, **_average(measured), "missing": len(lacking)}]
+        average = _average(measured) | {"missing": len(lacking)}
+        if any((suite, name) in asked for suite in suites):
+            together = comparisons.rate_at_any_time(pd.concat([of[suite, name] for suite in suites]))
+            average |= comparisons.columns_of(together)
+        rows += [*measured, {**identity, **average}]
     table = pd.DataFrame([*rows, *_published_rows(published, suites)], columns=COLUMNS)
 
     def difference(suite: str, second: str, first: str) -> Estimate:
         within = suites if suite == AVERAGE else [suite]
         pair = [pd.concat([of[s, name] for s in within]) for name in (second, first)]
+        if {(s, name) for s in within for name in (second, first)} & asked.keys():
+            return comparisons.compare_at_any_time(*pair).estimate
         return comparisons.compare(*pair, by="suite").estimate
 
     ours = table[table["source"] == "ours"]
@@ -82,9 +99,22 @@ def estimate(
     return table.assign(best=table.index.isin(best)).astype(dict.fromkeys(INTEGERS, "Int64"))
 
 
-def _measured(first: pd.DataFrame, rows: pd.DataFrame, is_baseline: bool) -> dict[str, Any]:
-    """What the episodes of a variant in a suite say, beside those of the baseline (`first`)."""
+def _measured(
+    first: pd.DataFrame, rows: pd.DataFrame, is_baseline: bool, at_any_time: bool
+) -> dict[str, Any]:
+    """What the episodes of a variant in a suite say, beside those of the baseline (`first`).
+
+    `at_any_time`: with intervals that hold whenever an evaluation stops, and nothing about other runs.
+    """
     ran = rows[rows["status"] != "infra_error"]
+    if at_any_time and not is_baseline:
+        return {
+            **comparisons.counts(rows),
+            **comparisons.columns_of(comparisons.rate_at_any_time(rows)),
+            "tasks": rows["task_id"].nunique(),
+            "mean_over_tasks": (ran["status"] == "success").groupby(ran["task_id"]).mean().mean(),
+            **comparisons.comparison_columns(comparisons.compare_at_any_time(first, rows)),
+        }
     return {
         **comparisons.rate_columns(rows),
         "tasks": rows["task_id"].nunique(),
@@ -92,6 +122,14 @@ def _measured(first: pd.DataFrame, rows: pd.DataFrame, is_baseline: bool) -> dic
         **comparisons.over_runs(first, rows),
         **comparisons.comparison_columns(NO_PAIRS if is_baseline else comparisons.compare(first, rows)),
     }
+
+
+def _stopping(row: Mapping[str, Any], asked: int) -> str:
+    """How an evaluation that asked for so many episodes ended, if it may have stopped early."""
+    if not asked:
+        return ""
+    ran = row["episodes"] + row["infra_errors"]
+    return f"stopped after {ran} of {asked} episodes" if ran < asked else f"all {asked} episodes"
 
 
 def _average(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -165,6 +203,7 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
         f"Average: unweighted mean of the suites. {text.BOLD} Published rows: other code and protocols, so "
         "not a like-for-like comparison.",
         *(f"{columns[s]}: {n} of {TASKS_PER_SUITE} tasks only." for s, n in _tasks(table).items()),
+        *_stopping_notes(table, columns),
         *text.coverage_notes(int(ours["infra_errors"].sum()), int(ours["missing"].sum())),
     ]
     groups = [
@@ -173,6 +212,21 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
     ]
     caption = f"Success on LIBERO in percent, greedy decoding. {protocol}"
     return typeset.Table(caption, "Model", list(columns.values()), groups, notes)
+
+
+def _stopping_notes(table: pd.DataFrame, columns: Mapping[str, str]) -> list[str]:
+    """What a reader must know of evaluations that may have stopped early."""
+    looked = table[(table["source"] == "ours") & (table["suite"] != AVERAGE) & (table["note"] != "")]
+    if looked.empty:
+        return []
+    each = "; ".join(
+        f"{row['label']}, {columns[row['suite']]}: {row['note']}" for row in looked.to_dict("records")
+    )
+    return [
+        f"Evaluations that end once their comparison with SFT is decided: {each}. Their intervals and p hold "
+        "whenever they end, and are wider; the rate and difference at which one stopped are, on average, too "
+        "far from SFT's."
+    ]
 
 
 def _cell(row: Mapping[str, Any]) -> list[str]:
