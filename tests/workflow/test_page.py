@@ -3,32 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_report import browser, needs_chromium
 
-from support.workflow import ROOT
-
-
-@contextmanager
-def serving(where: Path, preset: str) -> Iterator[str]:
-    """The address of the page of a preset, as `srpo status --serve` prints it."""
-    command = [sys.executable, "-P", "-m", "srpo", "status", preset, "--serve", "--port", "0"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=where, env=environment, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().split()[0]
-    finally:
-        process.terminate()
-        process.wait(30)
+from support.browser import browser, needs_chromium, serving
 
 
 @needs_chromium

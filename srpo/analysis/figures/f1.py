@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
@@ -113,11 +114,7 @@ def draw(table: pd.DataFrame, strips: Strips) -> Figure:
         parts = row.subfigures(1, len(numbers), squeeze=False)[0]
         for part, number in zip(parts, numbers, strict=True):
             _trajectory(part, here[here["trajectory"] == number], strips[suite, number])
-    names = list(dict.fromkeys(table["representation"]))
-    handles = [style.legend_marker(*style.look(name), name) for name in names]
-    for handle in handles:
-        handle.set_linestyle("-")
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(names))
+    draw_legend(figure, list(dict.fromkeys(table["representation"])))
     return figure
 
 
@@ -125,31 +122,44 @@ def _trajectory(part: SubFigure, rows: pd.DataFrame, frames: NDArray[np.uint8]) 
     first = rows.iloc[0]
     last = int(rows["step"].max())
     strip, axes = part.subplots(2, 1, height_ratios=(1, 1.35))
-    # The strip spans the time axis: frame k stands where its moment is, between its neighbours' middles.
-    strip.imshow(
+    draw_strip(strip, frames, first["suite"], first["task_id"], first["success"], last)
+    for name, curve in rows.groupby("representation", observed=True):
+        plot_progress(axes, str(name), curve["step"], curve["progress"])
+    axes.set(xlim=(0, last), ylim=(-0.03, 1.03), yticks=[0, 0.5, 1], xlabel="control step", ylabel="progress")
+
+
+# Also of figure F6.
+
+
+def draw_strip(
+    axes: Axes, frames: NDArray[np.uint8], suite: str, task_id: int, success: bool, last: int
+) -> None:
+    """Frames uint8 (n, H, W, 3) over `last` control steps: frame k is between its neighbours' middles."""
+    axes.imshow(
         np.concatenate(list(frames), axis=1),
-        extent=(0, len(frames), 0, 1),
+        extent=(0, last, 0, last / len(frames)),
         aspect="equal",
         interpolation="antialiased",
     )
     for edge in range(1, len(frames)):
-        strip.axvline(edge, color="white", linewidth=1)
-    strip.axis("off")
-    outcome = "success" if first["success"] else "failure"
-    strip.set_title(
-        f"{text.SUITE_LABELS[first['suite']]}, task {first['task_id']}: {outcome}, {last} steps",
-        color=style.GREEN if first["success"] else style.VERMILLION,
+        axes.axvline(edge * last / len(frames), color="white", linewidth=1)
+    axes.axis("off")
+    axes.set_title(
+        f"{text.SUITE_LABELS[suite]}, task {task_id}: {'success' if success else 'failure'}, {last} steps",
+        color=style.GREEN if success else style.VERMILLION,
     )
-    for name, curve in rows.groupby("representation", observed=True):
-        colour, marker = style.look(str(name))
-        every = max(1, len(curve) // 8)
-        axes.plot(
-            curve["step"],
-            curve["progress"],
-            color=colour,
-            marker=marker,
-            markersize=3.2,
-            markevery=every,
-            clip_on=False,
-        )
-    axes.set(xlim=(0, last), ylim=(-0.03, 1.03), yticks=[0, 0.5, 1], xlabel="control step", ylabel="progress")
+
+
+def plot_progress(axes: Axes, name: str, steps: pd.Series, progress: pd.Series) -> None:
+    """One representation's curve of a trajectory."""
+    colour, marker = style.look(name)
+    every = max(1, len(steps) // 8)
+    axes.plot(steps, progress, color=colour, marker=marker, markersize=3.2, markevery=every, clip_on=False)
+
+
+def draw_legend(figure: Figure, names: Sequence[str]) -> None:
+    """Of the representations, below all panels."""
+    handles = [style.legend_marker(*style.look(name), name) for name in names]
+    for handle in handles:
+        handle.set_linestyle("-")
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(names))

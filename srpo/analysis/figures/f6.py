@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from srpo.analysis import style, text
 from srpo.analysis.drawn import Drawn
-from srpo.analysis.figures.f1 import Strips, read_strips
+from srpo.analysis.figures.f1 import Strips, draw_legend, draw_strip, plot_progress, read_strips
 from srpo.analysis.tables.t3_truth import shared
 from srpo.analysis.values import KEYS, lost_from, read_values, with_distance
 from srpo.config import SUITES
@@ -65,18 +65,9 @@ def tidy(curves: pd.DataFrame, values: pd.DataFrame) -> pd.DataFrame:
     chance = moments.assign(quantity=VALUE).rename(columns={"value": "y"})
     chance = chance[[*KEYS, "quantity", "step", "y", "low", "high", "branches"]].merge(lost, on=KEYS)
     both = pd.concat([chance, progress], ignore_index=True)
-    order = {name: place for place, name in enumerate([VALUE, *names])}
-    suites = {suite: place for place, suite in enumerate(SUITES)}
-    return both.sort_values(
-        ["suite", "quantity", "step"],
-        key=lambda column: (
-            column.map({"suite": suites, "quantity": order}.get(str(column.name), {}))
-            if column.name != "step"
-            else column
-        ),
-        ignore_index=True,
-        kind="stable",
-    )
+    both["quantity"] = pd.Categorical(both["quantity"], [VALUE, *names])
+    both["suite"] = pd.Categorical(both["suite"], [suite for suite in SUITES if suite in set(both["suite"])])
+    return both.sort_values(["suite", "quantity", "step"], ignore_index=True)
 
 
 def draw(table: pd.DataFrame, strips: Strips) -> Figure:
@@ -87,28 +78,14 @@ def draw(table: pd.DataFrame, strips: Strips) -> Figure:
     for row, suite in zip(rows, suites, strict=True):
         here = table[table["suite"] == suite]
         _failure(row, here, strips[suite, int(here["trajectory"].iloc[0])])
-    names = [name for name in dict.fromkeys(table["quantity"]) if name != VALUE]
-    handles = [style.legend_marker(*style.look(name), name) for name in names]
-    for handle in handles:
-        handle.set_linestyle("-")
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(names))
+    draw_legend(figure, [name for name in dict.fromkeys(table["quantity"]) if name != VALUE])
     return figure
 
 
 def _failure(part: SubFigure, rows: pd.DataFrame, frames: NDArray[np.uint8]) -> None:
     first, last = rows.iloc[0], int(rows["step"].max())
     strip, chance, progress = part.subplots(3, 1, height_ratios=(1.3, 1, 1.2))
-    strip.imshow(
-        np.concatenate(list(frames), axis=1),
-        extent=(0, last, 0, last / len(frames)),
-        aspect="equal",
-        interpolation="antialiased",
-    )
-    for edge in range(1, len(frames)):
-        strip.axvline(edge * last / len(frames), color="white", linewidth=1)
-    strip.axis("off")
-    suite = text.SUITE_LABELS[first["suite"]]
-    strip.set_title(f"{suite}, task {first['task_id']}: failure, {last} steps", color=style.VERMILLION)
+    draw_strip(strip, frames, first["suite"], first["task_id"], success=False, last=last)
     value = rows[rows["quantity"] == VALUE]
     chance.fill_between(
         value["step"], value["low"], value["high"], color=style.BLACK, alpha=0.15, linewidth=0
@@ -116,18 +93,8 @@ def _failure(part: SubFigure, rows: pd.DataFrame, frames: NDArray[np.uint8]) -> 
     chance.plot(value["step"], value["y"], color=style.BLACK, marker="o", markersize=3.2, clip_on=False)
     branches = int(value["branches"].median())
     chance.set(ylabel="chance\nof success", title=f"{branches} branches from each moment")
-    for name, curve in rows[rows["quantity"] != VALUE].groupby("quantity", sort=False):
-        colour, marker = style.look(str(name))
-        every = max(1, len(curve) // 8)
-        progress.plot(
-            curve["step"],
-            curve["y"],
-            color=colour,
-            marker=marker,
-            markersize=3.2,
-            markevery=every,
-            clip_on=False,
-        )
+    for name, curve in rows[rows["quantity"] != VALUE].groupby("quantity", observed=True):
+        plot_progress(progress, str(name), curve["step"], curve["y"])
     progress.set(xlabel="control step", ylabel="progress")
     for axes in (chance, progress):
         axes.set(xlim=(0, last), ylim=(-0.03, 1.03), yticks=[0, 0.5, 1])

@@ -3,49 +3,30 @@
 from __future__ import annotations
 
 import html
-import os
 import re
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from test_faults import PATIENCE, RUNS, Workflow, workflow  # noqa: F401
 
 from srpo import ROOT
+from support.browser import HEADLESS, needs_chromium, serving
 from support.slurm_cluster import Cluster, wait_until
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here"),
+    needs_chromium,
 ]
-
-
-@contextmanager
-def serving(where: Path) -> Iterator[str]:
-    """The address of the page, as `srpo status --serve` prints it."""
-    command = [sys.executable, "-P", "-m", "srpo", "status", "preset.yaml", "--serve", "--port", "0"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=where, env=environment, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().split()[0]
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 def shown(address: str, folder: Path) -> str:
     """The page as text: what a browser has made of it."""
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
     profile = f"--user-data-dir={folder / 'profile'}"
     done = subprocess.run(
-        [*command, profile, "--dump-dom", address], capture_output=True, text=True, timeout=240
+        [*HEADLESS, profile, "--dump-dom", address], capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
     without_titles = re.sub(r"<title>[^<]*</title>", "", done.stdout)
@@ -68,7 +49,7 @@ def test_the_page_follows_a_preset_on_the_cluster(
     metrics = workflow.folder / f"scratch/example/runs/libero_goal/{variant}/{seed}/policy/metrics.csv"
     shutil.copy(ROOT / "results/reference/smoke/runs/libero_goal/srpo/seed0/metrics.csv", metrics)
     workflow.wait_for_attempt(2, cancelled)
-    with serving(workflow.folder) as address:
+    with serving(workflow.folder, "preset.yaml") as address:
         text = shown(address, profile)
         assert "example: 4 of 12 jobs done" in text  # demonstrations, world model, SFT, its evaluation
         assert "Snakemake runs, its log was written" in text
