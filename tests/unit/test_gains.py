@@ -34,14 +34,19 @@ def test_the_first_third_stands_beside_the_last(tmp_path: Path) -> None:
     assert table["episodes_before"][0] == 2 * each and 0 < before < after
     assert training == (
         f"GRPO, Goal: success of training rollouts rose from {50 * before / each:.1f}% ({before} of "
-        f"{2 * each}) in the first third of the RL steps to {50 * after / each:.1f}% ({after} of {2 * each}) "
-        "in the last third."
+        f"{2 * each}) in RL steps 1–2 to {50 * after / each:.1f}% ({after} of {2 * each}) "
+        "in RL steps 5–6."
     )
     assert table["verdict"].tolist() == ["rose", "undecided"]
     assert (
         "greedy episodes on held-out states went, within its noise, from" in held_out
         and "after SFT to" in held_out
     )
+
+
+def test_one_rl_step_has_nothing_to_stand_beside(tmp_path: Path) -> None:
+    table, sentences = draw(tmp_path, [0.5], {"sft": 0.25, "grpo": 0.25})
+    assert table["what"].tolist() == [gains.GREEDY] and len(sentences) == 1
 
 
 @pytest.mark.parametrize(

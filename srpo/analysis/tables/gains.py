@@ -1,6 +1,7 @@
 """What reinforcement learning changed, in a few sentences with counts: the first lines of the report.
 
-Of the training rollouts of each variant, the first third of its RL steps beside the last; of the episodes on
+Of the training rollouts of each variant, those of about the first third of its RL steps beside those of as
+many at the end; of the episodes on
 held-out states, greedy and sampled ones, the SFT policy's beside the trained one's. A rate "rose" where the
 two 95% intervals (Wilson's) do not overlap, all seeds of a suite together: it speaks of these policies.
 Episodes on one held-out state are one cluster.
@@ -66,13 +67,16 @@ def estimate(
     rows: list[dict[str, Any]] = []
     for suite, variant in metrics[["suite", "variant"]].drop_duplicates().to_numpy():
         group = metrics[(metrics["suite"] == suite) & (metrics["variant"] == variant)]
-        steps = group["step"].max()
-        third = max(1, steps // 3)
-        parts = group[group["step"] <= third], group[group["step"] > steps - third]
+        last = int(group["step"].max())
+        if last == 1:
+            continue  # nothing to compare
+        third = max(1, round(last / 3))
+        parts = group[group["step"] <= third], group[group["step"] > last - third]
+        when = _steps(1, third), _steps(last - third + 1, last)
         counts = [{name: int(part[name].sum()) for name in ("successes", "episodes")} for part in parts]
         before, after = ((count, wilson(count["successes"], count["episodes"])) for count in counts)
         identity = {"suite": suite, "variant": variant, "label": curves[variant], "what": TRAINING}
-        rows.append(identity | _before_and_after(before, after))
+        rows.append(identity | _before_and_after(before, after, when))
     for what, episodes in evaluations.items():
         for suite, here in episodes.groupby("suite", sort=False):
             of = {name: here[here["variant"] == name] for name in labels(sheet)}
@@ -80,18 +84,24 @@ def estimate(
             before = counted.pop(baseline(sheet).name)
             for name, after in counted.items():
                 identity = {"suite": suite, "variant": name, "label": labels(sheet)[name], "what": what}
-                rows.append(identity | _before_and_after(before, after))
+                rows.append(identity | _before_and_after(before, after, ("after SFT", "after RL")))
     return pd.DataFrame(rows)
 
 
+def _steps(first: int, last: int) -> str:
+    return f"in RL step {first}" if first == last else f"in RL steps {first}–{last}"
+
+
 def _before_and_after(
-    before: tuple[Mapping[str, int], Estimate], after: tuple[Mapping[str, int], Estimate]
+    before: tuple[Mapping[str, int], Estimate],
+    after: tuple[Mapping[str, int], Estimate],
+    when: tuple[str, str],
 ) -> dict[str, Any]:
-    """Columns of the counts and rates before and after, and whether the rate rose."""
+    """Columns of the counts and rates before and after, of when that was, and whether the rate rose."""
     columns: dict[str, Any] = {}
-    for when, (count, rate) in {"before": before, "after": after}.items():
-        columns |= {f"{name}_{when}": count[name] for name in ("successes", "episodes")}
-        columns |= comparisons.columns_of(rate, when, f"{when}_")
+    for end, (count, rate), moment in zip(("before", "after"), (before, after), when, strict=True):
+        columns |= {f"{name}_{end}": count[name] for name in ("successes", "episodes")}
+        columns |= {f"when_{end}": moment, **comparisons.columns_of(rate, end, f"{end}_")}
     return columns | {"verdict": VERDICTS[direction(cautious_difference(before[1], after[1]))]}
 
 
@@ -99,12 +109,10 @@ def sentences(table: pd.DataFrame) -> Iterator[str]:
     """A line a row."""
     for row in table.to_dict("records"):
         before, after = (
-            f"{percent(row[when])}% ({row[f'successes_{when}']} of {row[f'episodes_{when}']})"
-            for when in ("before", "after")
+            f"{percent(row[end])}% ({row[f'successes_{end}']} of {row[f'episodes_{end}']}) "
+            + row[f"when_{end}"]
+            for end in ("before", "after")
         )
         where = f"{row['label']}, {SUITE_LABELS[row['suite']]}: success of {row['what']}"
         verb = {"rose": "rose from", "fell": "fell from", "undecided": "went, within its noise, from"}
-        ends = ("in the first third of the RL steps", "in the last third")
-        if row["what"] != TRAINING:
-            ends = ("after SFT", "after RL")
-        yield f"{where} {verb[row['verdict']]} {before} {ends[0]} to {after} {ends[1]}."
+        yield f"{where} {verb[row['verdict']]} {before} to {after}."
