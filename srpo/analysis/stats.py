@@ -50,10 +50,16 @@ def direction(difference: Estimate) -> bool | None:
     return False if difference.high < 0 else None
 
 
-def cautious_difference(before: Estimate, after: Estimate) -> Estimate:
-    """How much higher a value is, at least and at most, by two intervals: cautious, and above 0 (or below)
-    only where the two do not overlap."""
-    return Estimate(after.value - before.value, after.low - before.high, after.high - before.low)
+def rate_difference(before: Estimate, after: Estimate) -> Estimate:
+    """How much higher one success rate is than another, from their Wilson intervals.
+
+    Newcombe's square-and-add limits (Statistics in Medicine 1998, method 10): of independent episodes, or of
+    clusters that the two intervals allow for.
+    """
+    change = after.value - before.value
+    down = np.hypot(after.value - after.low, before.high - before.value)
+    up = np.hypot(after.high - after.value, before.value - before.low)
+    return Estimate(change, float(change - down), float(change + up))
 
 
 def wilson(successes: int, episodes: int) -> Estimate:

@@ -9,12 +9,10 @@ from numpy.typing import ArrayLike
 from srpo.analysis.stats import (
     NO_PAIRS,
     Difference,
-    Estimate,
     Outcomes,
     Reached,
     area_difference,
     area_under_curve,
-    cautious_difference,
     clustered_wilson,
     combine,
     difference_over_runs,
@@ -24,6 +22,7 @@ from srpo.analysis.stats import (
     median_reached,
     percentile_interval,
     probability_of_improvement,
+    rate_difference,
     rate_over_runs,
     wilson,
 )
@@ -49,13 +48,14 @@ def test_wilson_of_nothing_and_of_nonsense() -> None:
         wilson(5, 4)
 
 
-def test_two_rates_differ_where_their_intervals_do_not_overlap() -> None:
-    low, high = Estimate(0.3, 0.2, 0.4), Estimate(0.6, 0.5, 0.7)
-    gain = cautious_difference(low, high)
-    assert (gain.value, gain.low, gain.high) == pytest.approx((0.3, 0.1, 0.5))
-    assert direction(gain) is True and direction(cautious_difference(high, low)) is False
-    assert direction(cautious_difference(low, Estimate(0.4, 0.4, 0.7))) is None
-    assert direction(cautious_difference(wilson(0, 0), high)) is None
+def test_the_difference_of_two_rates_by_newcombe() -> None:
+    """56 of 70 and 48 of 80 is the first example of his paper, table II, method 10."""
+    gain = rate_difference(wilson(48, 80), wilson(56, 70))
+    assert (gain.value, gain.low, gain.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+    assert direction(gain) is True
+    assert direction(rate_difference(wilson(56, 70), wilson(48, 80))) is False
+    assert direction(rate_difference(wilson(49, 70), wilson(48, 80))) is None
+    assert direction(rate_difference(wilson(0, 0), wilson(56, 70))) is None
 
 
 def test_wilson_of_clusters() -> None:

@@ -1,10 +1,10 @@
 """What reinforcement learning changed, in a few sentences with counts: the first lines of the report.
 
 Of the training rollouts of each variant, those of about the first third of its RL steps beside those of as
-many at the end; of the episodes on
-held-out states, greedy and sampled ones, the SFT policy's beside the trained one's. A rate "rose" where the
-two 95% intervals (Wilson's) do not overlap, all seeds of a suite together: it speaks of these policies.
-Episodes on one held-out state are one cluster.
+many at the end; of the episodes on held-out states, greedy and sampled ones, the SFT policy's beside the
+trained one's. A rate "rose" where the 95% interval of the difference is above 0 (Newcombe's, from Wilson's
+intervals), all seeds of a suite together: it speaks of these policies. Episodes on one held-out state are one
+cluster.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pandas as pd
 
 from srpo.analysis import comparisons
 from srpo.analysis.drawn import Drawn
-from srpo.analysis.stats import Estimate, cautious_difference, direction, wilson
+from srpo.analysis.stats import Estimate, direction, rate_difference, wilson
 from srpo.analysis.text import SUITE_LABELS, percent
 from srpo.config.sheets import SheetRow, baseline, labels
 from srpo.results.coverage import load_evaluations, load_metrics
@@ -102,7 +102,12 @@ def _before_and_after(
     for end, (count, rate), moment in zip(("before", "after"), (before, after), when, strict=True):
         columns |= {f"{name}_{end}": count[name] for name in ("successes", "episodes")}
         columns |= {f"when_{end}": moment, **comparisons.columns_of(rate, end, f"{end}_")}
-    return columns | {"verdict": VERDICTS[direction(cautious_difference(before[1], after[1]))]}
+    change = rate_difference(before[1], after[1])
+    return (
+        columns
+        | comparisons.columns_of(change, "change", "change_")
+        | {"verdict": VERDICTS[direction(change)]}
+    )
 
 
 def sentences(table: pd.DataFrame) -> Iterator[str]:
@@ -115,4 +120,6 @@ def sentences(table: pd.DataFrame) -> Iterator[str]:
         )
         where = f"{row['label']}, {SUITE_LABELS[row['suite']]}: success of {row['what']}"
         verb = {"rose": "rose from", "fell": "fell from", "undecided": "went, within its noise, from"}
-        yield f"{where} {verb[row['verdict']]} {before} to {after}."
+        low, high = (percent(row[f"change_{end}"], sign=True) for end in ("low", "high"))
+        change = f"{percent(row['change'], sign=True)} points [{low} to {high}]"
+        yield f"{where} {verb[row['verdict']]} {before} to {after}: {change}."
