@@ -17,3 +17,6 @@ class Demos(Section):
     """Standard deviation of the noise on executed (not on labelled) actions; full action is 1."""
     seed: Seed
     """Seed of the noise and of what else the expert draws."""
+    max_steps: PositiveInt | None = None
+    """Control steps in which the scripted expert must succeed. null: those of the protocol. More leave RL to
+    make the policy faster than what it imitates."""

@@ -84,6 +84,7 @@ def record(env: LiberoEnv, config: DemosStage, index: int) -> Recording:
     from srpo.envs.expert import run_expert
 
     states = config.protocol.train_states()
+    max_steps = config.demos.max_steps or config.protocol.max_steps
     for attempt in range(TRIES):
         recorder = _Recorder(env)
         entropy = [config.demos.seed, SUITES.index(config.suite), env.task.task_id, index, attempt]
@@ -92,14 +93,14 @@ def record(env: LiberoEnv, config: DemosStage, index: int) -> Recording:
             states[(index + attempt) % len(states)],
             noise=config.demos.noise,
             rng=np.random.default_rng(entropy),
-            max_steps=config.protocol.max_steps,
+            max_steps=max_steps,
             before_step=recorder.before_step,
         )
         if success:
             return recorder.recording()
     raise DemonstrationError(
         f"{config.suite} task {env.task.task_id} ({env.task.name}): the expert failed {TRIES} times in a row "
-        f"at demonstration {index}. Raise protocol.max_steps ({config.protocol.max_steps}) or lower "
+        f"at demonstration {index} within {max_steps} control steps. Raise demos.max_steps or lower "
         f"demos.noise ({config.demos.noise})."
     )
 
