@@ -3,8 +3,9 @@
 srpo train --config CONFIG --policy FOLDER [--world-model FOLDER] [--demos FOLDER]
     --out FOLDER --scratch FOLDER
 
-A step collects episodes (`srpo.rl.collect`), scores them (`srpo.rl.score`), updates the policy
-(`srpo.rl.update`) and logs it all (`srpo.rl.metrics`).
+A step collects episodes (`srpo.rl.collect`), and branches along them where the settings ask for these
+(`srpo.rl.branching`), scores them (`srpo.rl.score`), updates the policy (`srpo.rl.update`) and logs it all
+(`srpo.rl.metrics`).
 
 Offline (`train.offline`) the initial policy's episodes are collected and scored once, and every step is a
 pass over them by advantage-weighted regression, as in the real-robot part of the SRPO paper, by whole
