@@ -66,6 +66,7 @@ _LOOKS = {
     "srpo-pixel": (PURPLE, "D"),
     "srpo-prefix": (GREEN, "p"),
     "srpo-simulator": (GREEN, "*"),
+    "vine": (VERMILLION, "X"),
     "srpo-siirl": (VERMILLION, "v"),
     "siirl": (VERMILLION, "v"),
     "srpo-mean": (GREEN, "X"),

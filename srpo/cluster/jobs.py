@@ -194,11 +194,16 @@ def training_flop(stage: TrainStage, policy: Policy) -> Flop:
 
 
 def training_episodes(stage: TrainStage) -> int:
-    """Episodes of a training, further rounds of dynamic sampling excepted."""
+    """Episodes of a training, further rounds of dynamic sampling excepted. Two branches count as one.
+
+    Branches start evenly spread over a rollout, and have half of it left on average.
+    """
     train = stage.train
     rollouts = train.prompts * train.group_size
     if train.offline is not None:
         return rollouts  # collected once; the steps are passes over them
+    if train.branching is not None:
+        rollouts += math.ceil(rollouts * train.branching.points * train.branching.branches / 2)
     evaluations = train.steps // train.evaluate_every if train.evaluate_every else 0
     return train.steps * rollouts + evaluations * len(stage.tasks) * train.evaluate_states
 

@@ -35,7 +35,7 @@ from srpo.config.stages import (
     ValuesStage,
     WorldModelStage,
 )
-from srpo.config.train import Aggregate, Offline, Train
+from srpo.config.train import Aggregate, Branching, Offline, Train
 from srpo.config.world_model import FrameSelection, Pretraining, WorldModel
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "SUITES",
     "TASKS_PER_SUITE",
     "Aggregate",
+    "Branching",
     "ConfigError",
     "Demos",
     "DemosStage",

@@ -98,6 +98,15 @@ class TrainStage(RunStage):
         return self
 
     @model_validator(mode="after")
+    def _branches_measure_success(self) -> TrainStage:
+        if self.train.branching is not None and self.reward.shaping != "none":
+            raise ValueError(
+                "train.branching weighs by the measured chance of success, and no progress reward: set "
+                f"reward.shaping `none`, not `{self.reward.shaping}`, or train.branching null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _prompts_exist(self) -> TrainStage:
         states = len(self.protocol.train_states())
         if self.train.prompts > len(self.tasks) * states:

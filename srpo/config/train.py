@@ -32,6 +32,17 @@ class Offline(Section):
     """Largest weight of a rollout, or chunk."""
 
 
+class Branching(Section):
+    """Credit by chunks: what each changed of the policy's own chance of success, measured by branches."""
+
+    points: PositiveInt
+    """Moments of a rollout from which branches start: policy queries that part it evenly. A rollout of fewer
+    queries has fewer. At its start the group's other rollouts serve as branches."""
+    branches: PositiveInt
+    """Branches from each moment: rollouts of the acting policy that go on from there. Nothing is learned from
+    them, but their control steps are counted as the rollouts' are."""
+
+
 class Train(Section):
     """Reinforcement learning (SRPO, or GRPO when the reward's shaping is `none`)."""
 
@@ -87,6 +98,9 @@ class Train(Section):
     """Largest norm of the gradient."""
     offline: Offline | None
     """Learn from a fixed set of the SFT policy's rollouts, by advantage-weighted regression; none: online."""
+    branching: Branching | None = None
+    """Weigh each action chunk by what it changed of the measured chance of success, from the start to the
+    outcome (VinePPO); none: all of a rollout's chunks have its advantage."""
     evaluate_every: NonNegativeInt
     """RL steps between greedy evaluations on test states; 0: none."""
     evaluate_states: PositiveInt
@@ -102,7 +116,7 @@ class Train(Section):
 
     @property
     def by_step(self) -> bool:
-        """Whether each action chunk has an advantage of its own."""
+        """Whether each action chunk weighs by its gain in progress."""
         return self.offline is not None and self.offline.advantage == "step"
 
     @model_validator(mode="after")
@@ -123,4 +137,9 @@ class Train(Section):
             raise ValueError("target needs evaluate_every: without evaluation it is never reached")
         if self.offline is not None and self.evaluate_every:
             raise ValueError("evaluate_every must be 0 offline: no simulator is in that loop")
+        if self.offline is not None and self.branching is not None:
+            raise ValueError(
+                "offline and branching exclude each other: branches are of the policy that acts in a step. "
+                "Set one of them null"
+            )
         return self

@@ -46,6 +46,8 @@ def unread(settings: Mapping[str, Any]) -> dict[str, str]:
                 ("reward.shaping", "reward.alpha", "reward.scope", "reward.rank_prompts", "train.deviation"),
                 why,
             )
+    if train.get("branching") is not None:
+        found["train.deviation"] = "train.branching weighs by differences of values, as they are"
     if not train.get("evaluate_every"):
         found["train.evaluate_states"] = "train.evaluate_every is 0"
     return found

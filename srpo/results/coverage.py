@@ -199,7 +199,7 @@ def load_metrics(
     """Training metrics of all runs, and the number of RL steps that are missing.
 
     Columns are added: the run's suite, variant and seed, and what it had used up to each step:
-    `episodes_so_far`, and `seconds_so_far` of simulated time.
+    `episodes_so_far`; with branches `control_steps_so_far`, and `seconds_so_far` of simulated time.
     """
     configs = [read_config(path, TrainStage) for path in paths]
     require_alike(configs)
@@ -219,7 +219,8 @@ def load_metrics(
     metrics = metrics.sort_values(keys, ignore_index=True)
     runs = metrics.groupby(["suite", "variant", "seed"])
     metrics["episodes_so_far"] = runs["episodes"].cumsum()
-    metrics["seconds_so_far"] = runs["environment_steps"].cumsum() / CONTROL_HZ
+    metrics["control_steps_so_far"] = runs["environment_steps"].cumsum()
+    metrics["seconds_so_far"] = metrics["control_steps_so_far"] / CONTROL_HZ
     return metrics, len(missing)
 
 

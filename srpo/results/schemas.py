@@ -96,7 +96,7 @@ RL_METRICS = Schema(
         "episodes": Column("int", "rollouts that finished (infrastructure errors are not among them)"),
         "successes": Column("int", "successful rollouts"),
         "success_rate": Column("float", "successes / episodes; null without episodes", True),
-        "infra_errors": Column("int", "rollouts that could not be run"),
+        "infra_errors": Column("int", "rollouts, and branches, that could not be run"),
         "rounds": Column("int", "rounds of rollouts: 1, and those that made up for groups left out"),
         "groups": Column("int", "groups of which a rollout finished"),
         "groups_kept": Column(
@@ -109,7 +109,9 @@ RL_METRICS = Schema(
             True,
         ),
         "groups_without_signal": Column(
-            "int", "groups whose (shaped) rewards are all equal, or that were left out before rewards"
+            "int",
+            "groups whose (shaped) rewards, or values by branching, are equal, or that were left out before "
+            "rewards",
         ),
         "groups_without_signal_outcome": Column("int", "groups whose 0/1 outcomes are all equal"),
         "clusters": Column("int", "DBSCAN clusters of the successes, summed over tasks"),
@@ -143,14 +145,20 @@ RL_METRICS = Schema(
         "learning_rate": Column("float", "learning rate of the step"),
         "evaluation_episodes": Column("int", "greedy episodes on test states after the step"),
         "evaluation_success_rate": Column("float", "their success rate; null: no evaluation", True),
-        "environment_steps": Column("int", "control steps of the rollouts that finished"),
+        "environment_steps": Column(
+            "int", "control steps of the rollouts that finished, and of the branches: what the step cost"
+        ),
+        "branches": Column("int", "branches from moments of the rollouts that finished (`train.branching`)"),
+        "branch_steps": Column("int", "control steps of these, of `environment_steps`"),
         "seconds_rollout": Column("float", "seconds of rolling out"),
         "seconds_encode": Column("float", "seconds of encoding videos and shaping rewards"),
         "seconds_update": Column("float", "seconds of the update"),
         "seconds_evaluate": Column("float", "seconds of the evaluation"),
         "seconds_total": Column("float", "sum of these four; writing a checkpoint is not in it"),
         "episodes_per_second": Column(
-            "float", "rollouts run / seconds_rollout; null when all had been run before a restart", True
+            "float",
+            "rollouts and branches run / seconds_rollout; null when all had been run before a restart",
+            True,
         ),
         "memory_mb": Column(
             "float",
@@ -167,6 +175,8 @@ RL_METRICS = Schema(
         "distance_min": None,
         "distance_max": None,
         "update_kl": None,
+        "branches": 0,
+        "branch_steps": 0,
         "evaluation_episodes": 0,
         "evaluation_success_rate": None,
         "seconds_evaluate": 0.0,
@@ -236,8 +246,8 @@ REWARDS = Schema(
         "reward": Column("float", "reward, 0 to 1"),
         "advantage": Column(
             "float",
-            "group-normalised reward; 0 in a group left out before rewards. Offline by steps: mean over the "
-            "episode's chunks",
+            "group-normalised reward; 0 in a group left out before rewards. Offline by steps, and by "
+            "branching: mean over the episode's chunks",
         ),
         "kept": Column("bool", "whether dynamic sampling kept the group"),
     },

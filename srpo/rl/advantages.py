@@ -1,10 +1,13 @@
-"""Group-relative advantages (GRPO) and the filter of groups by success rate (DAPO)."""
+"""Advantages within groups (GRPO) and by values (VinePPO); the filter of groups by success rate (DAPO)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 EPSILON = 1e-6
@@ -52,6 +55,41 @@ def group_advantages(
     if deviation == "batch":
         advantages /= advantages.square().mean().sqrt() + epsilon
     return advantages
+
+
+def success_of_others(success: NDArray[np.bool_], groups: NDArray[np.int64]) -> NDArray[np.float64]:
+    """For each episode, the success rate of the others of its group: float64 (N,), NaN without others.
+
+    They start where it does, so this estimates its chance of success there, by no part of itself.
+
+    Args:
+        success: bool (N,).
+        groups: int (N,), the group of each episode.
+    """
+    rates = np.full(len(success), np.nan)
+    for group in np.unique(groups):
+        members = groups == group
+        if (others := members.sum() - 1) > 0:
+            rates[members] = (success[members].sum() - success[members]) / others
+    return rates
+
+
+def value_changes(
+    queries: Sequence[int], values: Sequence[float], chunks: int, success: bool
+) -> NDArray[np.float64]:
+    """What each of an episode's C chunks changed of the chance of success: float64 (C,), in [−1, 1].
+
+    A = V(s') − V(s), with s the last moment before the chunk and s' the first one after it (VinePPO, arXiv
+    2410.01679, with a reward at the end alone). The end's value is the outcome. All chunks between two
+    moments have the same advantage.
+
+    Args:
+        queries: the M moments, as numbers of the policy's queries: they rise from 0 and are below `chunks`.
+        values: M chances of success there.
+        chunks: C, of the whole episode.
+    """
+    changes = np.diff([*values, float(success)])
+    return np.repeat(changes, np.diff([*queries, chunks]))
 
 
 def has_signal(rewards: Tensor, groups: Tensor) -> Tensor:

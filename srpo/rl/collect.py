@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from srpo.config import FrameSelection, TrainStage
-from srpo.episode import Episode, EpisodeSpec, FailedRun
+from srpo.episode import CHUNK, Episode, EpisodeSpec, FailedRun
 from srpo.rl.advantages import keep_groups
 from srpo.rollouts.episode_store import EpisodeStore
 from srpo.rollouts.policy_runner import PolicyRunner, require_most_ran
@@ -75,6 +75,7 @@ def episode_specs(
                     config.train.temperature,
                     frames,
                     frame_selection=selection,
+                    states=config.train.branching is not None,
                 )
             )
     return specs
@@ -106,6 +107,11 @@ class Outcome:
     tokens: int
     distance_to_goal: float
 
+    @property
+    def queries(self) -> int:
+        """Of the policy, each for a chunk."""
+        return -(-self.steps // CHUNK)
+
     @classmethod
     def of(cls, episode: Episode, number: int, group_size: int) -> Outcome:
         return cls(
@@ -120,14 +126,32 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Moment:
+    """A policy query of an episode, and how the branches that went on from there ended.
+
+    number     of the episode in its step
+    branches   that ran
+    successes  of these
+    steps      control steps of these
+    """
+
+    number: int
+    query: int
+    branches: int
+    successes: int
+    steps: int
+
+
+@dataclass(frozen=True)
 class Batch:
     """The N episodes of a step that ran, in the order of their specs.
 
     outcomes   of all processes
     episodes   of this process: number → episode, by rising number
-    errors     episodes that could not be run, of all processes
-    simulated  episodes that were run now, not before a restart, of all processes
+    errors     episodes and branches that could not be run, of all processes
+    simulated  episodes and branches that were run now, not before a restart, of all processes
     rounds     of rollouts
+    moments    of all processes' episodes, by rising number and query; none without `train.branching`
     """
 
     outcomes: tuple[Outcome, ...] = ()
@@ -135,6 +159,7 @@ class Batch:
     errors: int = 0
     simulated: int = 0
     rounds: int = 0
+    moments: tuple[Moment, ...] = ()
 
     @property
     def success(self) -> NDArray[np.bool_]:
@@ -171,6 +196,7 @@ class Batch:
             self.errors + other.errors,
             self.simulated + other.simulated,
             self.rounds + other.rounds,
+            self.moments + other.moments,
         )
 
 
@@ -188,7 +214,8 @@ class Collector:
         """Run some episodes, group after group; each process runs every n-th of them.
 
         So every process has about as many of each group, and of each mini-batch, as any other. Episodes that
-        could not be run are left out and counted as errors, never as failures.
+        could not be run are left out and counted as errors, never as failures. Of a branch only how it ended
+        matters: its images are not kept.
         """
         world_size, rank = self.accelerator.num_processes, self.accelerator.process_index
         numbered = enumerate(specs, first_group * group_size)
@@ -204,8 +231,9 @@ class Collector:
                     print(f"infrastructure error: {result.spec}: {result.error}", flush=True)
                     errors += 1
                 else:
-                    self.store.add(step, result)
-                    episodes[missing[result.spec]] = result
+                    episode = result if result.spec.start is None else _without_images(result)
+                    self.store.add(step, episode)
+                    episodes[missing[episode.spec]] = episode
                 bar.update()
         # By number, not in the order in which they ended: batched results must not depend on that.
         episodes = dict(sorted(episodes.items()))
@@ -213,6 +241,10 @@ class Collector:
         gathered = sorted(gather_object(outcomes), key=lambda outcome: outcome.number)
         simulated = sum(gather_object([len(missing) - errors]))
         return Batch(tuple(gathered), episodes, sum(gather_object([errors])), simulated, rounds=1)
+
+
+def _without_images(episode: Episode) -> Episode:
+    return replace(episode, images=episode.images[:0].copy(), frames=episode.frames[:0].copy())
 
 
 def collect_batch(config: TrainStage, step: int, collector: Collector) -> Batch:

@@ -64,6 +64,7 @@ def metrics_row(record: StepRecord) -> dict[str, Any]:
     distances = shaped.distances[np.isfinite(shaped.distances)]
     rewards = shaped.rewards[shaped.valid]
     groups = batch.count_groups(np.ones(len(success), bool))
+    branch_steps = sum(moment.steps for moment in batch.moments)
     gpu_memory = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else None
     return {
         "step": record.step,
@@ -90,7 +91,9 @@ def metrics_row(record: StepRecord) -> dict[str, Any]:
         "learning_rate": record.learning_rate,
         "evaluation_episodes": len(evaluation.outcomes),
         "evaluation_success_rate": _mean(evaluation.success.astype(np.float64)),
-        "environment_steps": sum(outcome.steps for outcome in batch.outcomes),
+        "environment_steps": sum(outcome.steps for outcome in batch.outcomes) + branch_steps,
+        "branches": sum(moment.branches for moment in batch.moments),
+        "branch_steps": branch_steps,
         **{f"seconds_{phase}": record.seconds[phase] for phase in PHASES},
         "seconds_total": sum(record.seconds.values()),
         "episodes_per_second": (
@@ -174,6 +177,12 @@ def print_step(row: Mapping[str, Any], scores: BatchScores) -> None:
         f"update {row['seconds_update']:.0f} s",
         flush=True,
     )
+    if row["branches"]:
+        print(
+            f"  {row['branches']} branches: {row['branch_steps']:,} of {row['environment_steps']:,} control "
+            "steps",
+            flush=True,
+        )
     if row["evaluation_episodes"]:
         rate, count = row["evaluation_success_rate"], row["evaluation_episodes"]
         print(f"  greedy evaluation: {rate:.1%} of {count} episodes succeeded", flush=True)
@@ -202,7 +211,7 @@ def settings_warnings(config: TrainStage) -> list[str]:
     warnings = []
     if reward.shaping == "paper" and reward.alpha == 0:
         warnings.append("reward.alpha 0 gives every failure 0: this is GRPO at the cost of a world model")
-    if train.keep_success[0] == 0 and reward.shaping == "none":
+    if train.keep_success[0] == 0 and reward.shaping == "none" and train.branching is None:
         warnings.append(
             "train.keep_success keeps groups without success, which have no signal without reward shaping"
         )

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from srpo.config import TrainStage
 from srpo.demos import read_demonstrations
-from srpo.episode import CHUNK
 from srpo.rewards.progress import ShapedRewards, shape_rewards
 from srpo.rewards.references import (
     EarlierSuccesses,
@@ -26,8 +25,8 @@ from srpo.rewards.references import (
     usable,
 )
 from srpo.rewards.steps import progress_gains, standardise
-from srpo.rl.advantages import group_advantages, has_signal
-from srpo.rl.collect import Batch, kept_groups
+from srpo.rl.advantages import group_advantages, has_signal, success_of_others, value_changes
+from srpo.rl.collect import Batch, Moment, Outcome, kept_groups
 from srpo.world_models import WorldModel
 from srpo.world_models.cache import EmbeddingCache
 
@@ -51,8 +50,8 @@ class BatchScores:
     outcome_signal  bool (N,)     the 0/1 outcomes of its group differ
     filtered        share of the squared advantages, with rewards before any filter, in groups that dynamic
                     sampling leaves out; None: all advantages are 0
-    chunks          step-level advantages of each episode's C_n chunks, float64 (C_n,), of which `advantages`
-                    has the means; empty where it is not kept. None: each chunk has its episode's advantage
+    chunks          advantages of each episode's C_n chunks of their own, float64 (C_n,), of which
+                    `advantages` has the means; empty where it is not kept. None: those of their episode
     """
 
     shaped: ShapedRewards
@@ -71,7 +70,7 @@ def matched_prefixes(batch: Batch) -> Iterator[NDArray[np.uint8]]:
     queries of that success in the whole batch, and an episode that ended sooner repeats its last image. In a
     task without success there is nothing to compare with, and the images of the whole episode are embedded.
     """
-    queries = -(-np.array([outcome.steps for outcome in batch.outcomes]) // CHUNK)
+    queries = np.array([outcome.queries for outcome in batch.outcomes])
     succeeded = {task: batch.success & (batch.tasks == task) for task in np.unique(batch.tasks)}
     lengths = {
         int(task): int(np.median(queries[chosen])) for task, chosen in succeeded.items() if chosen.any()
@@ -213,13 +212,51 @@ def score_steps(
     standardised = iter(
         standardise([each for each, used in zip(found, kept, strict=True) if used and each is not None])
     )
-    chunks = tuple(next(standardised) if used else np.zeros(0) for used in kept)
+    return _by_chunks(scores, kept, [next(standardised) if used else np.zeros(0) for used in kept])
+
+
+def score_moments(batch: Batch, scores: BatchScores) -> BatchScores:
+    """`scores` with an advantage for each chunk: what it changed of the chance of success.
+
+    That is measured at the batch's moments by their branches, and at an episode's start by the others of its
+    group. An episode is not kept if there are none. A moment of which no branch ran is passed over.
+
+    Args:
+        scores: of the outcomes, by `score_batch`.
+    """
+    start = success_of_others(batch.success, batch.groups)
+    kept = scores.kept & np.isfinite(start)
+    measured: dict[int, list[Moment]] = {outcome.number: [] for outcome in batch.outcomes}
+    for moment in batch.moments:
+        if moment.branches:
+            measured[moment.number].append(moment)
+
+    def changes(outcome: Outcome, at_start: float) -> NDArray[np.float64]:
+        moments = measured[outcome.number]
+        return value_changes(
+            [0, *(moment.query for moment in moments)],
+            [at_start, *(moment.successes / moment.branches for moment in moments)],
+            outcome.queries,
+            outcome.success,
+        )
+
+    chunks = [
+        changes(outcome, at_start) if used else np.zeros(0)
+        for outcome, at_start, used in zip(batch.outcomes, start, kept, strict=True)
+    ]
+    return _by_chunks(scores, kept, chunks)
+
+
+def _by_chunks(
+    scores: BatchScores, kept: NDArray[np.bool_], chunks: Sequence[NDArray[np.float64]]
+) -> BatchScores:
+    """`scores` with the chunks' own advantages, and what follows from them."""
     return replace(
         scores,
         advantages=np.array([each.mean() if len(each) else 0.0 for each in chunks]),
         kept=kept,
         signal=np.array([each.any() for each in chunks]),
-        chunks=chunks,
+        chunks=tuple(chunks),
     )
 
 

@@ -3,8 +3,9 @@
 srpo train --config CONFIG --policy FOLDER [--world-model FOLDER] [--demos FOLDER]
     --out FOLDER --scratch FOLDER
 
-A step collects episodes (`srpo.rl.collect`), scores them (`srpo.rl.score`), updates the policy
-(`srpo.rl.update`) and logs it all (`srpo.rl.metrics`).
+A step collects episodes (`srpo.rl.collect`), and branches along them where the settings ask for these
+(`srpo.rl.branching`), scores them (`srpo.rl.score`), updates the policy (`srpo.rl.update`) and logs it all
+(`srpo.rl.metrics`).
 
 Offline (`train.offline`) the initial policy's episodes are collected and scored once, and every step is a
 pass over them by advantage-weighted regression, as in the real-robot part of the SRPO paper, by whole
@@ -38,6 +39,7 @@ from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.results.rows import write_rows
 from srpo.results.schemas import REWARDS, RL_METRICS, TASK_METRICS
 from srpo.rewards.references import EarlierSuccesses
+from srpo.rl.branching import run_branches
 from srpo.rl.collect import Batch, Collector, collect_batch, evaluation_specs
 from srpo.rl.metrics import (
     PhaseTimer,
@@ -57,6 +59,7 @@ from srpo.rl.score import (
     embed_prefixes,
     remember_successes,
     score_batch,
+    score_moments,
     score_steps,
     whole_episodes,
 )
@@ -220,8 +223,13 @@ class Trainer:
         return tqdm(range(first, total + 1), initial=self.done, total=total, desc="rl", disable=hide)
 
     def collect(self, step: int) -> Batch:
-        """The step's episodes; offline those of step 1, of the initial policy, even in a resumed run."""
-        batch = collect_batch(self.config, step if self.online else 1, self.start_rollouts())
+        """The step's episodes, and what branches found along them.
+
+        Offline they are those of step 1, of the initial policy, even in a resumed run.
+        """
+        collector = self.start_rollouts()
+        batch = collect_batch(self.config, step if self.online else 1, collector)
+        batch = run_branches(self.config, step, batch, collector)
         if not self.online:
             self.stop_rollouts()
         return batch
@@ -259,6 +267,8 @@ class Trainer:
         scores = score_batch(self.config, batch, embeddings, self.experts, self.earlier)
         if prefixes is not None and embeddings is not None:
             scores = score_steps(self.config, batch, scores, prefixes, embeddings, self.experts)
+        if self.config.train.branching is not None:
+            scores = score_moments(batch, scores)
         self.earlier = remember_successes(self.config, batch, scores, embeddings, self.earlier)
         return scores
 

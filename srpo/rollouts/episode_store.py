@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import zipfile
@@ -34,7 +35,7 @@ class EpisodeStore:
         try:
             with np.load(path, allow_pickle=False) as stored:  # the archive's checksums are verified
                 values = {name: stored[name] for name in stored.files}
-            assert EpisodeSpec(**json.loads(str(values.pop("spec")))) == spec
+            assert str(values.pop("spec")) == _text(spec)
             scalars = {name: values.pop(name).item() for name in ("success", "steps", "wall_seconds")}
             return Episode(spec=spec, **scalars, **values)
         except (
@@ -52,7 +53,7 @@ class EpisodeStore:
     def add(self, step: int, episode: Episode) -> None:
         """Store an episode that was run in `step`."""
         values = {field.name: getattr(episode, field.name) for field in fields(episode)}
-        values["spec"] = json.dumps(asdict(episode.spec))
+        values["spec"] = _text(episode.spec)
         with atomic_file(self._path(step, episode.spec)) as temporary, temporary.open("wb") as handle:
             np.savez(handle, **values)
 
@@ -63,4 +64,9 @@ class EpisodeStore:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _path(self, step: int, spec: EpisodeSpec) -> Path:
-        return self._folder / f"step-{step:08d}" / f"{fingerprint(json.dumps(asdict(spec)))[:32]}.npz"
+        return self._folder / f"step-{step:08d}" / f"{fingerprint(_text(spec))[:32]}.npz"
+
+
+def _text(spec: EpisodeSpec) -> str:
+    """A spec as JSON, with the hash of the state that a branch starts from."""
+    return json.dumps(asdict(spec), default=lambda state: hashlib.sha256(state).hexdigest())

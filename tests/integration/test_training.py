@@ -12,16 +12,22 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from srpo.config import Evaluate, EvaluateStage, Offline
+from srpo.config import Branching, Evaluate, EvaluateStage, Offline
 from srpo.episode import EpisodeSpec
 from srpo.evaluate import Outputs, evaluate, libero_specs
-from srpo.policies.checkpoints import save_policy
+from srpo.policies.checkpoints import load_policy, save_policy
 from srpo.results.rows import read_rows
 from srpo.results.schemas import EPISODES, REWARDS, RL_METRICS, TASK_METRICS
+from srpo.rl.branching import run_branches
+from srpo.rl.collect import Collector, collect_batch
+from srpo.rollouts.episode_store import EpisodeStore
+from srpo.rollouts.policy_runner import PolicyRunner
 from srpo.runtime.preemption import PREEMPTED
 from support.sweeping import (
     BOWL,
@@ -164,6 +170,59 @@ def test_training_survives_preemption_and_a_kill(policy: Path, tmp_path: Path) -
     assert len(rewards) == 12 and set(rewards["success"]) == {True, False}
     shaped = rewards[rewards["distance"].notna()]
     assert len(shaped) and not shaped["success"].any() and shaped["reward"].between(0, 0.6).all()
+
+
+def test_branches_survive_a_kill(policy: Path, tmp_path: Path) -> None:
+    """One step of two rollouts, with two branches from two moments of each, killed among its branches."""
+    branching = {"prompts": 1, "steps": 1, "evaluate_every": 0, "branching": Branching(points=2, branches=2)}
+    stage = TRAINING.model_copy(
+        update={
+            "train": TRAINING.train.model_copy(update=branching),
+            "reward": TRAINING.reward.model_copy(update={"shaping": "none"}),
+            "world_model": None,
+        }
+    )
+    config = write_config(tmp_path / "config.yaml", stage)
+
+    def training(name: str, workers: int) -> list[str]:
+        out, scratch = tmp_path / name, tmp_path / f"{name}-scratch"
+        return command(
+            "srpo.rl.trainer", config=config, policy=policy, out=out, scratch=scratch, workers=workers
+        )
+
+    def episodes() -> dict[Path, int]:
+        """Rollouts and branches that are kept, and when they were."""
+        found = (tmp_path / "killed-scratch/episodes/step-00000001").glob("*.npz")
+        return {path: path.stat().st_mtime_ns for path in found}
+
+    run(training("whole", workers=1))
+    run_and_kill(training("killed", workers=2), lambda: len(episodes()) > 2)
+    kept = episodes()
+    assert 2 < len(kept) < 10
+    # The rest is run here, so that what a step simulates can be seen before its update.
+    with PolicyRunner(SUITE, PROTOCOL, load_policy(policy), workers=1) as runner:
+        rollouts = Collector(runner, EpisodeStore(tmp_path / "killed-scratch"), Accelerator())
+        batch = run_branches(stage, 1, collect_batch(stage, 1, rollouts), rollouts)
+    assert batch.simulated == 10 - len(kept) and kept.items() <= episodes().items()
+    steps, branched = {}, {}
+    for path in episodes():
+        with np.load(path) as stored:
+            steps[path] = int(stored["steps"])
+            branched[path] = json.loads(str(stored["spec"]))["start"] is not None
+    run(training("killed", workers=1))
+
+    whole, killed = (load_file(tmp_path / name / "policy/model.safetensors") for name in ("whole", "killed"))
+    before = load_file(policy / "model.safetensors")
+    assert all((whole[name] == killed[name]).all() for name in whole)
+    assert any((whole[name] != before[name]).any() for name in whole)
+    metrics, others = (read_rows(tmp_path / name / "metrics.csv", RL_METRICS) for name in ("whole", "killed"))
+    pd.testing.assert_frame_equal(without_times(metrics), without_times(others), check_exact=True)
+    assert metrics["episodes_per_second"].notna().all() and others["episodes_per_second"].isna().all()
+    # Every control step that was simulated is counted, once.
+    (row,) = metrics.to_dict("records")
+    assert (row["episodes"], row["branches"]) == (2, 8) and len(steps) == 10
+    assert row["environment_steps"] == sum(steps.values())
+    assert row["branch_steps"] == sum(steps[path] for path in steps if branched[path])
 
 
 @pytest.mark.parametrize("advantage", ["trajectory", "step"])

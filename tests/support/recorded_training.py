@@ -45,8 +45,11 @@ def episode(spec: EpisodeSpec, success: bool, steps: int, policy: OpenVLAOFT) ->
     frames = rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     path = np.zeros((steps + 1, 3), np.float32)
     distance_to_goal = np.linspace(1, 0 if success else 0.3, steps + 1, dtype=np.float32)
+    states = np.arange(2.0 * queries).reshape(queries, 2) if spec.states else np.zeros((0, 0))
     return Episode(
-        spec, success, steps, images, proprio, tokens, log_probs, valid, frames, path, distance_to_goal, 0.1
+        *(spec, success, steps, images, proprio, tokens, log_probs, valid, frames, path, distance_to_goal),
+        wall_seconds=0.1,
+        states=states,
     )
 
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from srpo import ROOT
-from srpo.config import Lora, Policy
+from srpo.config import Branching, Lora, Policy, TrainStage
 from srpo.policies.checkpoints import save_policy
 from srpo.results.rows import read_rows
 from srpo.results.schemas import REWARDS, RL_METRICS, TASK_METRICS
@@ -40,14 +40,18 @@ SETTINGS = {
 }  # fmt: skip
 
 
+def prepare(folder: Path, config: TrainStage) -> None:
+    """What a run in `folder` starts from."""
+    save_policy(small_policy(gradient_checkpointing=True), folder / "initial")
+    (folder / "config.yaml").write_text(yaml.safe_dump(yaml.safe_load(config.model_dump_json())))
+
+
 def training(
     folder: Path, *how: str, processes: int = 2, precision: str = "no", code: int = 0, **settings: object
 ) -> str:
     """The output of a run in `folder`, resumed if there was one; `how`: options of recorded_training.py."""
     if not folder.exists():
-        config = stage(SETTINGS | settings)
-        save_policy(small_policy(gradient_checkpointing=True), folder / "initial")
-        (folder / "config.yaml").write_text(yaml.safe_dump(yaml.safe_load(config.model_dump_json())))
+        prepare(folder, stage(SETTINGS | settings))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if processes == 2 else []
     done = subprocess.run(
         [sys.executable, *launcher, str(ROOT / "tests/support/recorded_training.py"), str(folder), *how],
@@ -97,6 +101,24 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
         tracked = EventAccumulator(str(events)).Reload().Scalars("train/success_rate")
         assert [event.step for event in tracked] == [1, 2, 3]
         assert [event.value for event in tracked] == pytest.approx(metrics["success_rate"].tolist())
+
+
+def test_two_processes_branch_as_one_does(tmp_path: Path) -> None:
+    settings = {"steps": 1, "evaluate_every": 0, "branching": Branching(points=2, branches=2)}
+    for processes, name in ((1, "one"), (2, "two")):
+        prepare(tmp_path / name, stage(SETTINGS | settings, {"shaping": "none"}, pixel=False))
+        training(tmp_path / name, processes=processes)
+    metrics, others = (rows(tmp_path / name, "metrics.csv", RL_METRICS) for name in ("one", "two"))
+    assert metrics["branches"][0] > 20 and metrics["infra_errors"][0] > 0
+    pd.testing.assert_frame_equal(metrics, others, rtol=1e-4, atol=1e-6)
+    rewards = [rows(tmp_path / name, "rewards.parquet", REWARDS) for name in ("one", "two")]
+    pd.testing.assert_frame_equal(*rewards)
+    one, two, start = (
+        load_file(tmp_path / folder / "model.safetensors")
+        for folder in ("one/out/policy", "two/out/policy", "one/initial")
+    )
+    assert max(float((one[name] - start[name]).abs().max()) for name in one) > 1e-3
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) <= 2e-6
 
 
 def test_a_spread_policy_acts_as_it_learns_and_survives_a_kill(tmp_path: Path) -> None:

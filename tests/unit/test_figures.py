@@ -183,12 +183,12 @@ def test_f2_figure(steps: int, tmp_path: Path) -> None:
     paths = [rl_run(tmp_path, s, v, [r] * steps) for s in suites for v, r in (("grpo", 0.0), ("srpo", 1.0))]
     figure = f2.draw(f2.estimate(load_metrics(paths, sheet, allow_incomplete=False)[0], sheet))
     assert [axes.get_title() for axes in figure.axes] == ["Object", "Long", "", ""]
-    for axes, unit in zip(figure.axes, (1, 1, 32, 32), strict=True):
+    for axes, unit in zip(figure.axes, (1, 1, 3200, 3200), strict=True):
         curves = {line.get_color(): list(line.get_ydata()) for line in axes.lines}
         assert curves == {style.look("grpo")[0]: [0.0] * steps, style.look("srpo")[0]: [100.0] * steps}
         assert list(axes.lines[0].get_xdata()) == [unit * step for step in range(1, steps + 1)]
         assert all(float(tick).is_integer() for tick in axes.get_xticks())
-    assert {"GRPO", "SRPO", "RL step", "episodes", "success of rollouts (%)"} <= texts(figure)
+    assert {"GRPO", "SRPO", "RL step", "control steps", "success of rollouts (%)"} <= texts(figure)
     check_readable(figure)
 
 

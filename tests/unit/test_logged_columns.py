@@ -108,6 +108,8 @@ def test_every_column_of_a_step(step: metrics.StepRecord) -> None:
         "evaluation_episodes": 16,
         "evaluation_success_rate": 4 / 16,
         "environment_steps": sum(o.steps for o in outcomes),
+        "branches": 0,
+        "branch_steps": 0,
         "seconds_rollout": 4.0,
         "seconds_encode": 2.0,
         "seconds_update": 1.0,

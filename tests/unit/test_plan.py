@@ -23,7 +23,7 @@ from srpo.cluster.plan import (
     table,
 )
 from srpo.cluster.speeds import Speeds, measured, nearest, of_peak, read_rates, read_table, shipped
-from srpo.config import ConfigError, Offline, Protocol, TrainStage
+from srpo.config import Branching, ConfigError, Offline, Protocol, TrainStage
 from srpo.config.plan import plan
 from srpo.config.resolve import load_preset
 from srpo.errors import run_command
@@ -163,6 +163,13 @@ def test_the_papers_operations() -> None:
     by_step = stage.model_copy(update={"train": stage.train.model_copy(update=steps)})
     flop = training_flop(by_step, policy_of(found, stage))
     assert flop == pytest.approx((offline.flop.act, 65 * offline.flop.encode, offline.flop.learn))
+    # Branches: 3 × 4 of each rollout, half as long on average. They act, and nothing is learned from them.
+    stage = found.stages[grpo.folder]
+    assert isinstance(stage, TrainStage)
+    branching = {"branching": Branching(points=3, branches=4)}
+    branched = stage.model_copy(update={"train": stage.train.model_copy(update=branching)})
+    flop = training_flop(branched, policy_of(found, stage))
+    assert flop == pytest.approx((7 * grpo.flop.act, 0, grpo.flop.learn))
     # Evaluation: 500 episodes of 64 queries, with adapters beside the weights.
     assert by_folder["runs/libero_goal/grpo/seed0/evaluation"].flop.act == pytest.approx(
         32_000 * 4.992e12, rel=1e-3

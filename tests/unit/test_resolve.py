@@ -594,6 +594,12 @@ WRONG = [
     (
         "experiments/tiny/t1.tsv",
         SRPO_ROW,
+        "vine\tVinePPO\tours\tvine\ttrain.deviation=batch",
+        r"deviation: is not read: train\.branching weighs by differences",
+    ),
+    (
+        "experiments/tiny/t1.tsv",
+        SRPO_ROW,
         "other\tOther\tours\tsrpo-offline\ttrain.clip_high=0.2",
         r"line 4: set: train\.clip_high: is not read",
     ),

@@ -1,4 +1,6 @@
-"""Figure F2: success rate of the training rollouts, against RL steps and against episodes.
+"""Figure F2: success rate of the training rollouts, against RL steps and against simulated control steps.
+
+Control steps are what simulation costs: those of rollouts, and of the branches of variants that have them.
 
 How fast each variant learns is also in numbers: the area under its curve, and the RL steps, episodes and
 simulated seconds that it took to reach some levels.
@@ -14,7 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from srpo.analysis import comparisons, style, text, typeset
@@ -78,8 +80,8 @@ def make_curves(
 def estimate(metrics: pd.DataFrame, variants: Mapping[str, str]) -> pd.DataFrame:
     """The tidy table, one row a (suite, variant, step): pooled success rate, and a band.
 
-    The band is Wilson's 95% interval for one seed, and the lowest and highest seed for several. Episodes so
-    far are the mean over seeds.
+    The band is Wilson's 95% interval for one seed, and the lowest and highest seed for several. Episodes and
+    control steps so far are the mean over seeds.
     """
     rows: list[dict[str, Any]] = []
     for suite in [suite for suite in SUITES if suite in set(metrics["suite"])]:
@@ -106,6 +108,7 @@ def estimate(metrics: pd.DataFrame, variants: Mapping[str, str]) -> pd.DataFrame
                         "infra_errors": int(here["infra_errors"].sum()),
                         "seeds": seeds,
                         "episodes_so_far": here["episodes_so_far"].mean(),
+                        "control_steps_so_far": here["control_steps_so_far"].mean(),
                     }
                 )
     return pd.DataFrame(rows)
@@ -193,8 +196,9 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
     notes = [
         "Area: under the success over all RL steps (trapezoid rule, over its width: the first and the last "
         "step count half); beneath it the lowest and highest seed. Then the RL step, "
-        f"episodes (ep) and simulated hours (h) at which the mean of the last {WINDOW} steps first reached "
-        "the level, the median of the seeds (Kaplan–Meier). >: not reached when training ended there. Bold: "
+        f"rollouts (ep) and simulated hours (h, with branches) at which the mean of the last {WINDOW} steps "
+        "first reached the level, the median of the seeds (Kaplan–Meier). >: not reached when training ended "
+        "there. Bold: "
         "the largest area, where the 95% interval of its difference to the second largest, with training "
         "runs drawn anew, lies above 0: one seed has none, few make it rough, and times are not compared.",
     ]
@@ -213,13 +217,13 @@ def _reached(row: Mapping[str, Any]) -> str:
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Lines with bands: a column a suite, against RL steps above and against episodes below."""
+    """Lines with bands: a column a suite, against RL steps above and against control steps below."""
     suites = list(dict.fromkeys(table["suite"]))
     size = (min(style.FULL_WIDTH, max(3.4, 0.6 + 1.75 * len(suites))), 3.9)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(2, len(suites), sharey=True, squeeze=False)
     for panels, (column, name) in zip(
-        grid, (("step", "RL step"), ("episodes_so_far", "episodes")), strict=True
+        grid, (("step", "RL step"), ("control_steps_so_far", "control steps")), strict=True
     ):
         for axes, suite in zip(panels, suites, strict=True):
             panel(axes, table, suite, column, name)
@@ -238,11 +242,14 @@ def panel(axes: Axes, table: pd.DataFrame, suite: str, column: str, name: str) -
     for place, (variant, label) in enumerate(variants.items()):
         rows = table[(table["suite"] == suite) & (table["variant"] == variant)]
         _curve(axes, rows, column, label, style.look(variant), style.DASHES[place % 4])
-    margin = 0.03 * widest if column == "episodes_so_far" else 0.3
-    left = 0.0 if column == "episodes_so_far" else 1.0
+    left, margin = (1.0, 0.3) if column == "step" else (0.0, 0.03 * widest)
     axes.set(xlim=(left - margin, widest + margin), ylim=(-3, 103), xlabel=name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4, min_n_ticks=1))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_major_formatter(EngFormatter(sep="") if widest >= 1e5 else FuncFormatter(_whole))
+
+
+def _whole(value: float, _: int | None) -> str:
+    return f"{value:,.0f}"
 
 
 def _curve(
