@@ -10,7 +10,16 @@ import pytest
 from srpo import ROOT
 from srpo.cluster import resources
 from srpo.cluster.estimate import Throughput, critical_path, estimate, read_throughput
-from srpo.cluster.jobs import Durations, Flop, Job, policy_of, scratch_bytes, submissions, training_flop
+from srpo.cluster.jobs import (
+    Durations,
+    Flop,
+    Job,
+    all_jobs,
+    policy_of,
+    scratch_bytes,
+    submissions,
+    training_flop,
+)
 from srpo.cluster.operations import policy_forward
 from srpo.cluster.plan import (
     Sizes,
@@ -397,6 +406,15 @@ def test_measured_training_replaces_the_count() -> None:
     assert jobs["runs/libero_goal/sft/seed0/evaluation"].durations == (500 * 512 / 20, 0, 0, 0)
     assert jobs["demos/libero_goal"].durations == (500 * 512 / 800, 0, 0, 0)  # no policy
     assert jobs["reward_benchmark/libero_goal/vjepa2-vitg"].durations.encode > 0  # is in no training
+
+
+def test_an_evaluation_that_may_stop_waits_for_that_of_sft() -> None:
+    preset, source = load_preset("smoke")
+    planned = plan(preset, source, ROOT / "configs", ["evaluate.stop_early=true"])
+    after = {job.folder: job.after for job in all_jobs(planned) if job.rule == "evaluate"}
+    sft = "runs/libero_goal/sft/seed0"
+    assert after.pop(f"{sft}/evaluation") == (sft,)
+    assert after and all(waits[1] == f"{sft}/evaluation" for waits in after.values())
 
 
 def test_stopping_early_needs_an_evaluation_to_compare_with() -> None:
