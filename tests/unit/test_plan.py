@@ -111,7 +111,7 @@ def test_a_sweep_is_submitted_in_groups() -> None:
 
 
 def test_the_papers_counts() -> None:
-    """As Snakemake's own dry run has them, but for the contact sheet of LIBERO-Plus."""
+    """As Snakemake's own dry run has them, and slurm/README.md."""
     preset, source = load_preset("paper")
     jobs = estimate(plan(preset, source, ROOT / "configs"), THROUGHPUT, 0)
     counts = {rule: sum(job.rule == rule for job in jobs) for rule in resources.REQUESTS}
@@ -120,6 +120,7 @@ def test_the_papers_counts() -> None:
         **{"plus_shard": 412, "trajectories": 4, "score": 16, "values": 0},
     }
     assert submissions(jobs, group_sizes()) == 288
+    assert f"{len(jobs)} other jobs are 288 submissions" in (ROOT / "slurm/README.md").read_text()
     evaluated = [job for job in jobs if job.rule == "evaluate"]
     assert {job.episodes for job in evaluated} == {500}  # ten tasks from fifty states
     # 500 episodes of 512 steps, 100 steps a second on each of 8 cores
