@@ -28,7 +28,6 @@ from srpo.analysis import comparisons
 from srpo.analysis.sequential import LOOK_EVERY
 from srpo.analysis.stats import direction
 from srpo.config import CONTROL_HZ, EvaluateStage, PlusStage, load_stage
-from srpo.config.sheets import SFT
 from srpo.envs.libero import asset_folder, libero_record, load_task
 from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.errors import FinalExit, run_command
@@ -66,6 +65,13 @@ def libero_specs(config: EvaluateStage) -> list[EpisodeSpec]:
         for seed in config.evaluate.sampled_seeds(state)
     ]
     return greedy + sampled
+
+
+def in_full(config: Config) -> Config:
+    """The same episodes, none left out. What has run of them serves wherever the evaluation ends."""
+    if not isinstance(config, EvaluateStage):
+        return config
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"stop_early": False})})
 
 
 class Comparison:
@@ -246,12 +252,13 @@ def evaluate(
         SystemExit: too few episodes could be run; nothing is written, and what ran stays in the journal.
     """
     libero = libero_record(config.suite)
-    comparison, digests = None, []
+    comparison, compared = None, {}
     if isinstance(config, EvaluateStage) and baseline is not None:
-        comparison, digests = Comparison(config, baseline), [sha256(baseline)]
+        comparison, compared = Comparison(config, baseline), {"baseline": sha256(baseline)}
     policy = load_policy(policy_folder, "cuda" if torch.cuda.is_available() else "cpu")
     digest = sha256(policy_folder)
-    journal = Journal(scratch, fingerprint(config.model_dump_json(), digest, mujoco.__version__, *digests))
+    run = fingerprint(in_full(config).model_dump_json(), digest, mujoco.__version__)
+    journal = Journal(scratch, run)
     recordings = Recordings(scratch)
     if isinstance(config, EvaluateStage):  # a journal of an older version may have rows without a path
         journal.rows = [row for row in journal.rows if row["temperature"] or recordings.path(row).is_file()]
@@ -276,7 +283,7 @@ def evaluate(
         require_most_ran(ran, counts["infra_error"], f"{config.suite}, {config.variant}, {kind}")
     write_outputs(outputs, rows, recordings)
     manifest = outputs.episodes.with_suffix(".manifest.json")
-    write_manifest(manifest, config, policy=digest, libero=libero, workers=workers)
+    write_manifest(manifest, config, policy=digest, libero=libero, workers=workers, **compared)
     for kind, counts in statuses.items():
         if counts:
             print(
@@ -426,7 +433,7 @@ def main() -> None:
     if arguments.plus is None:
         config = load_stage(arguments.config, EvaluateStage)
         specs = libero_specs(config)
-        if (config.evaluate.stop_early and config.variant != SFT) != (arguments.baseline is not None):
+        if config.stops_early != (arguments.baseline is not None):
             parser.error("--baseline and evaluate.stop_early go together, for every variant but sft")
     else:
         config = load_stage(arguments.config, PlusStage)

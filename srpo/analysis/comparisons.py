@@ -194,9 +194,9 @@ def compare_at_any_time(baseline: pd.DataFrame, method: pd.DataFrame) -> Differe
     """`compare` by suite with interval and p that hold whenever either evaluation stops.
 
     The runs (seeds) are those that there are: nothing is said of others. A baseline of several runs counts as
-    their mean.
+    their mean where all of them ran: what is compared with must not change when one of them stops.
     """
-    before, after = by_place(baseline), by_place(method)
+    before, after = by_place(baseline).dropna(), by_place(method)
     both = before.index.intersection(after.index)
     if both.empty:
         return NO_PAIRS

@@ -111,6 +111,8 @@ def _slurm_executor(arguments: argparse.Namespace, folder: Path) -> submitit.Slu
     for name in ("partition", "account", "qos", "constraint"):
         if (value := getattr(arguments, name)) is not None:
             parameters[name] = value
+    if submitit.SlurmExecutor.affinity() < 0:
+        raise SystemExit("error: there is no Slurm here (srun): --executor local starts it on this machine")
     executor = submitit.SlurmExecutor(folder, max_num_timeout=arguments.timeouts)
     executor.update_parameters(**parameters)
     return executor
@@ -210,7 +212,8 @@ def cancel(arguments: argparse.Namespace) -> None:
     """Stop the job. It can be launched again and goes on."""
     job = read_job(arguments.out)
     if job["executor"] == "slurm":
-        subprocess.run(["scancel", job["job"]], check=True)
+        if subprocess.run(["scancel", job["job"]]).returncode:
+            raise SystemExit("error: the job is not cancelled: scancel says why")
     else:
         try:
             process = psutil.Process(int(job["job"]))

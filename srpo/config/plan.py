@@ -11,8 +11,9 @@ from srpo.config.fields import Suite
 from srpo.config.loading import ConfigError
 from srpo.config.preset import Preset
 from srpo.config.resolve import CONFIGS, Resolver
-from srpo.config.sheets import SFT, SheetRow
+from srpo.config.sheets import SheetRow
 from srpo.config.stages import (
+    SFT,
     UNTRAINABLE,
     EvaluateStage,
     SftStage,
@@ -124,7 +125,7 @@ def _stages(planned: Plan, resolver: Resolver) -> Iterator[tuple[str, Stage | Wo
     for run in planned.runs("t1", "ablations"):
         stage = resolver.stage("evaluate", *run)
         yield f"{run.folder}/evaluation", stage
-        stops = isinstance(stage, EvaluateStage) and stage.evaluate.stop_early and run.variant != SFT
+        stops = isinstance(stage, EvaluateStage) and stage.stops_early
         if stops and planned.sft_of(run.suite) not in planned.runs("t1", "ablations"):
             raise ConfigError(
                 f"{run.folder}: evaluate.stop_early: compares with the suite's {SFT}, which no table of this "

@@ -30,8 +30,8 @@ from srpo.config.layers import COMMAND_LINE, Layer, merge, parse_overrides
 from srpo.config.loading import ConfigError, did_you_mean, problems, read_yaml, validate
 from srpo.config.preset import Preset
 from srpo.config.protocol import Protocol
-from srpo.config.sheets import SFT, SheetRow, read_sheet
-from srpo.config.stages import STAGES, RunStage, Settings, Stage, WorldModelStage
+from srpo.config.sheets import SheetRow, read_sheet
+from srpo.config.stages import SFT, STAGES, RunStage, Settings, Stage, WorldModelStage
 from srpo.config.unread import unread
 from srpo.errors import run_command
 

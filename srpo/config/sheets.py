@@ -20,6 +20,7 @@ from typing import Literal
 from srpo.config.fields import NAME_LENGTH
 from srpo.config.layers import split_overrides
 from srpo.config.loading import ConfigError, did_you_mean
+from srpo.config.stages import SFT
 
 Role = Literal["baseline", "ours", "ablation", "upper_bound"]
 ROLES: dict[Role, str] = {
@@ -39,8 +40,6 @@ COLUMNS = {
     "may be left out",
 }
 """The columns and what they hold."""
-SFT = "sft"
-"""The variant that is not trained by reinforcement: what every other variant starts from."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from srpo.config.sft import Sft
 from srpo.config.train import Train
 from srpo.config.world_model import WorldModel
 
+SFT = "sft"
+"""The variant that is not trained by reinforcement: what every other variant starts from."""
 UNTRAINABLE = (
     "bfloat16 allows no training of all weights, whose updates would be rounded away: set policy.lora, or "
     "policy.dtype float32"
@@ -124,6 +126,11 @@ class TrainStage(RunStage):
 
 class EvaluateStage(RunStage):
     evaluate: Evaluate
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether it may end before all its episodes; that of `sft`, with which it is compared, does not."""
+        return self.evaluate.stop_early and self.variant != SFT
 
     @model_validator(mode="after")
     def _states_exist(self) -> EvaluateStage:

@@ -23,7 +23,6 @@ from srpo.config import (
     ValuesStage,
     read_yaml,
 )
-from srpo.config.sheets import SFT
 from srpo.results import ResultError
 from srpo.results.rows import describe, read_episodes, read_rows
 from srpo.results.schemas import RL_METRICS, Schema
@@ -187,7 +186,7 @@ def may_stop_early(paths: Sequence[Path]) -> dict[tuple[str, str], int]:
     """The evaluations that were looked at while they ran: (suite, variant) → episodes that they asked for."""
     asked: dict[tuple[str, str], int] = {}
     for config in (read_config(path, EvaluateStage) for path in paths):
-        if config.evaluate.stop_early and config.variant != SFT:
+        if config.stops_early:
             key = config.suite, config.variant
             asked[key] = asked.get(key, 0) + len(config.tasks) * config.evaluate.states
     return asked

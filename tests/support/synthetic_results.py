@@ -147,7 +147,7 @@ def paths_of(episodes: Path, reach: float) -> Path:
     """Paths of an evaluation's episodes: from one start to places `reach` metres about; gives the file."""
     rows = []
     frame = read_rows(episodes, EPISODES)
-    for row in frame[frame["status"] != "infra_error"].to_dict("records"):
+    for row in frame[frame["status"].isin(["success", "failure"])].to_dict("records"):
         rng = np.random.default_rng([row["task_id"], row["init_state"], int(1000 * reach)])
         goal = np.array([-0.02, 0.0, 1.0]) + reach * rng.uniform((-1, -1.5, -0.6), (1, 1.5, 0.6))
         share = np.linspace(0, 1, row["steps"] + 1)[:, None] ** 0.7

@@ -13,13 +13,14 @@ import pytest
 from srpo import evaluate as evaluation
 from srpo.config import Evaluate, EvaluateStage, Protocol
 from srpo.episode import Episode, EpisodeSpec, FailedRun
-from srpo.evaluate import VIDEO_FRAMES, Journal, Outputs, _shard, episode_row, libero_specs, looks
+from srpo.evaluate import VIDEO_FRAMES, Journal, Outputs, _shard, episode_row, in_full, libero_specs, looks
 from srpo.policies.weights import CheckpointError
 from srpo.results import ResultError
 from srpo.results.rows import check_episodes, read_rows, write_rows
 from srpo.results.schemas import EPISODES, PATHS
 from srpo.rollouts import policy_runner
 from srpo.rollouts.policy_runner import PolicyRunner, require_most_ran
+from srpo.runtime.manifest import sha256
 from srpo.runtime.videos import read_video
 from support.policies import small_policy
 
@@ -279,16 +280,18 @@ def baseline(path: Path, solved: Callable[[EpisodeSpec], bool], config: Evaluate
     return path
 
 
-def stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared: Path) -> Outputs:
-    """Run `LONG` beside a baseline's rows; `SolvedRollouts.ran` says what ran."""
+def stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared: Path | None) -> Outputs:
+    """Run `LONG` beside a baseline's rows, or in full; `SolvedRollouts.ran` says what ran."""
     policy = SimpleNamespace(settings=SimpleNamespace(name="tiny"))
     monkeypatch.setattr(evaluation, "load_policy", lambda *_: policy)
     monkeypatch.setattr(evaluation, "PolicyRunner", SolvedRollouts)
     monkeypatch.setattr(SolvedRollouts, "ran", [])
     (tmp_path / "policy").mkdir(exist_ok=True)
     outputs = Outputs(tmp_path / "out/episodes.parquet", tmp_path / "out/sampled.parquet")
-    specs = libero_specs(LONG)
-    evaluation.evaluate(LONG, specs, tmp_path / "policy", outputs, tmp_path / "scratch", 1, baseline=compared)
+    config = LONG if compared else in_full(LONG)
+    evaluation.evaluate(
+        config, libero_specs(config), tmp_path / "policy", outputs, tmp_path / "scratch", 1, baseline=compared
+    )
     return outputs
 
 
@@ -339,6 +342,19 @@ def test_a_killed_evaluation_stops_where_it_would_have(
     again = stopping(tmp_path, monkeypatch, compared)
     assert SolvedRollouts.ran == []
     assert read_rows(again.episodes, EPISODES)["status"].value_counts()["stopped"] == 20
+
+
+def test_what_a_decided_comparison_left_out_can_be_run_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = baseline(tmp_path / "sft.parquet", lambda spec: spec.task_id == 7)
+    stopping(tmp_path, monkeypatch, compared)
+    manifest = json.loads((tmp_path / "out/episodes.manifest.json").read_text())
+    assert manifest["baseline"] == sha256(compared)
+    outputs = stopping(tmp_path, monkeypatch, None)
+    assert [spec.init_state for spec in SolvedRollouts.ran] == [*range(10, 20), *range(10, 20)]
+    assert read_rows(outputs.episodes, EPISODES)["status"].value_counts().to_dict() == {"success": 40}
+    assert "baseline" not in json.loads((tmp_path / "out/episodes.manifest.json").read_text())
 
 
 def test_another_protocols_baseline_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

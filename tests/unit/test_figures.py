@@ -460,6 +460,19 @@ def test_f4_compares_like_with_like(tmp_path: Path) -> None:
         run("f4", tmp_path / "out", "--sheet", write_sheet(tmp_path / "t1.tsv", sheet), "--paths", *paths)
 
 
+def test_f4_shows_what_both_ran_where_an_evaluation_stopped_early(tmp_path: Path) -> None:
+    paths = [
+        paths_of(libero_run(tmp_path, "libero_goal", variant, 0.5, states=10, stopped_at=stopped), 0.1)
+        for variant, stopped in (("sft", None), ("srpo", 5))
+    ]
+    sheet = {"sft": "SFT", "srpo": "SRPO"}
+    assert f4.read_paths(paths, sheet)[1] == 10
+    arguments = ("--sheet", write_sheet(tmp_path / "t1.tsv", sheet), "--paths", *paths)
+    run("f4", tmp_path / "out", *arguments)
+    table = pd.read_csv(tmp_path / "out/tables/f4.csv")
+    assert list(table["episodes"]) == [10, 10]
+
+
 def test_the_swap_test_seldom_finds_a_difference_where_there_is_none() -> None:
     rng = np.random.default_rng(0)
     p_values = []

@@ -10,7 +10,16 @@ import pytest
 from srpo import ROOT
 from srpo.cluster import resources
 from srpo.cluster.estimate import Throughput, critical_path, estimate, read_throughput
-from srpo.cluster.jobs import Durations, Flop, Job, policy_of, scratch_bytes, submissions, training_flop
+from srpo.cluster.jobs import (
+    Durations,
+    Flop,
+    Job,
+    all_jobs,
+    policy_of,
+    scratch_bytes,
+    submissions,
+    training_flop,
+)
 from srpo.cluster.operations import policy_forward
 from srpo.cluster.plan import (
     Sizes,
@@ -102,7 +111,7 @@ def test_a_sweep_is_submitted_in_groups() -> None:
 
 
 def test_the_papers_counts() -> None:
-    """As Snakemake's own dry run has them, but for the contact sheet of LIBERO-Plus."""
+    """As Snakemake's own dry run has them, and slurm/README.md."""
     preset, source = load_preset("paper")
     jobs = estimate(plan(preset, source, ROOT / "configs"), THROUGHPUT, 0)
     counts = {rule: sum(job.rule == rule for job in jobs) for rule in resources.REQUESTS}
@@ -111,6 +120,7 @@ def test_the_papers_counts() -> None:
         **{"plus_shard": 412, "trajectories": 4, "score": 16, "values": 0},
     }
     assert submissions(jobs, group_sizes()) == 288
+    assert f"{len(jobs)} other jobs are 288 submissions" in (ROOT / "slurm/README.md").read_text()
     evaluated = [job for job in jobs if job.rule == "evaluate"]
     assert {job.episodes for job in evaluated} == {500}  # ten tasks from fifty states
     # 500 episodes of 512 steps, 100 steps a second on each of 8 cores
@@ -404,6 +414,15 @@ def test_measured_training_replaces_the_count() -> None:
     assert jobs["runs/libero_goal/sft/seed0/evaluation"].durations == (500 * 512 / 20, 0, 0, 0)
     assert jobs["demos/libero_goal"].durations == (500 * 512 / 800, 0, 0, 0)  # no policy
     assert jobs["reward_benchmark/libero_goal/vjepa2-vitg"].durations.encode > 0  # is in no training
+
+
+def test_an_evaluation_that_may_stop_waits_for_that_of_sft() -> None:
+    preset, source = load_preset("smoke")
+    planned = plan(preset, source, ROOT / "configs", ["evaluate.stop_early=true"])
+    after = {job.folder: job.after for job in all_jobs(planned) if job.rule == "evaluate"}
+    sft = "runs/libero_goal/sft/seed0"
+    assert after.pop(f"{sft}/evaluation") == (sft,)
+    assert after and all(waits[1] == f"{sft}/evaluation" for waits in after.values())
 
 
 def test_stopping_early_needs_an_evaluation_to_compare_with() -> None:

@@ -127,3 +127,13 @@ def test_states_are_compared_in_order_on_the_tasks_that_both_ran() -> None:
     each = [np.array([0.0, 1.0, -1.0, 1.0]), np.array([-1.0, 0.0])]
     assert both.estimate == sequential.difference(each, 0, (0, 0)).estimate
     assert both.runs == (1, 2)
+
+
+def test_a_baseline_of_several_runs_is_their_mean_where_all_of_them_ran() -> None:
+    """Here one stopped after a state; beyond it the mean would be the other's alone, another comparison."""
+    places = [(task, state) for state in (0, 1) for task in (0, 1)]
+    whole = episodes("grpo", 0, dict.fromkeys(places, True))
+    stopped = episodes("grpo", 1, {(0, 0): True, (1, 0): False})
+    after = episodes("srpo", 0, dict.fromkeys(places, True))
+    result = comparisons.compare_at_any_time(pd.concat([whole, stopped]), after)
+    assert result == sequential.difference([np.array([0.0, 0.5])], 2, (2, 1))

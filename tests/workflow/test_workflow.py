@@ -308,6 +308,24 @@ def test_an_edit_of_code_redraws_what_imports_it(finished: Path) -> None:
     assert importing("report/evidence.py") == redrawn("report/evidence.py") == set()
 
 
+def test_evaluations_that_may_stop_early_are_given_that_of_sft(finished: Path) -> None:
+    output = dry_run(finished, "--printshellcmds", "--config", "set=evaluate.stop_early=true")
+    commands = re.findall(r"srpo evaluate .*/evaluation/config\.yaml .*", output)
+    compared = "--baseline results/example/runs/libero_goal/sft/seed0/evaluation/episodes.parquet "
+    assert {
+        re.findall(r"goal/(\w+)/seed0/evaluation/config", one)[0]: compared in one for one in commands
+    } == {
+        "sft": False,
+        "grpo": True,
+        "srpo": True,
+    }
+
+
+def test_an_empty_override_changes_nothing(finished: Path) -> None:
+    """`set=` is null to YAML."""
+    assert job_counts(dry_run(finished, "--quiet", "rules", "--config", "set=")) == {}
+
+
 def test_an_override_reruns_what_it_changes(finished: Path) -> None:
     counts = job_counts(
         dry_run(finished, "--quiet", "rules", "--config", "set=evaluate.states=5 plus.seed=1")

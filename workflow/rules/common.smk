@@ -25,7 +25,7 @@ from srpo.config import STAGES, ConfigError, Preset, read_yaml, validate
 from srpo.config.layers import split_overrides
 from srpo.config.plan import plan
 from srpo.config.resolve import to_yaml
-from srpo.config.sheets import SFT
+from srpo.config.stages import SFT
 from srpo.libero_plus.tasks import shards
 
 ROOT = Path(os.path.relpath(HERE))
@@ -235,10 +235,9 @@ def expert_demos(wildcards):
 def compared_evaluation(wildcards):
     """The episodes of SFT, where the evaluation may stop when its comparison with them is decided."""
     run = f"runs/{wildcards.suite}/{wildcards.any_variant}/seed{wildcards.seed}"
-    stops = PLAN.stages[f"{run}/evaluation"].evaluate.stop_early
-    sft = PLAN.sft_of(wildcards.suite)
-    if not stops or wildcards.any_variant == SFT:
+    if not PLAN.stages[f"{run}/evaluation"].stops_early:
         return []
+    sft = PLAN.sft_of(wildcards.suite)
     return [f"<results>/{sft.folder}/evaluation/episodes.parquet"]
 
 

@@ -23,7 +23,7 @@ from srpo.analysis.drawn import Drawn
 from srpo.config import EvaluateStage
 from srpo.config.sheets import SheetRow, labels
 from srpo.results import ResultError
-from srpo.results.coverage import read_config, require_alike, require_known
+from srpo.results.coverage import may_stop_early, read_config, require_alike, require_known
 from srpo.results.rows import read_rows
 from srpo.results.schemas import PATHS
 
@@ -39,7 +39,7 @@ SWAPS = 1_000
 def make(paths: Sequence[Path], sheet: Sequence[SheetRow], allow_incomplete: bool) -> Drawn:
     """The figure from the paths.parquet of two runs of one suite."""
     positions, alone = read_paths(paths, labels(sheet))
-    if alone and not allow_incomplete:
+    if alone and not (allow_incomplete or may_stop_early(paths)):
         raise ResultError(f"incomplete: {alone} episodes were run by one of the two variants only")
     table = measure(positions, labels(sheet))
     return Drawn(

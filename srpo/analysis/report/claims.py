@@ -23,7 +23,8 @@ from srpo.analysis.stats import (
 from srpo.analysis.tables import t3_truth
 from srpo.analysis.text import p_text, percent
 from srpo.config.plan import Plan
-from srpo.config.sheets import SFT, SheetRow, baseline, labels, ours, read_sheet
+from srpo.config.sheets import SheetRow, baseline, labels, ours, read_sheet
+from srpo.config.stages import SFT
 from srpo.results import ResultError
 from srpo.results.coverage import load_benchmark, load_evaluations, load_metrics
 from srpo.results.schemas import CURVES

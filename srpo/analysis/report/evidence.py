@@ -35,7 +35,7 @@ from srpo.analysis.text import SUITE_LABELS, p_text, percent
 from srpo.analysis.typeset import to_markdown
 from srpo.config.plan import plan
 from srpo.config.resolve import load_preset
-from srpo.config.sheets import SFT
+from srpo.config.stages import SFT
 from srpo.errors import run_command
 from srpo.results import ResultError
 from srpo.runtime.files import write_text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import yaml
 
 from support.slurm_cluster import NODES, Cluster, wait_until
 from support.slurm_stage import HELD, STEPS
-from support.workflow import SUPPORT, copy_workflow
+from support.workflow import ROOT, SUPPORT, copy_workflow
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
@@ -155,7 +156,7 @@ def workflow(tmp_path: Path) -> Iterator[Workflow]:
 
 def test_lost_cancelled_preempted_and_overlong_jobs(cluster: Cluster, workflow: Workflow) -> None:
     workflow.hold_all()
-    workflow.start()
+    workflow.start("--slurm-jobname-prefix", "srpo-example")
     workflow.wait(workflow.all_held, "four trainings at work")
     cancelled, lost, preempted, overlong = RUNS
     first = {run: workflow.attempts(run)[0] for run in RUNS}
@@ -198,10 +199,29 @@ def test_lost_cancelled_preempted_and_overlong_jobs(cluster: Cluster, workflow: 
         assert jobs[run][0] == first[run] and jobs[run][1] != first[run] and len(jobs[run]) == 2
         assert f"SLURM-job '{first[run]}' failed, SLURM status is: '{state}'" in text
     assert (workflow.folder / "results/example/tables/t1.csv").exists()
+    check_names(cluster)
     # Every job had one of its node's two GPUs, and libraries that start no more threads than it has cores.
     threads = min(4, len(os.sched_getaffinity(0)))
     given = list(workflow.folder.glob("scratch/example/runs/*/*/*/given"))
     assert len(given) == 4 and {file.read_text() for file in given} == {f"0 {threads}\n" * 2}
+
+
+def check_names(cluster: Cluster) -> None:
+    """The README's `squeue` tells the preset, rule and run of each of the example's jobs."""
+    readme = (ROOT / "slurm/README.md").read_text()
+    command = next(line for line in readme.splitlines() if line.startswith("    squeue --me"))
+    lines = cluster.do(*shlex.split(command), "--noheader", "--states=all").splitlines()
+    named = [tuple(line.split()[-2:]) for line in lines if " rule_" in line]
+    assert {name[:13] for name, _ in named} == {"srpo-example_"}
+    trainings = {f"rule_train_wildcards_libero_goal_{run.replace('-seed', '_')}" for run in RUNS}
+    groups = {f"rule_evaluate_libero_goal_{variant}_evaluate" for variant in ("sft", "grpo", "srpo")}
+    others = {
+        "demos_wildcards_libero_goal",
+        "world_model_wildcards_vjepa2-tiny",
+        "sft_wildcards_libero_goal_0",
+    }
+    expected = trainings | groups | {f"rule_{each}" for each in others}
+    assert {comment for _, comment in named} == expected
 
 
 def test_snakemake_is_interrupted_and_killed(cluster: Cluster, workflow: Workflow) -> None:

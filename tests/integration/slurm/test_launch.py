@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from argparse import Namespace
@@ -11,19 +12,23 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from srpo.cluster.launch import Command, make_executor, state
+from srpo.cluster.launch import Command, job_file, make_executor, state
 from srpo.policies.checkpoints import save_policy
 from srpo.results.rows import read_rows
 from srpo.results.schemas import RL_METRICS
+from srpo.runtime.files import write_json
 from support.slurm_cluster import Cluster, wait_until
 from support.sweeping import TRAINING, sweeping_policy, without_times, write_config
 
 pytestmark = pytest.mark.integration
 
 
-def launch(*arguments: str, code: int = 0) -> str:
+def launch(*arguments: str, code: int = 0, path: str = os.environ["PATH"]) -> str:
     command = [sys.executable, "-m", "srpo", "launch", *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240)
+    environment = {**os.environ, "PATH": path}
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240, env=environment
+    )
     assert done.returncode == code, done.stdout
     return done.stdout
 
@@ -120,6 +125,16 @@ def test_on_this_machine(tmp_path: Path) -> None:
     assert "missing" in said and "not finished" in said
     assert "not finished" in launch("status", "--out", str(tmp_path / "run"))
     assert "nothing was launched" in launch("status", "--out", str(tmp_path / "nowhere"), code=1)
+    said = launch(*arguments, *folders, code=1, path=str(tmp_path))
+    assert said == "error: there is no Slurm here (srun): --executor local starts it on this machine\n"
+
+
+def test_a_scancel_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slurm.conf").touch()
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
+    write_json(job_file(tmp_path), {"executor": "slurm", "job": "99999", "log": "log"})
+    said = launch("cancel", "--out", str(tmp_path), code=1)
+    assert "error: the job is not cancelled" in said and "Traceback" not in said
 
 
 def test_what_slurm_does_not_take_is_one_line(cluster: Cluster, tmp_path: Path) -> None:
