@@ -4,41 +4,43 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import subprocess
-import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from torch.distributed import HashStore
 
-from srpo import ROOT
+from srpo.episode import EpisodeSpec
 from srpo.errors import FINAL, FinalExit
 from srpo.rollouts.journal import Journal
+from srpo.rollouts.pool import _EpisodeQueue
 from srpo.runtime.peers import ALONE, Peers, joined_peers
-
-SIZE = 3
-
-
-def together(work: Callable[[Peers], Any], size: int = SIZE) -> list[Any]:
-    """What each of so many threads, which have a store as processes do, makes of `work`."""
-    store = HashStore()
-    with ThreadPoolExecutor(size) as threads:
-        return list(threads.map(work, [Peers(rank, size, store) for rank in range(size)]))
+from support.sharing import start, together
 
 
 def test_each_item_is_one_process_s() -> None:
     items = list(range(40))
-    shares = together(lambda peers: [item for item in items if peers.claim(item)])
+    shares = together(lambda peers: [item for item in items if peers.claim(item)], 3)
     assert sorted(item for share in shares for item in share) == items
     # Who has an item may ask again, as for an episode that has to be tried again.
-    assert together(lambda peers: [peers.claim("x") for _ in range(2)]) in (
-        [[k == first] * 2 for k in range(SIZE)] for first in range(SIZE)
-    )
+    asked = together(lambda peers: [peers.claim("x"), peers.claim("x")], 3)
+    assert sorted(asked) == [[False, False], [False, False], [True, True]]
     assert ALONE.claim("x") and ALONE.claim("x")
+
+
+def test_each_episode_is_one_process_s() -> None:
+    """They begin in different tasks; who has run out of its own takes what the others have not begun."""
+    specs = [EpisodeSpec("libero_goal", task, state, state, 0.0) for task in range(4) for state in range(3)]
+
+    def take(queue: _EpisodeQueue, count: int) -> list[EpisodeSpec]:
+        return [spec for _ in range(count) if (spec := queue.take({0}, set())) is not None]
+
+    store = HashStore()
+    slow, fast = (_EpisodeQueue(specs, {}, Peers(rank, 2, store)) for rank in range(2))
+    assert take(slow, 1) == specs[:1] and take(fast, 1) == specs[1:2]  # of the task that is loaded
+    assert take(slow, 3) == [specs[2], *specs[3:5]] and take(fast, 3) == specs[6:9]
+    assert take(fast, 9) == [*specs[9:], specs[5]] and take(slow, 1) == []
 
 
 def test_all_know_what_each_has_said() -> None:
@@ -47,7 +49,7 @@ def test_all_know_what_each_has_said() -> None:
         return first, peers.gather(["x" * 5_000_000] if peers.is_first else [])
 
     expected = [{"rank": rank, "value": 0.1 + 0.2, "none": None} for rank in (1, 2, 2)]
-    assert together(talk) == [(expected, ["x" * 5_000_000])] * SIZE
+    assert together(talk, 3) == [(expected, ["x" * 5_000_000])] * 3
     assert ALONE.gather([1, 2]) == [1, 2]
 
 
@@ -62,7 +64,7 @@ def test_who_waits_for_a_process_that_fails_ends() -> None:
             peers.claim("x")
         return str(error.value)
 
-    first, second, third = together(work)
+    first, second, third = together(work, 3)
     assert second == "failed" and first == third and "process 1 of 3" in first
 
 
@@ -81,7 +83,7 @@ def test_a_journal_of_several_processes_goes_on_in_any_number(tmp_path: Path) ->
     def files() -> set[str]:
         return {file.name for file in tmp_path.glob("*.jsonl")}
 
-    three = together(work)
+    three = together(work, 3)
     assert numbers(three[0]) == [0, 1, 2, 99] and three[0] == three[1] == three[2]
     assert files() == {"rows.jsonl", "rows-1.jsonl", "rows-2.jsonl"}
     # Killed in the midst of a line.
@@ -92,7 +94,7 @@ def test_a_journal_of_several_processes_goes_on_in_any_number(tmp_path: Path) ->
     assert numbers(Journal(tmp_path, "run").rows) == [0, 1, 2, 30, 31]
     assert files() == {"rows.jsonl"}
     assert numbers(Journal(tmp_path, "run", usable=lambda row: row["number"] > 1).rows) == [2, 30, 31]
-    together(work)
+    together(work, 3)
     assert Journal(tmp_path, "other").rows == [] and files() == set()
 
 
@@ -107,51 +109,32 @@ def test_without_an_address_the_processes_cannot_meet(monkeypatch: pytest.Monkey
         assert peers is ALONE
 
 
-SCRIPT = """
-import os, signal, sys, time
-from srpo.errors import FinalExit, run_command
-from srpo.runtime.peers import joined_peers
-
-def main():
-    with joined_peers() as peers:
-        assert len(peers.gather([peers.rank])) == 2
-        if sys.argv[1] == "killed" and peers.is_first:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if sys.argv[1] == "error" and not peers.is_first:
-            raise FinalExit("error: no policy there")
-        peers.gather([])
-        if peers.is_first:
-            time.sleep(1)
-            print("all is written")
-
-run_command(main)
-"""
-
-
 @pytest.mark.parametrize(
     ("how", "codes", "told"),
     [
-        ("well", [0, 0], ["all is written", ""]),
-        ("error", [1, FINAL], ["error: process 1 of 2, counted from 0, ended", "error: no policy there"]),
-        ("killed", [-signal.SIGKILL, 1], ["", "error: the first process has ended"]),
+        ("well", [0, 0], "all is written"),
+        ("error", [1, FINAL], "error: process 1 of 2, counted from 0, ended with an error"),
+        ("killed", [-signal.SIGKILL, 1], "error: the first process has ended"),
     ],
 )
-def test_processes_without_a_launcher_end_together(how: str, codes: list[int], told: list[str]) -> None:
-    """As `srun` starts them; one line says why."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    settings = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, how],
-            env=os.environ | settings | {"RANK": str(rank), "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
-    assert [process.returncode for process in processes] == codes, outputs
-    for output, expected in zip(outputs, told, strict=True):
-        assert expected in output and "Traceback" not in output
+def test_processes_without_a_launcher_end_together(
+    how: str, codes: list[int], told: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def work(peers: Peers) -> None:
+        assert peers.gather([peers.rank]) == [0, 1]
+        if how == "killed" and peers.is_first:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "error" and not peers.is_first:
+            raise FinalExit("error: no policy there")
+        peers.gather([])
+        if peers.is_first:
+            time.sleep(0.5)
+            print("all is written", flush=True)
+
+    processes = start(work, 2)
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == codes
+    output = "".join(capfd.readouterr())
+    assert told in output and "Traceback" not in output
+    assert ("error: no policy there" in output) == (how == "error")
