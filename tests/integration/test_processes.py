@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -65,28 +66,24 @@ def command(processes: int, *words: str, **options: object) -> list[str]:
     return [sys.executable, *(launcher if processes > 1 else []), "-m", "srpo", *words, *parts]
 
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        arguments,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        text=True,
-    )
+SETTINGS: dict[str, Any] = dict(
+    env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+)
 
 
 def run(arguments: list[str]) -> str:
     """What a run to its end prints."""
-    process = start(arguments)
-    output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, output
-    return output
+    done = subprocess.run(arguments, timeout=PATIENCE, **SETTINGS)
+    assert done.returncode == 0, done.stdout
+    return str(done.stdout)
 
 
 def run_and_kill_one(arguments: list[str], when: Callable[[], bool], rank: int) -> None:
     """Kill the process of this rank as soon as `when` holds, and see all others go, too."""
-    launcher = start(arguments)
+    launcher = subprocess.Popen(arguments, start_new_session=True, **SETTINGS)
     try:
         deadline = time.monotonic() + PATIENCE
         while not when():
