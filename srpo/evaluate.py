@@ -5,6 +5,9 @@ If less than half of the greedy, or of the sampled, episodes could be run, it en
 srpo evaluate --config CONFIG --policy FOLDER --out EPISODES.parquet --scratch FOLDER \\
     [--baseline EPISODES.parquet] [--sampled SAMPLED.parquet] [--paths PATHS.parquet] [--videos FOLDER]
 srpo evaluate ... --plus TASKS.csv --plus-data DATA.zip --shard 0/4
+
+Several processes (`accelerate launch`, docs/hpc.md) run the episodes together: each takes the next that none
+has begun, so that all are busy to the end.
 """
 
 from __future__ import annotations
@@ -21,7 +24,6 @@ from typing import Any
 import mujoco
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from srpo.analysis import comparisons
@@ -44,6 +46,7 @@ from srpo.rollouts.policy_runner import PolicyRunner, require_most_ran
 from srpo.runtime.files import atomic_directory, write_with
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import fingerprint, sha256, write_manifest
+from srpo.runtime.peers import ALONE, Peers, joined_peers, own_device
 from srpo.runtime.videos import write_video
 
 VIDEO_FRAMES = 64
@@ -237,13 +240,16 @@ def evaluate(
     workers: int,
     plus: PlusSources | None = None,
     baseline: Path | None = None,
+    peers: Peers = ALONE,
 ) -> None:
     """Run the episodes that are not in the journal yet, then write all rows and a manifest beside them.
 
     Args:
+        workers: simulation processes of each process.
         plus: LIBERO-Plus tasks that cannot run with these sources get their rows without being tried.
         baseline: rows of the evaluation with which the comparison may be decided before all greedy episodes
             have run; the others then get rows that say so.
+        peers: processes that share the episodes. All must call; the first writes the results.
 
     Raises:
         ResultError: the baseline's rows are not of such episodes.
@@ -255,25 +261,29 @@ def evaluate(
     comparison, compared = None, {}
     if isinstance(config, EvaluateStage) and baseline is not None:
         comparison, compared = Comparison(config, baseline), {"baseline": sha256(baseline)}
-    policy = load_policy(policy_folder, "cuda" if torch.cuda.is_available() else "cpu")
+    policy = load_policy(policy_folder, own_device())
     digest = sha256(policy_folder)
-    run = fingerprint(in_full(config).model_dump_json(), digest, mujoco.__version__)
-    journal = Journal(scratch, run)
     recordings = Recordings(scratch)
-    if isinstance(config, EvaluateStage):  # a journal of an older version may have rows without a path
-        journal.rows = [row for row in journal.rows if row["temperature"] or recordings.path(row).is_file()]
+
+    def usable(row: dict[str, Any]) -> bool:  # a journal of an older version may have rows without a path
+        return isinstance(config, PlusStage) or row["temperature"] > 0 or recordings.path(row).is_file()
+
+    run = fingerprint(in_full(config).model_dump_json(), digest, mujoco.__version__)
+    journal = Journal(scratch, run, peers, usable)
     reasons = {} if plus is None else unavailable_specs(specs, plus)
     runnable = [spec for spec in specs if spec not in reasons]
-    stopped = run_missing(config, runnable, policy, journal, recordings, workers, plus, comparison)
-
+    stopped = run_missing(config, runnable, policy, journal, recordings, workers, plus, comparison, peers)
+    journal.share()
+    if not peers.is_first:
+        return
     refused = [
         episode_row(config, policy.settings.name, FailedRun(spec, reason), unrun)
         for unrun, unrun_specs in (("unavailable", reasons), ("stopped", stopped))
         for spec, reason in unrun_specs.items()
     ]
-    wanted = {_spec_key(spec) for spec in runnable if spec not in stopped}
-    rows = sorted([*refused, *(row for row in journal.rows if _row_key(row) in wanted)], key=_row_key)
-    assert len(rows) == len(specs)
+    known = {_row_key(row): row for row in journal.rows}
+    wanted = [known[_spec_key(spec)] for spec in runnable if spec not in stopped]
+    rows = sorted([*refused, *wanted], key=_row_key)
     statuses = {
         kind: Counter(row["status"] for row in rows if (row["temperature"] > 0) == is_sampled)
         for kind, is_sampled in (("greedy", False), ("sampled", True))
@@ -283,7 +293,8 @@ def evaluate(
         require_most_ran(ran, counts["infra_error"], f"{config.suite}, {config.variant}, {kind}")
     write_outputs(outputs, rows, recordings)
     manifest = outputs.episodes.with_suffix(".manifest.json")
-    write_manifest(manifest, config, policy=digest, libero=libero, workers=workers, **compared)
+    facts = {"policy": digest, "libero": libero, **compared}
+    write_manifest(manifest, config, **facts, workers=workers, processes=peers.size)
     for kind, counts in statuses.items():
         if counts:
             print(
@@ -303,8 +314,9 @@ def run_missing(
     workers: int,
     plus: PlusSources | None,
     comparison: Comparison | None = None,
+    peers: Peers = ALONE,
 ) -> dict[EpisodeSpec, str]:
-    """Run the episodes whose rows the journal lacks, and add them to it.
+    """Run the episodes whose rows the journal lacks, together with `peers`, and add them to it.
 
     Returns those that a comparison made needless, and why. Which they are depends on nothing but outcomes, so
     that a resumed evaluation stops where it would have stopped.
@@ -312,7 +324,7 @@ def run_missing(
     finished = {_row_key(row) for row in journal.rows}
     missing = [spec for spec in specs if _spec_key(spec) not in finished]
     done = len(specs) - len(missing)
-    if done:
+    if done and peers.is_first:
         print(f"resuming: {done} of {len(specs)} episodes are done", flush=True)
     # A run of the runner has one temperature.
     temperatures = sorted({spec.temperature for spec in specs})
@@ -322,10 +334,13 @@ def run_missing(
     stopped: dict[EpisodeSpec, str] = {}
     reason, compared = "", set()
     successes = sum(row["status"] == "success" for row in journal.rows)
-    workers = max(1, min(workers, len(missing)))
+    workers = max(1, min(workers, -(-len(missing) // peers.size)))
+    # How many episodes a process will run is not known if others run some.
+    total = len(specs) if peers.size == 1 else None
+    hide = None if peers.is_first else True  # None: shown on a terminal
     with (
-        tqdm(total=len(specs), initial=done, desc=config.variant, disable=None) as bar,
-        PolicyRunner(config.suite, config.protocol, policy, workers, plus) as runner,
+        tqdm(total=total, initial=done, desc=config.variant, disable=hide) as bar,
+        PolicyRunner(config.suite, config.protocol, policy, workers, plus, peers) as runner,
     ):
         for part in parts:
             greedy = part[0].temperature == 0
@@ -344,6 +359,7 @@ def run_missing(
                 bar.update()
                 bar.set_postfix_str(f"{successes} successes")
             if comparison is not None and greedy:
+                journal.share()
                 compared |= {_spec_key(spec) for spec in part}
                 reason = comparison.decided([row for row in journal.rows if _row_key(row) in compared])
     return stopped
@@ -423,7 +439,9 @@ def main() -> None:
     parser.add_argument("--paths", type=Path, help="parquet file for the hand's paths (LIBERO only)")
     parser.add_argument("--videos", type=Path, help="folder for a video of each task (LIBERO only)")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for resumable state")
-    parser.add_argument("--workers", type=int, default=2, help="simulation processes (default: 2)")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="simulation processes of each process (default: 2)"
+    )
     arguments = parser.parse_args()
     if arguments.plus is not None and (arguments.sampled or arguments.paths or arguments.videos):
         parser.error("--sampled, --paths and --videos are for evaluations on LIBERO, not on LIBERO-Plus")
@@ -439,7 +457,7 @@ def main() -> None:
         config = load_stage(arguments.config, PlusStage)
         specs = plus_specs(config, read_tasks(arguments.plus), *arguments.shard)
         sources = plus_sources(config, arguments.plus_data)
-    with lock_held(arguments.scratch):
+    with lock_held(arguments.scratch), joined_peers() as peers:
         outputs = Outputs(arguments.out, arguments.sampled, arguments.paths, arguments.videos)
         evaluate(
             config,
@@ -450,6 +468,7 @@ def main() -> None:
             arguments.workers,
             sources,
             arguments.baseline,
+            peers,
         )
 
 

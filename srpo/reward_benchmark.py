@@ -4,7 +4,8 @@
     srpo reward-benchmark score --config C --world-model NAME --trajectories DIR --scratch DIR \\
         --out FILE.parquet --curves FILE.parquet
 
-`collect` runs rollouts of a policy from training states and keeps some successes and failures of each task.
+`collect` runs rollouts of a policy from training states and keeps some successes and failures of each task;
+several processes (`accelerate launch`, docs/hpc.md) do so together.
 `score` measures progress along them with one world model; the table's metrics (`srpo.rewards.metrics`) are
 over all trajectories together. Embeddings are cached in the scratch folder, so that an interrupted or
 repeated scoring resumes from there; the folder may be deleted at any time.
@@ -43,6 +44,7 @@ from srpo.rollouts.trajectories import (
 from srpo.runtime.files import atomic_directory, write_text
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import sha256, write_manifest
+from srpo.runtime.peers import ALONE, Peers, joined_peers, own_device
 from srpo.world_models import WorldModel, load_world_model, select_frames
 from srpo.world_models.cache import EmbeddingCache
 
@@ -54,7 +56,7 @@ Rows = list[dict[str, Any]]
 # Collecting
 
 RolloutFn = Callable[[Sequence[EpisodeSpec]], Iterable[Episode | FailedRun]]
-"""Runs episodes; results come in any order."""
+"""Runs episodes; results come in any order. Of several processes each has those that it ran."""
 
 
 def quotas(total: int, tasks: Sequence[int]) -> dict[int, int]:
@@ -121,8 +123,12 @@ class Collection:
         }
 
 
-def gather_collections(config: RewardBenchmarkStage, run: RolloutFn, scratch: Path) -> list[Collection]:
+def gather_collections(
+    config: RewardBenchmarkStage, run: RolloutFn, scratch: Path, peers: Peers = ALONE
+) -> list[Collection]:
     """Run rollouts until every task has its successes and failures, or its share of `max_episodes` is spent.
+
+    `peers` share the rollouts of a round: all must call, and know the same of each round when it ends.
 
     In each round every unfinished task runs as many rollouts as it lacks trajectories, the least that could
     suffice. A task's trajectories are its first successes and failures by index, so they do not depend on the
@@ -133,23 +139,39 @@ def gather_collections(config: RewardBenchmarkStage, run: RolloutFn, scratch: Pa
     budgets = quotas(settings.max_episodes, config.tasks)
     collections = [Collection(t, {False: failures[t], True: successes[t]}, budgets[t]) for t in config.tasks]
     total = settings.successes + settings.failures
-    with tqdm(total=total, desc="trajectories", unit="trajectory", disable=None) as bar:
+    folder = scratch / "episodes"
+    hide = None if peers.is_first else True  # None: shown on a terminal
+    with tqdm(total=total, desc="trajectories", unit="trajectory", disable=hide) as bar:
         while any(collection.missing() > 0 for collection in collections):
             specs: dict[EpisodeSpec, tuple[Collection, Path]] = {}
             for collection in collections:
                 done = len(collection.records)
                 for index in range(done, done + collection.missing()):
-                    path = scratch / "episodes" / f"task{collection.task}-{index}.h5"
+                    path = folder / f"task{collection.task}-{index}.h5"
                     specs[episode_spec(config, collection.task, index)] = (collection, path)
-            for result in run([spec for spec, (_, path) in specs.items() if not path.is_file()]):
+            # The folder is listed, and by one process: what a node has once looked for in vain on a shared
+            # file system may seem to be missing for a minute after another node has written it.
+            stored = {path.name for path in folder.glob("*.h5")} if peers.is_first else set()
+            old = [read_record(s, path) for s, (_, path) in specs.items() if path.name in stored]
+            outcomes = share_outcomes(old, peers)
+            new = []
+            for result in run([spec for spec, (_, path) in specs.items() if path.name not in outcomes]):
                 collection, path = specs[result.spec]
                 # All rollouts of a lower index than this round's are known, so a full quota stays as it is.
                 surplus = isinstance(result, Episode) and collection.is_full(result.success)
                 write_record(result, path, with_frames=not surplus)
+                new.append(read_record(result.spec, path))
+            outcomes |= share_outcomes(new, peers)
             for spec, (collection, path) in specs.items():
-                collection.records.append(read_record(spec, path))
+                collection.records.append(Record(spec, path, *outcomes[path.name]))
             bar.update(sum(len(c.kept(outcome)) for c in collections for outcome in (False, True)) - bar.n)
     return collections
+
+
+def share_outcomes(records: Sequence[Record], peers: Peers) -> dict[str, tuple[bool | None, int, str | None]]:
+    """Success, steps and error of the records of all processes, by their file's name."""
+    outcomes = peers.gather([(r.path.name, r.success, r.steps, r.error) for r in records])
+    return {name: (success, steps, error) for name, success, steps, error in outcomes}
 
 
 def write_collections(config: RewardBenchmarkStage, collections: Sequence[Collection], path: Path) -> None:
@@ -198,25 +220,30 @@ def load(policy: Path, suite: str) -> OpenVLAOFT:
         TrajectoryError: the policy cannot be loaded, or does not know the suite.
         MissingGLError: OpenGL is missing.
     """
-    import torch  # here, so that --help and errors in the configuration come at once
-
+    # Here, so that --help and errors in the configuration come at once.
     from srpo.envs.gl import require_gl
     from srpo.policies.checkpoints import load_policy
     from srpo.policies.weights import CheckpointError
 
     require_gl()
     try:
-        loaded = load_policy(policy, "cuda" if torch.cuda.is_available() else "cpu")
+        loaded = load_policy(policy, own_device())
         loaded.statistics(suite)
     except CheckpointError as error:
         raise TrajectoryError(str(error)) from error
     return loaded
 
 
-def collect(config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path, workers: int) -> None:
+def collect(
+    config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path, workers: int, peers: Peers = ALONE
+) -> None:
     """Collect trajectories of the policy in `policy` and write them to `out`/trajectories.h5.
 
     Finished rollouts are kept in `scratch`, so that an interrupted run loses only those in progress.
+
+    Args:
+        workers: simulation processes of each process.
+        peers: processes that share the rollouts. All must call; the first writes the trajectories.
 
     Raises:
         LiberoError: the suite that is installed is not LIBERO's.
@@ -229,9 +256,12 @@ def collect(config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path
 
     libero = libero_record(config.suite)
     loaded = load(policy, config.suite)
-    clear_stale_scratch(scratch, config, policy)
-    with PolicyRunner(config.suite, config.protocol, loaded, workers) as runner:
-        collections = gather_collections(config, runner.run, scratch)
+    if peers.is_first:
+        clear_stale_scratch(scratch, config, policy)
+    with PolicyRunner(config.suite, config.protocol, loaded, workers, peers=peers) as runner:
+        collections = gather_collections(config, runner.run, scratch, peers)
+    if not peers.is_first:
+        return
     for collection in collections:
         summary = ", ".join(f"{number} {name}" for name, number in collection.counts().items())
         print(f"{config.suite} task {collection.task}: {summary}")
@@ -244,7 +274,12 @@ def collect(config: RewardBenchmarkStage, policy: Path, out: Path, scratch: Path
     with atomic_directory(out) as folder:
         write_collections(config, collections, folder / FILE)
         write_manifest(
-            folder / "manifest.json", config, policy=sha256(policy), libero=libero, workers=workers
+            folder / "manifest.json",
+            config,
+            policy=sha256(policy),
+            libero=libero,
+            workers=workers,
+            processes=peers.size,
         )
     shutil.rmtree(scratch)
 
@@ -406,7 +441,9 @@ def main() -> None:
     collecting.add_argument("--policy", type=Path, required=True, help="folder of the policy to roll out")
     collecting.add_argument("--out", type=Path, required=True, help=f"folder to write, with {FILE}")
     collecting.add_argument("--scratch", type=Path, required=True, help="folder for finished rollouts")
-    collecting.add_argument("--workers", type=int, default=1, help="processes that simulate (default: 1)")
+    collecting.add_argument(
+        "--workers", type=int, default=1, help="simulation processes of each process (default: 1)"
+    )
     scoring.add_argument("--world-model", required=True, metavar="NAME", help="one of the configuration's")
     scoring.add_argument("--checkpoint", type=Path, help="its folder, if the workflow pretrained it")
     scoring.add_argument("--trajectories", type=Path, required=True, help="folder that `collect` made")
@@ -422,8 +459,8 @@ def main() -> None:
     if arguments.command == "collect":
         if arguments.workers < 1:
             parser.error(f"--workers {arguments.workers}: at least 1")
-        with lock_held(arguments.scratch):
-            collect(config, arguments.policy, arguments.out, arguments.scratch, arguments.workers)
+        with lock_held(arguments.scratch), joined_peers() as peers:
+            collect(config, arguments.policy, arguments.out, arguments.scratch, arguments.workers, peers)
     else:
         rows, points = score(
             config,

@@ -37,6 +37,7 @@ from srpo.runtime.distributed import full_tensor, is_sharded, make_accelerator, 
 from srpo.runtime.hub import verify
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import fingerprint, sha256, write_manifest
+from srpo.runtime.peers import is_first_process
 
 LOG_EVERY = 20
 """Updates averaged into one row of metrics.csv."""
@@ -347,6 +348,8 @@ def train(config: SftStage, demos: Path, out: Path, scratch: Path, checkpoint: P
         return
     if config.policy.checkpoint is None:
         raise FinalExit("sft.updates is 0 and the policy has no checkpoint: there is nothing to start from")
+    if not is_first_process():
+        return  # nothing is to be shared
     policy = load_checkpoint(config, checkpoint)
     policy.statistics(config.suite)  # an error, if there are none
     write_results(config, policy, out)

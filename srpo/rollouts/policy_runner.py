@@ -15,6 +15,7 @@ from srpo.libero_plus.data import PlusSources
 from srpo.policies.openvla_oft import OpenVLAOFT, skip
 from srpo.rollouts.pool import EnvPool, Query
 from srpo.rollouts.worker import Answer
+from srpo.runtime.peers import ALONE, Peers
 
 LEAST_RUN = 0.5
 """Share of the episodes asked for that must have run; with fewer, a result would say little of the policy."""
@@ -50,17 +51,25 @@ class PolicyRunner(AbstractContextManager["PolicyRunner"]):
         policy: OpenVLAOFT,
         workers: int,
         plus: PlusSources | None = None,
+        peers: Peers = ALONE,
     ) -> None:
-        """Start the simulators. Raises CheckpointError if the policy has no statistics of the suite."""
+        """Start the simulators. Raises CheckpointError if the policy has no statistics of the suite.
+
+        Args:
+            peers: processes whose runners run the same episodes together, each episode once.
+        """
         policy.statistics(suite)
         self._suite = suite
         self._policy = policy
         self._batch = protocol.batch or (1 if policy.device.type == "cpu" else 64)
         self._generators: dict[int, torch.Generator] = {}
-        self._pool = EnvPool(suite, protocol, workers, policy.image_transform, plus)
+        self._pool = EnvPool(suite, protocol, workers, policy.image_transform, plus, peers)
 
     def run(self, specs: Iterable[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
-        """Run episodes, all at one temperature; yield each as it finishes, in any order."""
+        """Run episodes, all at one temperature; yield each as it finishes, in any order.
+
+        Of several processes all must call with the same episodes; each yields those that it has run.
+        """
         specs = list(specs)
         if len({spec.temperature for spec in specs}) > 1:
             raise ValueError("the episodes of one run need one temperature")

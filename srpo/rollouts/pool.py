@@ -32,6 +32,7 @@ from srpo.rollouts.worker import (
     images_shape,
     run_worker,
 )
+from srpo.runtime.peers import ALONE, Peers
 from srpo.runtime.processes import one_core_each
 
 TRIES = 3
@@ -85,12 +86,18 @@ class _Worker:
 
 
 class _EpisodeQueue:
-    """Episodes to run, by task. Tasks with long episodes first, so that no long one is left for the end."""
+    """Episodes to run, by task. Tasks with long episodes first, so that no long one is left for the end.
 
-    def __init__(self, specs: Iterable[EpisodeSpec], lengths: dict[int, float]) -> None:
+    Of several processes each has a queue of all episodes, of which it leaves out those that others have
+    begun. Each starts elsewhere in it, so that they load different tasks.
+    """
+
+    def __init__(self, specs: Sequence[EpisodeSpec], lengths: dict[int, float], peers: Peers) -> None:
         self._tasks: dict[int, deque[EpisodeSpec]] = defaultdict(deque)
         self._lengths = lengths
-        for spec in specs:
+        self._peers = peers
+        start = len(specs) * peers.rank // peers.size
+        for spec in (*specs[start:], *specs[:start]):
             self.add(spec)
 
     def add(self, spec: EpisodeSpec) -> None:
@@ -102,12 +109,18 @@ class _EpisodeQueue:
         def priority(task: int) -> tuple[bool, bool, float]:
             return task in loaded, task not in loaded_elsewhere, self._lengths.get(task, np.inf)
 
-        waiting = [task for task, specs in self._tasks.items() if specs]
-        return self._tasks[max(waiting, key=priority)].popleft() if waiting else None
+        while waiting := [task for task, specs in self._tasks.items() if specs]:
+            spec = self._tasks[max(waiting, key=priority)].popleft()
+            if self._peers.claim(spec):
+                return spec
+        return None
 
 
 class EnvPool(AbstractContextManager["EnvPool"]):
-    """Worker processes that run episodes of one suite under one protocol. They start with the first run."""
+    """Worker processes that run episodes of one suite under one protocol. They start with the first run.
+
+    With `peers` their pools run the same episodes together: each episode once, where a worker is free first.
+    """
 
     def __init__(
         self,
@@ -116,10 +129,12 @@ class EnvPool(AbstractContextManager["EnvPool"]):
         workers: int,
         transform: ImageTransform,
         plus: PlusSources | None = None,
+        peers: Peers = ALONE,
         hang_seconds: float = HANG_SECONDS,
     ) -> None:
         self._settings = WorkerSettings(suite, protocol, transform, plus)
         self._number = workers
+        self._peers = peers
         self._hang_seconds = hang_seconds
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
@@ -128,7 +143,7 @@ class EnvPool(AbstractContextManager["EnvPool"]):
         """Running mean of the steps of a task's episodes."""
 
     def run(self, specs: Iterable[EpisodeSpec], act: Act, batch: int) -> Iterator[Episode | FailedRun]:
-        """Run episodes; yield each as it finishes.
+        """Run episodes; yield each as it finishes, but none that another process runs.
 
         An episode whose worker raises, dies or hangs is run again, up to `TRIES` times; then it is a
         `FailedRun`.
@@ -139,13 +154,12 @@ class EnvPool(AbstractContextManager["EnvPool"]):
         """
         specs = list(specs)
         self._start_workers(max((spec.frames for spec in specs), default=0))
-        queue = _EpisodeQueue(specs, self._lengths)
+        queue = _EpisodeQueue(specs, self._lengths, self._peers)
         failures: dict[EpisodeSpec, int] = defaultdict(int)
         waiting: deque[Query] = deque()
-        left = len(specs)
         last = time.monotonic()
         self._assign_episodes(queue)
-        while left:
+        while any(worker.spec is not None for worker in self._workers):
             for number in self._ready_workers(self._timeout(waiting, batch)):
                 message = self._receive(number)
                 if isinstance(message, Query):
@@ -165,7 +179,6 @@ class EnvPool(AbstractContextManager["EnvPool"]):
                 else:
                     mean = self._lengths.get(message.spec.task_id, message.steps)
                     self._lengths[message.spec.task_id] = mean + 0.2 * (message.steps - mean)
-                left -= 1
                 self._assign_episodes(queue)
                 yield message
             now = time.monotonic()

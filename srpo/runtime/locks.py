@@ -23,6 +23,8 @@ from pathlib import Path
 
 import psutil
 
+from srpo.runtime.peers import is_first_process
+
 TAKE_OVER_SECONDS = 180
 """How long a cancelled job has to end: Slurm's KillWait, and a margin."""
 _RUNNING = {
@@ -83,12 +85,12 @@ def _is_running(job: str) -> bool:
 
 @contextmanager
 def lock_held(scratch: Path) -> Iterator[None]:
-    """Hold the lock `<scratch>.lock` within this block. In a distributed run only rank 0 does.
+    """Hold the lock `<scratch>.lock` within this block. Of several processes only the first does.
 
     Raises:
         SystemExit: another process holds it and cannot be stopped.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first_process():
         yield
         return
     lock = scratch.with_name(f"{scratch.name}.lock")

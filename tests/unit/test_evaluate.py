@@ -1,6 +1,7 @@
 """Evaluation's bookkeeping: which episodes, which rows, and what survives a kill."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from srpo import evaluate as evaluation
@@ -21,8 +23,10 @@ from srpo.results.schemas import EPISODES, PATHS
 from srpo.rollouts import policy_runner
 from srpo.rollouts.policy_runner import PolicyRunner, require_most_ran
 from srpo.runtime.manifest import sha256
+from srpo.runtime.peers import ALONE, Peers
 from srpo.runtime.videos import read_video
 from support.policies import small_policy
+from support.sharing import start, together
 
 CONFIG = EvaluateStage(
     preset="test",
@@ -286,7 +290,7 @@ def stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared: Path | N
     monkeypatch.setattr(evaluation, "load_policy", lambda *_: policy)
     monkeypatch.setattr(evaluation, "PolicyRunner", SolvedRollouts)
     monkeypatch.setattr(SolvedRollouts, "ran", [])
-    (tmp_path / "policy").mkdir(exist_ok=True)
+    (tmp_path / "policy").mkdir(parents=True, exist_ok=True)
     outputs = Outputs(tmp_path / "out/episodes.parquet", tmp_path / "out/sampled.parquet")
     config = LONG if compared else in_full(LONG)
     evaluation.evaluate(
@@ -324,6 +328,98 @@ def test_an_undecided_comparison_runs_all(tmp_path: Path, monkeypatch: pytest.Mo
     compared = baseline(tmp_path / "sft.parquet", lambda spec: spec.init_state % 5 > 0)
     outputs = stopping(tmp_path, monkeypatch, compared)
     assert set(read_rows(outputs.episodes, EPISODES)["status"]) == {"success"}
+
+
+class SharedRollouts(SolvedRollouts):
+    """Those of them that no other process runs."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.peers = arguments[-1]
+
+    def run(self, specs: list[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
+        assert isinstance(self.peers, Peers)
+        yield from super().run([spec for spec in specs if self.peers.claim(spec)])
+
+
+def test_two_processes_decide_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = baseline(tmp_path / "sft.parquet", lambda spec: spec.task_id == 7)
+    expected = stopping(tmp_path / "one", monkeypatch, compared)
+    monkeypatch.setattr(evaluation, "PolicyRunner", SharedRollouts)
+    monkeypatch.setattr(SolvedRollouts, "ran", [])
+    outputs = Outputs(tmp_path / "two/episodes.parquet", tmp_path / "two/sampled.parquet")
+    specs, policy = libero_specs(LONG), tmp_path / "one/policy"
+
+    def work(peers: Peers) -> None:
+        evaluation.evaluate(LONG, specs, policy, outputs, tmp_path / "two", 1, None, compared, peers)
+
+    together(work, 2)
+    assert len(set(SolvedRollouts.ran)) == len(SolvedRollouts.ran) == 20 + 40
+    for one, two in ((expected.episodes, outputs.episodes), (expected.sampled, outputs.sampled)):
+        assert one is not None and two is not None
+        pd.testing.assert_frame_equal(read_rows(one, EPISODES), read_rows(two, EPISODES), check_exact=True)
+
+
+class SlowRollouts(SharedRollouts):
+    """Shared episodes of which each takes a while."""
+
+    def run(self, specs: list[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
+        assert isinstance(self.peers, Peers)
+        for spec in specs:
+            if self.peers.claim(spec):
+                time.sleep(0.1)
+                success = spec.task_id == 7
+                yield replace(finished(spec, success), path=np.full((3, 3), spec.seed, np.float32))
+
+
+def test_an_evaluation_goes_on_in_another_number_of_processes_when_one_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = SimpleNamespace(settings=SimpleNamespace(name="tiny"))
+    monkeypatch.setattr(evaluation, "load_policy", lambda *_: policy)
+    monkeypatch.setattr(evaluation, "PolicyRunner", SlowRollouts)
+    (tmp_path / "policy").mkdir()
+    config = CONFIG.model_copy(update={"evaluate": Evaluate(states=10, sampled=1)})
+    specs = libero_specs(config)
+
+    def outputs(name: str) -> Outputs:
+        return Outputs(*(tmp_path / name / f"{kind}.parquet" for kind in ("episodes", "sampled", "paths")))
+
+    def evaluate(name: str, peers: Peers) -> None:
+        scratch = tmp_path / f"{name}-scratch"
+        evaluation.evaluate(config, specs, tmp_path / "policy", outputs(name), scratch, 1, peers=peers)
+
+    def lines(rank: int) -> list[str]:
+        file = tmp_path / "killed-scratch" / (f"rows-{rank}.jsonl" if rank else "rows.jsonl")
+        return file.read_text().splitlines() if file.exists() else []
+
+    evaluate("whole", ALONE)
+    first, second = start(lambda peers: evaluate("killed", peers), 2)
+    deadline = time.monotonic() + 60
+    while len(lines(0)) + len(lines(1)) < 3:
+        assert first.is_alive() and second.is_alive() and time.monotonic() < deadline
+        time.sleep(0.01)
+    for process in (second, first):  # which the launcher does
+        process.kill()
+        process.join()
+    kept = [*lines(0), *lines(1)]
+    assert len(kept) < len(specs) and not (tmp_path / "killed").exists()
+    three = start(lambda peers: evaluate("killed", peers), 3)
+    for process in three:
+        process.join(60)
+    assert [process.exitcode for process in three] == [0, 0, 0]
+    # Nothing was run twice, and the first process did not run all.
+    assert set(kept) <= set(lines(0)) and (lines(1) or lines(2))
+    assert len(lines(0)) + len(lines(1)) + len(lines(2)) == len(specs)
+    whole, killed = outputs("whole"), outputs("killed")
+    for one, two, schema in (
+        (whole.episodes, killed.episodes, EPISODES),
+        (whole.sampled, killed.sampled, EPISODES),
+        (whole.paths, killed.paths, PATHS),
+    ):
+        assert one is not None and two is not None
+        pd.testing.assert_frame_equal(read_rows(one, schema), read_rows(two, schema), check_exact=True)
+    manifest = json.loads(killed.episodes.with_suffix(".manifest.json").read_text())
+    assert manifest["processes"] == 3
 
 
 @pytest.mark.parametrize("killed", [3, 10, 13, 19])

@@ -28,7 +28,9 @@ from srpo.reward_benchmark import (
     write_collections,
 )
 from srpo.rewards.benchmark import has_reference, score_trajectories
+from srpo.runtime.peers import Peers
 from srpo.world_models import WorldModel
+from support.sharing import together
 
 SIZE = 16
 SUCCESS_RATE = {3: 0.5, 5: 0.9, 8: 0.0}
@@ -181,6 +183,31 @@ def test_order_of_results_and_interruptions_do_not_matter(tmp_path: Path) -> Non
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
     assert len(first.ran) + len(second.ran) == len(whole.ran)  # what was saved is not run again
+
+
+def test_several_processes_collect_what_one_collects(tmp_path: Path) -> None:
+    whole, alone, folder = Simulation(order=0), Simulation(order=1, dies_after=11), tmp_path / "shared"
+    expected = collected(stage(), whole, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        collected(stage(), alone, folder)
+
+    def work(peers: Peers) -> list[EpisodeSpec]:
+        simulation = Simulation(order=peers.rank)
+
+        def run(specs: Sequence[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
+            return simulation.run([spec for spec in specs if peers.claim(spec)])
+
+        collections = gather_collections(stage(), run, folder, peers)
+        if peers.is_first:
+            write_collections(stage(), collections, folder / "trajectories.h5")
+        return simulation.ran
+
+    shares = together(work, 3)
+    found = contents(folder / "trajectories.h5")
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+    assert len(alone.ran) + sum(map(len, shares)) == len(whole.ran)
 
 
 def test_rollouts_that_could_not_be_run_are_neither_successes_nor_failures(tmp_path: Path) -> None:

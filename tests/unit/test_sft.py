@@ -176,7 +176,9 @@ def test_nothing_to_start_from_is_said(run: SimpleNamespace) -> None:
         sft.train(config, run.folder, run.folder / "out", run.folder / "scratch")
 
 
-def test_a_released_checkpoint_is_taken_as_it_is(run: SimpleNamespace) -> None:
+def test_a_released_checkpoint_is_taken_as_it_is(
+    run: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fetched = run.folder / "fetched"
     layout.write(fetched, layout.random_tensors())
     files = {file.name: sha256(file) for file in fetched.iterdir()}
@@ -184,6 +186,10 @@ def test_a_released_checkpoint_is_taken_as_it_is(run: SimpleNamespace) -> None:
     config = stage(layout.settings(checkpoint="lab/policy"), updates=0)
     with pytest.raises(CheckpointError, match=r"srpo download --checkpoint lab/policy"):
         sft.train(config, run.folder, run.folder / "out", run.folder / "scratch")
+    with monkeypatch.context() as patch:
+        patch.setenv("RANK", "1")  # of several processes only the first writes
+        sft.train(config, run.folder, run.folder / "out", run.folder / "scratch", fetched)
+    assert not (run.folder / "out").exists()
     sft.train(config, run.folder, run.folder / "out", run.folder / "scratch", fetched)
     policy = load_policy(run.folder / "out" / "policy")
     for name, tensor in load_policy(fetched, policy=config.policy).state_dict().items():
