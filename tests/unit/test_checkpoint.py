@@ -1,5 +1,6 @@
 """Resumable state: whole, verified, and of the right run."""
 
+import resource
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from srpo.episode import Episode, EpisodeSpec
@@ -34,6 +36,7 @@ def saved(scratch: Path, *steps: int) -> Checkpoints:
     checkpoints = Checkpoints(scratch, "run")
     for step in steps:
         checkpoints.save(step, *trained(step), {"rows": list(range(step))})
+    checkpoints.wait()
     return checkpoints
 
 
@@ -52,27 +55,42 @@ def test_resuming_gives_back_everything(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("checkpoint-*"))) == 2  # the last two are kept
 
 
-@pytest.mark.parametrize("damage", ["truncate", "remove", "no hashes"])
+@pytest.mark.parametrize("damage", ["truncate", "remove", "progress", "no marker"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved(tmp_path, 1, 2)
     newest = tmp_path / "checkpoint-00000002"
-    if damage == "truncate":
-        weights = newest / "model.safetensors"
-        weights.write_bytes(weights.read_bytes()[:-4])
-    else:
-        (newest / ("optimiser.pt" if damage == "remove" else "hashes.json")).unlink()
-    restored = Checkpoints(tmp_path, "run").restore(*trained(0))
-    assert restored is not None and restored[0] == 1
-    assert "incomplete or damaged" in capsys.readouterr().out
+    weights = newest / "part-00000-of-00001.safetensors"
+    match damage:
+        case "truncate":
+            weights.write_bytes(weights.read_bytes()[:-4])
+        case "remove":
+            weights.unlink()
+        case "progress":
+            (newest / "progress.json").write_text('{"rows": []}')
+        case _:
+            weights.with_suffix(".json").unlink()
+    model, optimiser = trained(0)
+    assert Checkpoints(tmp_path, "run").restore(model, optimiser) == (1, {"rows": [0]})
+    assert torch.equal(model.weight, trained(1)[0].weight)
+    # Without its marker it was never whole, which needs no message.
+    assert ("damaged; trying the one before" in capsys.readouterr().out) == (damage != "no marker")
 
 
 def test_a_half_written_checkpoint_is_not_one(tmp_path: Path) -> None:
+    """What went wrong in writing it is raised where it is waited for."""
     checkpoints = saved(tmp_path, 1)
-    with pytest.raises(TypeError, match="JSON"):  # weights and moments are written then
-        checkpoints.save(2, *trained(2), {"rows": object()})
-    assert {p.name for p in tmp_path.iterdir()} == {"run.json", "checkpoint-00000001"}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # as if the disk were full
+    try:
+        checkpoints.save(2, *trained(2), {})
+        with pytest.raises(SafetensorError, match="File too large"):
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "checkpoint-00000002").iterdir())
+    assert Checkpoints(tmp_path, "run").newest == 1
 
 
 def test_another_runs_state_is_discarded_and_said_so(
@@ -128,6 +146,7 @@ def test_as_many_checkpoints_are_kept_as_wanted(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, "run", keep=3)
     for step in range(1, 6):
         checkpoints.save(step, *trained(step), {})
+    checkpoints.wait()
     names = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
     assert names == [f"checkpoint-{step:08d}" for step in (3, 4, 5)]
 
