@@ -105,7 +105,9 @@ class Checkpoints:
             folder.mkdir()
         gather_values(None)  # nobody writes before that
         part = _own_part(_training_state(model, optimiser))
-        self._writing = self._thread.submit(self._write, folder, part, beside)
+        process, processes = place()
+        name = f"part-{process:05d}-of-{processes:05d}"
+        self._writing = self._thread.submit(self._write, folder, name, part, beside)
 
     def wait(self) -> None:
         """Wait until this process's part of the last checkpoint is written. Raises what went wrong."""
@@ -113,11 +115,8 @@ class Checkpoints:
             writing, self._writing = self._writing, None
             writing.result()
 
-    def _write(
-        self, folder: Path, part: dict[str, tuple[torch.Tensor, list[int]]], beside: dict[str, str]
-    ) -> None:
-        process, processes = place()
-        name = f"part-{process:05d}-of-{processes:05d}"
+    def _write(self, folder: Path, name: str, part: Part, beside: dict[str, str]) -> None:
+        # In a thread, in which processes do nothing together: their group may be ended meanwhile.
         offsets = {key: {SAVED_OFFSETS_KEY: offset} for key, (_, offset) in part.items()}
         with atomic_file(folder / f"{name}.safetensors") as temporary:
             tensors = {key: tensor for key, (tensor, _) in part.items()}

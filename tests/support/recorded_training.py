@@ -95,7 +95,7 @@ def killed(run: trainer.Trainer, *rest: Any) -> dict[str, float | None]:
 
 
 def killed_saving(file: Path) -> str:
-    """The hash of a file, but of the second checkpoint's it does not return: they are without their marker."""
+    """The hash of a file, but not of one of the second checkpoint, which is then without its marker."""
     if file.parent.name == "checkpoint-00000002" and is_last():
         os.kill(os.getpid(), signal.SIGKILL)
     return sha256(file)

@@ -1,23 +1,29 @@
 """Resumable state: whole, verified, and of the right run."""
 
+import multiprocessing
+import os
 import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from srpo.episode import Episode, EpisodeSpec
 from srpo.rollouts.episode_store import EpisodeStore
-from srpo.runtime import checkpoint
+from srpo.runtime import checkpoint, distributed
 from srpo.runtime.checkpoint import Checkpoints
-from srpo.runtime.manifest import fingerprint
+from srpo.runtime.manifest import fingerprint, sha256
 from srpo.runtime.preemption import PREEMPTED, preemptible
 
 
@@ -91,6 +97,94 @@ def test_a_half_written_checkpoint_is_not_one(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list((tmp_path / "checkpoint-00000002").iterdir())
     assert Checkpoints(tmp_path, "run").newest == 1
+
+
+def in_processes(processes: int, store: Path, work: Callable[[], None]) -> list[int | None]:
+    """Exit codes of so many processes of one group, in each of which `work` ran."""
+
+    def run(process: int) -> None:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{store}-{processes}", rank=process, world_size=processes
+        )
+        work()
+        dist.destroy_process_group()
+
+    context = multiprocessing.get_context("fork")  # they need not import anything
+    started = [context.Process(target=run, args=(process,)) for process in range(processes)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+        process.kill()
+    return [process.exitcode for process in started]
+
+
+def spread(steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A model after so many steps, under FSDP if there is a group; of some tensors processes have nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 1))
+    if dist.is_initialized():
+        fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        model(torch.ones(1, 7)).square().sum().backward()
+        optimiser.step()
+    return model, optimiser
+
+
+def whole(model: nn.Module, optimiser: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """All weights and moments."""
+    moments = [
+        state[name] for state in optimiser.state.values() for name in ("exp_avg", "exp_avg_sq", "step")
+    ]
+    return [distributed.full_tensor(tensor.detach()) for tensor in [*model.parameters(), *moments]]
+
+
+def test_any_number_of_processes_reads_what_another_wrote(tmp_path: Path) -> None:
+    def save() -> None:
+        Checkpoints(tmp_path / "run", "run", writer=dist.get_rank() == 0).save(2, *spread(2), {"rows": []})
+
+    def restore() -> None:
+        model, optimiser = spread(0)
+        writer = not dist.is_initialized()
+        assert Checkpoints(tmp_path / "run", "run", writer=writer).restore(model, optimiser) == (
+            2,
+            {"rows": []},
+        )
+        for mine, theirs in zip(whole(model, optimiser), expected, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6)
+
+    expected = whole(*spread(2))
+    assert in_processes(2, tmp_path / "store", save) == [0, 0]
+    assert len(list((tmp_path / "run/checkpoint-00000002").glob("*.safetensors"))) == 2
+    assert in_processes(3, tmp_path / "store", restore) == [0, 0, 0]
+    restore()
+
+
+def test_with_one_process_killed_in_a_save_the_checkpoint_before_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path) -> str:
+        if dist.get_rank() == 1 and path.parent.name == "checkpoint-00000002":
+            os.kill(os.getpid(), signal.SIGKILL)  # its part is written, its marker is not
+        return sha256(path)
+
+    def save() -> None:
+        checkpoints = Checkpoints(tmp_path / "run", "run", writer=dist.get_rank() == 0)
+        for step in (1, 2):
+            checkpoints.save(step, *spread(step), {})
+        checkpoints.wait()
+        os._exit(0)  # the group cannot be ended in order
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "sha256", killed)
+        assert in_processes(2, tmp_path / "store", save) == [0, -signal.SIGKILL]
+    assert len(list((tmp_path / "run/checkpoint-00000002").glob("*.safetensors"))) == 2
+    model, optimiser = spread(0)
+    assert Checkpoints(tmp_path / "run", "run").restore(model, optimiser) == (1, {})
+    for mine, theirs in zip(whole(model, optimiser), whole(*spread(1)), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6)
 
 
 def test_another_runs_state_is_discarded_and_said_so(

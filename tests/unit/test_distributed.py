@@ -49,14 +49,9 @@ def training(
         save_policy(small_policy(gradient_checkpointing=True), folder / "initial")
         (folder / "config.yaml").write_text(yaml.safe_dump(yaml.safe_load(config.model_dump_json())))
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    program = [*(launcher if processes > 1 else []), str(ROOT / "tests/support/recorded_training.py")]
     done = subprocess.run(
-        [
-            sys.executable,
-            *(launcher if processes > 1 else []),
-            str(ROOT / "tests/support/recorded_training.py"),
-            str(folder),
-            *how,
-        ],
+        [sys.executable, *program, str(folder), *how],
         env=os.environ
         | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
         | (sharding.environment(precision) if "sharded" in how else {}),
