@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 from srpo.runtime.distributed import gather_values, local_part, place
-from srpo.runtime.files import atomic_file, write_json, write_text
+from srpo.runtime.files import atomic_file, write_json
 from srpo.runtime.manifest import fingerprint, sha256
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -43,9 +43,9 @@ class Checkpoints:
     """The checkpoints of one run, in `scratch/checkpoint-<step>` folders.
 
     A scratch folder belongs to one run, whose fingerprint is in its `run.json`. The state of another run
-    (changed settings, other inputs) is discarded with a message. The newest `keep` checkpoints are kept: if
-    one turns out damaged, the one before it serves. Of a distributed run's processes each writes its part of
-    the checkpoints, and only the `writer`, the first, anything else.
+    (changed settings, other inputs) is discarded with a message. The newest `keep` whole checkpoints are
+    kept: if one turns out damaged, the one before it serves. Of a distributed run's processes each writes its
+    part of the checkpoints, and only the `writer`, the first, anything else.
 
     The last checkpoint of a finished run stays, since its outputs may be asked for again: a job whose
     Snakemake was killed can finish before the job that replaces it starts. It serves only the same code.
@@ -99,15 +99,14 @@ class Checkpoints:
         """
         self.wait()
         folder = self._folder / f"checkpoint-{step:08d}"
-        beside = {"progress.json": json.dumps(progress)} if self._writer else {}
         if self._writer:
             shutil.rmtree(folder, ignore_errors=True)  # a run that was killed left it
-            folder.mkdir()
+            write_json(folder / "progress.json", progress)
         gather_values(None)  # nobody writes before that
-        part = _own_part(_training_state(model, optimiser))
         process, processes = place()
         name = f"part-{process:05d}-of-{processes:05d}"
-        self._writing = self._thread.submit(self._write, folder, name, part, beside)
+        part = _own_part(_training_state(model, optimiser))
+        self._writing = self._thread.submit(self._write, folder, name, part)
 
     def wait(self) -> None:
         """Wait until this process's part of the last checkpoint is written. Raises what went wrong."""
@@ -115,19 +114,17 @@ class Checkpoints:
             writing, self._writing = self._writing, None
             writing.result()
 
-    def _write(self, folder: Path, name: str, part: Part, beside: dict[str, str]) -> None:
+    def _write(self, folder: Path, name: str, part: Part) -> None:
         # In a thread, in which processes do nothing together: their group may be ended meanwhile.
         offsets = {key: {SAVED_OFFSETS_KEY: offset} for key, (_, offset) in part.items()}
         with atomic_file(folder / f"{name}.safetensors") as temporary:
             tensors = {key: tensor for key, (tensor, _) in part.items()}
             save_file(tensors, temporary, metadata={"format": "pt", CUSTOM_METADATA_KEY: json.dumps(offsets)})
-        for file, text in beside.items():
-            write_text(folder / file, text)
-        files = [f"{name}.safetensors", *beside]
+        files = [f"{name}.safetensors", *(["progress.json"] if self._writer else [])]
         write_json(folder / f"{name}.json", {file: sha256(folder / file) for file in files})
-        # The process that is the last to end sees a checkpoint more.
-        for old in self._complete()[: -self._keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        if self._writer:
+            for old in self._complete()[: -self._keep]:  # this one counts if the others have written theirs
+                shutil.rmtree(old)
 
     def restore(
         self, model: nn.Module, optimiser: torch.optim.Optimizer
@@ -151,14 +148,13 @@ class Checkpoints:
                     print(f"{folder}: damaged; trying the one before", flush=True)
                 continue
             _read(folder, model, optimiser)
-            return int(name.rsplit("-", 1)[1]), json.loads((folder / "progress.json").read_text())
+            return _step(folder), json.loads((folder / "progress.json").read_text())
         return None
 
     @property
     def newest(self) -> int:
         """The step of the newest checkpoint that is written; 0 without one."""
-        complete = self._complete()
-        return int(complete[-1].name.rsplit("-", 1)[1]) if complete else 0
+        return max(map(_step, self._complete()), default=0)
 
     def mark_finished(self) -> None:
         """Mark the run as finished and remove all but its newest checkpoint; its outputs are in place.
@@ -167,10 +163,8 @@ class Checkpoints:
         """
         self.wait()
         write_json(self._marker, self._run | {"finished_by": source_fingerprint()})
-        complete = self._complete()[-1]
-        for path in set(self._folder.iterdir()) - {self._marker}:
-            if path.name.startswith("checkpoint-") and path.name >= complete.name:
-                continue
+        kept = {path for path in self._folder.glob("checkpoint-*") if _step(path) >= self.newest}
+        for path in set(self._folder.iterdir()) - {self._marker, *kept}:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
@@ -181,8 +175,15 @@ class Checkpoints:
         return sorted(folder for folder in self._folder.glob("checkpoint-*") if _is_complete(folder))
 
 
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
 def _markers(folder: Path) -> list[Path]:
-    return sorted(folder.glob("part-*.json"))
+    try:
+        return sorted(folder.glob("part-*.json"))
+    except FileNotFoundError:  # removed meanwhile
+        return []
 
 
 def _is_complete(folder: Path) -> bool:
