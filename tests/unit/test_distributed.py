@@ -141,7 +141,7 @@ def test_killed_in_a_save_and_in_a_step_a_run_goes_on_in_any_number_of_processes
     log = training(tmp_path, "resumed", processes=1)
     assert log.count("resuming after step 2") == 1
     found = load_file(tmp_path / "killed/out/policy/model.safetensors")
-    assert max(float((found[name] - whole[name]).abs().max()) for name in whole) <= 1e-6
+    assert max(float((found[name] - whole[name]).abs().max()) for name in whole) <= 2e-6  # as above
     pd.testing.assert_frame_equal(
         rows(tmp_path, "metrics.csv", RL_METRICS),
         rows(tmp_path / "killed", "metrics.csv", RL_METRICS),
