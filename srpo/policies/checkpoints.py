@@ -5,6 +5,7 @@ Nothing in a checkpoint is executed: only JSON and safetensors files are read (`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from srpo.policies.weights import (
     read_index,
     read_json,
     unread_tensors,
+    write_tensors,
 )
-from srpo.runtime.distributed import gather_full
+from srpo.runtime.distributed import shared_directory
 from srpo.runtime.files import atomic_directory, write_json
 
 OPENVLA = "openvla"
@@ -60,15 +62,14 @@ def save_policy(model: OpenVLAOFT, folder: Path, writer: bool = True) -> None:
     Adapters are not merged: most updates of reinforcement learning are smaller than the distance between two
     bfloat16 numbers, and merging would round them away.
 
-    All processes of a distributed run must call, since weights may be sharded over them; the `writer`
-    writes.
+    All processes of a distributed run must call: each writes some of the files of weights, and the `writer`,
+    the first, what is beside them.
     """
-    tensors = gather_full(model.state_dict(), writer)
-    if not writer:
-        return
-    with atomic_directory(folder) as temporary:
-        model.save_pretrained(temporary, state_dict=tensors, max_shard_size="5GB")
-        model.tokenizer.save_pretrained(temporary)
+    with shared_directory(folder) as temporary:
+        write_tensors(model.state_dict(), temporary)
+        if writer:
+            model.config.save_pretrained(temporary)
+            model.tokenizer.save_pretrained(temporary)
 
 
 def save_openvla(model: OpenVLAOFT, folder: Path) -> None:
@@ -86,7 +87,7 @@ def save_openvla(model: OpenVLAOFT, folder: Path) -> None:
     zeros = {name: torch.zeros(shape, dtype=model.dtype) for name, shape in unread.items()}
     tensors = model.merged_state_dict() | zeros
     with atomic_directory(folder) as temporary:
-        model.save_pretrained(temporary, state_dict=tensors, max_shard_size="5GB")
+        write_tensors(tensors, temporary)
         model.tokenizer.save_pretrained(temporary)
         write_json(temporary / "config.json", model.config.openvla | {"norm_stats": model.config.norm_stats})
 
@@ -97,7 +98,12 @@ def is_openvla(folder: Path) -> bool:
     return file.is_file() and read_json(file).get("model_type") == OPENVLA
 
 
-def load_policy(folder: Path, device: str | torch.device = "cpu", policy: Policy | None = None) -> OpenVLAOFT:
+def load_policy(
+    folder: Path,
+    device: str | torch.device = "cpu",
+    policy: Policy | None = None,
+    prepare: Callable[[OpenVLAOFT], None] | None = None,
+) -> OpenVLAOFT:
     """Load what `save_policy` wrote, or a checkpoint in OpenVLA's layout.
 
     Weights are moved one by one to their device and precision (`policy.dtype`).
@@ -105,6 +111,8 @@ def load_policy(folder: Path, device: str | torch.device = "cpu", policy: Policy
     Args:
         policy: the architecture, which OpenVLA's layout does not contain, and how the policy is held and
             trained (`dtype`, `lora`, `gradient_checkpointing`). None: as it was saved.
+        prepare: called with the policy on the meta device; what it shards (`srpo.runtime.distributed.shard`)
+            is read by each process in part.
 
     Raises:
         CheckpointError: the folder is missing, of another architecture, its tensors do not fit or are not
@@ -112,6 +120,8 @@ def load_policy(folder: Path, device: str | torch.device = "cpu", policy: Policy
     """
     model, entries = open_policy(folder, policy)
     model.tokenizer = _load_tokenizer(folder)
+    if prepare is not None:
+        prepare(model)
     load_tensors(model, entries, torch.device(device), getattr(torch, model.settings.dtype))
     return model
 

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint folder: listed and checked from their headers, then read one at a time.
+"""The tensors of a checkpoint folder: listed and checked from their headers, read one at a time, and written.
 
 Two layouts share most names: this project's, and OpenVLA's, which also contains unused parts of its vision
 transformers. Only safetensors are opened; nothing in a checkpoint is executed.
@@ -14,14 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from srpo.config import Encoder, Policy
 from srpo.errors import InputError
+from srpo.runtime.distributed import full_tensor, local_part, place, with_local
+from srpo.runtime.files import write_json
 
+FILES = "model{suffix}.safetensors"
 INDEX = "model.safetensors.index.json"
+FILE_SIZE = "1GB"
+"""A file of a checkpoint at most: the process that writes it holds it in host memory."""
 DTYPES = {"F32", "BF16", "F16"}
 FEATURIZERS = ("featurizer", "fused_featurizer")
 """Names of the one or two vision transformers in `vision_backbone`."""
@@ -193,28 +200,30 @@ def load_tensors(
 ) -> None:
     """Give a model on the meta device its tensors, each read straight to its device and dtype.
 
-    Adapters stay float32. Host memory holds one tensor at a time. Rotary frequencies are computed, since
-    checkpoints do not contain them.
+    Of a tensor that is sharded (`srpo.runtime.distributed.shard`) a process reads its part only. Adapters
+    stay float32. Host memory holds one tensor at a time. Rotary frequencies are computed, since checkpoints
+    do not contain them.
 
     Raises:
         CheckpointError: a file is broken, or a tensor has values that are not finite or was left without.
     """
-    needed = model.state_dict().keys()
+    needed = model.state_dict()
     for file in sorted({entry.file for entry in entries.values()}):
         try:
             with safe_open(file, "pt") as shard:
                 names = [name for name in needed if entries[name].file == file]
                 # Copied, since what safetensors gives is a view of the file.
-                tensors = {
-                    name: shard.get_tensor(name).to(
+                values = {
+                    name: shard.get_slice(name)[local_part(needed[name])].to(
                         device, torch.float32 if is_adapter(name) else dtype, copy=True
                     )
                     for name in names
                 }
-                if broken := [name for name, tensor in tensors.items() if not is_finite(tensor)]:
+                if broken := [name for name, tensor in values.items() if not is_finite(tensor)]:
                     raise CheckpointError(
                         f"{file} has values that are not finite in {_listed(broken)}; fetch or make it again"
                     )
+                tensors = {name: with_local(needed[name], tensor) for name, tensor in values.items()}
                 model.load_state_dict(tensors, strict=False, assign=True)
         except (SafetensorError, OSError) as error:
             raise _unreadable(file, error) from None
@@ -225,3 +234,26 @@ def load_tensors(
     empty = [n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
     if empty:
         raise CheckpointError(f"tensors were left without values: {_listed(empty)}")
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Write tensors as safetensors: one file, or several of `FILE_SIZE` and their index.
+
+    All processes of a distributed run must call. Each gathers and writes every n-th file, so none holds more
+    than one. The files do not depend on the number of processes.
+    """
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    split = split_torch_state_dict_into_shards(shapes, filename_pattern=FILES, max_shard_size=FILE_SIZE)
+    process, processes = place()
+    for number, (file, names) in enumerate(split.filename_to_tensors.items()):
+        mine = number % processes == process
+        part = {}
+        for name in names:
+            full = full_tensor(tensors[name].detach())
+            if mine:
+                part[name] = full.cpu().contiguous()
+        if mine:
+            save_file(part, folder / file, metadata={"format": "pt"})
+    if split.is_sharded and process == 0:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(folder / INDEX, index)

@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from srpo import optim
@@ -68,7 +67,7 @@ from srpo.rl.update import Learner, update_policy
 from srpo.rollouts.episode_store import EpisodeStore
 from srpo.rollouts.policy_runner import PolicyRunner, require_most_ran
 from srpo.runtime.checkpoint import Checkpoints
-from srpo.runtime.distributed import is_sharded, require_full_training, sync_weights
+from srpo.runtime.distributed import is_sharded, require_full_training, shard, sync_weights
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import fingerprint, sha256, write_manifest
 from srpo.runtime.preemption import preemptible
@@ -141,16 +140,23 @@ class Trainer:
     def load_learner(self) -> Learner:
         """The initial policy ready for training, its optimiser, and the reference of the KL penalty."""
         train = self.config.train
-        policy = load_policy(self.folders.policy, self.accelerator.device)
+        sharded = is_sharded(self.accelerator)
+
+        def spread(policy: OpenVLAOFT) -> None:
+            require_full_training(policy.settings)
+            policy.make_trainable(train.freeze_vision)
+            shard(policy, self.accelerator)
+
+        policy = load_policy(
+            self.folders.policy, self.accelerator.device, prepare=spread if sharded else None
+        )
         policy.statistics(self.config.suite)  # an error, if there are none
         # One mode throughout: sampling and learning must see the same network. It has no dropout to lose.
         policy.eval()
-        torch.manual_seed(self.config.seed)  # adapters start at random
-        policy.make_trainable(train.freeze_vision)
+        if not sharded:
+            torch.manual_seed(self.config.seed)  # adapters start at random
+            policy.make_trainable(train.freeze_vision)
         optimiser = optim.adamw(policy, train.learning_rate, train.weight_decay, train.betas)
-        if is_sharded(self.accelerator):
-            require_full_training(policy.settings)
-            self.accelerator.prepare(policy, optimiser)  # changes both in place
         reference = self.load_frozen(policy) if train.kl > 0 else None
         return Learner(policy, reference, optimiser, self.accelerator)
 
@@ -170,7 +176,7 @@ class Trainer:
         return [self.folders.demos / file_name(task) for task in tasks]
 
     def resume(self) -> None:
-        """Restore the last checkpoint, if there is one. Raises SystemExit if processes see different ones."""
+        """Restore the last checkpoint, if there is one."""
         restored = self.checkpoints.restore(self.learner.policy, self.learner.optimiser)
         if restored is not None:
             self.done, progress = restored
@@ -178,11 +184,6 @@ class Trainer:
             self.earlier = {
                 int(task): np.array(rows, np.float32) for task, rows in progress["earlier"].items()
             }
-        if len(steps := set(gather_object([self.done]))) > 1:
-            raise SystemExit(
-                f"{self.folders.scratch}: processes see checkpoints of different steps {sorted(steps)}; "
-                "start again"
-            )
         if self.accelerator.is_main_process:
             if self.done:
                 print(f"resuming after step {self.done}", flush=True)
@@ -213,6 +214,7 @@ class Trainer:
                 self.save(step)
         finally:
             self.stop_rollouts()
+            self.checkpoints.wait()  # while the scratch folder is this run's
         self.finish()
 
     def remaining_steps(self) -> Iterable[int]:
@@ -314,7 +316,7 @@ class Trainer:
         return target is not None and rate is not None and rate >= target
 
     def save(self, step: int) -> None:
-        """Write a checkpoint if one is due; the episodes before it are then no longer needed."""
+        """Write a checkpoint if one is due; episodes up to the last one written are no longer needed."""
         train = self.config.train
         if step % train.checkpoint_every or step == train.steps:
             return
@@ -322,10 +324,10 @@ class Trainer:
         if self.accelerator.is_main_process:
             write_rows(self.folders.scratch / "metrics.csv", self.logs["metrics"], RL_METRICS)
             if self.online:
-                self.store.clear(step)
+                self.store.clear(self.checkpoints.newest)
 
     def save_checkpoint(self, step: int) -> None:
-        """Everything that a resumed run continues from. All processes call, and the main one writes."""
+        """Everything that a resumed run continues from. All processes call, and each writes its part."""
         earlier = {task: rows.tolist() for task, rows in self.earlier.items()}
         progress = {"logs": self.logs, "earlier": earlier}
         self.checkpoints.save(step, self.learner.policy, self.learner.optimiser, progress)

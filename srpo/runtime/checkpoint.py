@@ -1,22 +1,37 @@
-"""Resumable training state in a scratch folder: written atomically, verified before use."""
+"""Resumable training state in a scratch folder: written by all processes, in the background; verified.
+
+A checkpoint is a folder of safetensors files, a part for each process, in the format of
+`torch.distributed.checkpoint`, which reads what any number of processes wrote into any other number. A part's
+marker, `part-<process>-of-<processes>.json`, has the hashes of its files and is written after them. The
+folder is a checkpoint once all its markers are there.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OFFSETS_KEY
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.tensor import DTensor
 
-from srpo.runtime.distributed import gather_full, shard_like
-from srpo.runtime.files import atomic_directory, write_json
+from srpo.runtime.distributed import gather_values, local_part, place
+from srpo.runtime.files import atomic_file, write_json
 from srpo.runtime.manifest import fingerprint, sha256
 
 PACKAGE = Path(__file__).resolve().parents[1]
+Part = dict[str, tuple[torch.Tensor, list[int]]]
+"""Of a checkpoint, what one process writes: pieces of tensors, and where they start in the whole ones."""
 
 
 def source_fingerprint() -> str:
@@ -28,9 +43,9 @@ class Checkpoints:
     """The checkpoints of one run, in `scratch/checkpoint-<step>` folders.
 
     A scratch folder belongs to one run, whose fingerprint is in its `run.json`. The state of another run
-    (changed settings, other inputs) is discarded with a message. The newest `keep` checkpoints are kept: if
-    one turns out damaged, the one before it serves. Of a distributed run's processes only the `writer`
-    changes the folder.
+    (changed settings, other inputs) is discarded with a message. The newest `keep` whole checkpoints are
+    kept: if one turns out damaged, the one before it serves. Of a distributed run's processes each writes its
+    part of the checkpoints, and only the `writer`, the first, anything else.
 
     The last checkpoint of a finished run stays, since its outputs may be asked for again: a job whose
     Snakemake was killed can finish before the job that replaces it starts. It serves only the same code.
@@ -40,6 +55,8 @@ class Checkpoints:
         self._folder = scratch
         self._keep = keep
         self._writer = writer
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
         if not writer:
             return
         self._marker = scratch / "run.json"
@@ -71,68 +88,179 @@ class Checkpoints:
     def save(
         self, step: int, model: nn.Module, optimiser: torch.optim.Optimizer, progress: dict[str, Any]
     ) -> None:
-        """Write the model's trained weights, the optimiser and `progress` (JSON) after `step`.
+        """Write the model's trained weights, the optimiser's moments and `progress` (JSON) after `step`.
 
-        Random generators are not needed: every random draw of a run is seeded by (seed, step). All processes
-        of a distributed run must call, since weights may be sharded over them; the writer writes.
+        All processes of a distributed run must call. Each copies its part to host memory, and a thread writes
+        it: the checkpoint is there when all have, and `wait` waits for this process's part. Raises what went
+        wrong in writing the one before, which this one waits for.
+
+        Random generators are not needed: every random draw of a run is seeded by (seed, step). Neither are
+        the optimiser's settings, which follow from the run's and from the step.
         """
-        trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-        weights, moments = (gather_full(tree, self._writer) for tree in (trained, optimiser.state_dict()))
-        if not self._writer:
-            return
-        with atomic_directory(self._folder / f"checkpoint-{step:08d}") as folder:
-            save_file({name: p.contiguous() for name, p in weights.items()}, folder / "model.safetensors")
-            torch.save(moments, folder / "optimiser.pt")
+        self.wait()
+        folder = self._folder / f"checkpoint-{step:08d}"
+        if self._writer:
+            shutil.rmtree(folder, ignore_errors=True)  # a run that was killed left it
             write_json(folder / "progress.json", progress)
-            hashes = {file.name: sha256(file) for file in folder.iterdir()}
-            write_json(folder / "hashes.json", hashes)
-        for old in self._all()[: -self._keep]:
-            shutil.rmtree(old)
+        gather_values(None)  # nobody writes before that
+        process, processes = place()
+        name = f"part-{process:05d}-of-{processes:05d}"
+        part = _own_part(_training_state(model, optimiser))
+        self._writing = self._thread.submit(self._write, folder, name, part)
+
+    def wait(self) -> None:
+        """Wait until this process's part of the last checkpoint is written. Raises what went wrong."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def _write(self, folder: Path, name: str, part: Part) -> None:
+        # In a thread, in which processes do nothing together: their group may be ended meanwhile.
+        offsets = {key: {SAVED_OFFSETS_KEY: offset} for key, (_, offset) in part.items()}
+        with atomic_file(folder / f"{name}.safetensors") as temporary:
+            tensors = {key: tensor for key, (tensor, _) in part.items()}
+            save_file(tensors, temporary, metadata={"format": "pt", CUSTOM_METADATA_KEY: json.dumps(offsets)})
+        files = [f"{name}.safetensors", *(["progress.json"] if self._writer else [])]
+        write_json(folder / f"{name}.json", {file: sha256(folder / file) for file in files})
+        if self._writer:
+            for old in self._complete()[: -self._keep]:  # this one counts if the others have written theirs
+                shutil.rmtree(old)
 
     def restore(
         self, model: nn.Module, optimiser: torch.optim.Optimizer
     ) -> tuple[int, dict[str, Any]] | None:
-        """Load the newest undamaged checkpoint into model and optimiser.
+        """Load the newest undamaged checkpoint into model and optimiser; all processes must call.
+
+        Each process verifies some of the parts, and reads what it needs of all.
 
         Returns its step and progress, or None if there is none.
+
+        Raises:
+            SystemExit: the processes see different checkpoints.
         """
-        for folder in reversed(self._all()):
-            if not self._is_intact(folder):
-                print(f"{folder}: incomplete or damaged; trying the one before", flush=True)
+        found = [folder.name for folder in self._complete()]
+        if any(other != found for other in gather_values(found)):
+            raise SystemExit(f"{self._folder}: processes see different checkpoints; start again")
+        for name in reversed(found):
+            folder = self._folder / name
+            if not all(gather_values(_is_intact(folder))):
+                if self._writer:
+                    print(f"{folder}: damaged; trying the one before", flush=True)
                 continue
-            trained = load_file(folder / "model.safetensors")
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    if parameter.requires_grad:
-                        parameter.copy_(shard_like(trained.pop(name), parameter))
-            if trained:
-                raise ValueError(f"{folder}: weights of another model: {sorted(trained)[:5]}")
-            # Mapped, not read: the processes of a machine share its pages.
-            state = torch.load(folder / "optimiser.pt", map_location="cpu", weights_only=True, mmap=True)
-            parameters = (parameter for group in optimiser.param_groups for parameter in group["params"])
-            for number, parameter in enumerate(parameters):
-                moments = state["state"].get(number, {})
-                moments.update({name: shard_like(value, parameter) for name, value in moments.items()})
-            optimiser.load_state_dict(state)
-            return int(folder.name.rsplit("-", 1)[1]), json.loads((folder / "progress.json").read_text())
+            _read(folder, model, optimiser)
+            return _step(folder), json.loads((folder / "progress.json").read_text())
         return None
 
+    @property
+    def newest(self) -> int:
+        """The step of the newest checkpoint that is written; 0 without one."""
+        return max(map(_step, self._complete()), default=0)
+
     def mark_finished(self) -> None:
-        """Mark the run as finished and remove all but its newest checkpoint; its outputs are in place."""
+        """Mark the run as finished and remove all but its newest checkpoint; its outputs are in place.
+
+        For the writer. Of the newest checkpoint the other processes may still be writing their parts.
+        """
+        self.wait()
         write_json(self._marker, self._run | {"finished_by": source_fingerprint()})
-        for path in set(self._folder.iterdir()) - {self._marker, self._all()[-1]}:
+        kept = {path for path in self._folder.glob("checkpoint-*") if _step(path) >= self.newest}
+        for path in set(self._folder.iterdir()) - {self._marker, *kept}:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()
 
-    def _all(self) -> list[Path]:
-        return sorted(path for path in self._folder.glob("checkpoint-*") if path.is_dir())
+    def _complete(self) -> list[Path]:
+        """The folders of which all processes have written their parts, by step."""
+        return sorted(folder for folder in self._folder.glob("checkpoint-*") if _is_complete(folder))
 
-    @staticmethod
-    def _is_intact(folder: Path) -> bool:
-        try:
-            hashes = json.loads((folder / "hashes.json").read_text())
-            return bool(hashes) and all(sha256(folder / name) == value for name, value in hashes.items())
-        except (OSError, ValueError):
-            return False
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+def _markers(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.glob("part-*.json"))
+    except FileNotFoundError:  # removed meanwhile
+        return []
+
+
+def _is_complete(folder: Path) -> bool:
+    markers = _markers(folder)
+    return bool(markers) and len(markers) == int(markers[0].stem.rpartition("-")[2])
+
+
+def _is_intact(folder: Path) -> bool:
+    """Whether the parts that this process verifies are what was written."""
+    process, processes = place()
+    try:
+        for marker in _markers(folder)[process::processes]:
+            hashes = json.loads(marker.read_text())
+            if not hashes or any(sha256(folder / name) != value for name, value in hashes.items()):
+                return False
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _training_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Trained weights and their moments by name: `model/<parameter>`, `<moment>/<parameter>`."""
+    trained = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    state = {f"model/{name}": parameter.detach() for parameter, name in trained.items()}
+    for parameter, moments in optimiser.state.items():
+        state |= {f"{moment}/{trained[parameter]}": value for moment, value in moments.items()}
+    return state
+
+
+def _own_part(state: Mapping[str, torch.Tensor]) -> Part:
+    """Copies in host memory of what this process writes, and where that starts in the whole tensors.
+
+    It is this process's shard of each sharded tensor, and every n-th of the others, which all processes hold.
+    """
+    process, processes = place()
+    part: Part = {}
+    for number, (name, tensor) in enumerate(state.items()):
+        sharded = isinstance(tensor, DTensor)
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        if local.numel() and (sharded or number % processes == process):
+            start = [extent.start for extent in local_part(tensor)]
+            part[name] = local.to("cpu", copy=True).contiguous(), start
+    return part
+
+
+def _read(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """Read a checkpoint of any number of processes: each reads its shard, or all, of each tensor.
+
+    Raises ValueError if it is of another model.
+    """
+    reader = dcp.HuggingFaceStorageReader(str(folder))
+    stored = reader.read_metadata().state_dict_metadata
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    state: dict[str, torch.Tensor] = {}
+    for key, described in stored.items():
+        assert isinstance(described, TensorStorageMetadata)
+        kind, name = key.split("/", 1)
+        parameter = trained.get(name)
+        if parameter is None:
+            raise ValueError(f"{folder}: weights of another model: {name}")
+        if kind == "model":
+            state[key] = parameter.detach()  # read in place
+        elif described.size == parameter.shape:
+            state[key] = torch.zeros_like(parameter, requires_grad=False)
+        else:  # of the whole tensor: the number of updates
+            state[key] = torch.zeros(described.size, dtype=described.properties.dtype)
+    if lacking := [name for name in trained if f"model/{name}" not in state]:
+        raise ValueError(f"{folder}: weights of another model: {lacking[:5]} are missing")
+    with warnings.catch_warnings():
+        # Every process knows what it reads, so they need not plan together, of which torch warns.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.load(state, storage_reader=reader, no_dist=True)
+    names = {parameter: name for name, parameter in trained.items()}
+    ordered = [names[parameter] for group in optimiser.param_groups for parameter in group["params"]]
+    kinds = {key.split("/", 1)[0] for key in state} - {"model"}
+    moments = {
+        number: {kind: state[f"{kind}/{name}"] for kind in kinds if f"{kind}/{name}" in state}
+        for number, name in enumerate(ordered)
+    }
+    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})

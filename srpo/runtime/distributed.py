@@ -3,23 +3,33 @@
 FSDP (configs/accelerate/fsdp-8gpu.yaml) is for full fine-tuning of weights that are too large for one GPU. A
 pass gathers them block by block in all processes at once, so all processes must make equally many passes.
 Rollouts do not: the policy that acts is an unsharded copy in each process, in the precision of the passes.
+
+No process ever holds all weights in float32: a policy is spread while it is on the meta device (`shard`), and
+then each process reads its part of them (`srpo.policies.weights`) and writes its part of a checkpoint
+(`srpo.runtime.checkpoint`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.utils._pytree import tree_map
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from srpo.config import Policy
 from srpo.errors import FinalExit
+from srpo.runtime.files import atomic_directory
 
 COLLECTIVE_TIMEOUT = timedelta(days=1)
 """How long a process waits for the others, whose episodes may take longer; torch's default is minutes."""
@@ -63,34 +73,75 @@ def require_full_training(policy: Policy) -> None:
         )
 
 
+def shard(model: nn.Module, accelerator: Accelerator) -> None:
+    """Spread a model over the processes under FSDP, in place; its tensors may be on the meta device.
+
+    `Accelerator.prepare` does this too, but only with an optimiser, whose parameters need values.
+    """
+    fsdp2_prepare_model(accelerator, model)
+
+
+def place() -> tuple[int, int]:
+    """This process's number, from 0, and how many processes there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def gather_values(value: Any) -> list[Any]:
+    """Every process's value, in their order; all must call, and none goes on before the others have."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+@contextmanager
+def shared_directory(path: Path) -> Iterator[Path]:
+    """`atomic_directory` for a folder into which all processes write; it is in place when one goes on."""
+    main = place()[0] == 0
+    with ExitStack() as stack:
+        temporary: Path = gather_values(stack.enter_context(atomic_directory(path)) if main else None)[0]
+        yield temporary
+        gather_values(None)
+    gather_values(None)
+
+
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """A sharded tensor gathered, for which all processes must call; any other tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gather_full(tree: Any, keep: bool) -> Any:
-    """`tree` with its sharded tensors gathered on the CPU, one by one; None in their place unless `keep`."""
-
-    def gather(value: Any) -> Any:
-        if not isinstance(value, DTensor):
-            return value
-        full = full_tensor(value)
-        return full.cpu() if keep else None
-
-    return tree_map(gather, tree)
+def local_part(tensor: torch.Tensor) -> tuple[slice, ...]:
+    """The part of a tensor that is this process's, in each dimension: of an unsharded one, all of it."""
+    shape, offsets = tuple(tensor.shape), (0,) * tensor.dim()
+    if isinstance(tensor, DTensor):
+        shape, offsets = compute_local_shape_and_global_offset(
+            tensor.shape, tensor.device_mesh, tensor.placements
+        )
+    return tuple(slice(start, start + size) for start, size in zip(offsets, shape, strict=True))
 
 
-def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A copy of a full tensor, which all processes have, sharded as `like` if that is and has its shape."""
-    if not isinstance(like, DTensor) or tensor.shape != like.shape:
-        return tensor.clone()
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+def with_local(tensor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """A tensor sharded as `tensor` whose `local_part` has these values; `values` if that is not sharded."""
+    if not isinstance(tensor, DTensor):
+        return values
+    return DTensor.from_local(
+        values,
+        tensor.device_mesh,
+        tensor.placements,
+        run_check=False,
+        shape=tensor.shape,
+        stride=tensor.stride(),
+    )
 
 
 def sync_weights(actor: nn.Module, policy: nn.Module) -> None:
-    """Copy the weights of `policy` to `actor`, unless they are the same module; all processes must call."""
+    """Copy the weights of `policy` to `actor`, unless they are the same module; all processes must call.
+
+    Shards are converted to the actor's precision before they are gathered, one tensor at a time.
+    """
     if actor is policy:
         return
     with torch.no_grad():
         for target, source in zip(actor.parameters(), policy.parameters(), strict=True):
-            target.copy_(full_tensor(source.detach()))
+            target.copy_(full_tensor(source.detach().to(target.dtype)))

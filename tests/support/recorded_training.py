@@ -6,8 +6,9 @@ amplifies rounding errors.
 
     live     the policy in training acts, and AdamW optimises
     sharded  under FSDP
-    killed   afterwards once more, into FOLDER/killed, and killed in the third step's update
+    killed   afterwards once more, into FOLDER/killed, and the last process killed in the third step's update
     resumed  that again, and nothing else
+    saving   the last process is killed half-way through its part of the second step's checkpoint
 """
 
 import os
@@ -19,15 +20,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from srpo.config import TrainStage, load_stage
 from srpo.envs.libero import load_task
 from srpo.episode import CHUNK, Episode, EpisodeSpec, FailedRun
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.rl import trainer
-from srpo.runtime import distributed
+from srpo.runtime import checkpoint, distributed
+from srpo.runtime.manifest import sha256
 from support.policies import SUITE, small_policy
-from support.sharding import ShardingAccelerator
+from support.sharding import ShardingAccelerator, assert_spread
 
 
 def episode(spec: EpisodeSpec, success: bool, steps: int, policy: OpenVLAOFT) -> Episode:
@@ -79,14 +82,32 @@ def descent(parameters: object, lr: float, weight_decay: float, **_: object) -> 
     return torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay)  # type: ignore[arg-type]
 
 
-UPDATE = trainer.Trainer.update
+UPDATE, SHARD = trainer.Trainer.update, trainer.shard
+
+
+def is_last() -> bool:
+    process, processes = distributed.place()
+    return process == processes - 1
 
 
 def killed(run: trainer.Trainer, *rest: Any) -> dict[str, float | None]:
     """An update, but the third does not return."""
-    if len(run.logs["metrics"]) == 2:
+    if len(run.logs["metrics"]) == 2 and is_last():
         os.kill(os.getpid(), signal.SIGKILL)
     return UPDATE(run, *rest)
+
+
+def killed_saving(file: Path) -> str:
+    """The hash of a file, but not of one of the second checkpoint, which is then without its marker."""
+    if file.parent.name == "checkpoint-00000002" and is_last():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sha256(file)
+
+
+def shard(model: OpenVLAOFT, accelerator: Accelerator) -> None:
+    assert all(tensor.is_meta for tensor in model.state_dict().values())
+    SHARD(model, accelerator)
+    assert_spread(model)
 
 
 def main() -> None:
@@ -97,6 +118,7 @@ def main() -> None:
         torch.optim.AdamW = descent  # type: ignore[assignment, misc]
     if "sharded" in how:
         distributed.Accelerator = ShardingAccelerator  # type: ignore[misc]
+        trainer.shard = shard  # type: ignore[assignment]
     config = load_stage(folder / "config.yaml", TrainStage)
 
     def train(out: Path, scratch: Path) -> None:
@@ -106,6 +128,8 @@ def main() -> None:
         train(folder / "out", folder / "scratch")
     if "killed" in how:
         trainer.Trainer.update = killed  # type: ignore[method-assign]
+    if "saving" in how:
+        checkpoint.sha256 = killed_saving
     if {"killed", "resumed"} & set(how):
         train(folder / "killed/out", folder / "killed/scratch")
     if "sharded" in how:

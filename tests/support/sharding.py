@@ -24,6 +24,14 @@ def environment(mixed_precision: str) -> dict[str, str]:
     return {k: v for k, v in variables.items() if k.startswith(("FSDP_", "ACCELERATE_"))}
 
 
+def assert_spread(model: nn.Module) -> None:
+    """The model is spread, and its blocks are gathered one by one."""
+    spread = {name for name, part in model.named_modules() if type(part).__name__.startswith("FSDP")}
+    prefix = "policy." if hasattr(model, "policy") else ""
+    blocks = {"vision_backbone.featurizer.blocks.1", "language_model.model.layers.1"}
+    assert {prefix + name for name in blocks} | {""} <= spread, spread
+
+
 class ShardingAccelerator(Accelerator):
     """Does on CPUs what accelerate does on GPUs. Runs may follow one another in a process."""
 
@@ -37,10 +45,7 @@ class ShardingAccelerator(Accelerator):
 
     def prepare(self, model: nn.Module, *others: Any) -> Any:  # type: ignore[override]
         prepared = super().prepare(model, *others)
-        spread = {name for name, part in model.named_modules() if type(part).__name__.startswith("FSDP")}
-        prefix = "policy." if hasattr(model, "policy") else ""
-        blocks = {"vision_backbone.featurizer.blocks.1", "language_model.model.layers.1"}
-        assert {prefix + name for name in blocks} | {""} <= spread, spread
+        assert_spread(model)
         return prepared
 
     def end_training(self) -> None:

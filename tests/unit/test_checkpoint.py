@@ -1,21 +1,29 @@
 """Resumable state: whole, verified, and of the right run."""
 
+import multiprocessing
+import os
+import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from srpo.episode import Episode, EpisodeSpec
 from srpo.rollouts.episode_store import EpisodeStore
-from srpo.runtime import checkpoint
+from srpo.runtime import checkpoint, distributed
 from srpo.runtime.checkpoint import Checkpoints
-from srpo.runtime.manifest import fingerprint
+from srpo.runtime.manifest import fingerprint, sha256
 from srpo.runtime.preemption import PREEMPTED, preemptible
 
 
@@ -34,6 +42,7 @@ def saved(scratch: Path, *steps: int) -> Checkpoints:
     checkpoints = Checkpoints(scratch, "run")
     for step in steps:
         checkpoints.save(step, *trained(step), {"rows": list(range(step))})
+    checkpoints.wait()
     return checkpoints
 
 
@@ -52,27 +61,130 @@ def test_resuming_gives_back_everything(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("checkpoint-*"))) == 2  # the last two are kept
 
 
-@pytest.mark.parametrize("damage", ["truncate", "remove", "no hashes"])
+@pytest.mark.parametrize("damage", ["truncate", "remove", "progress", "no marker"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved(tmp_path, 1, 2)
     newest = tmp_path / "checkpoint-00000002"
-    if damage == "truncate":
-        weights = newest / "model.safetensors"
-        weights.write_bytes(weights.read_bytes()[:-4])
-    else:
-        (newest / ("optimiser.pt" if damage == "remove" else "hashes.json")).unlink()
-    restored = Checkpoints(tmp_path, "run").restore(*trained(0))
-    assert restored is not None and restored[0] == 1
-    assert "incomplete or damaged" in capsys.readouterr().out
+    weights = newest / "part-00000-of-00001.safetensors"
+    match damage:
+        case "truncate":
+            weights.write_bytes(weights.read_bytes()[:-4])
+        case "remove":
+            weights.unlink()
+        case "progress":
+            (newest / "progress.json").write_text('{"rows": []}')
+        case _:
+            weights.with_suffix(".json").unlink()
+    model, optimiser = trained(0)
+    assert Checkpoints(tmp_path, "run").restore(model, optimiser) == (1, {"rows": [0]})
+    assert torch.equal(model.weight, trained(1)[0].weight)
+    # Without its marker it was never whole, which needs no message.
+    assert ("damaged; trying the one before" in capsys.readouterr().out) == (damage != "no marker")
 
 
 def test_a_half_written_checkpoint_is_not_one(tmp_path: Path) -> None:
+    """What went wrong in writing it is raised where it is waited for."""
     checkpoints = saved(tmp_path, 1)
-    with pytest.raises(TypeError, match="JSON"):  # weights and moments are written then
-        checkpoints.save(2, *trained(2), {"rows": object()})
-    assert {p.name for p in tmp_path.iterdir()} == {"run.json", "checkpoint-00000001"}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # as if the disk were full
+    try:
+        checkpoints.save(2, *trained(2), {})
+        with pytest.raises(SafetensorError, match="File too large"):
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in (tmp_path / "checkpoint-00000002").iterdir()] == ["progress.json"]
+    assert Checkpoints(tmp_path, "run").newest == 1
+
+
+def in_processes(processes: int, store: Path, work: Callable[[], None]) -> list[int | None]:
+    """Exit codes of so many processes of one group, in each of which `work` ran."""
+
+    def run(process: int) -> None:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{store}-{processes}", rank=process, world_size=processes
+        )
+        work()
+        dist.destroy_process_group()
+
+    context = multiprocessing.get_context("fork")  # they need not import anything
+    started = [context.Process(target=run, args=(process,)) for process in range(processes)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+        process.kill()
+    return [process.exitcode for process in started]
+
+
+def spread(steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A model after so many steps, under FSDP if there is a group; of some tensors processes have nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 1))
+    if dist.is_initialized():
+        fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        model(torch.ones(1, 7)).square().sum().backward()
+        optimiser.step()
+    return model, optimiser
+
+
+def whole(model: nn.Module, optimiser: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """All weights and moments."""
+    moments = [
+        state[name] for state in optimiser.state.values() for name in ("exp_avg", "exp_avg_sq", "step")
+    ]
+    return [distributed.full_tensor(tensor.detach()) for tensor in [*model.parameters(), *moments]]
+
+
+def test_any_number_of_processes_reads_what_another_wrote(tmp_path: Path) -> None:
+    def save() -> None:
+        Checkpoints(tmp_path / "run", "run", writer=dist.get_rank() == 0).save(2, *spread(2), {"rows": []})
+
+    def restore() -> None:
+        model, optimiser = spread(0)
+        writer = not dist.is_initialized()
+        assert Checkpoints(tmp_path / "run", "run", writer=writer).restore(model, optimiser) == (
+            2,
+            {"rows": []},
+        )
+        for mine, theirs in zip(whole(model, optimiser), expected, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6)
+
+    expected = whole(*spread(2))
+    assert in_processes(2, tmp_path / "store", save) == [0, 0]
+    assert len(list((tmp_path / "run/checkpoint-00000002").glob("*.safetensors"))) == 2
+    assert in_processes(3, tmp_path / "store", restore) == [0, 0, 0]
+    restore()
+
+
+def test_with_one_process_killed_in_a_save_the_checkpoint_before_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path) -> str:
+        if dist.get_rank() == 1 and path.parent.name == "checkpoint-00000002":
+            os.kill(os.getpid(), signal.SIGKILL)  # its part is written, its marker is not
+        return sha256(path)
+
+    def save() -> None:
+        checkpoints = Checkpoints(tmp_path / "run", "run", writer=dist.get_rank() == 0)
+        for step in (1, 2):
+            checkpoints.save(step, *spread(step), {})
+        checkpoints.wait()
+        os._exit(0)  # the group cannot be ended in order
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "sha256", killed)
+        assert in_processes(2, tmp_path / "store", save) == [0, -signal.SIGKILL]
+    assert len(list((tmp_path / "run/checkpoint-00000002").glob("*.safetensors"))) == 2
+    model, optimiser = spread(0)
+    assert Checkpoints(tmp_path / "run", "run").restore(model, optimiser) == (1, {})
+    for mine, theirs in zip(whole(model, optimiser), whole(*spread(1)), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6)
 
 
 def test_another_runs_state_is_discarded_and_said_so(
@@ -128,6 +240,7 @@ def test_as_many_checkpoints_are_kept_as_wanted(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, "run", keep=3)
     for step in range(1, 6):
         checkpoints.save(step, *trained(step), {})
+    checkpoints.wait()
     names = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
     assert names == [f"checkpoint-{step:08d}" for step in (3, 4, 5)]
 

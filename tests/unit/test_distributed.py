@@ -52,9 +52,10 @@ def training(
     """The output of a run in `folder`, resumed if there was one; `how`: options of recorded_training.py."""
     if not folder.exists():
         prepare(folder, stage(SETTINGS | settings))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if processes == 2 else []
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    program = [*(launcher if processes > 1 else []), str(ROOT / "tests/support/recorded_training.py")]
     done = subprocess.run(
-        [sys.executable, *launcher, str(ROOT / "tests/support/recorded_training.py"), str(folder), *how],
+        [sys.executable, *program, str(folder), *how],
         env=os.environ
         | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
         | (sharding.environment(precision) if "sharded" in how else {}),
@@ -143,6 +144,32 @@ def test_a_spread_policy_acts_as_it_learns_and_survives_a_kill(tmp_path: Path) -
     metrics, others = (rows(found, "metrics.csv", RL_METRICS) for found in (folder, folder / "killed"))
     pd.testing.assert_frame_equal(metrics, others, check_exact=True)
     assert metrics["update_kl"].max() < 1e-3 < metrics["kl"][1:].min()
+
+
+def test_killed_in_a_save_and_in_a_step_a_run_goes_on_in_any_number_of_processes(tmp_path: Path) -> None:
+    """Two spread it, three go on and spread it otherwise, one ends it with all weights: as never killed."""
+    training(tmp_path, processes=1)
+    whole = load_file(tmp_path / "out/policy/model.safetensors")
+    training(tmp_path, "sharded", "resumed", "saving", code=1)
+    left = {path.name for path in (tmp_path / "killed/scratch/checkpoint-00000002").iterdir()}
+    assert "part-00001-of-00002.safetensors" in left and "part-00001-of-00002.json" not in left
+    log = training(tmp_path, "sharded", "resumed", "killed", processes=3, code=1)
+    assert log.count("resuming after step 1") == 1
+    left = {path.name for path in (tmp_path / "killed/scratch/checkpoint-00000002").iterdir()}
+    parts = {f"part-0000{process}-of-00003" for process in range(3)}
+    assert left == {f"{part}.{kind}" for part in parts for kind in ("json", "safetensors")} | {
+        "progress.json"
+    }
+    log = training(tmp_path, "resumed", processes=1)
+    assert log.count("resuming after step 2") == 1
+    found = load_file(tmp_path / "killed/out/policy/model.safetensors")
+    assert max(float((found[name] - whole[name]).abs().max()) for name in whole) <= 2e-6  # as above
+    pd.testing.assert_frame_equal(
+        rows(tmp_path, "metrics.csv", RL_METRICS),
+        rows(tmp_path / "killed", "metrics.csv", RL_METRICS),
+        rtol=1e-4,
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize(
