@@ -34,7 +34,8 @@ class Workflow:
         self.hold.mkdir()
         copy_workflow(folder, "slurm_stage.py")
         preset = yaml.safe_load((folder / "example.yaml").read_text())
-        preset |= {"seeds": [0, 1], "gpus": 1, "world_models": [], "tables": {"t1": {"sheet": "tiny/t1"}}}
+        preset |= {"seeds": [0, 1], "world_models": [], "tables": {"t1": {"sheet": "tiny/t1"}}}
+        preset["parallel"] = {name: {"gpus": 1} for name in ("sft", "train", "evaluate")}
         (folder / "preset.yaml").write_text(yaml.safe_dump(preset))
         self.log = folder / "snakemake.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -264,7 +265,9 @@ def test_jobs_that_a_limit_keeps_from_starting(cluster: Cluster, workflow: Workf
     """They are told of and not waited for; under the site's limit they start, with their GPUs on one node."""
     run, target = "grpo-seed0", "results/example/runs/libero_goal/grpo/seed0/policy"
     preset = workflow.folder / "preset.yaml"
-    preset.write_text(preset.read_text().replace("gpus: 1", "gpus: 2"))
+    settings = yaml.safe_load(preset.read_text())
+    settings["parallel"]["train"]["gpus"] = 2
+    preset.write_text(yaml.safe_dump(settings))
     told = "will never start: PartitionTimeLimit"
     cluster.do("scontrol", "update", "PartitionName=main", "MaxTime=60")
     try:
