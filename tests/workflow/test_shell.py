@@ -1,4 +1,4 @@
-"""How a rule's job is run: its command on several GPUs, and what the shell prelude makes of its log and its end."""
+"""How a rule's job is run: its command on several GPUs, its log, its end."""
 
 from __future__ import annotations
 

@@ -210,6 +210,8 @@ def request(rule):
         # Snakemake's plugin starts a job on its first node, and one with `mpi` without a step of Slurm's around
         # it, so that the job itself can start one on all nodes: a task on each, however many GPUs that has.
         asked |= {"mpi": "srun", "tasks": layout.nodes, "tasks_per_gpu": 0}
+        if layout.gpus:  # `gpu` alone may give one node more of them than another
+            asked["gres"] = f"gpu:{layout.gpus}"
     return asked
 
 
