@@ -31,11 +31,13 @@ class Layout(Section):
     weight, gradient and moment, for all weights of a policy that is too large for one GPU."""
 
     @model_validator(mode="after")
-    def _one_process_a_gpu(self) -> Layout:
+    def _possible(self) -> Layout:
         if self.gpus and self.processes > 1:
             raise ValueError(
                 f"processes {self.processes} beside gpus {self.gpus}: each GPU has one process, leave it out"
             )
+        if self.strategy == "fsdp" and not self.gpus:
+            raise ValueError("strategy fsdp without gpus: accelerate shards on GPUs alone")
         return self
 
     @property

@@ -104,7 +104,8 @@ def test_a_preset_with_a_misfit_is_refused() -> None:
     [
         ({"train": {"gpus": 2, "processes": 2}}, "p: train: processes 2 beside gpus 2: each GPU has one"),
         ({"evaluate": {"nodes": 2}}, "p: evaluate.nodes 2: evaluations are many jobs"),
-        ({"evaluate": {"strategy": "fsdp"}}, "evaluation learns nothing"),
+        ({"evaluate": {"gpus": 1, "strategy": "fsdp"}}, "evaluation learns nothing"),
+        ({"train": {"processes": 2, "strategy": "fsdp"}}, "p: train: strategy fsdp without gpus"),
         ({"train": {"gpu": 2}}, r"p: train.gpu: unknown key \(did you mean `gpus`"),
     ],
 )
@@ -185,7 +186,7 @@ def told(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
 
 def test_two_nodes_meet_by_slurms_own_variables(tmp_path: Path) -> None:
     """Two launchers take the place of two nodes."""
-    layout = Layout(nodes=2, processes=2, strategy="fsdp")
+    layout = Layout(nodes=2, gpus=2, strategy="fsdp")
     command = [*node_command(layout, 4), "train", "--out", "a folder"]
     slurm = {"SLURM_JOB_ID": "123456", "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1"}
     nodes = [started(tmp_path, command, SLURM_NODEID=str(node), **slurm) for node in range(2)]
