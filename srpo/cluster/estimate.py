@@ -57,7 +57,7 @@ class Throughput:
             simulated = self.simulated(steps, stage.suite, stage.protocol, cores_of(job.rule, parallel))
             if self.training is not None and not isinstance(stage, DemosStage):
                 return Durations(max(simulated, steps / self.training))
-        if self.gpu is None or policy is None:
+        if self.gpu is None or policy is None or not gpus_of(job.rule, parallel):
             return Durations(simulated)
         return Durations(simulated, *operating(job, stage, policy, parallel, self.gpu))
 
@@ -66,7 +66,7 @@ def operating(
     job: Job, stage: Stage | WorldModelStage, policy: Policy, parallel: Parallel, gpu: Speeds
 ) -> tuple[float, ...]:
     """Seconds of acting, encoding and learning on a job's GPUs, at so many times the speed of one."""
-    used = max(1, gpus_of(job.rule, parallel))
+    used = gpus_of(job.rule, parallel)
     speeds = speeds_of(gpu, stage, policy)
     return tuple(flop / (speed * used) for flop, speed in zip(job.flop, speeds, strict=True))
 

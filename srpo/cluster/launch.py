@@ -35,7 +35,7 @@ from submitit.core.utils import FailedJobError
 from srpo.cluster.accounting import ask
 from srpo.cluster.processes import node_command, workers
 from srpo.cluster.resources import require_cores
-from srpo.config import Layout, TrainStage, load_stage
+from srpo.config import Layout, TrainStage, load_stage, validate
 from srpo.errors import run_command
 from srpo.runtime.files import write_json
 from srpo.runtime.preemption import PREEMPTED
@@ -158,7 +158,8 @@ def launch(arguments: argparse.Namespace) -> None:
     out, file = arguments.out, job_file(arguments.out)
     if file.exists() and (now := state(read_job(out))) in ("PENDING", "RUNNING"):
         raise SystemExit(f"{out}: is at work already ({now}): srpo launch cancel --out ...")
-    layout = Layout(nodes=arguments.nodes, gpus=arguments.gpus, strategy=arguments.strategy)
+    asked = {name: getattr(arguments, name) for name in ("nodes", "gpus", "strategy")}
+    layout = validate(Layout, asked, "srpo launch train")
     require_cores("train", layout, arguments.cpus, "--cpus")
     command = Command(training_command(arguments, layout), layout, arguments.cpus)
     try:

@@ -101,7 +101,7 @@ def report(planned: Plan, jobs: list[Job], throughput: Throughput, sizes: Sizes)
     ]
     if trainings:
         lines.append(time_line(max(job.seconds for job in trainings), chain_of()))
-    if throughput.gpu is not None:
+    if throughput.gpu is not None and parallel.train.gpus:
         policy, layout = policy_of_plan(planned), parallel.train
         lines += [memory_line(sizes.learning, policy, layout, throughput.gpu.card), ""]
         flop = [sum(job.flop) for job in trainings]
@@ -232,11 +232,7 @@ def assumptions(planned: Plan, throughput: Throughput) -> list[str]:
 
 def counting(parallel: Parallel, policy: Policy) -> list[str]:
     """How operations are counted, and how their time is put together."""
-    several = [
-        f"{rule} on {number}"
-        for rule in REQUESTS
-        if (number := gpus_of(rule, parallel)) > 1 and REQUESTS[rule].layout is not None
-    ]
+    several = [f"{rule} on {number}" for rule in REQUESTS if (number := gpus_of(rule, parallel)) > 1]
     shared = (
         f"LOWER BOUND: n GPUs are n times as fast as one ({', '.join(several)}): not measured; that they "
         "wait for one another, and for communication, takes no time"

@@ -86,7 +86,7 @@ def require_cores(rule: str, layout: Layout, cores: int, where: str) -> None:
     """Raise ConfigError if a node's cores are too few for the simulators of its GPUs.
 
     Args:
-        where: what says how many cores there are, e.g. `set-threads of the profile`.
+        where: what says how many cores there are, e.g. `set-threads`.
     """
     share = cores // layout.per_node
     if REQUESTS[rule].simulates and layout.gpus > 1 and share < LEAST_CORES:

@@ -56,34 +56,6 @@ def make_plan():
 mimetypes.add_type("text/plain", ".yaml")
 PLAN = make_plan()
 PRESET = PLAN.preset
-LONGEST = workflow.global_resources.get("runtime").value  # minutes, as the profile limits them
-
-
-def members_of(rule):
-    """How many of a rule's jobs may share a submission, one after the other."""
-    return workflow.group_settings.group_components.get(resources.GROUPS.get(rule), 1)
-
-
-def check_cores():
-    """A profile's `set-threads` leave each GPU enough cores."""
-    for rule, given in workflow.resource_settings.overwrite_threads.items():
-        if rule in resources.REQUESTS:
-            layout = resources.layout_of(rule, PRESET.parallel)
-            number = int(getattr(given, "value", given))
-            try:
-                resources.require_cores(rule, layout, number, "set-threads")
-            except ConfigError as error:
-                raise WorkflowError(str(error)) from None
-
-
-check_cores()
-
-
-@cache
-def check_tries():
-    """A training's time fits into its tries. How many these are Snakemake knows after it has read the rules."""
-    if retries := workflow.execution_settings.retries:
-        require_tries(PLAN, 1 + retries, LONGEST)
 RESULTS = f"results/{PRESET.name}"
 GAINS = Path(RESULTS, "tables", "gains.txt")
 # The report's first lines; its template sees nothing but the configuration.
@@ -184,6 +156,38 @@ def stage_of(folder):
 def scratch(wildcards, output):
     """The folder of a job's resumable state."""
     return scratch_path(output[0])
+
+
+LONGEST = workflow.global_resources.get(
+    "runtime"
+).value  # minutes, as the profile limits them
+
+
+def members_of(rule):
+    """How many of a rule's jobs may share a submission, one after the other."""
+    return workflow.group_settings.group_components.get(resources.GROUPS.get(rule), 1)
+
+
+def check_cores():
+    """A profile's `set-threads` leave each GPU enough cores."""
+    for rule, given in workflow.resource_settings.overwrite_threads.items():
+        if rule in resources.REQUESTS:
+            layout = resources.layout_of(rule, PRESET.parallel)
+            number = int(getattr(given, "value", given))
+            try:
+                resources.require_cores(rule, layout, number, "set-threads")
+            except ConfigError as error:
+                raise WorkflowError(str(error)) from None
+
+
+check_cores()
+
+
+@cache
+def check_tries():
+    """A training's time fits into its tries. How many these are Snakemake knows after it has read the rules."""
+    if retries := workflow.execution_settings.retries:
+        require_tries(PLAN, 1 + retries, LONGEST)
 
 
 def cores(rule):
