@@ -132,7 +132,8 @@ def documentation(configs: Path = CONFIGS) -> str:
             if subsection := section_of(inner.annotation):
                 nested[subsection.__name__] = subsection
     parts += [section(name, model, None) for name, model in nested.items()]
-    parts += [section(model.__name__, model, None) for model in (Preset, Parallel, Layout, Table)]
+    models: tuple[type[BaseModel], ...] = (Preset, Parallel, Layout, Table)
+    parts += [section(model.__name__, model, None) for model in models]
     return "\n".join(parts).rstrip() + "\n"
 
 
