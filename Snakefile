@@ -37,6 +37,12 @@ onstart:
         marker.unlink()  # of an earlier call: the user may have mended what was wrong
     if not workflow.local_exec:
         watch(Path.cwd(), logger.warning)
+    elif any(
+        layout.nodes > 1 for layout in (PRESET.parallel.sft, PRESET.parallel.train)
+    ):
+        raise WorkflowError(
+            "parallel: several nodes need Slurm: snakemake --profile slurm"
+        )
 
 
 rule all:

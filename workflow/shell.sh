@@ -22,28 +22,3 @@ logged() {
     [ $code -eq 0 ] || python -m srpo.runtime.out_of_memory >>"$log" || true
     return $code
 }
-
-# launch CORES GPUS: the command `srpo`, or what starts it once for each of a job's GPUs. Snakemake sets the libraries'
-# threads to the job's cores, and accelerate passes that on to every process, so each process's share is set here.
-launch() {
-    local threads
-    threads=$(share "$1" "$2")
-    if [ "$2" -gt 1 ]; then
-        echo env OMP_NUM_THREADS="$threads" MKL_NUM_THREADS="$threads" OPENBLAS_NUM_THREADS="$threads" \
-            accelerate launch --config_file "${BASH_SOURCE[0]%/*}/../configs/accelerate/multi-gpu.yaml" \
-            --num_processes "$2" --module srpo
-    else
-        echo srpo
-    fi
-}
-
-# share CORES GPUS: the cores of one process, at least one.
-share() {
-    local processes=$(($2 > 1 ? $2 : 1))
-    echo $(($1 > processes ? $1 / processes : 1))
-}
-
-# simulators CORES: the simulators of a process with so many cores (SIMULATORS_PER_CORE: workflow/rules/common.smk).
-simulators() {
-    echo $(($1 * SIMULATORS_PER_CORE))
-}

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from srpo.cluster.jobs import Durations, Job, jobs_of, policy_of
-from srpo.cluster.resources import cores, gpus_of
-from srpo.cluster.speeds import Speeds, nearest, read_rows
+from srpo.cluster.resources import cores_of, gpus_of, minutes
+from srpo.cluster.speeds import Speeds, choose_speeds, nearest, read_rows
 from srpo.config import (
     ConfigError,
     DemosStage,
+    Parallel,
     Policy,
     Protocol,
     SftStage,
@@ -21,6 +22,8 @@ from srpo.config import (
     WorldModelStage,
 )
 from srpo.config.plan import Plan
+
+DAY = 86400
 
 
 @dataclass(frozen=True)
@@ -45,22 +48,27 @@ class Throughput:
         return steps / (self.simulation[suite, protocol.render] * cores)
 
     def durations(
-        self, job: Job, stage: Stage | WorldModelStage, policy: Policy | None, gpus: int
+        self, job: Job, stage: Stage | WorldModelStage, policy: Policy | None, parallel: Parallel
     ) -> Durations:
         """Seconds of a job's parts; all of them are under `simulate` where a training was measured."""
         simulated = 0.0
         if job.episodes and isinstance(stage, Stage):
             steps = job.episodes * stage.protocol.max_steps
-            simulated = self.simulated(steps, stage.suite, stage.protocol, cores(job.rule, gpus))
+            simulated = self.simulated(steps, stage.suite, stage.protocol, cores_of(job.rule, parallel))
             if self.training is not None and not isinstance(stage, DemosStage):
                 return Durations(max(simulated, steps / self.training))
-        if self.gpu is None or policy is None:
+        if self.gpu is None or policy is None or not gpus_of(job.rule, parallel):
             return Durations(simulated)
-        used = max(1, gpus_of(job.rule, gpus))
-        per_gpu = speeds_of(self.gpu, stage, policy)
-        return Durations(
-            simulated, *(flop / (speed * used) for flop, speed in zip(job.flop, per_gpu, strict=True))
-        )
+        return Durations(simulated, *operating(job, stage, policy, parallel, self.gpu))
+
+
+def operating(
+    job: Job, stage: Stage | WorldModelStage, policy: Policy, parallel: Parallel, gpu: Speeds
+) -> tuple[float, ...]:
+    """Seconds of acting, encoding and learning on a job's GPUs, at so many times the speed of one."""
+    used = gpus_of(job.rule, parallel)
+    speeds = speeds_of(gpu, stage, policy)
+    return tuple(flop / (speed * used) for flop, speed in zip(job.flop, speeds, strict=True))
 
 
 def speeds_of(gpu: Speeds, stage: Stage | WorldModelStage, policy: Policy) -> tuple[float, float, float]:
@@ -97,7 +105,7 @@ def estimate(planned: Plan, throughput: Throughput, policy_bytes: int) -> list[J
     for folder, stage in planned.stages.items():
         policy = policy_of(planned, stage) if isinstance(stage, Stage) else None
         for job in jobs_of(planned, folder, stage, policy_bytes):
-            durations = throughput.durations(job, stage, policy, planned.preset.gpus)
+            durations = throughput.durations(job, stage, policy, planned.preset.parallel)
             jobs.append(job._replace(durations=durations))
     return jobs
 
@@ -109,13 +117,44 @@ class Held(NamedTuple):
     core: float = 0.0
 
 
-def held(jobs: Iterable[Job], gpus: int) -> Held:
-    """What jobs hold from their start to their end, in a preset with so many GPUs a job."""
+def held(jobs: Iterable[Job], parallel: Parallel) -> Held:
+    """What jobs hold from their start to their end."""
     jobs = list(jobs)
     return Held(
-        sum(job.seconds * gpus_of(job.rule, gpus) for job in jobs) / 3600,
-        sum(job.seconds * cores(job.rule, gpus) for job in jobs) / 3600,
+        sum(job.seconds * gpus_of(job.rule, parallel) for job in jobs) / 3600,
+        sum(job.seconds * cores_of(job.rule, parallel) for job in jobs) / 3600,
     )
+
+
+def allowed(tries: int, most: int | None = None) -> float:
+    """Seconds that a training has in all its tries. `most`: minutes that the site allows a job."""
+    return 60.0 * sum(minutes("train", attempt, most) for attempt in range(1, tries + 1))
+
+
+def require_tries(planned: Plan, tries: int, most: int | None = None) -> None:
+    """Raise ConfigError if the longest training needs more time than all its tries have.
+
+    It is taken to be as fast as on the card that was measured; of CPUs no speed is known.
+    """
+    parallel = planned.preset.parallel
+    if not parallel.train.gpus:
+        return
+    gpu = choose_speeds()
+    seconds, folder = 0.0, ""
+    for name, stage in planned.stages.items():
+        if isinstance(stage, TrainStage):
+            policy = policy_of(planned, stage)
+            (job,) = jobs_of(planned, name, stage, 0)
+            seconds, folder = max(
+                (seconds, folder), (sum(operating(job, stage, policy, parallel, gpu)), name)
+            )
+    if seconds > allowed(tries, most):
+        raise ConfigError(
+            f"{folder} takes {seconds / DAY:.1f} days or more on {gpus_of('train', parallel)} {gpu.card} "
+            f"(srpo plan), and {tries} tries of at most {minutes('train', tries, most)} minutes are "
+            f"{allowed(tries, most) / DAY:.1f}: set more gpus or nodes (parallel.train), more `retries` in "
+            "the profile or, where the site allows longer jobs, `runtime` under its `resources`"
+        )
 
 
 def critical_path(jobs: Iterable[Job]) -> tuple[float, list[Job]]:

@@ -1,12 +1,12 @@
 """One training run outside the workflow: submitted to Slurm, or started here, watched, stopped.
 
 srpo launch train --config CONFIG --policy FOLDER [--world-model FOLDER] [--demos FOLDER]
-    --out FOLDER --scratch FOLDER [--executor slurm|local|debug] [--gpus 8] [--nodes 2] [--cpus 16] ...
+    --out FOLDER --scratch FOLDER [--executor slurm|local|debug] [--gpus 8] [--nodes 2] [--strategy fsdp] ...
 srpo launch status --out FOLDER
 srpo launch cancel --out FOLDER
 
 `train` shows the log until the run ends; Ctrl-C leaves the run alone and only stops watching. The job starts
-one process a GPU (or one, without GPUs) with the command line of `srpo train`. Before its time limit, or
+`srpo train` as the workflow does (`srpo.cluster.processes`), once for each GPU. Before its time limit, or
 when preempted, it stops, is queued again and goes on from its scratch folder. Job states come from
 `squeue`, and from `sacct` where that works, so a cluster without accounting will do.
 """
@@ -16,22 +16,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import psutil
 import submitit
 from submitit.core.utils import FailedJobError
-from submitit.helpers import TorchDistributedEnvironment
 
 from srpo.cluster.accounting import ask
-from srpo.cluster.resources import simulators
-from srpo.config import TrainStage, load_stage
+from srpo.cluster.processes import node_command, workers
+from srpo.cluster.resources import require_cores
+from srpo.config import Layout, TrainStage, load_stage, validate
 from srpo.errors import run_command
 from srpo.runtime.files import write_json
 from srpo.runtime.preemption import PREEMPTED
@@ -45,20 +49,23 @@ UNFINISHED = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "R
 
 @dataclass(frozen=True)
 class Command:
-    """What a job runs: the command of a training process, in each of the run's processes."""
+    """What a job runs on each of its nodes: `srpo` with these arguments, in all of the node's processes."""
 
-    command: Sequence[str]
-    processes: int
+    arguments: Sequence[str]
+    layout: Layout
+    cores: int
 
     def __call__(self) -> None:
-        if self.processes > 1:
-            # Every process sees all of its node's GPUs and takes the one of its local rank.
-            TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # srpo, accelerate
+        environment = {**os.environ, "PATH": programs, "PYTHONUNBUFFERED": "1"}
         if (cores := os.environ.get("SLURM_CPUS_PER_TASK")) is not None:
-            os.environ.setdefault("OMP_NUM_THREADS", cores)  # or each would use all of the node's cores
-        code = subprocess.run(self.command, stderr=subprocess.STDOUT).returncode
-        if code == PREEMPTED:
-            # The signal that stopped training ends this process too, and requeues the job: wait for it.
+            environment.setdefault("OMP_NUM_THREADS", cores)  # or it would use all of the node's cores
+        command = [*node_command(self.layout, self.cores), *self.arguments]
+        signalled = threading.Event()
+        with noticed(signalled):
+            code = subprocess.run(command, stderr=subprocess.STDOUT, env=environment).returncode
+        if signalled.is_set() or code == PREEMPTED:
+            # The signal ends this process too, on the first node, and requeues the job: wait for it.
             time.sleep(2 * SIGNAL_SECONDS)
         if code:
             raise SystemExit(f"training ended with exit code {code}; the log above tells why")
@@ -68,23 +75,40 @@ class Command:
         return submitit.helpers.DelayedSubmission(self)
 
 
-def training_command(arguments: argparse.Namespace) -> list[str]:
-    """The command line of `srpo train`, with absolute paths."""
+@contextmanager
+def noticed(signalled: threading.Event) -> Iterator[None]:
+    """Within this block `signalled` is set when SIGNAL arrives, beside what submitit does then."""
+    number = signal.Signals[f"SIG{SIGNAL}"]
+    before = signal.getsignal(number)
+
+    def notice(number: int, frame: FrameType | None) -> None:
+        signalled.set()
+        if callable(before):
+            before(number, frame)
+
+    signal.signal(number, notice)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def training_command(arguments: argparse.Namespace, layout: Layout) -> list[str]:
+    """The arguments of `srpo train`, with absolute paths."""
     load_stage(arguments.config, TrainStage)  # its mistakes show now, not when the job starts
-    command = [sys.executable, "-u", "-m", "srpo", "train"]
+    command = ["train"]
     for name in ("config", "policy", "world_model", "demos", "out", "scratch"):
         if (path := getattr(arguments, name)) is not None:
             command += [f"--{name.replace('_', '-')}", str(path.resolve())]
-    cores = max(1, arguments.cpus // max(1, arguments.gpus))  # of one process
-    return [*command, "--workers", str(simulators(cores, arguments.gpus))]
+    return [*command, "--workers", str(workers(layout, arguments.cpus))]
 
 
 def make_executor(arguments: argparse.Namespace, folder: Path) -> submitit.Executor:
     """submitit's executor with the requested resources."""
     if arguments.executor == "slurm":
         return _slurm_executor(arguments, folder)
-    if arguments.nodes > 1 or arguments.gpus > 1:
-        raise SystemExit(f"--executor {arguments.executor} starts one process; for more GPUs see docs/hpc.md")
+    if arguments.nodes > 1:
+        raise SystemExit(f"--executor {arguments.executor} starts processes here: for more nodes use slurm")
     if arguments.executor == "local":
         local = submitit.LocalExecutor(folder, max_num_timeout=arguments.timeouts)
         local.update_parameters(timeout_min=arguments.minutes, signal_delay_s=SIGNAL_SECONDS)
@@ -95,12 +119,11 @@ def make_executor(arguments: argparse.Namespace, folder: Path) -> submitit.Execu
 def _slurm_executor(arguments: argparse.Namespace, folder: Path) -> submitit.SlurmExecutor:
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL  # also read in the job, which inherits it
     submitit.JobEnvironment.USR_SIG = SIGNAL  # was read from the environment when submitit was imported
-    tasks = max(1, arguments.gpus)
     parameters: dict[str, Any] = {
         "job_name": f"srpo-{arguments.out.name}",
         "nodes": arguments.nodes,
-        "ntasks_per_node": tasks,
-        "cpus_per_task": max(1, arguments.cpus // tasks),
+        "ntasks_per_node": 1,  # which starts all processes of its node
+        "cpus_per_task": arguments.cpus,
         "mem": f"{arguments.memory_gb}GB",
         "time": arguments.minutes,
         "signal_delay_s": SIGNAL_SECONDS,
@@ -137,7 +160,10 @@ def launch(arguments: argparse.Namespace) -> None:
     out, file = arguments.out, job_file(arguments.out)
     if file.exists() and (now := state(read_job(out))) in ("PENDING", "RUNNING"):
         raise SystemExit(f"{out}: is at work already ({now}): srpo launch cancel --out ...")
-    command = Command(training_command(arguments), arguments.nodes * max(1, arguments.gpus))
+    asked = {name: getattr(arguments, name) for name in ("nodes", "gpus", "strategy")}
+    layout = validate(Layout, asked, "srpo launch train")
+    require_cores("train", layout, arguments.cpus, "--cpus")
+    command = Command(training_command(arguments, layout), layout, arguments.cpus)
     try:
         job = make_executor(arguments, file.parent).submit(command)
     except FailedJobError as error:  # what sbatch says
@@ -237,6 +263,12 @@ def main() -> None:
     train.add_argument("--executor", choices=("slurm", "local", "debug"), default="slurm")
     train.add_argument("--nodes", type=int, default=1, help="nodes (default: 1)")
     train.add_argument("--gpus", type=int, default=0, help="GPUs a node, one process each (default: 0)")
+    train.add_argument(
+        "--strategy",
+        choices=("ddp", "fsdp"),
+        default="ddp",
+        help="fsdp trains all weights of a policy that is too large for one GPU (default: ddp)",
+    )
     train.add_argument(
         "--cpus", type=int, default=4, help="cores a node: a simulator each, two with GPUs (default: 4)"
     )

@@ -23,10 +23,11 @@ from srpo.analysis.typeset import Group, Row, Table, to_html
 from srpo.cluster.accounting import Use, uses
 from srpo.cluster.estimate import Held, estimate, held, read_throughput
 from srpo.cluster.jobs import Job, all_jobs
-from srpo.cluster.plan import THROUGHPUT, choose_speeds
-from srpo.cluster.resources import REQUESTS, cores, gpus_of
+from srpo.cluster.plan import THROUGHPUT
+from srpo.cluster.resources import REQUESTS, cores_of, gpus_of
+from srpo.cluster.speeds import choose_speeds
 from srpo.cluster.tries import History, Try, history
-from srpo.config import ConfigError
+from srpo.config import ConfigError, Parallel
 from srpo.config.plan import Plan, plan
 from srpo.config.resolve import load_preset
 from srpo.errors import run_command
@@ -83,7 +84,7 @@ class Entry:
         return self.state not in ("done", "running")
 
 
-def entries(jobs: Sequence[Job], past: History, preset: str, gpus: int, here: Path) -> list[Entry]:
+def entries(jobs: Sequence[Job], past: History, preset: str, parallel: Parallel, here: Path) -> list[Entry]:
     """Every try that has held something, in the order of their jobs in the plan."""
     tries = [one for one in past.tries if one.rule in REQUESTS]
     used = uses(one.slurm for one in tries if one.slurm is not None)
@@ -102,7 +103,7 @@ def entries(jobs: Sequence[Job], past: History, preset: str, gpus: int, here: Pa
                 rows.append(_timed(one, file))
         seconds = benchmark(file)
         if seconds is not None and job.name not in by_job:  # no log knows it: they were removed
-            asked = (cores(job.rule, gpus), gpus_of(job.rule, gpus))
+            asked = (cores_of(job.rule, parallel), gpus_of(job.rule, parallel))
             rows.append(Entry(job.name, job.rule, "done", *asked, seconds, "benchmark"))
         found += [replace(row, number=number) for number, row in enumerate(rows, 1)]
     return found
@@ -167,7 +168,7 @@ def benchmark(file: Path, since: float = 0.0) -> float | None:
 
 def planned_jobs(planned: Plan) -> tuple[list[Job], str]:
     """The preset's jobs with what `srpo plan` says they take, and why it says nothing, or ''."""
-    gpu = choose_speeds(None, None, None) if planned.preset.gpus else None
+    gpu = choose_speeds() if planned.preset.parallel.on_gpus else None
     try:
         return estimate(planned, read_throughput(THROUGHPUT, None, gpu), 0), ""
     except ConfigError as error:
@@ -192,15 +193,22 @@ def hours(value: float) -> str:
     return f"{value:.2g}" if value >= 0.001 or not value else "< 0.001"
 
 
-def table(found: Sequence[Entry], jobs: Sequence[Job], gpus: int, why_not: str = "") -> Table:
+def table(found: Sequence[Entry], jobs: Sequence[Job], parallel: Parallel, why_not: str = "") -> Table:
     """By stage, variant and try, with what was planned for each stage."""
     groups = []
     for stage in REQUESTS:
         mine = [entry for entry in found if entry.stage == stage]
         if mine:
-            foreseen = held((job for job in jobs if job.rule == stage), gpus)
-            groups.append(Group(_heading(stage, mine, foreseen, gpus, why_not), list(_rows(mine))))
-    groups.append(Group(_heading("in all", found, held(jobs, gpus), gpus, why_not), [_row("all", "", found)]))
+            foreseen = held((job for job in jobs if job.rule == stage), parallel)
+            groups.append(
+                Group(_heading(stage, mine, foreseen, parallel.on_gpus, why_not), list(_rows(mine)))
+            )
+    groups.append(
+        Group(
+            _heading("in all", found, held(jobs, parallel), parallel.on_gpus, why_not),
+            [_row("all", "", found)],
+        )
+    )
     notes = ["Held: from start to end, whether busy or not; failed tries are among them."]
     kinds = Counter(entry.source for entry in found)
     notes += [f"Times of {kinds[source]} tries: {text}." for source, text in SOURCES.items() if kinds[source]]
@@ -209,7 +217,7 @@ def table(found: Sequence[Entry], jobs: Sequence[Job], gpus: int, why_not: str =
     else:
         notes.append(
             "Planned: srpo plan, at the speeds that ship with it, for all of the preset"
-            + ("." if gpus else "; on CPUs a lower bound, which has simulation alone.")
+            + ("." if parallel.on_gpus else "; on CPUs a lower bound, which has simulation alone.")
         )
     columns = (
         "try",
@@ -223,14 +231,14 @@ def table(found: Sequence[Entry], jobs: Sequence[Job], gpus: int, why_not: str =
     return Table("Hours for which cores and GPUs were held", "stage, variant", columns, groups, notes)
 
 
-def _heading(name: str, mine: Sequence[Entry], foreseen: Held, gpus: int, why_not: str) -> str:
+def _heading(name: str, mine: Sequence[Entry], foreseen: Held, on_gpus: bool, why_not: str) -> str:
     spent = total(mine)
 
     def against(spent: float, planned: float, unit: str) -> str:
         return f"{hours(spent)} {unit}" + ("" if why_not else f" of {hours(planned)} planned")
 
     parts = [against(spent.core, foreseen.core, "core-hours")]
-    if gpus:
+    if on_gpus:
         parts.append(against(spent.gpu, foreseen.gpu, "GPU-hours"))
     return f"{name}: {', '.join(parts)}"
 
@@ -298,8 +306,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     planned = plan(*load_preset(arguments.preset), overrides=arguments.set)
     preset = planned.preset
     jobs, why_not = planned_jobs(planned)
-    found = entries(jobs, history(preset.name, Path.cwd()), preset.name, preset.gpus, Path.cwd())
-    shown = table(found, jobs, preset.gpus, why_not)
+    found = entries(jobs, history(preset.name, Path.cwd()), preset.name, preset.parallel, Path.cwd())
+    shown = table(found, jobs, preset.parallel, why_not)
     if arguments.out is not None:
         write_text(arguments.out / "tables/ledger.html", to_html(shown))
         write_text(arguments.out / "tables/ledger.csv", to_csv(found))

@@ -176,7 +176,7 @@ def _running(now: Snapshot) -> Iterator[str]:
 
 
 def _hours(now: Snapshot) -> Iterator[str]:
-    units = ["core", *(["gpu"] if now.gpus else [])]
+    units = ["core", *(["gpu"] if now.on_gpus else [])]
     labels = {"core": "core-hours", "gpu": "GPU-hours"}
     heads = "".join(
         f'<th scope="col">{labels[unit]}</th><th scope="col">of failed tries</th><th scope="col">planned</th>'

@@ -14,16 +14,26 @@ from __future__ import annotations
 import argparse
 import os
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from srpo import ROOT
-from srpo.cluster import operations, speeds
-from srpo.cluster.estimate import Throughput, critical_path, estimate, held, read_throughput
+from srpo.cluster import operations
+from srpo.cluster.estimate import (
+    DAY,
+    Throughput,
+    allowed,
+    critical_path,
+    estimate,
+    held,
+    read_throughput,
+)
 from srpo.cluster.jobs import Durations, Flop, Job, submissions, uncounted
-from srpo.cluster.resources import REQUESTS, cores, simulators
-from srpo.cluster.speeds import MEASUREMENTS, Speeds
-from srpo.config import ConfigError, Policy, SftStage, read_yaml
+from srpo.cluster.resources import REQUESTS, gpus_of
+from srpo.cluster.speeds import GPU, MEASUREMENTS, MFU, Speeds, choose_speeds
+from srpo.config import ConfigError, Layout, Parallel, Policy, SftStage, read_yaml
+from srpo.config.parallel import COPY
 from srpo.config.plan import Plan, plan
 from srpo.config.resolve import load_preset
 from srpo.episode import CHUNK, PROMPT_TOKENS
@@ -32,14 +42,11 @@ from srpo.policies.__main__ import POLICIES, read_policy
 
 THROUGHPUT = MEASUREMENTS / "rollout.csv"
 PROFILE = ROOT / "slurm/config.yaml"
-GPU, MFU = "h200", 0.4
-"""The defaults: a card, and the share of its peak that a card without measurements reaches. Llama 3 405B's
-pre-training reaches 0.38 to 0.43 of an H100's peak (arXiv 2407.21783, table 4: 380 to 430 TFLOP/s)."""
 PUBLISHED_GPU, PUBLISHED_STEPS = "a800", {8: 45, 16: 23}
 """Minutes of SimpleVLA-RL's step by number of GPUs (github.com/PRIME-RL/SimpleVLA-RL/issues/8), there called
 approximate, for a batch of 64. Its scripts make 64 × 8 rollouts of that, of up to 512 control steps,
 with all weights of OpenVLA-OFT 7B and no world model."""
-WIDTH = 138
+WIDTH = 144
 """Of the table, to which the lines below it are wrapped."""
 
 
@@ -47,7 +54,7 @@ class Sizes(NamedTuple):
     """Bytes of a policy.
 
     kept      what stays of a run: its weights, and in scratch its last checkpoint
-    learning  what learning holds on each GPU beside activations
+    learning  its weights, gradients and moments while it learns
     """
 
     kept: int
@@ -62,6 +69,20 @@ def policy_sizes(policy: Policy) -> Sizes:
     return Sizes(memory.weights(policy) + update.checkpoint, update.static)
 
 
+class Chain(NamedTuple):
+    """How often Snakemake starts a job that is longer than its time limit, and the site's limit, minutes."""
+
+    tries: int
+    most: int | None
+
+
+def chain_of(profile: Path = PROFILE) -> Chain:
+    """By the profile's `retries`, and `runtime` of its `resources`."""
+    settings = read_yaml(profile)
+    limits = dict(str(entry).split("=", 1) for entry in settings.get("resources") or [])
+    return Chain(1 + settings.get("retries", 0), int(limits["runtime"]) if "runtime" in limits else None)
+
+
 def group_sizes(profile: Path = PROFILE) -> dict[str, int]:
     """How many jobs of a group share a submission to Slurm, by the profile's `group-components`."""
     entries = read_yaml(profile).get("group-components") or []
@@ -72,48 +93,75 @@ def report(planned: Plan, jobs: list[Job], throughput: Throughput, sizes: Sizes)
     """The plan as a table with its assumptions."""
     seconds, chain = critical_path(jobs)
     path = " → ".join(f"{job.folder} ({job.seconds / 3600:.2f} h)" for job in chain)
+    parallel, trainings = planned.preset.parallel, [job for job in jobs if job.rule == "train"]
     lines = [
         "h: of a line's jobs one after another; GPU-hours, core-hours: what is held meanwhile",
         f"submissions to Slurm: {submissions(jobs, group_sizes())}",
         f"critical path: {seconds / 3600:.2f} h, with room for all jobs at once: {path}",
     ]
-    if throughput.gpu is not None:
-        lines += [memory_line(sizes.learning, throughput.gpu.card), ""]
-        lines += published(sum(sum(job.flop) for job in jobs if job.rule == "train"), throughput.gpu)
+    if trainings:
+        lines.append(time_line(max(job.seconds for job in trainings), chain_of()))
+    if throughput.gpu is not None and parallel.train.gpus:
+        policy, layout = policy_of_plan(planned), parallel.train
+        lines += [memory_line(sizes.learning, policy, layout, throughput.gpu.card), ""]
+        flop = [sum(job.flop) for job in trainings]
+        lines += published(flop, gpus_of("train", parallel), throughput.gpu)
     lines += ["", "assumed:", *(f"- {line}" for line in assumptions(planned, throughput))]
     wrapped = [textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for line in lines]
-    return "\n".join([*table(jobs, planned.preset.gpus), "", *wrapped])
+    return "\n".join([*table(jobs, parallel), "", *wrapped])
 
 
-def table(jobs: list[Job], gpus: int) -> list[str]:
-    """A line a rule and one for all: jobs, operations, hours by part, what is held, disk."""
+def table(jobs: list[Job], parallel: Parallel) -> list[str]:
+    """A line a rule and one for all: jobs, GPUs of each, operations, hours by part, what is held, disk."""
     columns = ("simulate, h", "act, h", "encode, h", "learn, h", "GPU-hours", "core-hours", "longest, h")
     heads = "".join(f"{name:>12}" for name in columns)
-    lines = [f"{'stage':14}{'jobs':>6}{'episodes':>11}{'PFLOP':>13}{heads}{'disk, GB':>10}"]
+    lines = [f"{'stage':14}{'jobs':>6}{'GPUs':>6}{'episodes':>11}{'PFLOP':>13}{heads}{'disk, GB':>10}"]
     for rule in (*REQUESTS, None):
         selected = [job for job in jobs if rule in (job.rule, None)]
         if not selected:
             continue
         parts = [sum(job.durations[k] for job in selected) / 3600 for k in range(len(Durations._fields))]
+        gpus = "" if rule is None else gpus_of(rule, parallel)
         lines.append(
-            f"{rule or 'in all':14}{len(selected):>6}{sum(job.episodes for job in selected):>11,}"
+            f"{rule or 'in all':14}{len(selected):>6}{gpus:>6}{sum(job.episodes for job in selected):>11,}"
             f"{sum(sum(job.flop) for job in selected) / 1e15:>13,.1f}"
-            + "".join(f"{hours:>12,.1f}" for hours in (*parts, *held(selected, gpus)))
+            + "".join(f"{hours:>12,.1f}" for hours in (*parts, *held(selected, parallel)))
             + f"{max(job.seconds for job in selected) / 3600:>12,.2f}"
             + f"{sum(job.disk for job in selected) / 1e9:>10,.1f}"
         )
     return lines
 
 
-def memory_line(held: int, gpu: str) -> str:
-    """What learning holds on a GPU, and whether that is too much."""
-    memory = operations.GPUS[gpu].memory
+def policy_of_plan(planned: Plan) -> Policy:
+    """The policy of the preset's first suite."""
+    return next(stage.policy for stage in planned.stages.values() if isinstance(stage, SftStage))
+
+
+def time_line(longest: float, chain: Chain) -> str:
+    """Whether the longest training, in seconds, is done by its last try."""
+    had = allowed(chain.tries, chain.most)
     line = (
-        f"memory: without FSDP, learning holds {held / 1e9:.1f} GB of each {gpu}'s {memory}: weights, "
-        "gradients, moments; activations and the world model come on top (srpo policy inspect)"
+        f"time limits: the longest training takes {longest / DAY:.1f} days, and the {chain.tries} tries of "
+        f"{os.path.relpath(PROFILE)} have {had / DAY:.1f}"
     )
-    if held > memory * 1e9:
-        line += ". TOO MUCH: set policy.lora and policy.dtype bfloat16, or use FSDP (docs/hpc.md)"
+    if longest > had:
+        line += ". TOO LONG: set more gpus or nodes (parallel.train), or more `retries` in the profile"
+    return line
+
+
+def memory_line(held: int, policy: Policy, layout: Layout, gpu: str) -> str:
+    """What learning holds on a GPU, and whether that is too much."""
+    memory, parts = operations.GPUS[gpu].memory, "weights, gradients, moments"
+    needed = float(held)
+    if layout.strategy == "fsdp":
+        needed = held / layout.size + COPY * policy.weights
+        parts = f"1/{layout.size} of {parts}, and the copy that acts"
+    line = (
+        f"memory: by {layout.strategy}, learning holds {needed / 1e9:.1f} GB of each {gpu}'s {memory}: "
+        f"{parts}; activations and the world model come on top (srpo policy inspect)"
+    )
+    if needed > memory * 1e9:
+        line += ". TOO MUCH: set policy.lora and policy.dtype bfloat16, or strategy fsdp and more GPUs"
     return line
 
 
@@ -126,8 +174,13 @@ def published_step() -> Flop:
     return Flop(act=queries * forward, learn=queries * operations.learning(policy))
 
 
-def published(training: int, gpu: Speeds) -> list[str]:
-    """Published step times, the same step at the speeds here, and what they make of `training` FLOP."""
+def published(trainings: Sequence[int], gpus: int, gpu: Speeds) -> list[str]:
+    """Published step times, the same step at the speeds here, and what they make of the preset's trainings.
+
+    Args:
+        trainings: FLOP of each.
+        gpus: of each.
+    """
     peak, step = operations.GPUS[PUBLISHED_GPU].tflops * 1e12, published_step()
     lines = [
         "published, and the same step as it is counted here (64 × 8 rollouts of 64 queries, all weights of "
@@ -143,10 +196,12 @@ def published(training: int, gpu: Speeds) -> list[str]:
         f"- {number} × {gpu.card} at the speeds below: act {act / number:.1f} + learn {learn / number:.1f} = "
         f"{(act + learn) / number:.1f} min, {sum(step) / (here * 60 * (act + learn)):.0%} of the peak"
     )
-    gpu_hours = training / sum(step) * number * minutes / 60
+    published_speed = sum(step) / (number * 60 * minutes)  # of one GPU
+    total, longest = sum(trainings) / published_speed, max(trainings, default=0) / published_speed
     lines.append(
         f"- the training here at the share of the peak that those {number} × {PUBLISHED_GPU} reach: "
-        f"{gpu_hours:,.0f} {PUBLISHED_GPU}-hours, {gpu_hours * peak / here:,.0f} {gpu.card}-hours"
+        f"{total / 3600:,.0f} {PUBLISHED_GPU}-hours, {total / 3600 * peak / here:,.0f} {gpu.card}-hours; the "
+        f"longest {longest / gpus / DAY:.1f} days on {gpus} × {PUBLISHED_GPU}"
     )
     return lines
 
@@ -168,24 +223,30 @@ def assumptions(planned: Plan, throughput: Throughput) -> list[str]:
             "assumed; --metrics adds what a training step takes, but not SFT, world models and scores"
         )
     else:
-        lines += [*throughput.gpu.notes, *counting(planned.preset.gpus)]
+        policy = policy_of_plan(planned)
+        lines += [*throughput.gpu.notes, *counting(planned.preset.parallel, policy)]
     if names := uncounted(planned):
         lines.append(f"not counted: {', '.join(names)}")
     return lines
 
 
-def counting(gpus: int) -> list[str]:
+def counting(parallel: Parallel, policy: Policy) -> list[str]:
     """How operations are counted, and how their time is put together."""
+    several = [f"{rule} on {number}" for rule in REQUESTS if (number := gpus_of(rule, parallel)) > 1]
     shared = (
-        f"training uses all {gpus} GPUs of a job and is {gpus} times as fast as on one: not measured, and "
-        f"{simulators(cores('train', gpus), gpus)} simulators shared by {gpus} make smaller batches; every "
-        "other job uses one"
+        f"LOWER BOUND: n GPUs are n times as fast as one ({', '.join(several)}): not measured; that they "
+        "wait for one another, and for communication, takes no time"
+    )
+    whole = (
+        "LOWER BOUND: while all weights are trained they act as fast as finished policies do, in full "
+        "batches; and finished policies of float32, which act in that, as fast as measured in bfloat16"
     )
     return [
         f"counted are matrix products, with prompts of {PROMPT_TOKENS} tokens. Learning takes 3 "
         "forward passes for adapters on frozen weights and 4 for all weights, with gradient checkpointing "
         "(less each block's last layer, which PyTorch does not recompute); without it one less",
-        *([shared] if gpus > 1 else []),
+        *([shared] if several else []),
+        *([whole] if policy.lora is None else []),
         "LOWER BOUND of the time for these operations: a job takes max(simulate, act) + encode + learn, as "
         "if simulation and acting overlapped fully (without overlap: their sum); loading, saving and "
         "communication take no time",
@@ -202,16 +263,6 @@ def _share(text: str) -> float:
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no share of the peak: give 0.4, say (0 < share ≤ 1)")
     return value
-
-
-def choose_speeds(card: str | None, share: float | None, file: Path | None) -> Speeds:
-    """The speeds that the options ask for. Raises ConfigError."""
-    if share is None and (measurements := file or speeds.shipped(card or GPU)):
-        gpu = speeds.measured(measurements)
-        if card not in (None, gpu.card):
-            raise ConfigError(f"{measurements}: column card has {gpu.card}, not {card} (--gpu)")
-        return gpu
-    return speeds.of_peak(card or GPU, share or MFU)
 
 
 def main() -> None:
@@ -240,16 +291,15 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     planned = plan(*load_preset(arguments.preset), overrides=arguments.set)
-    on_gpus = planned.preset.gpus > 0
+    on_gpus = planned.preset.parallel.on_gpus
     if not on_gpus and (arguments.gpu or arguments.mfu or arguments.measured):
         raise ConfigError(
-            f"--gpu, --mfu, --measured: preset {planned.preset.name} has gpus: 0, its policy runs on "
-            "CPUs: leave them out, or set gpus in the preset"
+            f"--gpu, --mfu, --measured: preset {planned.preset.name} has no GPUs, its policy runs on CPUs: "
+            "leave them out, or set gpus under `parallel` in the preset"
         )
     gpu = choose_speeds(arguments.gpu, arguments.mfu, arguments.measured) if on_gpus else None
     throughput = read_throughput(arguments.throughput, arguments.metrics, gpu)
-    policy = next(stage.policy for stage in planned.stages.values() if isinstance(stage, SftStage))
-    sizes = policy_sizes(policy)
+    sizes = policy_sizes(policy_of_plan(planned))
     jobs = estimate(planned, throughput, sizes.kept)
     print(report(planned, jobs, throughput, sizes))
 

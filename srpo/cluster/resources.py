@@ -9,35 +9,40 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
 
-from srpo.config import STYLES, PlusStage
+from srpo.config import STYLES, ConfigError, Layout, Parallel, PlusStage
 from srpo.libero_plus.tasks import count
 
 
 class Request(NamedTuple):
     """What a rule's jobs ask for.
 
-    cores    `threads`
-    minutes  of the first attempt (`runtime`)
-    gpus     of the preset's: none of them, one, or all (a process each)
+    cores      of a process: `threads` is as many for each GPU of a node, or as many for a node without
+    minutes    of the first attempt (`runtime`)
+    layout     the entry of the preset's `parallel`; None: one process, on a GPU if the preset has any
+    simulates  whether its processes simulate, each on its share of the cores
     """
 
     cores: int
     minutes: int
-    gpus: Literal["none", "one", "all"] = "one"
+    layout: Literal["sft", "train", "evaluate"] | None = None
+    simulates: bool = True
 
 
 REQUESTS = {
-    "demos": Request(8, 240, "none"),
+    "demos": Request(8, 240),
     "world_model": Request(8, 480),
-    "sft": Request(8, 1440),
-    "train": Request(16, 1440, "all"),
-    "evaluate": Request(8, 480),
-    "plus_shard": Request(8, 120),
-    "trajectories": Request(8, 480),
-    "score": Request(8, 480),
+    "sft": Request(8, 1440, "sft", simulates=False),
+    "train": Request(12, 1440, "train"),
+    "evaluate": Request(8, 480, "evaluate"),
+    "plus_shard": Request(8, 120, "evaluate"),
+    "trajectories": Request(8, 480, "evaluate"),
+    "score": Request(8, 480, simulates=False),
     "values": Request(8, 1440),
 }
 """By rule. `set-threads` and `set-resources` in slurm/config.yaml change them for a site."""
+LEAST_CORES = 4
+"""Cores of a process that acts on a GPU, at least, for eight simulators: batches of 8 queries kept a GPU busy
+four fifths of the time (docs/performance.md)."""
 SFT_CPU_CORES = 2
 """Cores of SFT without a GPU. Few and fixed: the last bits of sums depend on the number of threads, and the
 success of a policy whose fine-tuning stops early depends on those."""
@@ -51,14 +56,45 @@ MOST_MINUTES = 2 * 24 * 60
 """The longest time limit that is asked for where the profile names none: many clusters allow no more."""
 
 
-def cores(rule: str, gpus: int) -> int:
-    """Cores of a rule's jobs in a preset with so many GPUs a job."""
-    return SFT_CPU_CORES if rule == "sft" and not gpus else REQUESTS[rule].cores
+def layout_of(rule: str, parallel: Parallel) -> Layout:
+    """The processes of a rule's jobs."""
+    entry = REQUESTS[rule].layout
+    if entry is not None:
+        layout: Layout = getattr(parallel, entry)
+        return layout
+    return Layout(gpus=int(parallel.on_gpus and rule != "demos"))
 
 
-def gpus_of(rule: str, gpus: int) -> int:
-    """GPUs of a rule's jobs in a preset with so many GPUs a job."""
-    return {"none": 0, "one": min(1, gpus), "all": gpus}[REQUESTS[rule].gpus]
+def cores(rule: str, parallel: Parallel) -> int:
+    """Cores of a rule's jobs on each node."""
+    gpus = layout_of(rule, parallel).gpus
+    return SFT_CPU_CORES if rule == "sft" and not gpus else REQUESTS[rule].cores * max(1, gpus)
+
+
+def cores_of(rule: str, parallel: Parallel) -> int:
+    """Cores of a rule's jobs, on all nodes."""
+    return layout_of(rule, parallel).nodes * cores(rule, parallel)
+
+
+def gpus_of(rule: str, parallel: Parallel) -> int:
+    """GPUs of a rule's jobs, on all nodes."""
+    layout = layout_of(rule, parallel)
+    return layout.nodes * layout.gpus
+
+
+def require_cores(rule: str, layout: Layout, cores: int, where: str) -> None:
+    """Raise ConfigError if a node's cores are too few for the simulators of its GPUs.
+
+    Args:
+        where: what says how many cores there are, e.g. `set-threads`.
+    """
+    share = cores // layout.per_node
+    if REQUESTS[rule].simulates and layout.gpus > 1 and share < LEAST_CORES:
+        raise ConfigError(
+            f"{where}: {rule}: {cores} cores for {layout.gpus} GPUs leave each {share}, with "
+            f"{simulators(share, layout.gpus)} simulators, which keep it waiting: give each {LEAST_CORES}, "
+            f"{LEAST_CORES * layout.gpus} in all, or set fewer GPUs (parallel.{REQUESTS[rule].layout}.gpus)"
+        )
 
 
 def minutes(rule: str, attempt: int, most: int | None = None, members: int = 1) -> int:
@@ -74,8 +110,12 @@ def minutes(rule: str, attempt: int, most: int | None = None, members: int = 1) 
 
 
 def memory_mb(cores: int, gpus: int, attempt: int) -> int:
-    """Memory of a job: 2 GB a simulator, and the policy's share; up to twice as much after failures."""
-    first = 4000 + 2000 * simulators(cores, gpus) + (64000 if gpus else 0)
+    """Memory of a job on each node: 2 GB a simulator, and the policy's share; up to twice after failures.
+
+    That share is 64 GB with a GPU and 20 GB with each further one, 1.3 times a 7B policy in bfloat16.
+    """
+    policy = 64000 + 20000 * (gpus - 1) if gpus else 0
+    first = 4000 + 2000 * simulators(cores, gpus) + policy
     return min(2 * first, first * (attempt + 1) // 2)
 
 

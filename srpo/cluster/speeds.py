@@ -22,6 +22,9 @@ from srpo.config.resolve import CONFIGS
 from srpo.policies.__main__ import POLICIES, read_policy
 
 MEASUREMENTS = ROOT / "docs/performance"
+GPU, MFU = "h200", 0.4
+"""The defaults: a card, and the share of its peak that a card without measurements reaches. Llama 3 405B's
+pre-training reaches 0.38 to 0.43 of an H100's peak (arXiv 2407.21783, table 4: 380 to 430 TFLOP/s)."""
 POLICY, WORLD_MODEL = "openvla-7b", "vjepa2-vitg"
 """What `gpu-<card>.csv` measures."""
 BATCH = 16
@@ -69,6 +72,16 @@ def shipped(card: str) -> Path | None:
     """The file of what was measured on a card, if there is one."""
     path = MEASUREMENTS / f"gpu-{card}.csv"
     return path if path.is_file() else None
+
+
+def choose_speeds(card: str | None = None, share: float | None = None, file: Path | None = None) -> Speeds:
+    """The speeds that the options of `srpo plan` ask for, or the default ones. Raises ConfigError."""
+    if share is None and (measurements := file or shipped(card or GPU)):
+        gpu = measured(measurements)
+        if card not in (None, gpu.card):
+            raise ConfigError(f"{measurements}: column card has {gpu.card}, not {card} (--gpu)")
+        return gpu
+    return of_peak(card or GPU, share or MFU)
 
 
 class Rates(NamedTuple):

@@ -159,14 +159,14 @@ class _Reader:
         if len(parts) < 4 or parts[0] != "results" or parts[2] != "logs" or "jobid" not in fields:
             return
         resources = dict(item.partition("=")[::2] for item in fields.get("resources", "").split(", "))
-        gpus = resources.get("gpu", "0")
+        gpus, nodes = (resources.get(name, default) for name, default in (("gpu", "0"), ("nodes", "1")))
         self.newest[fields["jobid"]] = len(self.tries)
         self.tries.append(
             Try(
                 rule,
                 str(PurePosixPath(*parts[3:]).with_suffix("")),
                 parts[1],
-                int(fields.get("threads", "1")),
+                int(fields.get("threads", "1")) * (int(nodes) if nodes.isdecimal() else 1),
                 int(gpus) if gpus.isdecimal() else 0,
                 self.now,
             )

@@ -86,7 +86,7 @@ class Snapshot:
     """
 
     preset: str
-    gpus: int
+    on_gpus: bool
     taken: float
     states: Mapping[str, Mapping[State, int]]
     failures: Sequence[Failure]
@@ -123,7 +123,7 @@ class Watcher:
         past, waiting = history(preset.name, self.here), queue()
         now = time.time()
         if now >= self._entries_until:
-            self._entries = ledger.entries(self.jobs, past, preset.name, preset.gpus, self.here)
+            self._entries = ledger.entries(self.jobs, past, preset.name, preset.parallel, self.here)
             self._entries_until = now + ACCOUNTING_INTERVAL
         newest = {one.job: one for one in past.tries}
         found = {job: state_of(job, newest.get(job.name), waiting, self._results) for job in self.jobs}
@@ -138,7 +138,7 @@ class Watcher:
         by_stage = {stage: [entry for entry in self._entries if entry.stage == stage] for stage in stages}
         return Snapshot(
             preset.name,
-            preset.gpus,
+            preset.parallel.on_gpus,
             now,
             counts,
             list(self._failures(past)),
@@ -147,8 +147,11 @@ class Watcher:
             list(self._curves()),
             {stage: ledger.total(mine) for stage, mine in by_stage.items()},
             {stage: ledger.total(e for e in mine if e.failed) for stage, mine in by_stage.items()},
-            {stage: held((job for job in self.jobs if job.rule == stage), preset.gpus) for stage in stages},
-            ledger.table(self._entries, self.jobs, preset.gpus, self.why_not),
+            {
+                stage: held((job for job in self.jobs if job.rule == stage), preset.parallel)
+                for stage in stages
+            },
+            ledger.table(self._entries, self.jobs, preset.parallel, self.why_not),
             words,
             alive,
         )
@@ -264,12 +267,12 @@ def lines(now: Snapshot) -> Iterator[str]:
         if not failure.again:
             yield from (f"  | {line}" for line in failure.tail[-8:])
     yield ""
-    heads = ("core-hours", "planned", *(("GPU-hours", "planned") if now.gpus else ()))
+    heads = ("core-hours", "planned", *(("GPU-hours", "planned") if now.on_gpus else ()))
     yield f"{'stage':14}" + "".join(f"{name:>9}" for name in STATES) + "".join(f"{n:>12}" for n in heads)
     for stage, counts in now.states.items():
         spent, planned = now.spent[stage], now.planned[stage]
         cells = [hours(spent.core), hours(planned.core)]
-        cells += [hours(spent.gpu), hours(planned.gpu)] if now.gpus else []
+        cells += [hours(spent.gpu), hours(planned.gpu)] if now.on_gpus else []
         yield (
             f"{stage:14}"
             + "".join(f"{counts[state] or '·':>9}" for state in STATES)

@@ -6,7 +6,7 @@ A *stage* (demonstrations, world model, SFT, RL, evaluation, ...) is configured 
 holds only the sections the stage reads, so that a change in one section reruns only the stages that use it.
 
     fields, protocol, demos, policy, ...   the sections, a module each or for a few related ones
-    stages, preset                         what the sections are put together to
+    stages, parallel, preset               what the sections are put together to
     loading                                YAML → models, with errors that name file, key and fix
     layers, sheets, resolve, plan          the files of `configs/` → every stage of a preset's runs
     docs                                   what is generated from all this
@@ -16,6 +16,7 @@ from srpo.config.demos import Demos
 from srpo.config.evaluate import DIMENSIONS, STYLES, Dimension, Evaluate, Plus, RewardBenchmark, Values
 from srpo.config.fields import SUITES, TASKS_PER_SUITE, Section, Suite
 from srpo.config.loading import ConfigError, did_you_mean, load_stage, read_yaml, validate
+from srpo.config.parallel import Layout, Parallel
 from srpo.config.policy import Encoder, LanguageModel, Lora, Policy
 from srpo.config.preset import Preset, Table
 from srpo.config.protocol import CONTROL_HZ, PROFILES, Profile, Protocol
@@ -57,8 +58,10 @@ __all__ = [
     "EvaluateStage",
     "FrameSelection",
     "LanguageModel",
+    "Layout",
     "Lora",
     "Offline",
+    "Parallel",
     "Plus",
     "PlusStage",
     "Policy",

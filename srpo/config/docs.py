@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from srpo.config.loading import read_yaml, section_of
+from srpo.config.parallel import Layout, Parallel
 from srpo.config.preset import Preset, Table
 from srpo.config.resolve import CONFIGS
 from srpo.config.sheets import COLUMNS
@@ -131,7 +132,8 @@ def documentation(configs: Path = CONFIGS) -> str:
             if subsection := section_of(inner.annotation):
                 nested[subsection.__name__] = subsection
     parts += [section(name, model, None) for name, model in nested.items()]
-    parts += [section("Preset", Preset, None), section("Table", Table, None)]
+    models: tuple[type[BaseModel], ...] = (Preset, Parallel, Layout, Table)
+    parts += [section(model.__name__, model, None) for model in models]
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from srpo.config.fields import Suite
 from srpo.config.loading import ConfigError
+from srpo.config.parallel import misfits
 from srpo.config.preset import Preset
 from srpo.config.resolve import CONFIGS, Resolver
 from srpo.config.sheets import SheetRow
@@ -92,7 +93,10 @@ def plan(
         for table, spec in preset.tables.items()
     }
     planned = Plan(preset, {}, tables, sheets, resolver.sheets)
-    return replace(planned, stages=dict(_stages(planned, resolver)))
+    planned = replace(planned, stages=dict(_stages(planned, resolver)))
+    if lines := dict.fromkeys(misfits(preset.parallel, planned.stages)):  # suites mostly have the same
+        raise ConfigError("\n".join(f"{source}: {line}" for line in lines))
+    return planned
 
 
 def _stages(planned: Plan, resolver: Resolver) -> Iterator[tuple[str, Stage | WorldModelStage]]:

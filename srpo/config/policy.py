@@ -45,6 +45,12 @@ class Encoder(Section):
             raise ValueError(f"mlp_ratio {self.mlp_ratio} of hidden_size {self.hidden_size} is no width")
         return self
 
+    def weights(self, image_size: int) -> int:
+        """How many it has, blocks behind the one that is read left out (they are not built)."""
+        width, patches = self.hidden_size, (image_size // self.patch_size) ** 2
+        block = 4 * width**2 + 2 * width * int(width * self.mlp_ratio)
+        return (self.depth + self.read_block + 1) * block + (3 * self.patch_size**2 + patches) * width
+
 
 class LanguageModel(Section):
     """The Llama of the policy."""
@@ -136,3 +142,15 @@ class Policy(Section):
     def trainable(self) -> bool:
         """Whether it can be trained: bfloat16 rounds most updates of whole weights away."""
         return self.lora is not None or self.dtype != "bfloat16"
+
+    @property
+    def weights(self) -> int:
+        """How many weights it has, without adapters, biases and norms (a few thousandths at most)."""
+        llm, features = self.llm, sum(encoder.hidden_size for encoder in self.encoders)
+        fused = len(self.encoders) == 2
+        middle = 4 * features if fused else llm.hidden_size
+        projector = features * middle + middle * llm.hidden_size + fused * llm.hidden_size**2
+        block = 4 * llm.hidden_size**2 + 3 * llm.hidden_size * llm.intermediate_size
+        words = 2 * (llm.vocab_size + llm.padding) * llm.hidden_size  # that go in, and that come out
+        vision = sum(encoder.weights(self.image_size) for encoder in self.encoders)
+        return vision + projector + llm.layers * block + words

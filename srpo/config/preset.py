@@ -9,13 +9,13 @@ from pydantic import Field, model_validator
 from srpo.config.fields import (
     TASKS_PER_SUITE,
     Name,
-    NonNegativeInt,
     Section,
     Seed,
     Suite,
     TaskIds,
     require_distinct,
 )
+from srpo.config.parallel import Parallel
 
 
 class Table(Section):
@@ -43,8 +43,8 @@ class Preset(Section):
     world_model: str
     """`configs/world_models/<world_model>.yaml`: what rewards are measured in, but for the rows of sheets
     that name another (`world_model=<name>`)."""
-    gpus: NonNegativeInt
-    """GPUs that a job which runs the policy asks the scheduler for."""
+    parallel: Parallel = Parallel()
+    """Processes, GPUs and nodes of the jobs that run the policy; none: one process each, on CPUs."""
     world_models: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """`configs/world_models/<name>.yaml` compared by the reward benchmark (T3); none: no T3."""
     tables: dict[Literal["t1", "t2", "f2", "ablations"], Table]

@@ -32,7 +32,7 @@ RATE = optim.learning_rate
 def test_accelerate_reads_its_configuration(file: Path) -> None:
     """Its own loader refuses keys that it does not know."""
     config = load_config_from_file(str(file))
-    told = {"fsdp-8gpu": 8, "lora-1gpu": 1, "multi-gpu": -1}  # −1: the command line says how many
+    told = {"fsdp-8gpu": 8, "multi-gpu": -1}  # −1: the command line says how many
     assert config.num_processes == told[file.stem]
 
 

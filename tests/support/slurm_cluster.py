@@ -89,8 +89,8 @@ KillWait=3
 MinJobAge=86400
 AccountingStorageType=accounting_storage/none
 GresTypes=gpu
-NodeName=node[1-4] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=4 Boards=1 \
-SocketsPerBoard=1 CoresPerSocket=4 ThreadsPerCore=1 RealMemory=8192 Gres=gpu:2 State=UNKNOWN
+NodeName=node[1-4] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=16 Boards=1 \
+SocketsPerBoard=1 CoresPerSocket=16 ThreadsPerCore=1 RealMemory=8192 Gres=gpu:2 State=UNKNOWN
 PartitionName=main Nodes=node[1-4] Default=YES MaxTime=UNLIMITED DefaultTime=10 PriorityTier=1
 PartitionName=urgent Nodes=node[1-4] MaxTime=UNLIMITED DefaultTime=10 PriorityTier=10 PreemptMode=OFF
 """

@@ -9,7 +9,15 @@ import pytest
 
 from srpo import ROOT
 from srpo.cluster import resources
-from srpo.cluster.estimate import Throughput, critical_path, estimate, read_throughput
+from srpo.cluster.estimate import (
+    Throughput,
+    allowed,
+    critical_path,
+    estimate,
+    held,
+    read_throughput,
+    require_tries,
+)
 from srpo.cluster.jobs import (
     Durations,
     Flop,
@@ -22,17 +30,30 @@ from srpo.cluster.jobs import (
 )
 from srpo.cluster.operations import policy_forward
 from srpo.cluster.plan import (
+    Chain,
     Sizes,
-    choose_speeds,
+    chain_of,
     counting,
     group_sizes,
     main,
+    memory_line,
+    policy_of_plan,
     published,
     published_step,
     table,
+    time_line,
 )
-from srpo.cluster.speeds import Speeds, measured, nearest, of_peak, read_rates, read_table, shipped
-from srpo.config import Branching, ConfigError, Offline, Protocol, TrainStage
+from srpo.cluster.speeds import (
+    Speeds,
+    choose_speeds,
+    measured,
+    nearest,
+    of_peak,
+    read_rates,
+    read_table,
+    shipped,
+)
+from srpo.config import Branching, ConfigError, Layout, Offline, Parallel, Protocol, TrainStage
 from srpo.config.plan import plan
 from srpo.config.resolve import load_preset
 from srpo.errors import run_command
@@ -56,18 +77,40 @@ def test_what_jobs_ask_for() -> None:
     """Memory grows to twice the first, time to two days."""
     assert [resources.memory_mb(8, 0, attempt) for attempt in (1, 2, 3, 4)] == [20000, 30000, 40000, 40000]
     assert resources.memory_mb(8, 1, 1) == 4000 + 8 * 2 * 2000 + 64000
+    assert resources.memory_mb(96, 8, 1) == 4000 + 96 * 2 * 2000 + 64000 + 7 * 20000
     assert [resources.minutes("train", attempt) for attempt in (1, 2, 3)] == [1440, 2880, 2880]
-    assert [resources.cores("train", gpus) for gpus in (0, 8)] == [16, 16]
-    assert [resources.cores("sft", gpus) for gpus in (0, 1)] == [2, 8]
 
 
-def test_only_training_takes_all_gpus() -> None:
-    rules = ("train", "evaluate", "demos")
-    assert [[resources.gpus_of(rule, gpus) for gpus in (0, 1, 8)] for rule in rules] == [
-        [0, 1, 8],
-        [0, 1, 1],
-        [0, 0, 0],
-    ]
+def test_each_kind_of_job_has_its_own_processes() -> None:
+    """Those of a preset's entry; one on a GPU where there is no entry, demonstrations excepted."""
+    two_nodes = Layout(nodes=2, gpus=8, strategy="fsdp")
+    several = Parallel(sft=Layout(gpus=2), train=two_nodes, evaluate=Layout(processes=2))
+    asked = {
+        rule: (
+            resources.cores(rule, several),
+            resources.cores_of(rule, several),
+            resources.gpus_of(rule, several),
+        )
+        for rule in resources.REQUESTS
+    }
+    assert asked == {
+        **{"demos": (8, 8, 0), "world_model": (8, 8, 1), "sft": (16, 16, 2), "train": (96, 192, 16)},
+        **{"evaluate": (8, 8, 0), "plus_shard": (8, 8, 0), "trajectories": (8, 8, 0)},
+        **{"score": (8, 8, 1), "values": (8, 8, 1)},
+    }
+    assert {resources.gpus_of(rule, Parallel()) for rule in resources.REQUESTS} == {0}
+    assert resources.cores("sft", Parallel()) == 2
+
+
+def test_a_gpu_needs_cores_for_its_simulators() -> None:
+    eight = Layout(gpus=8)
+    with pytest.raises(
+        ConfigError, match=r"set-threads: train: 16 cores for 8 GPUs leave each 2, with 4 sim.*32 in all"
+    ):
+        resources.require_cores("train", eight, 16, "set-threads")
+    resources.require_cores("train", eight, 32, "set-threads")
+    resources.require_cores("sft", eight, 16, "set-threads")  # simulates nothing
+    resources.require_cores("train", Layout(gpus=1), 2, "set-threads")  # has all that there is
 
 
 def test_a_sites_limit_holds_for_groups_and_later_attempts() -> None:
@@ -152,7 +195,7 @@ def test_pictures_that_a_training_keeps() -> None:
 def test_the_papers_operations() -> None:
     """By hand: a query acts with 4.92 TFLOP, 4.99 with adapters beside the weights, and is learnt from with
     15.09; a video is encoded with 113.8 (`test_operations.py`)."""
-    preset, source = load_preset("paper")
+    preset, source = load_preset("paper-lora")
     found = plan(preset, source, ROOT / "configs")
     jobs = estimate(found, Throughput(Path("rollout.csv"), RATES, gpu=flat(1e15)), 0)
     by_folder = {job.folder: job for job in jobs}
@@ -160,9 +203,9 @@ def test_the_papers_operations() -> None:
     grpo, srpo = (by_folder[f"runs/libero_goal/{name}/seed0"] for name in ("grpo", "srpo"))
     assert grpo.flop == pytest.approx((3_375_104 * 4.992e12, 0, 3_375_104 * 15.085e12), rel=1e-3)
     assert srpo.flop == pytest.approx((grpo.flop.act, 52_736 * 113.82e12, grpo.flop.learn), rel=1e-3)
-    # Simulation: 52,736 episodes of 512 steps, 100 a second on each of 16 cores; policy: 10^15 a second.
-    assert grpo.durations == pytest.approx((16_875.52, 16_849, 0.0, 50_914), rel=1e-3)
-    assert grpo.seconds == pytest.approx(16_875.52 + 50_914, rel=1e-3)  # acting hides behind simulation
+    # Simulation: 52,736 episodes of 512 steps, 100 a second on each of 12 cores; policy: 10^15 a second.
+    assert grpo.durations == pytest.approx((22_500.69, 16_849, 0.0, 50_914), rel=1e-3)
+    assert grpo.seconds == pytest.approx(22_500.69 + 50_914, rel=1e-3)  # acting hides behind simulation
     # Offline: 512 rollouts acted and encoded once, learnt from in each of 10 passes.
     offline = by_folder["runs/libero_goal/srpo-offline/seed0"]
     assert offline.flop == pytest.approx((32_768 * 4.992e12, 512 * 113.82e12, 327_680 * 15.085e12), rel=1e-3)
@@ -190,20 +233,57 @@ def test_the_papers_operations() -> None:
     )
 
 
-def test_sft_and_several_gpus() -> None:
+def test_all_weights_on_several_gpus() -> None:
+    """The preset `paper`, with fine-tuning on two nodes of four GPUs."""
     preset, source = load_preset("paper")
-    preset = preset.model_copy(update={"gpus": 8})
-    planned = plan(
-        preset, source, ROOT / "configs", ["sft.updates=10", "policy.lora=null", "policy.dtype=float32"]
-    )
+    four = Layout(nodes=2, gpus=4, strategy="fsdp")
+    preset = preset.model_copy(update={"parallel": preset.parallel.model_copy(update={"sft": four})})
+    planned = plan(preset, source, ROOT / "configs", ["sft.updates=10"])
     jobs = estimate(planned, Throughput(Path("rollout.csv"), RATES, gpu=flat(1e15)), 0)
-    # 10 updates of 64 queries, all weights with checkpoints: 18.55 TFLOP a query, on one GPU
+    # 10 updates of 64 queries, all weights with checkpoints: 18.55 TFLOP a query, on eight GPUs
     learnt = [job.durations.learn for job in jobs if job.rule == "sft"]
-    assert learnt == pytest.approx([640 * 18.55e12 / 1e15] * 4, rel=1e-3)
+    assert learnt == pytest.approx([640 * 18.55e12 / 8e15] * 4, rel=1e-3)
     goal = next(job for job in jobs if job.folder == "runs/libero_goal/grpo/seed0")
     assert goal.durations.learn == pytest.approx(3_375_104 * 18.55e12 / 8e15, rel=1e-3)
-    assert any("8 times as fast as on one: not measured" in line for line in counting(8))
-    assert len(counting(1)) == len(counting(8)) - 1
+    assert goal.durations.simulate == pytest.approx(52_736 * 512 / (100 * 96))
+    spent = held([goal], preset.parallel)
+    assert (spent.gpu, spent.core) == pytest.approx((goal.seconds * 8 / 3600, goal.seconds * 96 / 3600))
+    assumed = counting(preset.parallel, policy_of_plan(planned))
+    assert any(
+        "LOWER BOUND: n GPUs are n times as fast as one (sft on 8, train on 8)" in line for line in assumed
+    )
+    assert any("float32, which act in that, as fast as measured in bfloat16" in line for line in assumed)
+    assert (
+        len(counting(Parallel(train=Layout(gpus=1)), read_policy(POLICIES / "openvla-7b.yaml")))
+        == len(assumed) - 2
+    )
+
+
+def test_a_training_fits_into_its_tries() -> None:
+    """The first of a day, the others of two, or of what the site allows."""
+    assert allowed(6) == (1 + 5 * 2) * 86400 and allowed(3, 720) == 3 * 720 * 60
+    profile = chain_of()
+    assert profile == Chain(6, None)
+    for name in ("paper", "paper-lora"):
+        require_tries(plan(*load_preset(name), ROOT / "configs"), *profile)
+    adapters = plan(*load_preset("paper-lora"), ROOT / "configs")
+    # libero_10: 219 steps of 2,785 s, 7.1 days (docs/performance.md)
+    with pytest.raises(
+        ConfigError, match=r"runs/libero_10/.* takes 7\.1 days or more on 1 h200 .*3 tries.* are 5\.0"
+    ):
+        require_tries(adapters, 3)
+    longer = "the longest training takes 7.1 days, and the 6 tries of slurm/config.yaml have 3.0. TOO LONG"
+    assert longer in time_line(7.1 * 86400, Chain(6, 720))
+    require_tries(plan(*load_preset("smoke"), ROOT / "configs"), 1, 1)  # of CPUs no speed is known
+
+
+def test_memory_of_learning() -> None:
+    """By hand: 120 GB of weights, gradients and moments; an eighth of it and 15 GB of the copy that acts."""
+    policy = read_policy(POLICIES / "openvla-7b.yaml")
+    whole = memory_line(120 * 10**9, policy, Layout(gpus=8), "h100")
+    assert "by ddp, learning holds 120.0 GB of each h100's 80" in whole and "TOO MUCH" in whole
+    sharded = memory_line(120 * 10**9, policy, Layout(gpus=8, strategy="fsdp"), "h100")
+    assert "by fsdp, learning holds 30.0 GB of each h100's 80" in sharded and "TOO MUCH" not in sharded
 
 
 def test_without_gpus_operations_take_no_time() -> None:
@@ -218,11 +298,12 @@ def test_published_steps_beside_the_count() -> None:
     assert published_step() == pytest.approx((161.3e15, 0, 607.7e15), rel=1e-3)
     # 769 PFLOP in 45 min of 8 · 312 TFLOP/s: 0.11 of the peak. At 0.4 of 8 · 989: 243 s = 4.0 min, of which
     # 0.8 act. As many operations as ten such steps: 10 · 45 min · 8 GPUs = 60 hours; on an H100, 312 / 989.
-    lines = published(10 * sum(published_step()), of_peak("h100", 0.4))
+    step = sum(published_step())
+    lines = published([6 * step, 4 * step], 8, of_peak("h100", 0.4))
     assert lines[1] == "- 8 × a800: 45 min, 11% of the peak"
     assert lines[2] == "- 16 × a800: 23 min, 11% of the peak"
     assert "8 × h100 at the speeds below: act 0.8 + learn 3.2 = 4.0 min, 40% of the peak" in lines[3]
-    assert "60 a800-hours, 19 h100-hours" in lines[4]
+    assert "60 a800-hours, 19 h100-hours; the longest 0.2 days on 8 × a800" in lines[4]  # 6 · 45 min
 
 
 def test_measured_rates_by_hand() -> None:
@@ -258,7 +339,7 @@ def test_each_job_goes_at_the_speed_of_its_kind() -> None:
 
     def ratios(*settings: str) -> dict[str, list[float]]:
         """Operations a second that jobs of a rule are planned with: act, encode, learn."""
-        preset, source = load_preset("paper")
+        preset, source = load_preset("paper-lora")
         planned = plan(preset, source, ROOT / "configs", settings)
         found = {}
         for job in estimate(planned, Throughput(Path("rollout.csv"), RATES, gpu=speeds), 0):
@@ -321,11 +402,11 @@ def test_table() -> None:
         ),
         Job("demos", "b", episodes=2, durations=Durations(3600)),
     ]
-    assert [line.split() for line in table(jobs, gpus=2)[1:]] == [
-        # a training: 2 h acting hide 1 h of simulation, 1 h encoding, 1 h learning: 4 h, 2 GPUs, 16 cores
-        ["demos", "1", "2", "0.0", "1.0", "0.0", "0.0", "0.0", "0.0", "8.0", "1.00", "0.0"],
-        ["train", "1", "7", "6.0", "1.0", "2.0", "1.0", "1.0", "8.0", "64.0", "4.00", "0.0"],
-        ["in", "all", "2", "9", "6.0", "2.0", "2.0", "1.0", "1.0", "8.0", "72.0", "4.00", "0.0"],
+    assert [line.split() for line in table(jobs, Parallel(train=Layout(gpus=2)))[1:]] == [
+        # a training: 2 h acting hide 1 h of simulation, 1 h encoding, 1 h learning: 4 h, 2 GPUs, 24 cores
+        ["demos", "1", "0", "2", "0.0", "1.0", "0.0", "0.0", "0.0", "0.0", "8.0", "1.00", "0.0"],
+        ["train", "1", "2", "7", "6.0", "1.0", "2.0", "1.0", "1.0", "8.0", "96.0", "4.00", "0.0"],
+        ["in", "all", "2", "9", "6.0", "2.0", "2.0", "1.0", "1.0", "8.0", "104.0", "4.00", "0.0"],
     ]
 
 
@@ -338,9 +419,8 @@ def test_the_documentation_shows_what_is_printed(
         re.DOTALL,
     )
     assert shown is not None
-    # As `srpo policy inspect` has it: 7.50 G weights of 2 bytes, 107.9 M adapters of 4,
-    # as many gradients, twice as many moments. Kept are weights, adapters, moments.
-    sizes = Sizes(kept=14_996_313_408 + 3 * 431_448_064, learning=14_996_313_408 + 4 * 431_448_064)
+    # As `srpo policy inspect` has it: 7,498 M weights, as many gradients, twice as many moments, of 4 bytes.
+    sizes = Sizes(kept=16 * 7_498_156_704, learning=16 * 7_498_156_704)
     monkeypatch.setattr("srpo.cluster.plan.policy_sizes", lambda policy: sizes)
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("sys.argv", ["plan", "--preset", "paper"])
@@ -351,10 +431,10 @@ def test_the_documentation_shows_what_is_printed(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "smoke", "--mfu", "0.5"], "preset smoke has gpus: 0"),
+        (["--preset", "smoke", "--mfu", "0.5"], "preset smoke has no GPUs"),
         (["--preset", "paper", "--mfu", "40"], "'40' is no share of the peak: give 0.4, say"),
         (["--preset", "paper", "--gpu", "h1000"], "invalid choice: 'h1000'"),
-        (["--preset", "smoke", "--measured", "gpu.csv"], "preset smoke has gpus: 0"),
+        (["--preset", "smoke", "--measured", "gpu.csv"], "preset smoke has no GPUs"),
         (["--preset", "paper", "--measured", "gpu.csv"], "gpu.csv: No such file or directory"),
         (["--preset", "paper", "--mfu", "0.4", "--measured", "gpu.csv"], "not allowed with argument --mfu"),
     ],

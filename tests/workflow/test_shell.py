@@ -1,4 +1,4 @@
-"""What the rules' shell prelude makes of a job: its command on several GPUs, its log, its end."""
+"""How a rule's job is run: its command on several GPUs, its log, its end."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from srpo.cluster.processes import job_command
+from srpo.config import Layout
 from support.workflow import ROOT
 
 PARSE = """
@@ -38,8 +40,7 @@ def test_accelerate_is_given_our_configuration_and_not_the_users(tmp_path: Path)
         "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\ngpu_ids: '0'\n"
         "mixed_precision: fp16\nnum_machines: 2\nnum_processes: 2\n"
     )
-    command = shell("launch 16 4").stdout.split()
-    assert command[:2] == ["env", "OMP_NUM_THREADS=4"] and command[-2:] == ["--module", "srpo"]
+    command = job_command(Layout(gpus=4), 16)
     wanted = {
         "gpu_ids": "all",
         "mixed_precision": "no",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from srpo.analysis.drawings import DRAWINGS
-from support.workflow import ROOT, seconds, snakemake
+from support.workflow import ROOT, run, seconds, snakemake
 
 DRAWN = {drawing.name for drawing in DRAWINGS}
 LOCAL = {"config", "plus", "plus_tasks", "checkpoint", "ledger", "all", *DRAWN}
@@ -52,9 +55,10 @@ def requests(output: str) -> dict[str, dict[str, int]]:
 
 
 def test_a_site_caps_jobs_groups_and_later_attempts(tmp_path: Path) -> None:
-    """And only training takes all of a node's GPUs, and not those of two nodes."""
+    """And each rule asks for the GPUs and nodes of its entry in the preset's `parallel`."""
     preset = tmp_path / "eight.yaml"
-    preset.write_text((ROOT / "tests/example.yaml").read_text().replace("gpus: 0", "gpus: 8"))
+    parallel = {"train": {"gpus": 8}, "sft": {"nodes": 2, "gpus": 4}, "evaluate": {"gpus": 1}}
+    preset.write_text(f"{(ROOT / 'tests/example.yaml').read_text()}parallel: {json.dumps(parallel)}\n")
     site = ["--resources", "in_turn=1", "runtime=1440", "mem_mb=90000", "--attempt", "3", "--cores", "100"]
     profile = ["--profile", str(ROOT / "slurm"), "--configfile", str(preset), "-n"]
     found = requests(snakemake(tmp_path, *profile, *site))
@@ -63,8 +67,40 @@ def test_a_site_caps_jobs_groups_and_later_attempts(tmp_path: Path) -> None:
         wanted = found[rule]
         assert wanted["runtime"] == minutes.get(rule, 1440), rule
         assert wanted["mem_mb"] == (40000 if rule == "demos" else 90000), rule
-        assert wanted.get("gpu", 0) == {"train": 8, "demos": 0}.get(rule, 1), rule
-        assert wanted.get("nodes") == (None if rule == "demos" else 1), rule
+        assert wanted.get("gpu", 0) == {"train": 8, "sft": 8, "demos": 0}.get(rule, 1), rule
+        assert wanted["nodes"] == (2 if rule == "sft" else 1), rule
+        # A task on each node, whatever its GPUs, where there are several.
+        asked = (wanted.get("tasks"), wanted.get("tasks_per_gpu"))
+        assert asked == ((2, 0) if rule == "sft" else (None, None)), rule
+
+
+@pytest.mark.parametrize(
+    ("site", "message"),
+    [
+        (
+            ["--set-threads", "train=16"],
+            "set-threads: train: 16 cores for 8 GPUs leave each 2, with 4 simulators",
+        ),
+        (["--retries", "0"], ""),
+        (
+            ["--retries", "1", "--resources", "in_turn=1", "runtime=600"],
+            "and 2 tries of at most 600 minutes are 0.8:",
+        ),
+    ],
+)
+def test_what_cannot_run_is_refused_before_any_job(tmp_path: Path, site: list[str], message: str) -> None:
+    """Too few cores for the simulators of a GPU, too few tries for the longest training."""
+    profile = [
+        "--profile",
+        str(ROOT / "slurm"),
+        "--configfile",
+        str(ROOT / "configs/presets/paper.yaml"),
+        "-n",
+    ]
+    target = "results/paper/runs/libero_10/srpo/seed0/policy"
+    done = run(tmp_path, *profile, *site, target, snakefile=ROOT / "Snakefile")
+    assert done.returncode == bool(message), done.stdout
+    assert message in done.stdout
 
 
 def test_local_rules_are_those_that_take_seconds() -> None:

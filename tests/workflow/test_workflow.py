@@ -17,6 +17,8 @@ import pytest
 import yaml
 
 from srpo.analysis.drawings import DRAWINGS
+from srpo.cluster.processes import job_command
+from srpo.config import Layout
 from support.workflow import ROOT, copy_workflow, dry_run, job_counts, run, seconds, snakemake
 
 PLUS = {  # tasks of LIBERO-Plus by suite: camera, robot, language, noise, layout, background, light
@@ -352,13 +354,6 @@ def test_report_has_every_table_and_figure(report: Path) -> None:
         assert label in page
 
 
-@pytest.mark.parametrize(
-    ("cores", "gpus", "share"), [(16, 0, 16), (16, 1, 16), (16, 3, 5), (16, 8, 2), (4, 8, 1)]
-)
-def test_a_process_a_gpu_has_its_share_of_the_cores(cores: int, gpus: int, share: int) -> None:
-    assert shell(f"share {cores} {gpus}") == f"{share}\n"
-
-
 def test_processes_on_gpus_have_no_more_threads_than_the_job_has_cores(tmp_path: Path) -> None:
     """As torch counts them in each process: Snakemake has given the job as many threads as cores."""
     (tmp_path / "srpo.py").write_text("import os, torch; os.write(1, b'%d\\n' % torch.get_num_threads())")
@@ -367,16 +362,10 @@ def test_processes_on_gpus_have_no_more_threads_than_the_job_has_cores(tmp_path:
     before = {f"{library}_NUM_THREADS": "2" for library in ("OMP", "MKL", "OPENBLAS", "GOTO")}
     path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, **before, "PATH": path, "PYTHONPATH": str(tmp_path)}
-    assert shell(f"cd {tmp_path}; $(launch 2 1)", environment) == "2\n"
-    assert shell(f"cd {tmp_path}; $(launch 2 2)", environment) == "1\n1\n"
-
-
-def shell(command: str, environment: dict[str, str] | None = None) -> str:
-    """What a command prints in the jobs' shell."""
-    script = f'. "{ROOT}/workflow/shell.sh"; {command}'
-    return subprocess.run(
-        ["bash", "-euc", script], env=environment, stdout=subprocess.PIPE, text=True, check=True
-    ).stdout
+    for gpus, printed in ((1, "2\n"), (2, "1\n1\n")):
+        command = job_command(Layout(gpus=gpus), 2)
+        done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+        assert (done.returncode, done.stdout) == (0, printed)
 
 
 @pytest.mark.parametrize(

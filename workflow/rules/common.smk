@@ -2,6 +2,7 @@
 import mimetypes
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -17,7 +18,8 @@ if not Path(HERE, "configs").is_dir():
 sys.path.insert(0, str(HERE))
 
 from srpo.analysis.drawings import DRAWINGS, OUTPUTS
-from srpo.cluster import resources
+from srpo.cluster import processes, resources
+from srpo.cluster.estimate import require_tries
 from srpo.cluster.jobs import all_jobs
 from srpo.cluster.queue import watch
 from srpo.cluster.resources import GROUPS, scratch_path, sweep_size
@@ -102,7 +104,6 @@ PROGRAMS = HERE / "workflow/bin" if DEPLOYED else Path(sys.executable).parent
 shell.prefix(
     f"export PATH={shlex.quote(str(PROGRAMS))}:$PATH; "
     f"export PYTHONPATH={shlex.quote(str(HERE))}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
-    f"export SIMULATORS_PER_CORE={resources.simulators(1, PRESET.gpus)}; "
     f". {shlex.quote(str(ROOT / 'workflow' / 'shell.sh'))}; "
 )
 
@@ -157,29 +158,85 @@ def scratch(wildcards, output):
     return scratch_path(output[0])
 
 
+LONGEST = workflow.global_resources.get(
+    "runtime"
+).value  # minutes, as the profile limits them
+
+
+def members_of(rule):
+    """How many of a rule's jobs may share a submission, one after the other."""
+    return workflow.group_settings.group_components.get(resources.GROUPS.get(rule), 1)
+
+
+def check_cores():
+    """A profile's `set-threads` leave each GPU enough cores."""
+    for rule, given in workflow.resource_settings.overwrite_threads.items():
+        if rule in resources.REQUESTS:
+            layout = resources.layout_of(rule, PRESET.parallel)
+            number = int(getattr(given, "value", given))
+            try:
+                resources.require_cores(rule, layout, number, "set-threads")
+            except ConfigError as error:
+                raise WorkflowError(str(error)) from None
+
+
+check_cores()
+
+
+@cache
+def check_tries():
+    """A training's time fits into its tries. How many these are Snakemake knows after it has read the rules."""
+    if retries := workflow.execution_settings.retries:
+        require_tries(PLAN, 1 + retries, LONGEST)
+
+
 def cores(rule):
-    return resources.cores(rule, PRESET.gpus)
+    return resources.cores(rule, PRESET.parallel)
 
 
-def gpus(rule):
-    return resources.gpus_of(rule, PRESET.gpus)
+def request(rule):
+    """The resources of a rule's jobs. Cores and memory are those of a node, GPUs those of all."""
+    layout, members = resources.layout_of(rule, PRESET.parallel), members_of(rule)
 
+    def memory(wildcards, threads, attempt):
+        return resources.memory_mb(threads, layout.gpus, attempt)
 
-def memory(rule):
-    def asked(wildcards, threads, attempt):
-        return resources.memory_mb(threads, gpus(rule), attempt)
-
-    return asked
-
-
-def minutes(rule):
-    def asked(wildcards, attempt):
+    def minutes(wildcards, attempt):
+        if rule == "train":
+            check_tries()
         # The profile's limit `runtime` caps jobs without help, but not the sum of a group's.
-        most = workflow.global_resources.get("runtime").value
-        members = workflow.group_settings.group_components.get(GROUPS.get(rule), 1)
-        return resources.minutes(rule, attempt, most, members)
+        return resources.minutes(rule, attempt, LONGEST, members)
 
+    asked = {"mem_mb": memory, "runtime": minutes, "nodes": layout.nodes}
+    if layout.gpus:
+        asked["gpu"] = layout.nodes * layout.gpus
+    if layout.nodes > 1:
+        # Snakemake's plugin starts a job on its first node, and one with `mpi` without a step of Slurm's around
+        # it, so that the job itself can start one on all nodes: a task on each, however many GPUs that has.
+        asked |= {"mpi": "srun", "tasks": layout.nodes, "tasks_per_gpu": 0}
+        if layout.gpus:  # `gpu` alone may give one node more of them than another
+            asked["gres"] = f"gpu:{layout.gpus}"
     return asked
+
+
+def launch(rule):
+    """What stands for `srpo` in a rule's command: it, or what starts it in all processes."""
+
+    # A parameter by `threads` is none by which Snakemake decides whether to run a job again.
+    def command(wildcards, threads):
+        layout = resources.layout_of(rule, PRESET.parallel)
+        return processes.job_command(layout, threads)
+
+    return command
+
+
+def workers(rule):
+    """The simulators of each of a rule's processes."""
+
+    def number(wildcards, threads):
+        return processes.workers(resources.layout_of(rule, PRESET.parallel), threads)
+
+    return number
 
 
 def demos_of(wildcards):

@@ -10,8 +10,7 @@ rule demos:
         "<benchmarks>/demos/{suite}.tsv"
     threads: cores("demos")
     resources:
-        mem_mb=memory("demos"),
-        runtime=minutes("demos"),
+        **request("demos"),
     params:
         scratch=scratch,
     shell:

@@ -20,13 +20,12 @@ rule evaluate:
         GROUPS["evaluate"]
     threads: cores("evaluate")
     resources:
-        mem_mb=memory("evaluate"),
-        runtime=minutes("evaluate"),
-        gpu=gpus("evaluate"),
-        nodes=1,
+        **request("evaluate"),
     params:
+        launch=launch("evaluate"),
+        workers=workers("evaluate"),
         scratch=scratch,
         baseline=lambda wildcards, input: flag("--baseline", input.get("baseline")),
     shell:
-        "logged {log:q} srpo evaluate --config {input.config:q} --policy {input.policy:q} {params.baseline:q}"
-        " --out {output.episodes:q} --sampled {output.sampled:q} --paths {output.paths:q} --videos {output.videos:q} --scratch {params.scratch:q} --workers $(simulators {threads})"
+        "logged {log:q} {params.launch:q} evaluate --config {input.config:q} --policy {input.policy:q} {params.baseline:q}"
+        " --out {output.episodes:q} --sampled {output.sampled:q} --paths {output.paths:q} --videos {output.videos:q} --scratch {params.scratch:q} --workers {params.workers}"

@@ -11,15 +11,14 @@ rule trajectories:
         "<benchmarks>/trajectories/{suite}.tsv"
     threads: cores("trajectories")
     resources:
-        mem_mb=memory("trajectories"),
-        runtime=minutes("trajectories"),
-        gpu=gpus("trajectories"),
-        nodes=1,
+        **request("trajectories"),
     params:
+        launch=launch("trajectories"),
+        workers=workers("trajectories"),
         scratch=scratch,
     shell:
-        "logged {log:q} srpo reward-benchmark collect --config {input.config:q}"
-        " --policy {input.policy:q} --out {output:q} --scratch {params.scratch:q} --workers $(simulators {threads})"
+        "logged {log:q} {params.launch:q} reward-benchmark collect --config {input.config:q}"
+        " --policy {input.policy:q} --out {output:q} --scratch {params.scratch:q} --workers {params.workers}"
 
 
 rule score:
@@ -36,10 +35,7 @@ rule score:
         "<benchmarks>/score/{suite}/{world_model}.tsv"
     threads: cores("score")
     resources:
-        mem_mb=memory("score"),
-        runtime=minutes("score"),
-        gpu=gpus("score"),
-        nodes=1,
+        **request("score"),
     params:
         scratch=scratch,
         checkpoint=lambda wildcards, input: flag(
@@ -66,12 +62,10 @@ rule values:
         "<benchmarks>/values/{suite}.tsv"
     threads: cores("values")
     resources:
-        mem_mb=memory("values"),
-        runtime=minutes("values"),
-        gpu=gpus("values"),
-        nodes=1,
+        **request("values"),
     params:
+        workers=workers("values"),
         scratch=scratch,
     shell:
         "logged {log:q} srpo values --config {input.config:q} --policy {input.policy:q}"
-        " --trajectories {input.trajectories:q} --out {output:q} --scratch {params.scratch:q} --workers $(simulators {threads})"
+        " --trajectories {input.trajectories:q} --out {output:q} --scratch {params.scratch:q} --workers {params.workers}"

@@ -29,17 +29,16 @@ rule plus_shard:
         GROUPS["plus_shard"]
     threads: cores("plus_shard")
     resources:
-        mem_mb=memory("plus_shard"),
-        runtime=minutes("plus_shard"),
-        gpu=gpus("plus_shard"),
-        nodes=1,
+        **request("plus_shard"),
     params:
+        launch=launch("plus_shard"),
+        workers=workers("plus_shard"),
         scratch=scratch,
         number=lambda wildcards: len(plus_shards(wildcards)),
     shell:
-        "logged {log:q} srpo evaluate --config {input.config:q} --policy {input.policy:q}"
+        "logged {log:q} {params.launch:q} evaluate --config {input.config:q} --policy {input.policy:q}"
         " --plus {input.tasks:q} --plus-data {input.data:q} --shard {wildcards.shard}/{params.number}"
-        " --out {output:q} --scratch {params.scratch:q} --workers $(simulators {threads})"
+        " --out {output:q} --scratch {params.scratch:q} --workers {params.workers}"
 
 
 rule plus:

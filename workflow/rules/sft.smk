@@ -14,11 +14,9 @@ rule sft:
         f"<benchmarks>/sft/{{suite}}/{SFT}/seed{{seed}}.tsv"
     threads: cores("sft")
     resources:
-        mem_mb=memory("sft"),
-        runtime=minutes("sft"),
-        gpu=gpus("sft"),
-        nodes=1,
+        **request("sft"),
     params:
+        launch=launch("sft"),
         demos=f"results/{PRESET.name}/demos/{{suite}}/data",
         out=subpath(output.policy, parent=True),
         scratch=scratch,
@@ -26,5 +24,5 @@ rule sft:
             "--checkpoint", input.get("checkpoint")
         ),
     shell:
-        "logged {log:q} srpo sft --config {input.config:q} --demos {params.demos:q}"
+        "logged {log:q} {params.launch:q} sft --config {input.config:q} --demos {params.demos:q}"
         " {params.checkpoint:q} --out {params.out:q} --scratch {params.scratch:q}"

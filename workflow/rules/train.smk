@@ -18,11 +18,10 @@ rule train:
         "<benchmarks>/train/{suite}/{variant}/seed{seed}.tsv"
     threads: cores("train")
     resources:
-        mem_mb=memory("train"),
-        runtime=minutes("train"),
-        gpu=gpus("train"),
-        nodes=1,
+        **request("train"),
     params:
+        launch=launch("train"),
+        workers=workers("train"),
         out=subpath(output.policy, parent=True),
         scratch=scratch,
         world_model=lambda wildcards, input: flag(
@@ -30,6 +29,6 @@ rule train:
         ),
         demos=lambda wildcards, input: flag("--demos", input.get("demos")),
     shell:
-        "logged {log:q} $(launch {threads} {resources.gpu}) train --config {input.config:q} --policy {input.policy:q}"
+        "logged {log:q} {params.launch:q} train --config {input.config:q} --policy {input.policy:q}"
         " {params.world_model:q} {params.demos:q} --out {params.out:q} --scratch {params.scratch:q}"
-        " --workers $(simulators $(share {threads} {resources.gpu}))"
+        " --workers {params.workers}"

@@ -10,10 +10,7 @@ rule world_model:
         "<benchmarks>/world_model/{world_model}.tsv"
     threads: cores("world_model")
     resources:
-        mem_mb=memory("world_model"),
-        runtime=minutes("world_model"),
-        gpu=gpus("world_model"),
-        nodes=1,
+        **request("world_model"),
     params:
         scratch=scratch,
     shell:

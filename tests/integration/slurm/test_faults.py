@@ -35,13 +35,14 @@ class Workflow:
         self.hold.mkdir()
         copy_workflow(folder, "slurm_stage.py")
         preset = yaml.safe_load((folder / "example.yaml").read_text())
-        preset |= {"seeds": [0, 1], "gpus": 1, "world_models": [], "tables": {"t1": {"sheet": "tiny/t1"}}}
+        preset |= {"seeds": [0, 1], "world_models": [], "tables": {"t1": {"sheet": "tiny/t1"}}}
+        preset["parallel"] = {name: {"gpus": 1} for name in ("sft", "train", "evaluate")}
         (folder / "preset.yaml").write_text(yaml.safe_dump(preset))
         self.log = folder / "snakemake.log"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *arguments: str, cores: int = 4) -> None:
-        """Start Snakemake. Jobs have so many of a node's four cores, and little of its memory."""
+    def start(self, *arguments: str, cores: int = 16) -> None:
+        """Start Snakemake. Jobs have so many of a node's sixteen cores, and little of its memory."""
         command = [
             sys.executable,
             str(SUPPORT / "slurm_polling.py"),
@@ -201,7 +202,7 @@ def test_lost_cancelled_preempted_and_overlong_jobs(cluster: Cluster, workflow: 
     assert (workflow.folder / "results/example/tables/t1.csv").exists()
     check_names(cluster)
     # Every job had one of its node's two GPUs, and libraries that start no more threads than it has cores.
-    threads = min(4, len(os.sched_getaffinity(0)))
+    threads = min(16, len(os.sched_getaffinity(0)))
     given = list(workflow.folder.glob("scratch/example/runs/*/*/*/given"))
     assert len(given) == 4 and {file.read_text() for file in given} == {f"0 {threads}\n" * 2}
 
@@ -284,11 +285,13 @@ def test_jobs_that_a_limit_keeps_from_starting(cluster: Cluster, workflow: Workf
     """They are told of and not waited for; under the site's limit they start, with their GPUs on one node."""
     run, target = "grpo-seed0", "results/example/runs/libero_goal/grpo/seed0/policy"
     preset = workflow.folder / "preset.yaml"
-    preset.write_text(preset.read_text().replace("gpus: 1", "gpus: 2"))
+    settings = yaml.safe_load(preset.read_text())
+    settings["parallel"]["train"]["gpus"] = 2
+    preset.write_text(yaml.safe_dump(settings))
     told = "will never start: PartitionTimeLimit"
     cluster.do("scontrol", "update", "PartitionName=main", "MaxTime=60")
     try:
-        workflow.start(target, cores=2)
+        workflow.start(target, cores=8)
         workflow.wait(lambda: told in workflow.log.read_text(), "a word about a job of 240 minutes")
         command = [sys.executable, "-m", "srpo", "status", "preset.yaml"]
         status = subprocess.run(command, cwd=workflow.folder, capture_output=True, text=True, timeout=300)
@@ -311,7 +314,7 @@ def test_jobs_that_a_limit_keeps_from_starting(cluster: Cluster, workflow: Workf
             "sleep 3600",
         )
         others = [cluster.do("sbatch", "-w", node, *one) for node in NODES]
-        workflow.start(target, "--resources", "in_turn=1", "runtime=60", cores=2)
+        workflow.start(target, "--resources", "in_turn=1", "runtime=60", cores=8)
         workflow.wait(lambda: any("rule_train" in job[3] for job in cluster.jobs("pending")), "a training")
         training = next(job for job, _, _, comment in cluster.jobs("pending") if "rule_train" in comment)
         workflow.wait(

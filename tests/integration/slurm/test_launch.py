@@ -8,11 +8,13 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+import cloudpickle
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
 from srpo.cluster.launch import Command, job_file, make_executor, state
+from srpo.config import Layout
 from srpo.policies.checkpoints import save_policy
 from srpo.results.rows import read_rows
 from srpo.results.schemas import RL_METRICS
@@ -85,11 +87,32 @@ def test_a_training_is_launched_preempted_cancelled_and_finished(cluster: Cluste
     pd.testing.assert_frame_equal(rows[0], rows[1], check_exact=True)
 
 
-RANK = """
-echo "$RANK/$WORLD_SIZE $LOCAL_RANK $MASTER_ADDR $CUDA_VISIBLE_DEVICES $OMP_NUM_THREADS" >> {log}
-trap "exit 75" USR1 TERM
-[ -e {go} ] || for i in $(seq 600); do sleep 0.1; done
+PROCESS = """
+import os, signal, sys, time
+from pathlib import Path
+
+def write(text):
+    with open({log!r}, "a") as log:
+        log.write(text + chr(10))
+
+def stop(number, frame):
+    write("stopped")
+    sys.exit(75)
+
+signal.signal(signal.SIGUSR1, stop)
+names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+write(" ".join([os.environ[name] for name in names] + sys.argv[1:]))
+while not Path({go!r}).exists():
+    time.sleep(0.1)
 """
+
+
+class OtherProgram(Command):
+    """Starts another program in place of `srpo`: in these processes, not in the one that submitit starts."""
+
+    def __call__(self) -> None:
+        os.environ["PYTHONPATH"] = self.arguments[0]
+        super().__call__()
 
 
 def test_processes_of_two_nodes_find_one_another(
@@ -97,21 +120,24 @@ def test_processes_of_two_nodes_find_one_another(
 ) -> None:
     """And share their nodes' cores, and go on together after Slurm's signal. What trains is stood in for."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # jobs do not see the tests' folder
     wanted = Namespace(
-        **dict(executor="slurm", out=tmp_path, nodes=2, gpus=2, cpus=4, memory_gb=1, minutes=60, timeouts=3),
+        **dict(executor="slurm", out=tmp_path, nodes=2, gpus=2, cpus=8, memory_gb=1, minutes=60, timeouts=3),
         **dict.fromkeys(("partition", "account", "qos", "constraint")),
     )
     log, go = tmp_path / "log", tmp_path / "go"
-    command = ["bash", "-c", RANK.format(log=log, go=go)]
-    job = make_executor(wanted, tmp_path / "launch").submit(Command(command, 4))
-    wait_until(lambda: log.exists() and log.read_text().count("\n") == 4, "four processes")
-    ranks = [f"{rank}/4 {rank % 2} node1 0,1 2" for rank in range(4)]
+    (tmp_path / "srpo.py").write_text(PROCESS.format(log=str(log), go=str(go)))
+    command = OtherProgram([str(tmp_path)], Layout(nodes=2, gpus=2), 8)
+    job = make_executor(wanted, tmp_path / "launch").submit(command)
+    wait_until(lambda: log.exists() and log.read_text().count("\n") == 4, "four processes", 300)
+    ranks = [f"{rank} 4 {rank % 2} 127.0.0.1 0,1 4 {tmp_path}" for rank in range(4)]
     assert sorted(log.read_text().splitlines()) == ranks
     cluster.do("scancel", "--signal=USR1", job.job_id)
+    wait_until(lambda: log.read_text().count("stopped") == 4, "four processes that stop", 120)
     go.touch()
     cluster.hurry(job.job_id)
-    wait_until(lambda: cluster.state(job.job_id) == "COMPLETED", "the job's end")
-    assert sorted(log.read_text().splitlines()) == sorted(2 * ranks)
+    wait_until(lambda: cluster.state(job.job_id) == "COMPLETED", "the job's end", 300)
+    assert sorted(log.read_text().splitlines()) == sorted([*2 * ranks, *4 * ["stopped"]])
     assert state({"executor": "slurm", "job": job.job_id}) == "COMPLETED"
     assert state({"executor": "slurm", "job": "99999"}) == "UNKNOWN"
 
