@@ -130,6 +130,7 @@ class Moment:
     """A policy query of an episode, and how the branches that went on from there ended.
 
     number     of the episode in its step
+    query      its number in the episode, from 0
     branches   that ran
     successes  of these
     steps      control steps of these
@@ -244,6 +245,7 @@ class Collector:
 
 
 def _without_images(episode: Episode) -> Episode:
+    # Copies: a view would keep all images in memory.
     return replace(episode, images=episode.images[:0].copy(), frames=episode.frames[:0].copy())
 
 
