@@ -258,7 +258,8 @@ def evaluate(
         SystemExit: too few episodes could be run; nothing is written, and what ran stays in the journal.
     """
     libero = libero_record(config.suite)
-    comparison, compared = None, {}
+    comparison: Comparison | None = None
+    compared: dict[str, str] = {}
     if isinstance(config, EvaluateStage) and baseline is not None:
         comparison, compared = Comparison(config, baseline), {"baseline": sha256(baseline)}
     policy = load_policy(policy_folder, own_device())

@@ -122,7 +122,7 @@ def jobs_of(plan: Plan, folder: str, stage: Stage | WorldModelStage, policy_byte
     elif isinstance(stage, EvaluateStage):
         episodes = len(stage.tasks) * stage.evaluate.episodes_per_task
         flop = acting_flop(stage, policy, episodes)
-        compared = (f"{sft}/evaluation",) if stage.stops_early else ()
+        compared: tuple[str, ...] = (f"{sft}/evaluation",) if stage.stops_early else ()
         yield Job("evaluate", folder, (folder.removesuffix("/evaluation"), *compared), episodes, flop)
     elif isinstance(stage, PlusStage):
         total, size = sweep_size(stage), stage.plus.shard_size
