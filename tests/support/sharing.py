@@ -21,8 +21,16 @@ T = TypeVar("T")
 def together(work: Callable[[Peers], T], size: int) -> list[T]:
     """What each of so many threads makes of `work`, in the order of their ranks."""
     store = HashStore()
+
+    def run(peers: Peers) -> T:
+        try:
+            return work(peers)
+        except BaseException:
+            peers.fail()
+            raise
+
     with ThreadPoolExecutor(size) as threads:
-        return list(threads.map(work, [Peers(rank, size, store) for rank in range(size)]))
+        return list(threads.map(run, [Peers(rank, size, store) for rank in range(size)]))
 
 
 def start(work: Callable[[Peers], object], size: int) -> list[BaseProcess]:
