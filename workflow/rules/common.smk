@@ -185,9 +185,10 @@ check_cores()
 
 @cache
 def check_tries():
-    """A training's time fits into its tries. How many these are Snakemake knows after it has read the rules."""
-    if retries := workflow.execution_settings.retries:
-        require_tries(PLAN, 1 + retries, LONGEST)
+    """A training's time fits into its tries. Snakemake knows their number when it has read the rules, to run jobs."""
+    settings = workflow.execution_settings
+    if settings and settings.retries:
+        require_tries(PLAN, 1 + settings.retries, LONGEST)
 
 
 def cores(rule):

@@ -111,7 +111,7 @@ class OtherProgram(Command):
     """Starts another program in place of `srpo`: in these processes, not in the one that submitit starts."""
 
     def __call__(self) -> None:
-        os.environ["PYTHONPATH"] = self.arguments[0]
+        os.chdir(self.arguments[0])  # where `python -m` looks first
         super().__call__()
 
 
