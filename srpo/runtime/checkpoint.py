@@ -206,7 +206,9 @@ def _is_intact(folder: Path) -> bool:
 
 def _training_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Trained weights and their moments by name: `model/<parameter>`, `<moment>/<parameter>`."""
-    trained = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained: dict[torch.Tensor, str] = {
+        parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
     state = {f"model/{name}": parameter.detach() for parameter, name in trained.items()}
     for parameter, moments in optimiser.state.items():
         state |= {f"{moment}/{trained[parameter]}": value for moment, value in moments.items()}
