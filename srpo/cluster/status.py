@@ -104,12 +104,10 @@ def progress(folder: str, stage: Stage | WorldModelStage, here: Path) -> Progres
 
 
 def _evaluation(folders: Sequence[Path], total: int, finished: int) -> Progress:
-    """Of an evaluation that keeps a row an episode in each of its scratch folders."""
+    """Of an evaluation that keeps a row an episode in each of its scratch folders, a file a process."""
     statuses: list[str] = []
     rate, newest = 0.0, 0.0
-    for journal in (folder / "rows.jsonl" for folder in folders):
-        if not journal.is_file():
-            continue
+    for journal in (path for folder in folders for path in folder.glob("rows*.jsonl")):
         lines = journal.read_text(encoding="utf-8").splitlines()
         statuses += [row["status"] for row in map(_row, lines) if row]
         marker = journal.with_name("run.json")  # written when the attempt began
