@@ -119,10 +119,11 @@ def smoke(tmp_path: Path) -> Path:
     statuses = ["success", "failure", "infra_error", "success"]
     (journal / "run.json").write_text("{}")
     lines = [json.dumps({"status": value}) for value in statuses]
-    (journal / "rows.jsonl").write_text("\n".join([*lines, '{"status": "suc']))
     now = time.time()
     os.utime(journal / "run.json", (now - 100, now - 100))
-    os.utime(journal / "rows.jsonl", (now - 50, now - 50))
+    for name, own in (("rows.jsonl", [*lines[:3], '{"status": "suc']), ("rows-1.jsonl", lines[3:])):
+        (journal / name).write_text("\n".join(own))  # of two processes; one is writing
+        os.utime(journal / name, (now - 50, now - 50))
     assert preset.name == "smoke" and plan(preset, source)
     return tmp_path
 
