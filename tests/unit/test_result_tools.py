@@ -134,12 +134,12 @@ def test_status_tells_what_is_done_and_at_work(smoke: Path) -> None:
     by_folder = {line.split(",")[0].split()[-1]: line for line in lines[1:]}
     assert by_folder["runs/libero_goal/sft/seed0"].startswith("done")
     training = by_folder["runs/libero_goal/grpo/seed0"]
-    assert "1/5 RL steps" in training and "(16/32 in the last step)" in training
-    assert "2 min left" in training  # five steps of 30 s
+    assert "1/6 RL steps" in training and "(16/32 in the last step)" in training
+    assert "2 min left" in training  # five more steps of 30 s
     evaluation = by_folder["runs/libero_goal/sft/seed0/evaluation"]
-    assert "4/20 episodes" in evaluation
+    assert "4/80 episodes" in evaluation
     assert "(2/3)" in evaluation  # the infrastructure error is in no count, the torn line is no row
-    assert re.search(r"0\.1 episodes/s, 3 min left, last written 5\d s ago", evaluation)
+    assert re.search(r"0\.1 episodes/s, 13 min left, last written 5\d s ago", evaluation)
     assert by_folder["demos/libero_goal"].startswith("waiting")
 
 
