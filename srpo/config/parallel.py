@@ -36,8 +36,6 @@ class Layout(Section):
             raise ValueError(
                 f"processes {self.processes} beside gpus {self.gpus}: each GPU has one process, leave it out"
             )
-        if self.strategy == "fsdp" and not self.gpus:
-            raise ValueError("strategy fsdp without gpus: accelerate shards on GPUs alone")
         return self
 
     @property

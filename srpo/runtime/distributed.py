@@ -11,6 +11,7 @@ then each process reads its part of them (`srpo.policies.weights`) and writes it
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -19,8 +20,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, DistributedType
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.utils import FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -46,6 +47,8 @@ def make_accelerator(**options: Any) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
         **options,
     )
+    if not torch.accelerator.is_available() and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        _shard_on_cpus(accelerator)
     if is_sharded(accelerator):
         plugin, precision = accelerator.state.fsdp_plugin, accelerator.mixed_precision
         if plugin.fsdp_version != 2 or precision not in ("no", "bf16"):
@@ -57,6 +60,15 @@ def make_accelerator(**options: Any) -> Accelerator:
             # accelerate's own policy would also sum gradients in bfloat16 and round logits to it.
             plugin.mixed_precision_policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
     return accelerator
+
+
+def _shard_on_cpus(accelerator: Accelerator) -> None:
+    """Put a run under FSDP as its launcher asks, which accelerate itself does on GPUs alone."""
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = plugin = FullyShardedDataParallelPlugin()
+    if accelerator.mixed_precision != "no":
+        plugin.set_mixed_precision(accelerator.mixed_precision)
 
 
 def is_sharded(accelerator: Accelerator) -> bool:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
 from srpo import ROOT, optim, sft
+from srpo.cluster.processes import node_command
+from srpo.config import Layout
 from srpo.runtime import distributed
 from support import sharding
 from support.fine_tuning import demonstration, stage
@@ -37,14 +40,16 @@ def test_accelerate_reads_its_configuration(file: Path) -> None:
 
 
 def two_processes(folder: Path, how: str) -> str:
-    """What this file prints as a script, in two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    """What this file prints as a script, in two processes that are started as the workflow does."""
+    strategy: Literal["ddp", "fsdp"] = "fsdp" if how == "sharded" else "ddp"
+    command = node_command(Layout(processes=2, strategy=strategy), cores=2)
+    assert command[-2:] == ["--module", "srpo"]
     done = subprocess.run(
-        [*command, __file__, str(folder), how],
+        [*command[:-2], "--mixed_precision", "no", __file__, str(folder), how],
         cwd=ROOT,
         env=os.environ
-        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-        | (sharding.environment("no") if how == "sharded" else {}),
+        | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         timeout=240,

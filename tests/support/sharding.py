@@ -1,12 +1,11 @@
-"""FSDP on CPUs, as configs/accelerate/fsdp-8gpu.yaml has it on GPUs; accelerate itself has it there only."""
+"""FSDP on CPUs, as configs/accelerate/fsdp-8gpu.yaml has it on GPUs."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from accelerate import Accelerator, DistributedType, PartialState
+from accelerate import Accelerator
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from torch import nn
 
@@ -33,15 +32,7 @@ def assert_spread(model: nn.Module) -> None:
 
 
 class ShardingAccelerator(Accelerator):
-    """Does on CPUs what accelerate does on GPUs. Runs may follow one another in a process."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.state.distributed_type = DistributedType.FSDP
-        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-        self.state.fsdp_plugin = FullyShardedDataParallelPlugin()
-        if self.mixed_precision != "no":
-            self.state.fsdp_plugin.set_mixed_precision(self.mixed_precision)
+    """Checks that what is prepared is spread. Runs may follow one another in a process."""
 
     def prepare(self, model: nn.Module, *others: Any) -> Any:  # type: ignore[override]
         prepared = super().prepare(model, *others)

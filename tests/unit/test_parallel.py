@@ -105,7 +105,6 @@ def test_a_preset_with_a_misfit_is_refused() -> None:
         ({"train": {"gpus": 2, "processes": 2}}, "p: train: processes 2 beside gpus 2: each GPU has one"),
         ({"evaluate": {"nodes": 2}}, "p: evaluate.nodes 2: evaluations are many jobs"),
         ({"evaluate": {"gpus": 1, "strategy": "fsdp"}}, "evaluation learns nothing"),
-        ({"train": {"processes": 2, "strategy": "fsdp"}}, "p: train: strategy fsdp without gpus"),
         ({"train": {"gpu": 2}}, r"p: train.gpu: unknown key \(did you mean `gpus`"),
     ],
 )
