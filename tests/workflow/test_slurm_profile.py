@@ -98,7 +98,7 @@ def test_what_cannot_run_is_refused_before_any_job(tmp_path: Path, site: list[st
         "-n",
     ]
     target = "results/paper/runs/libero_10/srpo/seed0/policy"
-    done = run(tmp_path, *profile, *site, target, snakefile=ROOT / "Snakefile")
+    done = run(tmp_path, target, *profile, *site, snakefile=ROOT / "Snakefile")
     assert done.returncode == bool(message), done.stdout
     assert message in done.stdout
 

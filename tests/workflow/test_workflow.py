@@ -147,8 +147,8 @@ def test_mistakes_fail_at_parse_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("group_size: 4", "group_size: 4\n    group_size: 8", "line 24: `group_size` is there twice"),
-        ("max_steps: 136", "max_steps: 0136", "line 18: `0136` is read as 94"),
+        ("group_size: 4", "group_size: 4\n    group_size: 8", "line 23: `group_size` is there twice"),
+        ("max_steps: 136", "max_steps: 0136", "line 17: `0136` is read as 94"),
         (
             "settings:",
             "settings:\n  demos: {source: /no/demos}",
