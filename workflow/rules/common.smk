@@ -164,7 +164,7 @@ LONGEST = workflow.global_resources.get(
 
 
 def members_of(rule):
-    """How many of a rule's jobs may share a submission, one after the other."""
+    """How many of a rule's jobs may share a submission, one after the other; known when the rules are read."""
     return workflow.group_settings.group_components.get(resources.GROUPS.get(rule), 1)
 
 
@@ -197,7 +197,7 @@ def cores(rule):
 
 def request(rule):
     """The resources of a rule's jobs. Cores and memory are those of a node, GPUs those of all."""
-    layout, members = resources.layout_of(rule, PRESET.parallel), members_of(rule)
+    layout = resources.layout_of(rule, PRESET.parallel)
 
     def memory(wildcards, threads, attempt):
         return resources.memory_mb(threads, layout.gpus, attempt)
@@ -206,7 +206,7 @@ def request(rule):
         if rule == "train":
             check_tries()
         # The profile's limit `runtime` caps jobs without help, but not the sum of a group's.
-        return resources.minutes(rule, attempt, LONGEST, members)
+        return resources.minutes(rule, attempt, LONGEST, members_of(rule))
 
     asked = {"mem_mb": memory, "runtime": minutes, "nodes": layout.nodes}
     if layout.gpus:
