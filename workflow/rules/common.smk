@@ -170,12 +170,12 @@ def members_of(rule):
 
 def check_cores():
     """A profile's `set-threads` leave each GPU enough cores."""
-    for rule, given in workflow.resource_settings.overwrite_threads.items():
-        if rule in resources.REQUESTS:
-            layout = resources.layout_of(rule, PRESET.parallel)
+    for name, given in workflow.resource_settings.overwrite_threads.items():
+        if name in resources.REQUESTS:
+            layout = resources.layout_of(name, PRESET.parallel)
             number = int(getattr(given, "value", given))
             try:
-                resources.require_cores(rule, layout, number, "set-threads")
+                resources.require_cores(name, layout, number, "set-threads")
             except ConfigError as error:
                 raise WorkflowError(str(error)) from None
 
@@ -195,18 +195,18 @@ def cores(rule):
     return resources.cores(rule, PRESET.parallel)
 
 
-def request(rule):
+def request(name):
     """The resources of a rule's jobs. Cores and memory are those of a node, GPUs those of all."""
-    layout = resources.layout_of(rule, PRESET.parallel)
+    layout = resources.layout_of(name, PRESET.parallel)
 
     def memory(wildcards, threads, attempt):
         return resources.memory_mb(threads, layout.gpus, attempt)
 
     def minutes(wildcards, attempt):
-        if rule == "train":
+        if name == "train":
             check_tries()
         # The profile's limit `runtime` caps jobs without help, but not the sum of a group's.
-        return resources.minutes(rule, attempt, LONGEST, members_of(rule))
+        return resources.minutes(name, attempt, LONGEST, members_of(name))
 
     asked = {"mem_mb": memory, "runtime": minutes, "nodes": layout.nodes}
     if layout.gpus:
