@@ -483,7 +483,7 @@ WRONG = [
         "reward: {shaping: siirl}\nreward:",
         r"line 3: `reward` is there twice",
     ),
-    ("presets/example.yaml", "max_steps: 136", "max_steps: 0136", r"line 18: `0136` is read as 94"),
+    ("presets/example.yaml", "max_steps: 136", "max_steps: 0136", r"line 17: `0136` is read as 94"),
     ("base.yaml", "learning_rate: 5e-6", "learning_rate: 1:30", r"`1:30` is read as 90"),
     ("base.yaml", "alpha: 0.8", "alpha: 0_0.8", r"`0_0.8` is read as 0.8"),
     ("base.yaml", "learning_rate: 5e-6", "learning_rate: '1_0e-6'", r"train\.learning_rate: .*valid number"),
