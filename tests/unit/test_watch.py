@@ -22,6 +22,7 @@ from srpo.cluster.accounting import Queued, Use, parse_uses
 from srpo.cluster.estimate import Held
 from srpo.cluster.ledger import Entry
 from srpo.cluster.tries import History, history, parse
+from srpo.config import Layout, Parallel
 from srpo.config.plan import plan
 from srpo.config.resolve import load_preset
 from srpo.errors import InputError
@@ -202,9 +203,12 @@ def test_what_sacct_prints_is_read() -> None:
     }
 
 
+ON_GPUS = Parallel(sft=Layout(gpus=1), train=Layout(gpus=1), evaluate=Layout(gpus=1))
+
+
 def entries(here: Path) -> list[Entry]:
     jobs, _ = ledger.planned_jobs(PLANNED)
-    return ledger.entries(jobs, history("example", here), "example", 0, here)
+    return ledger.entries(jobs, history("example", here), "example", Parallel(), here)
 
 
 def test_every_start_is_in_the_ledger_by_accounting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +233,7 @@ def test_every_start_is_in_the_ledger_by_accounting(tmp_path: Path, monkeypatch:
         ("evaluate", "srpo", 1, "CANCELLED", Held(2.0, 4.0), "accounting"),
     ]
     jobs, _ = ledger.planned_jobs(PLANNED)
-    text = ledger.to_text(ledger.table(entries(tmp_path), jobs, 1))
+    text = ledger.to_text(ledger.table(entries(tmp_path), jobs, ON_GPUS))
     assert "in all: 19 core-hours of" in text and "6.7 GPU-hours of" in text
     row = next(line for line in text.splitlines() if line.split()[:2] == ["grpo", "2"])
     assert row.split() == ["grpo", "2", "1", "1", "0.67", "0.67", "0.17", "0.17"]
@@ -257,7 +261,7 @@ def test_without_accounting_the_ledger_has_benchmarks_and_logs(tmp_path: Path) -
     os.utime(benchmarks / f"{TRAIN}.tsv", (0, 0))
     again = [e for e in entries(tmp_path) if e.stage == "train"][-1]
     assert (again.seconds, again.source) == (None, "unknown")
-    assert "not known, and left out of the sums" in ledger.to_text(ledger.table([again], [], 1))
+    assert "not known, and left out of the sums" in ledger.to_text(ledger.table([again], [], ON_GPUS))
 
 
 def test_a_job_that_snakemake_has_not_seen_end_is_counted_once(tmp_path: Path) -> None:
