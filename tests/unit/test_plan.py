@@ -340,6 +340,8 @@ def test_each_job_goes_at_the_speed_of_its_kind() -> None:
     def ratios(*settings: str) -> dict[str, list[float]]:
         """Operations a second that jobs of a rule are planned with: act, encode, learn."""
         preset, source = load_preset("paper-lora")
+        large = preset.parallel.model_copy(update={"gpu_memory": 141})  # takes all weights on one GPU
+        preset = preset.model_copy(update={"parallel": large})
         planned = plan(preset, source, ROOT / "configs", settings)
         found = {}
         for job in estimate(planned, Throughput(Path("rollout.csv"), RATES, gpu=speeds), 0):

@@ -156,7 +156,7 @@ def test_the_rate_of_nothing_is_not_known(tmp_path: Path) -> None:
 def drawable(root: Path) -> Path:
     """Rows of the smoke preset, but for LIBERO-Plus."""
     for variant in ("sft", "grpo", "srpo", "srpo-pixel"):
-        path = libero_run(root / "runs", "libero_goal", variant, 0.5)
+        path = libero_run(root / "runs", "libero_goal", variant, 0.5, sampled=3)
         if variant in ("sft", "srpo"):
             paths_of(path, 0.1)
         if variant != "sft":
