@@ -179,7 +179,7 @@ def test_training_episodes_of_the_smoke_preset() -> None:
     preset, source = load_preset("smoke")
     jobs = estimate(plan(preset, source, ROOT / "configs"), THROUGHPUT, 7)
     trained = [job for job in jobs if job.rule == "train"]
-    assert {job.episodes for job in trained} == {5 * 15 * 8}  # steps, groups, rollouts
+    assert {job.episodes for job in trained} == {6 * 15 * 8}  # steps, groups, rollouts
     assert all(job.disk > 7 for job in trained)
 
 
