@@ -148,25 +148,26 @@ def test_a_spread_policy_acts_as_it_learns_and_survives_a_kill(tmp_path: Path) -
 
 def test_killed_in_a_save_and_in_a_step_a_run_goes_on_in_any_number_of_processes(tmp_path: Path) -> None:
     """Two spread it, three go on and spread it otherwise, one ends it with all weights: as never killed."""
-    training(tmp_path, processes=1)
-    whole = load_file(tmp_path / "out/policy/model.safetensors")
-    training(tmp_path, "sharded", "resumed", "saving", code=1)
-    left = {path.name for path in (tmp_path / "killed/scratch/checkpoint-00000002").iterdir()}
+    folder = tmp_path / "run"
+    training(folder, processes=1)
+    whole = load_file(folder / "out/policy/model.safetensors")
+    training(folder, "sharded", "resumed", "saving", code=1)
+    left = {path.name for path in (folder / "killed/scratch/checkpoint-00000002").iterdir()}
     assert "part-00001-of-00002.safetensors" in left and "part-00001-of-00002.json" not in left
-    log = training(tmp_path, "sharded", "resumed", "killed", processes=3, code=1)
+    log = training(folder, "sharded", "resumed", "killed", processes=3, code=1)
     assert log.count("resuming after step 1") == 1
-    left = {path.name for path in (tmp_path / "killed/scratch/checkpoint-00000002").iterdir()}
+    left = {path.name for path in (folder / "killed/scratch/checkpoint-00000002").iterdir()}
     parts = {f"part-0000{process}-of-00003" for process in range(3)}
     assert left == {f"{part}.{kind}" for part in parts for kind in ("json", "safetensors")} | {
         "progress.json"
     }
-    log = training(tmp_path, "resumed", processes=1)
+    log = training(folder, "resumed", processes=1)
     assert log.count("resuming after step 2") == 1
-    found = load_file(tmp_path / "killed/out/policy/model.safetensors")
+    found = load_file(folder / "killed/out/policy/model.safetensors")
     assert max(float((found[name] - whole[name]).abs().max()) for name in whole) <= 2e-6  # as above
     pd.testing.assert_frame_equal(
-        rows(tmp_path, "metrics.csv", RL_METRICS),
-        rows(tmp_path / "killed", "metrics.csv", RL_METRICS),
+        rows(folder, "metrics.csv", RL_METRICS),
+        rows(folder / "killed", "metrics.csv", RL_METRICS),
         rtol=1e-4,
         atol=1e-6,
     )
