@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from srpo.envs.libero import LiberoEnv
 from srpo.episode import CHUNK, Episode, EpisodeSpec, Start
-from srpo.policies.checkpoints import load_policy, save_policy
+from srpo.policies.checkpoints import load_policy
 from srpo.rollouts.policy_runner import PolicyRunner
-from support.sweeping import BOWL, PROTOCOL, STOVE, SUITE, sweeping_policy
+from support.sweeping import BOWL, PROTOCOL, STOVE, SUITE
 
 pytestmark = pytest.mark.integration
 
@@ -20,10 +21,8 @@ WHOLE = [EpisodeSpec(SUITE, task, 3, seed=task, temperature=1.0, states=True) fo
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PolicyRunner]:
-    folder = tmp_path_factory.mktemp("policy") / "policy"
-    save_policy(sweeping_policy(), folder)
-    with PolicyRunner(SUITE, PROTOCOL, load_policy(folder), workers=1) as rollouts:
+def runner(policy: Path) -> Iterator[PolicyRunner]:
+    with PolicyRunner(SUITE, PROTOCOL, load_policy(policy), workers=1) as rollouts:
         yield rollouts
 
 

@@ -20,12 +20,11 @@ import pytest
 
 from srpo import ROOT
 from srpo.config import Evaluate, EvaluateStage, RewardBenchmark, RewardBenchmarkStage
-from srpo.policies.checkpoints import save_policy
 from srpo.results.rows import read_rows
 from srpo.results.schemas import EPISODES, PATHS
 from srpo.rollouts.trajectories import FILE
 from support.stages import PIXEL
-from support.sweeping import BOWL, PROTOCOL, STOVE, SUITE, sweeping_policy, without_times, write_config
+from support.sweeping import BOWL, PROTOCOL, STOVE, SUITE, without_times, write_config
 
 pytestmark = pytest.mark.integration
 
@@ -50,13 +49,6 @@ BENCHMARK = RewardBenchmarkStage(
 )
 PATIENCE = 500
 """Seconds; a run takes some twenty on an idle machine."""
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("policy") / "policy"
-    save_policy(sweeping_policy(), folder)
-    return folder
 
 
 def command(processes: int, *words: str, **options: object) -> list[str]:

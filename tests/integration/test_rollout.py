@@ -23,7 +23,7 @@ from srpo.policies.checkpoints import load_policy, save_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.rollouts.policy_runner import PolicyRunner
 from srpo.world_models import select_frames
-from support.sweeping import BOWL, PROTOCOL, STOVE, SUITE, sweeping_policy
+from support.sweeping import BOWL, PROTOCOL, STOVE, SUITE
 
 pytestmark = pytest.mark.integration
 
@@ -36,10 +36,8 @@ IMPOSSIBLE = EpisodeSpec(SUITE, BOWL, init_state=99, seed=0, temperature=1.0, fr
 
 
 @pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> OpenVLAOFT:
-    folder = tmp_path_factory.mktemp("policy") / "policy"
-    save_policy(sweeping_policy(), folder)
-    return load_policy(folder)
+def policy(policy: Path) -> OpenVLAOFT:
+    return load_policy(policy)
 
 
 @pytest.fixture(scope="module")

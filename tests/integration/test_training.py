@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from srpo.config import Branching, Evaluate, EvaluateStage, Offline
 from srpo.episode import EpisodeSpec
 from srpo.evaluate import Outputs, evaluate, libero_specs
-from srpo.policies.checkpoints import load_policy, save_policy
+from srpo.policies.checkpoints import load_policy
 from srpo.results.rows import read_rows
 from srpo.results.schemas import EPISODES, REWARDS, RL_METRICS, TASK_METRICS
 from srpo.rl.branching import run_branches
@@ -35,7 +35,6 @@ from support.sweeping import (
     STOVE,
     SUITE,
     TRAINING,
-    sweeping_policy,
     without_times,
     write_config,
 )
@@ -53,13 +52,6 @@ EVALUATION = EvaluateStage(
 )
 PATIENCE = 300
 """Seconds; a run takes some ten on an idle machine."""
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("policy") / "policy"
-    save_policy(sweeping_policy(), folder)
-    return folder
 
 
 def command(module: str, **options: object) -> list[str]:

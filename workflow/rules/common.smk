@@ -164,7 +164,7 @@ LONGEST = workflow.global_resources.get(
 
 
 def members_of(rule):
-    """How many of a rule's jobs may share a submission, one after the other; known when the rules are read."""
+    """How many of a rule's jobs may share a submission, one after the other; not known before a job asks."""
     return workflow.group_settings.group_components.get(resources.GROUPS.get(rule), 1)
 
 
