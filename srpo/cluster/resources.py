@@ -43,8 +43,9 @@ REQUESTS = {
 LEAST_CORES = 4
 """Cores of a process that acts on a GPU, at least, for eight simulators: batches of 8 queries kept a GPU busy
 four fifths of the time (docs/performance.md)."""
-SFT_CPU_CORES = 2
-"""Cores of SFT without a GPU. Few and fixed: the last bits of sums depend on the number of threads, and the
+CPU_CORES = {"sft": 1, "world_model": 1}
+"""Cores, without a GPU, of each process that trains a small network: two such jobs side by side end sooner
+than one after the other on two cores. Fixed: the last bits of sums depend on the number of threads, and the
 success of a policy whose fine-tuning stops early depends on those."""
 GROUPS = {
     "evaluate": "evaluate_{suite}_{any_variant}",
@@ -67,8 +68,10 @@ def layout_of(rule: str, parallel: Parallel) -> Layout:
 
 def cores(rule: str, parallel: Parallel) -> int:
     """Cores of a rule's jobs on each node."""
-    gpus = layout_of(rule, parallel).gpus
-    return SFT_CPU_CORES if rule == "sft" and not gpus else REQUESTS[rule].cores * max(1, gpus)
+    layout, cores = layout_of(rule, parallel), REQUESTS[rule].cores
+    if not layout.gpus and rule in CPU_CORES:
+        return CPU_CORES[rule] * layout.per_node
+    return cores * max(1, layout.gpus)
 
 
 def cores_of(rule: str, parallel: Parallel) -> int:

@@ -99,7 +99,11 @@ def test_each_kind_of_job_has_its_own_processes() -> None:
         **{"score": (8, 8, 1), "values": (8, 8, 1)},
     }
     assert {resources.gpus_of(rule, Parallel()) for rule in resources.REQUESTS} == {0}
-    assert resources.cores("sft", Parallel()) == 2
+    assert {rule for rule in resources.REQUESTS if resources.cores(rule, Parallel()) == 1} == {
+        "sft",
+        "world_model",
+    }
+    assert resources.cores("sft", Parallel(sft=Layout(processes=2))) == 2
 
 
 def test_a_gpu_needs_cores_for_its_simulators() -> None:

@@ -34,6 +34,7 @@ from support.synthetic_results import (
     plus_tasks_file,
     reward_benchmark,
     rl_run,
+    values_of,
 )
 
 
@@ -163,7 +164,9 @@ def drawable(root: Path) -> Path:
             metrics = rl_run(root / "runs", "libero_goal", variant, [0.2, 0.5])
             write_rows(metrics.with_name("rewards.parquet"), [], REWARDS)
     gaps = {"pixel": 0.4, "efficientnet-lite": 0.6, "vjepa2-tiny": 0.8}
-    curves_of(reward_benchmark(root, "libero_goal", gaps))
+    scores = reward_benchmark(root, "libero_goal", gaps)
+    curves_of(scores)
+    values_of(scores[0], branches=2)
     return root
 
 
@@ -191,8 +194,8 @@ def test_draw_all_draws_what_has_rows(
     drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     figures = {path.stem for path in (drawn / "drawn" / "figures").glob("*.pdf")}
-    tables = {"t1", "t2", "t2_curves", "ablations", "t3", "t3_distributions", "t3_truth"}
-    assert figures == tables | {"f1", "f2", "f3", "f4", "f5"}
+    tables = {"t1", "t2", "t2_curves", "ablations", "t3", "t3_distributions", "t3_truth", "t3_values"}
+    assert figures == tables | {"f1", "f2", "f3", "f4", "f5", "f6"}
     assert (drawn / "drawn/tables/gains.txt").read_text().startswith("GRPO, Goal: ")
     # Without rows of LIBERO-Plus and of the reward benchmark, and with rows that cannot be drawn.
     root = drawable(tmp_path / "smoke")
