@@ -219,7 +219,7 @@ def test_what_is_exported_draws_the_same_and_names_no_machine(
     draw.main(["all", str(small), "--out", str(tmp_path / "small")])
     assert "left out" not in capsys.readouterr().out
     files = sorted(path.relative_to(whole) for path in whole.rglob("*.*"))
-    assert len(files) == 12 * 3 + 2 + 7 * 2 + 2  # CSV, PNG, PDF; how fast; LaTeX and HTML; what changed
+    assert len(files) == 14 * 3 + 2 + 8 * 2 + 2  # CSV, PNG, PDF; how fast; LaTeX and HTML; what changed
     for path in files:
         assert (whole / path).read_bytes() == (tmp_path / "small" / path).read_bytes(), path
 

@@ -13,6 +13,7 @@ rule config:
         "<logs>/config/{folder}.log",
     benchmark:
         "<benchmarks>/config/{folder}.tsv"
+    priority: 2  # first: what jobs are ready is known only then
     localrule: True
     params:
         settings=lambda wildcards: to_yaml(PLAN.stages[wildcards.folder]),
