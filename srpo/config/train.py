@@ -101,6 +101,9 @@ class Train(Section):
     branching: Branching | None = None
     """Weigh each action chunk by what it changed of the measured chance of success, from the start to the
     outcome (VinePPO); none: all of a rollout's chunks have its advantage."""
+    overlap: Literal[0, 1] = 0
+    """1: the next step's rollouts run during this step's update, by a copy of the policy from before it, and
+    so are one update off policy; the ratio is to that copy, and clipped as ever. 0: they come after it."""
     evaluate_every: NonNegativeInt
     """RL steps between greedy evaluations on test states; 0: none."""
     evaluate_states: PositiveInt
@@ -137,6 +140,11 @@ class Train(Section):
             raise ValueError("target needs evaluate_every: without evaluation it is never reached")
         if self.offline is not None and self.evaluate_every:
             raise ValueError("evaluate_every must be 0 offline: no simulator is in that loop")
+        if self.offline is not None and self.overlap:
+            raise ValueError(
+                "overlap must be 0 offline: all rollouts are there before the first update, so no later ones "
+                "can run beside it"
+            )
         if self.offline is not None and self.branching is not None:
             raise ValueError(
                 "offline and branching exclude each other: branches are of the policy that acts in a step. "

@@ -98,6 +98,10 @@ RL_METRICS = Schema(
         "success_rate": Column("float", "successes / episodes; null without episodes", True),
         "infra_errors": Column("int", "rollouts, and branches, that could not be run"),
         "rounds": Column("int", "rounds of rollouts: 1, and those that made up for groups left out"),
+        "policy_lag": Column(
+            "int",
+            "updates that the policy which rolled out lacked: 1 from step 2 on with `train.overlap`",
+        ),
         "groups": Column("int", "groups of which a rollout finished"),
         "groups_kept": Column(
             "int", "groups left by dynamic sampling; the update learns from those whose rewards differ"
@@ -150,14 +154,21 @@ RL_METRICS = Schema(
         ),
         "branches": Column("int", "branches from moments of the rollouts that finished (`train.branching`)"),
         "branch_steps": Column("int", "control steps of these, of `environment_steps`"),
-        "seconds_rollout": Column("float", "seconds of rolling out"),
+        "seconds_rollout": Column(
+            "float",
+            "seconds of rolling out; with `train.overlap` those in which the step did nothing else: for the "
+            "next step's rollouts after its own update, and in a run's first step for its own",
+        ),
         "seconds_encode": Column("float", "seconds of encoding videos and shaping rewards"),
         "seconds_update": Column("float", "seconds of the update"),
         "seconds_evaluate": Column("float", "seconds of the evaluation"),
-        "seconds_total": Column("float", "sum of these four; writing a checkpoint is not in it"),
+        "seconds_total": Column(
+            "float", "sum of these four, the step's time on the clock; writing a checkpoint is not in it"
+        ),
         "episodes_per_second": Column(
             "float",
-            "rollouts and branches run / seconds_rollout; null when all had been run before a restart",
+            "rollouts and branches run / the seconds that they took, beside an update or not; null when all "
+            "had been run before a restart",
             True,
         ),
         "memory_mb": Column(
@@ -169,6 +180,7 @@ RL_METRICS = Schema(
     },
     added={
         "rounds": 1,
+        "policy_lag": 0,
         "filtered_advantage": None,
         "compared_with_earlier": 0,
         "reward_histogram": "[]",

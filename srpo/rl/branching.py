@@ -70,6 +70,7 @@ def run_branches(config: TrainStage, step: int, batch: Batch, collector: Collect
         batch,
         errors=batch.errors + ran.errors,
         simulated=batch.simulated + ran.simulated,
+        seconds=batch.seconds + ran.seconds,
         moments=tuple(moments),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -152,6 +153,7 @@ class Batch:
     errors     episodes and branches that could not be run, of all processes
     simulated  episodes and branches that were run now, not before a restart, of all processes
     rounds     of rollouts
+    seconds    that these and the branches took, in the process that took longest
     moments    of all processes' episodes, by rising number and query; none without `train.branching`
     """
 
@@ -160,6 +162,7 @@ class Batch:
     errors: int = 0
     simulated: int = 0
     rounds: int = 0
+    seconds: float = 0.0
     moments: tuple[Moment, ...] = ()
 
     @property
@@ -197,8 +200,27 @@ class Batch:
             self.errors + other.errors,
             self.simulated + other.simulated,
             self.rounds + other.rounds,
+            self.seconds + other.seconds,
             self.moments + other.moments,
         )
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process ran of a round.
+
+    episodes   number → episode, by rising number
+    outcomes   of these
+    errors     episodes that could not be run
+    simulated  episodes that were run now, not before a restart
+    seconds    that it took
+    """
+
+    episodes: Mapping[int, Episode]
+    outcomes: Sequence[Outcome]
+    errors: int
+    simulated: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -212,12 +234,19 @@ class Collector:
     def run_round(
         self, step: int, specs: Sequence[EpisodeSpec], label: str, group_size: int = 1, first_group: int = 0
     ) -> Batch:
-        """Run some episodes, group after group; each process runs every n-th of them.
+        """Run some episodes, group after group, in all processes, each its share (`run_share`)."""
+        return self.gather(self.run_share(step, specs, label, group_size, first_group))
+
+    def run_share(
+        self, step: int, specs: Sequence[EpisodeSpec], label: str, group_size: int = 1, first_group: int = 0
+    ) -> Share:
+        """Run every n-th of some episodes; other processes need not call at the same time.
 
         So every process has about as many of each group, and of each mini-batch, as any other. Episodes that
         could not be run are left out and counted as errors, never as failures. Of a branch only how it ended
         matters: its images are not kept.
         """
+        started = time.perf_counter()
         world_size, rank = self.accelerator.num_processes, self.accelerator.process_index
         numbered = enumerate(specs, first_group * group_size)
         local = {number: spec for number, spec in numbered if number % world_size == rank}
@@ -239,9 +268,14 @@ class Collector:
         # By number, not in the order in which they ended: batched results must not depend on that.
         episodes = dict(sorted(episodes.items()))
         outcomes = [Outcome.of(episode, number, group_size) for number, episode in episodes.items()]
-        gathered = sorted(gather_object(outcomes), key=lambda outcome: outcome.number)
-        simulated = sum(gather_object([len(missing) - errors]))
-        return Batch(tuple(gathered), episodes, sum(gather_object([errors])), simulated, rounds=1)
+        return Share(episodes, outcomes, errors, len(missing) - errors, time.perf_counter() - started)
+
+    def gather(self, share: Share) -> Batch:
+        """The round of which each process ran a share; all must call."""
+        outcomes = sorted(gather_object(list(share.outcomes)), key=lambda outcome: outcome.number)
+        counts = gather_object([(share.errors, share.simulated, share.seconds)])
+        errors, simulated, seconds = zip(*counts, strict=True)
+        return Batch(tuple(outcomes), share.episodes, sum(errors), sum(simulated), 1, max(seconds))
 
 
 def _without_images(episode: Episode) -> Episode:
@@ -249,18 +283,24 @@ def _without_images(episode: Episode) -> Episode:
     return replace(episode, images=episode.images[:0].copy(), frames=episode.frames[:0].copy())
 
 
-def collect_batch(config: TrainStage, step: int, collector: Collector) -> Batch:
+def collect_batch(config: TrainStage, step: int, collector: Collector, ahead: Share | None = None) -> Batch:
     """A step's episodes: its groups, and further rounds for as many as dynamic sampling leaves out.
 
     DAPO (arXiv 2503.14476, section 3.2) samples until the batch is full; here `resample` bounds the rounds.
+
+    Args:
+        ahead: this process's share of the first round, if that has run already.
 
     Raises SystemExit if too few episodes could be run.
     """
     train = config.train
     prompts, label, groups, batch = sample_prompts(config, step), f"step {step}", 0, Batch()
+    share = ahead
     for extra in range(1, train.resample + 2):
-        specs = episode_specs(config, step, prompts, groups)
-        batch += collector.run_round(step, specs, label, train.group_size, first_group=groups)
+        if share is None:
+            specs = episode_specs(config, step, prompts, groups)
+            share = collector.run_share(step, specs, label, train.group_size, first_group=groups)
+        batch, share = batch + collector.gather(share), None
         groups += len(prompts)
         missing = train.prompts - batch.count_groups(kept_groups(config, batch))
         if missing == 0:

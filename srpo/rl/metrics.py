@@ -23,7 +23,7 @@ PHASES = ("rollout", "encode", "update", "evaluate")
 
 
 class PhaseTimer:
-    """Seconds of a step's phases: 0 for one that did not take place."""
+    """Seconds of a step's phases, each of all its parts: 0 for one that did not take place."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
@@ -32,7 +32,7 @@ class PhaseTimer:
     def __call__(self, phase: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        self.seconds[phase] = time.perf_counter() - started
+        self.seconds[phase] += time.perf_counter() - started
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class StepRecord:
     update_metrics  by the names of `srpo.rl.update.UPDATE_METRICS`
     evaluation      greedy episodes on test states; empty in a step without evaluation
     seconds         of each of `PHASES`
+    policy_lag      updates that the policy which rolled out lacked
     """
 
     step: int
@@ -51,6 +52,7 @@ class StepRecord:
     learning_rate: float
     evaluation: Batch
     seconds: Mapping[str, float]
+    policy_lag: int = 0
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
@@ -60,7 +62,7 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 def metrics_row(record: StepRecord) -> dict[str, Any]:
     """The step's row of metrics.csv."""
     batch, scores, evaluation = record.batch, record.scores, record.evaluation
-    shaped, success, rollout_seconds = scores.shaped, batch.success, record.seconds["rollout"]
+    shaped, success = scores.shaped, batch.success
     distances = shaped.distances[np.isfinite(shaped.distances)]
     rewards = shaped.rewards[shaped.valid]
     groups = batch.count_groups(np.ones(len(success), bool))
@@ -73,6 +75,7 @@ def metrics_row(record: StepRecord) -> dict[str, Any]:
         "success_rate": float(success.mean()) if len(success) else None,
         "infra_errors": batch.errors,
         "rounds": batch.rounds,
+        "policy_lag": record.policy_lag,
         "groups": groups,
         "groups_kept": batch.count_groups(scores.kept),
         "filtered_advantage": scores.filtered,
@@ -96,9 +99,7 @@ def metrics_row(record: StepRecord) -> dict[str, Any]:
         "branch_steps": branch_steps,
         **{f"seconds_{phase}": record.seconds[phase] for phase in PHASES},
         "seconds_total": sum(record.seconds.values()),
-        "episodes_per_second": (
-            batch.simulated / rollout_seconds if batch.simulated and rollout_seconds else None
-        ),
+        "episodes_per_second": batch.simulated / batch.seconds if batch.simulated else None,
         "memory_mb": _resident_memory(),
         "gpu_memory_mb": gpu_memory,
     }

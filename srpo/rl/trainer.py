@@ -7,6 +7,13 @@ A step collects episodes (`srpo.rl.collect`), and branches along them where the 
 (`srpo.rl.branching`), scores them (`srpo.rl.score`), updates the policy (`srpo.rl.update`) and logs it all
 (`srpo.rl.metrics`).
 
+With `train.overlap` the policy that acts is a copy which is one update behind (`srpo.rl.overlap`). While
+step k is scored and updates the policy, the copy, as it was before that update, rolls out for step k + 1.
+When both are done it runs what step k + 1 has in further rounds and branches, gets the new weights, and is
+evaluated with them. The checkpoint of step k comes last: by then all episodes of step k + 1 are stored, and a
+resumed run reads them, for the weights that acted are gone. (One that could not be run, or whose file is
+damaged, is run again by newer weights.)
+
 Offline (`train.offline`) the initial policy's episodes are collected and scored once, and every step is a
 pass over them by advantage-weighted regression, as in the real-robot part of the SRPO paper, by whole
 episodes or by steps.
@@ -50,6 +57,7 @@ from srpo.rl.metrics import (
     settings_warnings,
     task_rows,
 )
+from srpo.rl.overlap import RolloutsAhead
 from srpo.rl.score import (
     BatchScores,
     distances_to_goal,
@@ -131,6 +139,7 @@ class Trainer:
         self.store = EpisodeStore(folders.scratch)
         self.collector: Collector | None = None
         self.actor: OpenVLAOFT | None = None
+        self.ahead: RolloutsAhead | None = None
         self.done = 0
         self.logs: dict[str, list[dict[str, Any]]] = {"metrics": [], "tasks": [], "rewards": []}
         self.earlier: EarlierSuccesses = {}
@@ -193,20 +202,27 @@ class Trainer:
     def train(self) -> None:
         """Run the steps that are left, then write the results."""
         data: tuple[Batch, BatchScores] | None = None
+        upcoming: Batch | None = None
         try:
             for step in self.remaining_steps():
                 timer = PhaseTimer()
                 if data is None or self.online:
                     with timer("rollout"):
-                        batch = self.collect(step)
+                        batch = upcoming or self.collect(step)
+                    self.roll_ahead(step + 1)
                     with timer("encode"):
                         data = batch, self.score(batch)
                 with timer("update"):
                     update_metrics = self.update(*data, step)
+                if self.ahead is not None:
+                    with timer("rollout"):
+                        upcoming = self.collect(step + 1)
+                with timer("update"):
+                    self.renew_actor()
                 with timer("evaluate"):
                     evaluation = self.evaluate(step)
-                rate = self.learning_rate(step)
-                self.log(StepRecord(step, *data, update_metrics, rate, evaluation, timer.seconds))
+                rate, lag = self.learning_rate(step), min(self.config.train.overlap, step - 1)
+                self.log(StepRecord(step, *data, update_metrics, rate, evaluation, timer.seconds, lag))
                 if self.at_target:
                     if self.accelerator.is_main_process:
                         print(f"target {self.config.train.target:.1%} reached: stopping", flush=True)
@@ -229,30 +245,42 @@ class Trainer:
 
         Offline they are those of step 1, of the initial policy, even in a resumed run.
         """
-        collector = self.start_rollouts()
-        batch = collect_batch(self.config, step if self.online else 1, collector)
+        collector, ahead = self.start_rollouts(), None
+        if self.ahead is not None:
+            ahead, self.ahead = self.ahead.result(), None
+        batch = collect_batch(self.config, step if self.online else 1, collector, ahead)
         batch = run_branches(self.config, step, batch, collector)
         if not self.online:
             self.stop_rollouts()
         return batch
 
+    def roll_ahead(self, step: int) -> None:
+        """With `train.overlap`, begin the rollouts of a step that is still to come, if there is one."""
+        if self.config.train.overlap and step <= self.config.train.steps:
+            self.ahead = RolloutsAhead(self.config, step, self.start_rollouts(), self.accelerator.device)
+
     def start_rollouts(self) -> Collector:
         """Start the simulators and load the policy that acts, unless that is done."""
         if self.collector is None:
             policy = self.learner.policy
-            copied = is_sharded(self.accelerator) or not self.online
+            copied = is_sharded(self.accelerator) or not self.online or self.config.train.overlap
             self.actor = self.load_frozen(policy) if copied else policy
+            if self.config.train.overlap and policy.settings.lora is not None:
+                self.actor.make_trainable(self.config.train.freeze_vision)  # adapters, as the policy's
+                self.actor.requires_grad_(False)
             if self.online:
-                sync_weights(self.actor, policy)
+                self.renew_actor()
             runner = PolicyRunner(self.config.suite, self.config.protocol, self.actor, self.workers)
             self.collector = Collector(runner, self.store, self.accelerator)
         return self.collector
 
     def stop_rollouts(self) -> None:
         """End the simulators and release the memory of the policy that acts."""
+        if self.ahead is not None:
+            self.ahead.stop()
         if self.collector is not None:
             self.collector.runner.close()
-        self.collector = self.actor = None
+        self.ahead = self.collector = self.actor = None
 
     def score(self, batch: Batch) -> BatchScores:
         """Rewards and advantages of the whole batch, the same in every process."""
@@ -280,12 +308,15 @@ class Trainer:
         return optim.learning_rate(step - 1, train.steps, train.learning_rate, train.warmup, train.schedule)
 
     def update(self, batch: Batch, scores: BatchScores, step: int) -> dict[str, float | None]:
-        """Update the policy, and the copy of it that acts, at the step's learning rate."""
+        """Update the policy at the step's learning rate; an error of the rollouts ahead ends it."""
         optim.set_learning_rate(self.learner.optimiser, self.learning_rate(step))
-        update_metrics = update_policy(self.config, self.learner, batch, scores, step)
+        watch = self.ahead.check if self.ahead is not None else lambda: None
+        return update_policy(self.config, self.learner, batch, scores, step, watch)
+
+    def renew_actor(self) -> None:
+        """Give the policy that acts the weights of the policy that learns."""
         if self.actor is not None:
             sync_weights(self.actor, self.learner.policy)
-        return update_metrics
 
     def evaluate(self, step: int) -> Batch:
         """Greedy episodes on test states, in the steps in which they are due."""
@@ -324,7 +355,9 @@ class Trainer:
         if self.accelerator.is_main_process:
             write_rows(self.folders.scratch / "metrics.csv", self.logs["metrics"], RL_METRICS)
             if self.online:
-                self.store.clear(self.checkpoints.newest)
+                # No checkpoint has the weights that acted for the step after it: its episodes stay with it.
+                following = {done + 1 for done in self.checkpoints.written} if train.overlap else ()
+                self.store.clear(self.checkpoints.newest, but=following)
 
     def save_checkpoint(self, step: int) -> None:
         """Everything that a resumed run continues from. All processes call, and each writes its part."""

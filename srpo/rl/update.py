@@ -161,9 +161,17 @@ def make_objective(train: Train) -> Callable[[LossInputs], PolicyLoss]:
 
 
 def update_policy(
-    config: TrainStage, learner: Learner, batch: Batch, scores: BatchScores, step: int
+    config: TrainStage,
+    learner: Learner,
+    batch: Batch,
+    scores: BatchScores,
+    step: int,
+    watch: Callable[[], object] = lambda: None,
 ) -> dict[str, float | None]:
     """One RL step's update: mini-batches of whole groups, each summed over micro-batches and processes.
+
+    Args:
+        watch: called before each micro-batch; what it raises ends the update.
 
     Returns means over mini-batches of `UPDATE_METRICS`; None if there was no group to learn from.
 
@@ -187,7 +195,7 @@ def update_policy(
             own = [advantages[k] for k in local] or [0.0]
             learner.optimiser.zero_grad()
             queries = episode_queries(episodes, own, train.aggregate)
-            terms = accumulate_gradients(config, learner, queries, normaliser)
+            terms = accumulate_gradients(config, learner, queries, normaliser, watch)
             average_gradients(policy, accelerator)
             norm = full_tensor(accelerator.clip_grad_norm_(policy.parameters(), train.grad_clip))
             rows.append([*accelerator.reduce(terms.float(), reduction="mean").tolist(), float(norm)])
@@ -203,7 +211,11 @@ def update_policy(
 
 
 def accumulate_gradients(
-    config: TrainStage, learner: Learner, queries: Sequence[PolicyQuery], normaliser: float
+    config: TrainStage,
+    learner: Learner,
+    queries: Sequence[PolicyQuery],
+    normaliser: float,
+    watch: Callable[[], object] = lambda: None,
 ) -> torch.Tensor:
     """Add a mini-batch's gradients to the policy's, one micro-batch at a time.
 
@@ -218,6 +230,7 @@ def accumulate_gradients(
     starts = range(0, max(gather_object([len(queries)])), train.microbatch)
     parts = (queries[start : start + train.microbatch] or queries[:1] for start in starts)
     for start, made in zip(starts, prefetch(partial(make_action_batch, config, policy), parts), strict=True):
+        watch()
         actions = made.to(policy.device)
         log_probs, entropy = policy.log_probs(actions.inputs, actions.tokens, train.temperature)
         reference_log_probs = None

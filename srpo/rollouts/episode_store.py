@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import zipfile
+from collections.abc import Collection
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -57,10 +58,11 @@ class EpisodeStore:
         with atomic_file(self._path(step, episode.spec)) as temporary, temporary.open("wb") as handle:
             np.savez(handle, **values)
 
-    def clear(self, step: int) -> None:
-        """Remove the episodes of all steps up to `step`, whose updates a checkpoint contains."""
+    def clear(self, step: int, but: Collection[int] = ()) -> None:
+        """Remove the episodes of all steps up to `step` `but` some: a checkpoint contains their updates."""
         for folder in self._folder.glob("step-*"):
-            if int(folder.name.rpartition("-")[2]) <= step:
+            number = int(folder.name.rpartition("-")[2])
+            if number <= step and number not in but:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _path(self, step: int, spec: EpisodeSpec) -> Path:

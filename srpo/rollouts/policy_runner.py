@@ -102,6 +102,10 @@ class PolicyRunner(AbstractContextManager["PolicyRunner"]):
         actions = self._policy.actions(self._suite, tokens)
         return [Answer(*parts) for parts in zip(actions, tokens, log_probs, strict=True)]
 
+    def stop(self) -> None:
+        """End the run that another thread is in, with an error there. Only `close` may follow."""
+        self._pool.stop()
+
     def close(self) -> None:
         """End the simulation processes."""
         self._pool.close()

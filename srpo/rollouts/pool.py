@@ -7,6 +7,7 @@ batches of whatever has arrived. Images pass through memory that a worker and th
 from __future__ import annotations
 
 import multiprocessing
+import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -138,6 +139,7 @@ class EnvPool(AbstractContextManager["EnvPool"]):
         self._hang_seconds = hang_seconds
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
+        self._stopping = threading.Event()
         self._shape = images_shape(protocol, 0)
         self._lengths: dict[int, float] = {}
         """Running mean of the steps of a task's episodes."""
@@ -160,6 +162,8 @@ class EnvPool(AbstractContextManager["EnvPool"]):
         last = time.monotonic()
         self._assign_episodes(queue)
         while any(worker.spec is not None for worker in self._workers):
+            if self._stopping.is_set():
+                raise RuntimeError("the rollouts were stopped")
             for number in self._ready_workers(self._timeout(waiting, batch)):
                 message = self._receive(number)
                 if isinstance(message, Query):
@@ -186,6 +190,10 @@ class EnvPool(AbstractContextManager["EnvPool"]):
             last = now
             if waiting and not self._timeout(waiting, batch):
                 self._send_answers([waiting.popleft() for _ in range(min(batch, len(waiting)))], act)
+
+    def stop(self) -> None:
+        """End the run that another thread is in, with an error there, within `TICK_SECONDS` and a query."""
+        self._stopping.set()
 
     # Workers.
 

@@ -154,7 +154,12 @@ class Checkpoints:
     @property
     def newest(self) -> int:
         """The step of the newest checkpoint that is written; 0 without one."""
-        return max(map(_step, self._complete()), default=0)
+        return max(self.written, default=0)
+
+    @property
+    def written(self) -> list[int]:
+        """The steps of all checkpoints that are written."""
+        return [_step(folder) for folder in self._complete()]
 
     def mark_finished(self) -> None:
         """Mark the run as finished and remove all but its newest checkpoint; its outputs are in place.

@@ -69,6 +69,9 @@ class RecordedRollouts:
             else:
                 yield episode(spec, spec.seed % 5 < 2, 9 + spec.seed % 17, self._policy)
 
+    def stop(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

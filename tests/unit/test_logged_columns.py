@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -44,7 +45,8 @@ def step() -> metrics.StepRecord:
     embeddings[BROKEN] = np.nan
     greedy = batch(training_stage(), "1000" * 4, small_policy())
     scores = score.score_batch(config, data, embeddings)
-    return metrics.StepRecord(3, data, scores, UPDATED, 1e-4, greedy, SECONDS)
+    data = replace(data, seconds=5.0)  # a second of them beside the update before
+    return metrics.StepRecord(3, data, scores, UPDATED, 1e-4, greedy, SECONDS, policy_lag=1)
 
 
 def distance(number: int) -> float:
@@ -87,6 +89,7 @@ def test_every_column_of_a_step(step: metrics.StepRecord) -> None:
         "success_rate": 6 / 27,
         "infra_errors": 1,
         "rounds": 2,
+        "policy_lag": 1,
         "groups": 7,
         "groups_kept": 1,
         "filtered_advantage": 1 - squares[0] / sum(squares.values()),
@@ -115,7 +118,7 @@ def test_every_column_of_a_step(step: metrics.StepRecord) -> None:
         "seconds_update": 1.0,
         "seconds_evaluate": 0.5,
         "seconds_total": 7.5,
-        "episodes_per_second": 27 / 4,
+        "episodes_per_second": 27 / 5,
     }
     assert (len(outcomes), successes, len(groups)) == (27, 6, 7)
     measured = {"memory_mb", "gpu_memory_mb"}  # of the machine

@@ -287,11 +287,11 @@ def test_a_step_without_signal_says_so(capsys: pytest.CaptureFixture[str]) -> No
     optimiser = torch.optim.SGD(policy.parameters(), lr=1.0)
     update_metrics = learn(config, policy, None, optimiser, data, scores)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
-    step = record(data, scores, update_metrics, seconds=(1.0, 2.0, 3.0, 4.0))
+    step = record(replace(data, seconds=0.5), scores, update_metrics, seconds=(1.0, 2.0, 3.0, 4.0))
     row = metrics.metrics_row(step)
     assert row["loss"] is None and row["groups_without_signal"] == row["groups"] == 4
     seconds = [row[f"seconds_{name}"] for name in ("rollout", "encode", "update", "evaluate", "total")]
-    assert seconds == [1.0, 2.0, 3.0, 4.0, 10.0] and row["episodes_per_second"] == 16.0
+    assert seconds == [1.0, 2.0, 3.0, 4.0, 10.0] and row["episodes_per_second"] == 32.0
     metrics.print_step(row, scores)
     assert "nothing to learn from" in capsys.readouterr().out
     assert metrics.run_warnings([row], metrics.task_rows(step)) == [

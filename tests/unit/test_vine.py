@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +116,8 @@ def test_a_step_by_hand(tmp_path: Path) -> None:
     state = batch.episodes[3].states[2]
     assert branches[-1].start is not None and branches[-1].start.state == state.tobytes()
 
-    none = dict.fromkeys(update.UPDATE_METRICS, None)
+    assert batch.seconds > 0
+    none, batch = dict.fromkeys(update.UPDATE_METRICS, None), replace(batch, seconds=2.0)
     seconds = dict.fromkeys(metrics.PHASES, 2.0)
     row = metrics.metrics_row(metrics.StepRecord(1, batch, scores, none, 1e-4, collect.Batch(), seconds))
     assert (row["episodes"], row["branches"], row["branch_steps"]) == (4, 10, 129)

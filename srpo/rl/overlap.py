@@ -1,0 +1,63 @@
+"""The next step's rollouts in a thread, while the process updates the policy (`train.overlap`)."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from srpo.config import TrainStage
+from srpo.rl.collect import Collector, Share, episode_specs, sample_prompts
+
+
+class RolloutsAhead:
+    """This process's share of a step's first round, run by a thread from now on.
+
+    The thread talks to no other process, for the update does so meanwhile. What needs all processes is done
+    when it has ended: gathering, the further rounds of dynamic sampling, branches.
+    """
+
+    def __init__(self, config: TrainStage, step: int, collector: Collector, device: torch.device) -> None:
+        """Start, with the policy on `device`. The collector is the thread's until `result` or `stop`."""
+        self._runner = collector.runner
+        # Rollouts act by one CPU thread and set that number for the whole process, so the update has it too:
+        # its sums must not depend on when the rollouts end.
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        specs = episode_specs(config, step, sample_prompts(config, step))
+        own_stream = _own_stream(device)
+
+        def run() -> Share:
+            with own_stream:
+                return collector.run_share(step, specs, f"step {step}, ahead", config.train.group_size)
+
+        executor = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
+        self._share = executor.submit(run)
+        executor.shutdown(wait=False)
+
+    def check(self) -> None:
+        """Raise what has ended the rollouts, if anything has."""
+        if self._share.done():
+            self._share.result()
+
+    def result(self) -> Share:
+        """Wait for the share. Raises what has ended the rollouts."""
+        share = self._share.result()
+        torch.set_num_threads(self._threads)
+        return share
+
+    def stop(self) -> None:
+        """End the rollouts, whose episodes so far are stored."""
+        self._runner.stop()
+        wait([self._share])
+        torch.set_num_threads(self._threads)
+
+
+def _own_stream(device: torch.device) -> AbstractContextManager[object]:
+    """On a GPU, a stream that begins after what is queued now: in the update's, queries would wait for it."""
+    if device.type != "cuda":
+        return nullcontext()
+    stream = torch.cuda.Stream(device, priority=-1)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return torch.cuda.stream(stream)
