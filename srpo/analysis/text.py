@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from srpo.config import DIMENSIONS, STYLES, RewardBenchmarkStage, TrainStage
-from srpo.results.coverage import absent_runs, read_config, read_mujoco
+from srpo.results.coverage import absent_runs, overlapping, read_config, read_mujoco
 from srpo.results.rows import protocol_record
 
 SUITE_LABELS = {
@@ -83,6 +83,13 @@ def _protocol(record: Mapping[str, Any], caps: Mapping[str, int]) -> str:
         f"Protocol: {record['profile']} initial states, at most {most} steps, "
         f"{record['render']} rendering at {record['image_size']} pixels, {linear}MuJoCo {record['mujoco']}."
     )
+
+
+def overlap_note(results: Iterable[Path], names: Mapping[str, str]) -> str:
+    """After a space, a sentence on which variants (name → label) learnt one update off policy; or nothing."""
+    variants = overlapping(results)
+    labels = ", ".join(label for name, label in names.items() if name in variants)
+    return f" Rolled out beside updates, one update off policy: {labels}." if labels else ""
 
 
 # -------------------------------------------------------------------------------------------- what is missing

@@ -210,10 +210,15 @@ def training_episodes(stage: TrainStage) -> int:
 
 
 def scratch_bytes(stage: TrainStage) -> int:
-    """Pictures that a training keeps until its next checkpoint: for the policy and for the world model."""
+    """Pictures that a training keeps until its next checkpoint: for the policy and for the world model.
+
+    With `train.overlap` those of a step more, and of one for each older checkpoint.
+    """
+    train = stage.train
     frames = 0 if stage.world_model is None else stage.world_model.frames
     pictures = queries(stage.protocol) + frames
-    episodes = stage.train.prompts * stage.train.group_size * stage.train.checkpoint_every
+    steps = train.checkpoint_every + (train.keep_checkpoints if train.overlap else 0)
+    episodes = train.prompts * train.group_size * steps
     return episodes * pictures * 3 * stage.protocol.image_size**2
 
 

@@ -32,8 +32,8 @@ from srpo.cluster.estimate import (
 from srpo.cluster.jobs import Durations, Flop, Job, submissions, uncounted
 from srpo.cluster.resources import REQUESTS, gpus_of
 from srpo.cluster.speeds import GPU, MEASUREMENTS, MFU, Speeds, choose_speeds
-from srpo.config import ConfigError, Layout, Parallel, Policy, SftStage, read_yaml
-from srpo.config.parallel import COPY
+from srpo.config import ConfigError, Layout, Parallel, Policy, SftStage, TrainStage, read_yaml
+from srpo.config.parallel import acting_copy
 from srpo.config.plan import Plan, plan
 from srpo.config.resolve import load_preset
 from srpo.episode import CHUNK, PROMPT_TOKENS
@@ -103,7 +103,8 @@ def report(planned: Plan, jobs: list[Job], throughput: Throughput, sizes: Sizes)
         lines.append(time_line(max(job.seconds for job in trainings), chain_of()))
     if throughput.gpu is not None and parallel.train.gpus:
         policy, layout = policy_of_plan(planned), parallel.train
-        lines += [memory_line(sizes.learning, policy, layout, throughput.gpu.card), ""]
+        card = throughput.gpu.card
+        lines += [memory_line(sizes.learning, policy, layout, card, bool(overlapping(planned))), ""]
         flop = [sum(job.flop) for job in trainings]
         lines += published(flop, gpus_of("train", parallel), throughput.gpu)
     lines += ["", "assumed:", *(f"- {line}" for line in assumptions(planned, throughput))]
@@ -149,13 +150,20 @@ def time_line(longest: float, chain: Chain) -> str:
     return line
 
 
-def memory_line(held: int, policy: Policy, layout: Layout, gpu: str) -> str:
-    """What learning holds on a GPU, and whether that is too much."""
+def overlapping(planned: Plan) -> list[str]:
+    """The variants whose rollouts run beside updates."""
+    stages = [stage for stage in planned.stages.values() if isinstance(stage, TrainStage)]
+    return list(dict.fromkeys(stage.variant for stage in stages if stage.train.overlap))
+
+
+def memory_line(held: int, policy: Policy, layout: Layout, gpu: str, overlap: bool = False) -> str:
+    """What learning holds on a GPU, and whether that is too much. `overlap`: of any run (`train.overlap`)."""
     memory, parts = operations.GPUS[gpu].memory, "weights, gradients, moments"
     needed = float(held)
     if layout.strategy == "fsdp":
-        needed = held / layout.size + COPY * policy.weights
-        parts = f"1/{layout.size} of {parts}, and the copy that acts"
+        needed, parts = held / layout.size, f"1/{layout.size} of {parts}"
+    if copy := acting_copy(layout, policy, overlap):
+        needed, parts = needed + copy * policy.weights, f"{parts}, and the copy that acts"
     line = (
         f"memory: by {layout.strategy}, learning holds {needed / 1e9:.1f} GB of each {gpu}'s {memory}: "
         f"{parts}; activations and the world model come on top (srpo policy inspect)"
@@ -215,6 +223,11 @@ def assumptions(planned: Plan, throughput: Throughput) -> list[str]:
         "no further rounds of dynamic sampling, no queue, no retries",
         "disk: a run's policy and last checkpoint, and a training's pictures until its next checkpoint",
     ]
+    if variants := overlapping(planned):
+        lines.append(
+            f"train.overlap ({', '.join(variants)}) saves no time: rollouts and updates are counted one "
+            "after the other"
+        )
     if throughput.training is not None:
         lines.append("of --metrics all that a training step takes, for every episode, under `simulate`")
     if throughput.gpu is None:

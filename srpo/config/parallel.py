@@ -13,7 +13,7 @@ from srpo.config.stages import SftStage, Stage, TrainStage, WorldModelStage
 
 WHOLE = 16
 """Bytes a weight of learning all of them: itself, its gradient and AdamW's two moments in float32."""
-COPY = 2
+FSDP_COPY = 2
 """Bytes of a weight in the copy that acts while a policy learns under FSDP: bfloat16."""
 
 
@@ -82,7 +82,9 @@ def misfits(parallel: Parallel, stages: Mapping[str, Stage | WorldModelStage]) -
 
     Memory is a lower bound, of weights, gradients and moments: activations and world model come on top.
     """
-    trained = {stage.suite for stage in stages.values() if isinstance(stage, TrainStage)}
+    trainings = [stage for stage in stages.values() if isinstance(stage, TrainStage)]
+    trained = {stage.suite for stage in trainings}
+    overlap = {stage.suite for stage in trainings if stage.train.overlap}
     for stage in stages.values():
         if not isinstance(stage, SftStage):
             continue
@@ -97,26 +99,47 @@ def misfits(parallel: Parallel, stages: Mapping[str, Stage | WorldModelStage]) -
                     "set ddp, or settings.policy.dtype float32 and settings.policy.lora null"
                 )
                 continue
-            needed, terms = held_on_gpu(name, layout, policy, learns)
+            copy = acting_copy(layout, policy, stage.suite in overlap) if name == "train" and learns else 0
+            needed, terms = held_on_gpu(layout, policy, learns, copy)
             if layout.gpus and needed > parallel.gpu_memory * 1e9:
                 yield (
                     f"parallel.{name}: {terms} = {needed / 1e9:.0f} GB on each GPU, which has "
                     f"{parallel.gpu_memory} (parallel.gpu_memory): {_remedy(layout, policy, learns)}"
+                    + (", or set train.overlap to 0" if copy and layout.strategy == "ddp" else "")
                 )
 
 
-def held_on_gpu(name: str, layout: Layout, policy: Policy, learns: bool) -> tuple[float, str]:
-    """Bytes that the policy takes on each GPU, without activations, and the sum that they are."""
+def acting_copy(layout: Layout, policy: Policy, overlap: bool) -> int:
+    """Bytes of a weight in the copy that acts beside a policy that learns; 0: there is none, that one acts.
+
+    Args:
+        overlap: whether it acts while the other learns (`train.overlap`).
+    """
+    if layout.strategy == "fsdp":
+        return FSDP_COPY
+    return _size(policy) if overlap else 0
+
+
+def held_on_gpu(layout: Layout, policy: Policy, learns: bool, copy: int) -> tuple[float, str]:
+    """Bytes that the policy takes on each GPU, without activations, and the sum that they are.
+
+    Args:
+        copy: bytes of a weight in the copy that acts.
+    """
     count = f"{policy.weights / 1e9:.2f} G weights"
+    acts = f" + × {copy} bytes (the copy that acts)" if copy else ""
     if not learns or policy.lora is not None:
-        size = 4 if policy.dtype == "float32" else 2
-        return size * policy.weights, f"{count} × {size} bytes ({policy.dtype})"
+        size = _size(policy)
+        return (size + copy) * policy.weights, f"{count} × {size} bytes ({policy.dtype}){acts}"
     whole = f"{count} × {WHOLE} bytes (weights, gradients and AdamW's moments in float32)"
     if layout.strategy == "ddp":
-        return WHOLE * policy.weights, whole
-    shard, copy = WHOLE * policy.weights / layout.size, COPY * policy.weights * (name == "train")
-    acts = f" + × {COPY} bytes (the copy that acts)" if copy else ""
-    return shard + copy, f"{whole} / {layout.size}{acts}"
+        return (WHOLE + copy) * policy.weights, f"{whole}{acts}"
+    return (WHOLE / layout.size + copy) * policy.weights, f"{whole} / {layout.size}{acts}"
+
+
+def _size(policy: Policy) -> int:
+    """Bytes of a weight."""
+    return 4 if policy.dtype == "float32" else 2
 
 
 def _remedy(layout: Layout, policy: Policy, learns: bool) -> str:

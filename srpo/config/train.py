@@ -142,8 +142,8 @@ class Train(Section):
             raise ValueError("evaluate_every must be 0 offline: no simulator is in that loop")
         if self.offline is not None and self.overlap:
             raise ValueError(
-                "overlap must be 0 offline: all rollouts are there before the first update, so no later ones "
-                "can run beside it"
+                "offline and overlap exclude each other: offline all rollouts come before the first update. "
+                "Set offline null, or overlap 0"
             )
         if self.offline is not None and self.branching is not None:
             raise ValueError(

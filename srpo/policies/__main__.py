@@ -81,6 +81,7 @@ def memory_lines(policy: Policy) -> list[str]:
     full = memory.training(full_policy, MICROBATCH, compute=torch.bfloat16)
     lora = memory.training(lora_policy, MICROBATCH)
     gathered = memory.gathered(full_policy)
+    acting = memory.weights(acting_policy) + memory.acting(acting_policy, 64)
     assert lora_policy.lora is not None
     return [
         f"to load       {_gib(memory.weights(policy))} in {policy.dtype}",
@@ -95,6 +96,7 @@ def memory_lines(policy: Policy) -> list[str]:
         f"gathered {_gib(gathered)}, activations {_gib(full.activations)})",
         f"              with gradient checkpointing and micro-batches of {MICROBATCH} queries; reinforcement "
         f"learning has an acting copy beside it: {_gib(memory.weights(acting_policy))}",
+        f"overlap       the acting copy beside LoRA too, and it acts meanwhile: + {_gib(acting)} (batch 64)",
     ]
 
 

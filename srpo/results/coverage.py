@@ -6,6 +6,7 @@ Every result file has its run's resolved `config.yaml` beside it, which says wha
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -115,6 +116,28 @@ def require_alike(configs: Sequence[TrainStage | EvaluateStage | RewardBenchmark
         )
 
 
+def overlapping(results: Iterable[Path]) -> set[str]:
+    """The variants whose rollouts ran beside updates (`train.overlap`), of metrics or evaluations.
+
+    By the `config.yaml` of a run's training: beside its metrics, in the folder above that of an evaluation.
+
+    Raises `ResultError` if some runs of a variant were trained so and others not.
+    """
+    found: dict[str, dict[int, Path]] = defaultdict(dict)
+    for result in results:
+        for config in (folder / "config.yaml" for folder in (result.parent, result.parent.parent)):
+            settings = read_yaml(config) if config.is_file() else {}
+            if "train" in settings:
+                found[settings["variant"]][settings["train"].get("overlap", 0)] = config
+    for variant, configs in found.items():
+        if len(configs) > 1:
+            raise ResultError(
+                f"the runs of {variant} were not trained alike: train.overlap is 0 in {configs[0]}, 1 in "
+                f"{configs[1]}: train all of them with one, or give those with the other a row of their own"
+            )
+    return {variant for variant, configs in found.items() if 1 in configs}
+
+
 # ------------------------------------------------------------------------------------------ files of one kind
 
 
@@ -158,6 +181,7 @@ def load_episodes(
     variants than these, and, unless `allow_incomplete`, for missing episodes and variants.
     """
     episodes = read_episodes(paths)
+    overlapping(paths)
     others = sorted(set(episodes["benchmark"]) - {benchmark})
     if others:
         raise ResultError(f"column benchmark: {others} in a table of {benchmark}")
@@ -202,6 +226,7 @@ def load_metrics(
     """
     configs = [read_config(path, TrainStage) for path in paths]
     require_alike(configs)
+    overlapping(paths)
     frames, expected = [], []
     for path, config in zip(paths, configs, strict=True):
         suite, variant, seed = config.suite, config.variant, config.seed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import torch
 
@@ -26,10 +27,10 @@ class RolloutsAhead:
         self._threads = torch.get_num_threads()
         torch.set_num_threads(1)
         specs = episode_specs(config, step, sample_prompts(config, step))
-        own_stream = _own_stream(device)
+        beside = _beside(device)
 
         def run() -> Share:
-            with own_stream:
+            with beside:
                 return collector.run_share(step, specs, f"step {step}, ahead", config.train.group_size)
 
         executor = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
@@ -54,10 +55,16 @@ class RolloutsAhead:
         torch.set_num_threads(self._threads)
 
 
-def _own_stream(device: torch.device) -> AbstractContextManager[object]:
-    """On a GPU, a stream that begins after what is queued now: in the update's, queries would wait for it."""
+def _beside(device: torch.device) -> AbstractContextManager[object]:
+    """On a GPU, a stream that goes on from what is queued now: on the update's, queries would wait for it."""
     if device.type != "cuda":
         return nullcontext()
-    stream = torch.cuda.Stream(device, priority=-1)
+    stream = _stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     return torch.cuda.stream(stream)
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The same for all steps: PyTorch keeps the memory that was freed on a stream for that one."""
+    return torch.cuda.Stream(device, priority=-1)

@@ -164,6 +164,36 @@ def test_training_survives_preemption_and_a_kill(policy: Path, tmp_path: Path) -
     assert len(shaped) and not shaped["success"].any() and shaped["reward"].between(0, 0.6).all()
 
 
+def test_rollouts_beside_updates_survive_preemption_and_a_kill(policy: Path, tmp_path: Path) -> None:
+    """Both times while the next step's rollouts are on their way: they go on where they were."""
+    train = TRAINING.train.model_copy(update={"overlap": 1})
+    config = write_config(tmp_path / "config.yaml", TRAINING.model_copy(update={"train": train}))
+
+    def training(name: str, workers: int) -> list[str]:
+        out, scratch = tmp_path / name, tmp_path / f"{name}-scratch"
+        return command(
+            "srpo.rl.trainer", config=config, policy=policy, out=out, scratch=scratch, workers=workers
+        )
+
+    def episodes(step: int) -> list[Path]:
+        return list((tmp_path / f"killed-scratch/episodes/step-{step:08d}").glob("*.npz"))
+
+    def checkpoints() -> set[str]:
+        return {path.name for path in (tmp_path / "killed-scratch").glob("checkpoint-*")}
+
+    run(training("whole", workers=1))
+    run_and_kill(training("killed", workers=2), lambda: bool(episodes(2)), signal.SIGTERM, PREEMPTED)
+    assert not checkpoints() and len(episodes(1)) == 4 and 0 < len(episodes(2)) < 4
+    run_and_kill(training("killed", workers=2), lambda: bool(episodes(3)))
+    assert checkpoints() == {"checkpoint-00000001"} and len(episodes(2)) >= 4
+    assert "resuming after step 1\n" in run(training("killed", workers=1))
+    whole, killed = (load_file(tmp_path / name / "policy/model.safetensors") for name in ("whole", "killed"))
+    assert all((whole[name] == killed[name]).all() for name in whole)
+    metrics, others = (read_rows(tmp_path / name / "metrics.csv", RL_METRICS) for name in ("whole", "killed"))
+    pd.testing.assert_frame_equal(without_times(metrics), without_times(others), check_exact=True)
+    assert metrics["policy_lag"].tolist() == [0, 1, 1] and (metrics["grad_norm"] > 0).sum() > 1
+
+
 def test_branches_survive_a_kill(policy: Path, tmp_path: Path) -> None:
     """One step of two rollouts, with two branches from two moments of each, killed among its branches."""
     branching = {"prompts": 1, "steps": 1, "evaluate_every": 0, "branching": Branching(points=2, branches=2)}

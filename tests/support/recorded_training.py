@@ -5,6 +5,7 @@ policy, so that they are the same in every run. Its optimiser is plain gradient 
 amplifies rounding errors.
 
     live     the policy in training acts, and AdamW optimises
+    descent  with `live`: plain gradient descent none the less
     sharded  under FSDP
     killed   afterwards once more, into FOLDER/killed, and the last process killed in the third step's update
     resumed  that again, and nothing else
@@ -117,7 +118,7 @@ def main() -> None:
     folder, how = Path(sys.argv[1]), sys.argv[2:]
     torch.set_num_threads(1)
     trainer.PolicyRunner = LiveRollouts if "live" in how else RecordedRollouts  # type: ignore[assignment, misc]
-    if "live" not in how:
+    if "live" not in how or "descent" in how:
         torch.optim.AdamW = descent  # type: ignore[assignment, misc]
     if "sharded" in how:
         distributed.Accelerator = ShardingAccelerator  # type: ignore[misc]

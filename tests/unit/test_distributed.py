@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +145,31 @@ def test_a_spread_policy_acts_as_it_learns_and_survives_a_kill(tmp_path: Path) -
     metrics, others = (rows(found, "metrics.csv", RL_METRICS) for found in (folder, folder / "killed"))
     pd.testing.assert_frame_equal(metrics, others, check_exact=True)
     assert metrics["update_kl"].max() < 1e-3 < metrics["kl"][1:].min()
+
+
+def test_rollouts_beside_updates_are_those_of_one_process_and_survive_a_kill(tmp_path: Path) -> None:
+    """The policy acts that was there before the update. Killed in an update, as rollouts run beside it."""
+    settings = {"steps": 4, "overlap": 1}
+    training(tmp_path / "one", "live", "descent", "killed", processes=1, code=-signal.SIGKILL, **settings)
+    left = {path.name for path in (tmp_path / "one/killed/scratch").iterdir()}
+    assert "checkpoint-00000002" in left and not (tmp_path / "one/killed/out/policy").exists()
+    log = training(tmp_path / "one", "live", "descent", "resumed", processes=1)
+    assert log.count("resuming after step 2") == 1
+    one, again = (
+        load_file(tmp_path / "one" / out / "policy/model.safetensors") for out in ("out", "killed/out")
+    )
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    metrics, others = (
+        rows(found, "metrics.csv", RL_METRICS) for found in (tmp_path / "one", tmp_path / "one/killed")
+    )
+    pd.testing.assert_frame_equal(metrics, others, check_exact=True)
+    assert metrics["policy_lag"].tolist() == [0, 1, 1, 1] and (metrics["rounds"] == 2).any()
+    for how in ((), ("sharded",)):
+        folder = tmp_path / "-".join(("two", *how))
+        training(folder, "live", "descent", *how, **settings)
+        two = load_file(folder / "out/policy/model.safetensors")
+        assert max(float((one[name] - two[name]).abs().max()) for name in one) <= 2e-6  # as above
+        pd.testing.assert_frame_equal(metrics, rows(folder, "metrics.csv", RL_METRICS), rtol=1e-4, atol=1e-6)
 
 
 def test_killed_in_a_save_and_in_a_step_a_run_goes_on_in_any_number_of_processes(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def choices() -> dict[str, dict[str, object]]:
 
 def test_the_page_says_what_the_variants_are() -> None:
     said = choices()
-    assert len(said) == 21
+    assert len(said) == 22
     for key, values in said.items():
         if key == "train.offline.advantage":  # the paper's is of real robots, and siiRL has none
             assert values == {"paper": "step", "ours": setting("srpo-offline", key)}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +30,7 @@ from srpo.results.schemas import RL_METRICS
 from srpo.rewards.references import EarlierSuccesses
 from srpo.rl import collect, score, trainer, update
 from srpo.rollouts.episode_store import EpisodeStore
+from srpo.runtime.preemption import Preempted, preemptible
 from srpo.world_models import load_world_model
 from support.policies import SUITE, small_policy
 from support.recorded_training import LiveRollouts
@@ -291,6 +294,42 @@ def test_an_error_of_the_rollouts_ends_the_update_and_loses_nothing(
     assert_same(tmp_path, whole)
 
 
+def test_preemption_in_an_update_stops_both_and_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: Path
+) -> None:
+    rolling, stopped = threading.Event(), threading.Event()
+    learn = trainer.Trainer.update
+
+    class Endless(Rollouts):
+        """In the thread, after an episode there is no other until it is stopped."""
+
+        def run(self, specs: Sequence[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
+            found = super().run(specs)
+            if threading.current_thread() is not threading.main_thread():
+                yield next(found)
+                rolling.set()
+                assert stopped.wait(PATIENCE)
+                raise RuntimeError("stopped")
+            yield from found
+
+        def stop(self) -> None:
+            stopped.set()
+
+    def preempted(self: trainer.Trainer, *rest: Any) -> dict[str, float | None]:
+        assert rolling.wait(PATIENCE)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return learn(self, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "PolicyRunner", Endless)
+        patch.setattr(trainer.Trainer, "update", preempted)
+        with pytest.raises(Preempted), preemptible():
+            run(tmp_path, stage())
+    assert stopped.is_set() and len(list((tmp_path / "out-scratch/episodes/step-00000002").iterdir())) == 1
+    run(tmp_path, stage())
+    assert_same(tmp_path, whole)
+
+
 def test_nothing_is_rolled_out_for_a_step_that_does_not_come(
     tmp_path: Path, noted: list[tuple[float, int, int]]
 ) -> None:
@@ -305,7 +344,7 @@ def test_nothing_is_rolled_out_for_a_step_that_does_not_come(
 
 
 def test_offline_there_is_nothing_to_run_beside_an_update() -> None:
-    with pytest.raises(ValidationError, match="overlap must be 0 offline"):
+    with pytest.raises(ValidationError, match="offline and overlap exclude each other"):
         stage(offline=Offline(beta=1.0, max_weight=20.0), evaluate_every=0)
     with pytest.raises(ValidationError, match="overlap"):
         stage(overlap=2)

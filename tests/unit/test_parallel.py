@@ -25,14 +25,18 @@ from srpo.policies import memory
 from srpo.policies.__main__ import POLICIES, read_policy
 
 EIGHT = Layout(gpus=8)
+OVERLAP = "train.overlap=1"
 
 
 @cache
 def stages(preset: str, *settings: str) -> Mapping[str, Stage | WorldModelStage]:
     """Of a preset that runs on CPUs, whatever its own GPUs."""
     made, source = load_preset(preset)
-    made = made.model_copy(update={"parallel": Parallel()})
-    return plan(made, source, ROOT / "configs", settings).stages
+    own = {"parallel": Parallel()}
+    if OVERLAP in settings:  # of the preset, since on the command line it is refused for `srpo-offline`
+        own |= {"settings": made.settings | {"train": {**made.settings.get("train", {}), "overlap": 1}}}
+    made = made.model_copy(update=own)
+    return plan(made, source, ROOT / "configs", [each for each in settings if each != OVERLAP]).stages
 
 
 @pytest.mark.parametrize("policy", ["openvla-7b", "tiny"])
@@ -74,6 +78,18 @@ UPDATES = "sft.updates=9"
             {"train": {"gpus": 1}, "gpu_memory": 12},
             r"× 2 bytes \(bfloat16\) = 15 GB .*larger",
         ),
+        (["paper-lora", OVERLAP], {"train": {"gpus": 1}, "gpu_memory": 40}, None),
+        (
+            ["paper-lora", OVERLAP],
+            {"train": {"gpus": 1}, "gpu_memory": 24},
+            r"× 2 bytes \(bfloat16\) \+ × 2 bytes \(the copy that acts\) = 30 GB .*, or set train\.overlap",
+        ),
+        (
+            ["paper", OVERLAP],
+            {"train": {"gpus": 8}, "gpu_memory": 140},
+            r"16 bytes .* \+ × 4 bytes \(the copy that acts\) = 150 GB .*strategy to fsdp.* train\.overlap",
+        ),
+        (["paper", OVERLAP], {"train": ALL}, None),  # a copy acts anyway
         (["smoke"], {"train": {"processes": 2}, "evaluate": {"processes": 2}}, None),
         (["smoke"], {"train": {"gpus": 8}}, None),  # a small policy has room
     ],

@@ -194,6 +194,11 @@ def test_pictures_that_a_training_keeps() -> None:
     assert stage.world_model is not None
     pictures = 15 * 8 * stage.train.checkpoint_every * (9 + stage.world_model.frames)
     assert scratch_bytes(stage) == pictures * 3 * stage.protocol.image_size**2
+    # Beside updates, of three steps where one would do: the next one's, and that after the older checkpoint.
+    train = stage.train.model_copy(update={"overlap": 1, "checkpoint_every": 1, "keep_checkpoints": 2})
+    beside = stage.model_copy(update={"train": train})
+    once = pictures / stage.train.checkpoint_every
+    assert scratch_bytes(beside) == 3 * once * 3 * stage.protocol.image_size**2
 
 
 def test_the_papers_operations() -> None:
@@ -288,6 +293,10 @@ def test_memory_of_learning() -> None:
     assert "by ddp, learning holds 120.0 GB of each h100's 80" in whole and "TOO MUCH" in whole
     sharded = memory_line(120 * 10**9, policy, Layout(gpus=8, strategy="fsdp"), "h100")
     assert "by fsdp, learning holds 30.0 GB of each h100's 80" in sharded and "TOO MUCH" not in sharded
+    # Beside updates a copy acts whoever learns: 15 GB more by ddp, none by fsdp, which has it anyway.
+    beside = memory_line(16 * 10**9, policy, Layout(gpus=1), "h100", overlap=True)
+    assert "learning holds 31.0 GB of each h100's 80: weights, gradients, moments, and the copy" in beside
+    assert memory_line(120 * 10**9, policy, Layout(gpus=8, strategy="fsdp"), "h100", True) == sharded
 
 
 def test_without_gpus_operations_take_no_time() -> None:

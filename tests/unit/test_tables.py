@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from srpo.analysis import comparisons, text, typeset
+from srpo.analysis.figures import f2
 from srpo.analysis.published import read_published
 from srpo.analysis.stats import combine, wilson
 from srpo.analysis.tables import t1, t2, t2_curves, t3, t3_distributions, t3_truth
@@ -63,6 +65,45 @@ PROTOCOL = (
     "Protocol: official initial states, at most 300 (Goal) steps, exact rendering at 128 pixels, "
     + "MuJoCo 3.3.7."
 )
+
+
+def test_tables_tell_whose_rollouts_ran_beside_updates(tmp_path: Path) -> None:
+    """By the training beside each evaluation. A variant of which some runs did and others not is refused."""
+    labels = {"sft": "SFT", "grpo": "GRPO", "srpo": "SRPO"}
+    sheet = sheet_of(labels)
+    curves = [rl_run(tmp_path, "libero_goal", name, [0.5, 0.6]) for name in ("grpo", "srpo")]
+    paths = [libero_run(tmp_path, "libero_goal", name, 0.5) for name in labels]
+    tasks, plus = plus_runs(tmp_path, {name: {"camera": 0.5, "noise": 0.5} for name in labels})
+
+    def captions() -> list[str]:
+        drawn = [
+            t1.make(paths, sheet, PUBLISHED, False),
+            t2.make(plus, tasks, sheet, PUBLISHED, False),
+            f2.make(curves, sheet[1:], False),
+        ]
+        return [each.typeset.caption for each in drawn if each.typeset is not None]
+
+    def overlap(seed: int) -> None:
+        config = tmp_path / f"libero_goal/srpo/seed{seed}/config.yaml"
+        settings = yaml.safe_load(config.read_text())
+        settings["train"]["overlap"] = 1
+        config.write_text(yaml.safe_dump(settings))
+
+    assert not any("beside updates" in caption for caption in captions())
+    overlap(0)
+    told = "MuJoCo 3.3.7. Rolled out beside updates, one update off policy: SRPO."
+    assert [caption.endswith(told) for caption in captions()] == [True] * 3
+
+    curves += [rl_run(tmp_path, "libero_goal", name, [0.5, 0.6], seed=1) for name in ("grpo", "srpo")]
+    paths += [libero_run(tmp_path, "libero_goal", name, 0.5, seed=1) for name in ("grpo", "srpo")]
+    for draw in (
+        lambda: t1.make(paths, sheet, PUBLISHED, False),
+        lambda: f2.make(curves, sheet[1:], False),
+    ):
+        with pytest.raises(ResultError, match=r"runs of srpo were not trained alike: train\.overlap is 0 in"):
+            draw()
+    overlap(1)
+    assert captions()
 
 
 # -------------------------------------------------------------------------------------------------------- T1

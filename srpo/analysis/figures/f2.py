@@ -68,10 +68,11 @@ def make_curves(
     speed = efficiency(metrics, variants)
     table = estimate(metrics, variants)
     manifests = [path.with_name("manifest.json") for path in runs]
+    protocol = text.configured_protocol(list(runs.values()), manifests) + text.overlap_note(runs, variants)
     return Drawn(
         table,
         lambda: draw(table),
-        layout(speed, text.configured_protocol(list(runs.values()), manifests)),
+        layout(speed, protocol),
         efficiency=speed,
         missing=text.lacking(absent, "RL steps", missing),
     )

@@ -37,7 +37,7 @@ def make(
     return Drawn(
         table,
         lambda: draw(table),
-        layout(table, text.protocol_note(rows)),
+        layout(table, text.protocol_note(rows) + text.overlap_note(episodes, labels(sheet))),
         missing=text.lacking_episodes(rows, missing, labels(sheet)),
     )
 

@@ -58,7 +58,11 @@ def make(
     return Drawn(
         table,
         lambda: draw(table),
-        layout(table, text.protocol_note(rows), baseline(sheet).name),
+        layout(
+            table,
+            text.protocol_note(rows) + text.overlap_note(episodes, labels(sheet)),
+            baseline(sheet).name,
+        ),
         missing=text.lacking_episodes(rows, missing, labels(sheet)),
     )
 
