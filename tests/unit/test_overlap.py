@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from srpo import optim
-from srpo.config import Lora, Offline, TrainStage
+from srpo.config import Branching, Lora, Offline, TrainStage
 from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.policies.checkpoints import load_policy, save_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
@@ -29,6 +29,7 @@ from srpo.results.rows import read_rows
 from srpo.results.schemas import RL_METRICS
 from srpo.rewards.references import EarlierSuccesses
 from srpo.rl import collect, score, trainer, update
+from srpo.rl.branching import run_branches
 from srpo.rollouts.episode_store import EpisodeStore
 from srpo.runtime.preemption import Preempted, preemptible
 from srpo.world_models import load_world_model
@@ -45,6 +46,8 @@ PATIENCE = 60
 
 def stage(**changes: object) -> TrainStage:
     """Four steps with all that a step may have: episodes that cannot be run, further rounds, evaluation."""
+    if "branching" in changes:
+        return training_stage(SETTINGS | changes, {"shaping": "none"}, pixel=False)
     return training_stage(SETTINGS | changes, {"earlier_successes": 3})
 
 
@@ -114,23 +117,22 @@ def sequentially(config: TrainStage, initial: Path) -> tuple[OpenVLAOFT, list[in
     policy.make_trainable(train.freeze_vision)
     optimiser = optim.adamw(policy, train.learning_rate, train.weight_decay, train.betas)
     learner = update.Learner(policy, None, optimiser, Accelerator())
-    world_model = load_world_model(config.world_model, None)
+    world_model = None if config.world_model is None else load_world_model(config.world_model, None)
 
     def roll_out(step: int, acting: OpenVLAOFT) -> collect.Batch:
         with TemporaryDirectory() as scratch:
             rollouts = LiveRollouts(SUITE, config.protocol, acting, 1)
-            return collect.collect_batch(
-                config,
-                step,
-                collect.Collector(rollouts, EpisodeStore(Path(scratch)), Accelerator()),  # type: ignore[arg-type]
-            )
+            collector = collect.Collector(rollouts, EpisodeStore(Path(scratch)), Accelerator())  # type: ignore[arg-type]
+            return run_branches(config, step, collect.collect_batch(config, step, collector), collector)
 
     earlier: EarlierSuccesses = {}
     batch, hashes = roll_out(1, policy), [weights_hash(policy)]
     for step in range(1, train.steps + 1):
         following = roll_out(step + 1, copy.deepcopy(policy)) if step < train.steps else None
-        embeddings = score.embed_batch(config, batch, world_model, Accelerator())
+        embeddings = world_model and score.embed_batch(config, batch, world_model, Accelerator())
         scores = score.score_batch(config, batch, embeddings, None, earlier)
+        if train.branching is not None:
+            scores = score.score_moments(batch, scores)
         earlier = score.remember_successes(config, batch, scores, embeddings, earlier)
         update.update_policy(config, learner, batch, scores, step)
         hashes.append(weights_hash(policy))
@@ -139,11 +141,19 @@ def sequentially(config: TrainStage, initial: Path) -> tuple[OpenVLAOFT, list[in
     return policy, hashes
 
 
-@pytest.mark.parametrize("lora", [None, Lora(rank=2, alpha=4.0)])
+@pytest.mark.parametrize(
+    ("changes", "lora"),
+    [
+        ({}, None),
+        ({"learning_rate": 1e-2}, Lora(rank=2, alpha=4.0)),
+        ({"branching": Branching(points=1, branches=2)}, None),
+    ],
+    ids=["all weights", "adapters", "branches"],
+)
 def test_a_run_learns_what_one_thing_after_another_does(
-    tmp_path: Path, noted: list[tuple[float, int, int]], lora: Lora | None
+    tmp_path: Path, noted: list[tuple[float, int, int]], changes: dict[str, object], lora: Lora | None
 ) -> None:
-    config = stage(learning_rate=1e-2 if lora else 1e-3)
+    config = stage(**changes)
     found = run(tmp_path, config, lora=lora).learner.policy.state_dict()
     ran = noted.copy()
     expected, after = sequentially(config, tmp_path / "initial")
@@ -156,7 +166,8 @@ def test_a_run_learns_what_one_thing_after_another_does(
     greedy = [weights for temperature, _, weights in ran if temperature == 0]
     assert greedy == [after[2], after[4]]
     sampled = [(number, weights) for temperature, number, weights in ran if temperature > 0]
-    assert [weights for number, weights in sampled if number == 12] == [after[k] for k in (0, 0, 1, 2)]
+    firsts = [weights for number, weights in sampled if number == 12]
+    assert firsts == [after[k] for k in (0, 0, 1, 2)]
     order = [after.index(weights) for _, weights in sampled]
     assert order == sorted(order) and len(sampled) > 4, "no further rounds"
 
