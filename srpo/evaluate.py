@@ -4,7 +4,7 @@ If less than half of the greedy, or of the sampled, episodes could be run, it en
 
 srpo evaluate --config CONFIG --policy FOLDER --out EPISODES.parquet --scratch FOLDER \\
     [--baseline EPISODES.parquet] [--sampled SAMPLED.parquet] [--paths PATHS.parquet] [--videos FOLDER]
-srpo evaluate ... --plus TASKS.csv --plus-data DATA.zip --shard 0/4
+srpo evaluate ... [--baseline SHARD.parquet] --plus TASKS.csv --plus-data DATA.zip --shard 0/4
 
 Several processes (`accelerate launch`, docs/hpc.md) run the episodes together: each takes the next that none
 has begun, so that all are busy to the end.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -27,15 +28,15 @@ import pandas as pd
 from tqdm import tqdm
 
 from srpo.analysis import comparisons
-from srpo.analysis.sequential import LOOK_EVERY
-from srpo.analysis.stats import direction
+from srpo.analysis.sequential import LOOK_EVERY, LOOK_EVERY_TASKS
+from srpo.analysis.stats import ALPHA, direction
 from srpo.config import CONTROL_HZ, EvaluateStage, PlusStage, load_stage
 from srpo.envs.libero import asset_folder, libero_record, load_task
 from srpo.episode import Episode, EpisodeSpec, FailedRun
 from srpo.errors import FinalExit, run_command
 from srpo.libero_plus.data import PlusData, PlusSources, unavailable_reason
 from srpo.libero_plus.sweep import sweep_tasks
-from srpo.libero_plus.tasks import INIT_STATE, PlusTask, parse, read_tasks, shard
+from srpo.libero_plus.tasks import INIT_STATE, PlusTask, parse, read_tasks, shard, shards
 from srpo.policies.checkpoints import load_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.results import ResultError
@@ -72,47 +73,67 @@ def libero_specs(config: EvaluateStage) -> list[EpisodeSpec]:
 
 def in_full(config: Config) -> Config:
     """The same episodes, none left out. What has run of them serves wherever the evaluation ends."""
-    if not isinstance(config, EvaluateStage):
-        return config
-    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"stop_early": False})})
+    whole = {"stop_early": False}
+    if isinstance(config, PlusStage):
+        return config.model_copy(update={"plus": config.plus.model_copy(update=whole)})
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update=whole)})
 
 
 class Comparison:
-    """An evaluation's comparison with a baseline on the same tasks and states, looked at while it runs."""
+    """An evaluation's comparison with a baseline on the same tasks and states, looked at while it runs.
 
-    def __init__(self, config: EvaluateStage, baseline: Path) -> None:
-        """Read the baseline's rows. Raises ResultError unless they are of the same suite and protocol."""
+    It is decided at 5%. The shards of a sweep decide each for itself, at 5% for all of them together.
+    """
+
+    def __init__(self, config: Config, specs: Sequence[EpisodeSpec], baseline: Path, shards: int) -> None:
+        """Read the baseline's rows.
+
+        Raises ResultError unless they are of the same suite and protocol, of LIBERO-Plus also the same tasks.
+        """
+        self._shards = shards
         rows = read_episodes([baseline])
+        plus = isinstance(config, PlusStage)
         wanted = protocol_record(protocol_json(config.protocol, mujoco.__version__))
-        asked = {"suite": config.suite, "temperature": 0.0, **wanted}
+        asked = {"suite": config.suite, "temperature": 0.0, "benchmark": "libero_plus" if plus else "libero"}
         # `read_episodes` lets no two protocols or temperatures into a file, but several suites.
-        given = {key: rows[key].iloc[0] for key in ("suite", "temperature")}
-        given |= protocol_record(rows["protocol"].iloc[0])
-        other = [key for key, value in asked.items() if given[key] != value]
-        if other or rows["suite"].nunique() > 1:
-            differs = "; ".join(f"{key} {given[key]}, not {asked[key]}" for key in other) or "several suites"
+        given = {key: rows[key].iloc[0] for key in asked} | protocol_record(rows["protocol"].iloc[0])
+        asked |= wanted
+        differs = [f"{key} {given[key]}, not {value}" for key, value in asked.items() if given[key] != value]
+        if rows["suite"].nunique() > 1:
+            differs.append("several suites")
+        if plus and not differs and set(rows["perturbation_task"]) != {spec.variant for spec in specs}:
+            differs.append("other tasks")
+        if differs:
             raise ResultError(
-                f"{baseline}: holds other episodes than these are to be compared with ({differs}): evaluate "
-                "the baseline with the same settings"
+                f"{baseline}: holds other episodes than these are to be compared with "
+                f"({'; '.join(differs)}): evaluate the baseline with the same settings"
             )
         self._baseline = rows[rows["status"].isin(["success", "failure"])]
 
     def decided(self, rows: Sequence[dict[str, Any]]) -> str:
         """What the episodes in `rows` decide, in words; empty if nothing."""
         result = comparisons.compare_at_any_time(
-            self._baseline, pd.DataFrame(rows, columns=list(EPISODES.columns))
+            self._baseline, pd.DataFrame(rows, columns=list(EPISODES.columns)), alpha=ALPHA / self._shards
         )
         if direction(result.estimate) is None:
             return ""
         value, low, high = result.estimate.value, result.estimate.low, result.estimate.high
+        among = f" and in all {self._shards} shards" if self._shards > 1 else ""
         return (
             f"decided after {result.pairs} paired episodes: {value:+.3f} beside the baseline, at any time of "
-            f"looking [{low:+.3f}, {high:+.3f}]"
+            f"looking{among} [{low:+.3f}, {high:+.3f}]"
         )
 
 
 def looks(specs: Sequence[EpisodeSpec]) -> list[list[EpisodeSpec]]:
-    """Greedy episodes in parts of `LOOK_EVERY` states on all tasks."""
+    """Greedy episodes in parts: `LOOK_EVERY` states on all tasks; of LIBERO-Plus, `LOOK_EVERY_TASKS` tasks.
+
+    Tasks of LIBERO-Plus come in a random order: a shard has them by dimension, so that its first would not
+    stand for the others. The order depends on nothing but their names and `plus.seed`.
+    """
+    if specs[0].variant is not None:
+        drawn = sorted(specs, key=lambda spec: random.Random(f"{spec.seed} {spec.variant}").random())
+        return [drawn[start : start + LOOK_EVERY_TASKS] for start in range(0, len(drawn), LOOK_EVERY_TASKS)]
     states = sorted({spec.init_state for spec in specs})
     parts = [set(states[start : start + LOOK_EVERY]) for start in range(0, len(states), LOOK_EVERY)]
     return [[spec for spec in specs if spec.init_state in part] for part in parts]
@@ -122,9 +143,9 @@ def plus_specs(config: PlusStage, tasks: Sequence[PlusTask], index: int, number:
     """One shard of the (sampled) LIBERO-Plus tasks; the seed determines a perturbation's randomness."""
     plus = config.plus
     chosen = sweep_tasks(config, tasks)
+    if number != (there := shards(len(chosen), plus.shard_size)):
+        raise FinalExit(f"--shard {index}/{number}: the sweep's {len(chosen)} tasks are {there} shards")
     part = shard(chosen, index, plus.shard_size)
-    if not part:
-        raise FinalExit(f"--shard {index}/{number}: there are only {len(chosen)} tasks")
     return [
         EpisodeSpec(config.suite, task.task_id, INIT_STATE, plus.seed, 0.0, variant=task.name)
         for task in part
@@ -241,6 +262,7 @@ def evaluate(
     plus: PlusSources | None = None,
     baseline: Path | None = None,
     peers: Peers = ALONE,
+    of_shards: int = 1,
 ) -> None:
     """Run the episodes that are not in the journal yet, then write all rows and a manifest beside them.
 
@@ -250,6 +272,7 @@ def evaluate(
         baseline: rows of the evaluation with which the comparison may be decided before all greedy episodes
             have run; the others then get rows that say so.
         peers: processes that share the episodes. All must call; the first writes the results.
+        of_shards: shards of the sweep, of which the episodes are one (`Comparison`).
 
     Raises:
         ResultError: the baseline's rows are not of such episodes.
@@ -260,8 +283,9 @@ def evaluate(
     libero = libero_record(config.suite)
     comparison: Comparison | None = None
     compared: dict[str, str] = {}
-    if isinstance(config, EvaluateStage) and baseline is not None:
-        comparison, compared = Comparison(config, baseline), {"baseline": sha256(baseline)}
+    if baseline is not None:
+        comparison = Comparison(config, specs, baseline, of_shards)
+        compared = {"baseline": sha256(baseline)}
     policy = load_policy(policy_folder, own_device())
     digest = sha256(policy_folder)
     recordings = Recordings(scratch)
@@ -330,7 +354,7 @@ def run_missing(
     # A run of the runner has one temperature.
     temperatures = sorted({spec.temperature for spec in specs})
     parts = [[spec for spec in specs if spec.temperature == wanted] for wanted in temperatures]
-    if comparison is not None:
+    if comparison is not None and parts:
         parts = [*looks(parts[0]), *parts[1:]]
     stopped: dict[EpisodeSpec, str] = {}
     reason, compared = "", set()
@@ -434,7 +458,9 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="parquet file for the greedy episodes")
     parser.add_argument(
-        "--baseline", type=Path, help="greedy episodes to compare with, where evaluate.stop_early is set"
+        "--baseline",
+        type=Path,
+        help="greedy episodes (of LIBERO-Plus, the same shard) to compare with, where stop_early is set",
     )
     parser.add_argument("--sampled", type=Path, help="parquet file for the sampled episodes (LIBERO only)")
     parser.add_argument("--paths", type=Path, help="parquet file for the hand's paths (LIBERO only)")
@@ -452,12 +478,13 @@ def main() -> None:
     if arguments.plus is None:
         config = load_stage(arguments.config, EvaluateStage)
         specs = libero_specs(config)
-        if config.stops_early != (arguments.baseline is not None):
-            parser.error("--baseline and evaluate.stop_early go together, for every variant but sft")
     else:
         config = load_stage(arguments.config, PlusStage)
         specs = plus_specs(config, read_tasks(arguments.plus), *arguments.shard)
         sources = plus_sources(config, arguments.plus_data)
+    if config.stops_early != (arguments.baseline is not None):
+        section = "evaluate" if arguments.plus is None else "plus"
+        parser.error(f"--baseline and {section}.stop_early go together, for every variant but sft")
     with lock_held(arguments.scratch), joined_peers() as peers:
         outputs = Outputs(arguments.out, arguments.sampled, arguments.paths, arguments.videos)
         evaluate(
@@ -470,6 +497,7 @@ def main() -> None:
             sources,
             arguments.baseline,
             peers,
+            arguments.shard[1],
         )
 
 

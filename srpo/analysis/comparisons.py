@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from srpo.analysis import sequential
 from srpo.analysis.stats import (
+    ALPHA,
     NAN,
     NO_PAIRS,
     Difference,
@@ -185,36 +186,69 @@ def cells(table: pd.DataFrame, *keys: str) -> dict[tuple[Any, ...], dict[str, An
 # ---------------------------------------------------------------------------- evaluations that may stop early
 
 
-def rate_at_any_time(episodes: pd.DataFrame) -> Estimate:
-    """`rate` with an interval that holds whenever the evaluation stops (`srpo.analysis.sequential`)."""
-    return sequential.rate(_sequences(by_place(episodes)))
+def rate_at_any_time(
+    episodes: pd.DataFrame,
+    shards: pd.DataFrame | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> Estimate:
+    """`rate` with an interval that holds whenever the evaluation stops (`srpo.analysis.sequential`).
+
+    Args:
+        shards, weights: of sweeps of LIBERO-Plus (`_sequences`).
+    """
+    return sequential.rate(*_sequences(by_place(episodes), shards, weights))
 
 
-def compare_at_any_time(baseline: pd.DataFrame, method: pd.DataFrame) -> Difference:
-    """`compare` by suite with interval and p that hold whenever either evaluation stops.
+def compare_at_any_time(
+    baseline: pd.DataFrame,
+    method: pd.DataFrame,
+    *,
+    alpha: float = ALPHA,
+    shards: pd.DataFrame | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> Difference:
+    """`compare` by suite with interval (at alpha) and p that hold whenever either evaluation stops.
 
     The runs (seeds) are those that there are: nothing is said of others. A baseline of several runs counts as
     their mean where all of them ran: what is compared with must not change when one of them stops.
+
+    Args:
+        shards, weights: of sweeps of LIBERO-Plus (`_sequences`).
     """
     before, after = by_place(baseline).dropna(), by_place(method)
     both = before.index.intersection(after.index)
     if both.empty:
         return NO_PAIRS
     first = before.loc[both].mean(axis="columns")
-    sequences = _sequences(after.loc[both].sub(first, axis="index"))
-    return sequential.difference(sequences, len(both), (before.shape[1], after.shape[1]))
+    sequences, counts = _sequences(after.loc[both].sub(first, axis="index"), shards, weights)
+    return sequential.difference(sequences, len(both), (before.shape[1], after.shape[1]), alpha, counts)
 
 
-def _sequences(places: pd.DataFrame) -> list[NDArray[np.float64]]:
-    """The values of each suite and run, float (places,), state by state.
+def _sequences(
+    places: pd.DataFrame, shards: pd.DataFrame | None, weights: Mapping[str, float] | None
+) -> tuple[list[NDArray[np.float64]], list[float]]:
+    """The values of each suite and run, float (places,), state by state; and what each counts.
 
     Args:
         places: a row a place, a column a run, as `by_place` gives.
+        shards: a row a task that sweeps were to run: suite, perturbation, perturbation_task, shard. What a
+            run has of a perturbation in a shard is then a sequence, which counts by its tasks.
+        weights: of perturbations, whose mean is then meant; None: all alike.
     """
-    ordered = places.sort_index(level="init_state", kind="stable")
-    return [
-        runs[run].dropna().to_numpy(float)
-        for _, runs in ordered.groupby(level="suite")
-        for run in runs
-        if runs[run].notna().any()
-    ]
+    if shards is None:
+        ordered = places.sort_index(level="init_state", kind="stable")
+        sequences = [
+            runs[run].dropna().to_numpy(float)
+            for _, runs in ordered.groupby(level="suite")
+            for run in runs
+            if runs[run].notna().any()
+        ]
+        return sequences, [1.0] * len(sequences)
+    suites, names = (places.index.get_level_values(key) for key in ("suite", "perturbation_task"))
+    sequences, counts = [], []
+    for (suite, perturbation, _), tasks in shards.groupby(["suite", "perturbation", "shard"]):
+        part = places[(suites == suite) & names.isin(tasks["perturbation_task"])]
+        share = len(tasks) / (shards["perturbation"] == perturbation).sum()
+        sequences += [part[run].dropna().to_numpy(float) for run in part]
+        counts += part.shape[1] * [share if weights is None else share * weights[str(perturbation)]]
+    return sequences, counts

@@ -129,7 +129,9 @@ def jobs_of(plan: Plan, folder: str, stage: Stage | WorldModelStage, policy_byte
         for index in range(shards(total, size)):
             episodes = min(size, total - index * size)
             flop = acting_flop(stage, policy, episodes)
-            yield Job("plus_shard", f"{folder}/{index}", (folder.removesuffix("/plus"),), episodes, flop)
+            compared = (f"{sft}/plus/{index}",) if stage.stops_early else ()
+            after = folder.removesuffix("/plus"), *compared
+            yield Job("plus_shard", f"{folder}/{index}", after, episodes, flop)
     elif isinstance(stage, RewardBenchmarkStage):
         settings = stage.reward_benchmark
         flop = acting_flop(stage, policy, settings.max_episodes)

@@ -62,7 +62,12 @@ class Plus(Section):
     shard_size: PositiveInt
     """Tasks of one job."""
     seed: Seed
-    """Seed of that sample, and of perturbations that draw."""
+    """Seed of that sample, of perturbations that draw, and of the order in which a shard that may stop early
+    runs its tasks."""
+    stop_early: bool = False
+    """true: a shard ends when the comparison of its tasks with the same ones of the suite's `sft` is decided:
+    whether it is better or worse, at 5% for all shards of the sweep together. Each shard decides for itself.
+    T2 then shows wider intervals, which allow for looking (`srpo.analysis.sequential`)."""
 
     @model_validator(mode="after")
     def _dimensions_differ(self) -> Plus:

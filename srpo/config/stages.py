@@ -145,6 +145,11 @@ class EvaluateStage(RunStage):
 class PlusStage(RunStage):
     plus: Plus
 
+    @property
+    def stops_early(self) -> bool:
+        """Whether its shards may end before all their tasks; those of `sft`, compared with, do not."""
+        return self.plus.stop_early and self.variant != SFT
+
 
 class RewardBenchmarkStage(Stage):
     reward_benchmark: RewardBenchmark

@@ -14,6 +14,9 @@ from srpo.results.coverage import missing_rows
 from srpo.results.rows import read_episodes, write_rows
 from srpo.results.schemas import EPISODES
 
+EPISODE = ["suite", "variant", "seed", "task_id", "perturbation", "perturbation_task"]
+"""Columns by which an episode of a sweep is known."""
+
 
 def sweep_tasks(config: PlusStage, tasks: Iterable[PlusTask]) -> list[PlusTask]:
     """The tasks of one run, in the order of its shards: a sample of LIBERO-Plus's, then our styles'."""
@@ -26,13 +29,19 @@ def sweep_tasks(config: PlusStage, tasks: Iterable[PlusTask]) -> list[PlusTask]:
 
 def expected_episodes(configs: Sequence[PlusStage], tasks: Sequence[PlusTask]) -> pd.DataFrame:
     """The episodes of these sweeps: suite, variant, seed, task_id, perturbation, perturbation_task."""
+    return expected_shards(configs, tasks)[EPISODE]
+
+
+def expected_shards(configs: Sequence[PlusStage], tasks: Sequence[PlusTask]) -> pd.DataFrame:
+    """The same with each episode's `shard`, and whether that may stop early (`stops_early`)."""
     return pd.DataFrame(
         [
-            (config.suite, config.variant, config.seed, task.task_id, task.dimension, task.name)
+            (config.suite, config.variant, config.seed, task.task_id, task.dimension, task.name, *shard)
             for config in configs
-            for task in sweep_tasks(config, tasks)
+            for place, task in enumerate(sweep_tasks(config, tasks))
+            for shard in [(place // config.plus.shard_size, config.stops_early)]
         ],
-        columns=["suite", "variant", "seed", "task_id", "perturbation", "perturbation_task"],
+        columns=[*EPISODE, "shard", "stops_early"],
     )
 
 

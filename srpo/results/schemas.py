@@ -74,7 +74,7 @@ EPISODES = Schema(
             "str",
             "how it ended; `infra_error` is an episode that could not be run, `unavailable` one that cannot "
             "run here (its assets are not there), `stopped` one that was not run, for the comparison was "
-            "decided (`evaluate.stop_early`): none is a failed one",
+            "decided (`stop_early`): none is a failed one",
             values=("success", "failure", "infra_error", "unavailable", "stopped"),
         ),
         "error": Column("str", "why it could not be, or was not, run; null where it was", True),

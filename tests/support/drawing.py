@@ -70,8 +70,8 @@ def plus_runs(root: Path, rates: dict[str, dict[str, float]]) -> tuple[Path, lis
 
 
 def t2_of(tasks: Path, paths: list[Path], incomplete: bool = False) -> pd.DataFrame:
-    episodes, missing = t2.load_sweeps(paths, tasks, SHEET, incomplete)
-    return t2.estimate(episodes, missing, sheet_of(SHEET), read_published(PUBLISHED, "T2"))
+    episodes, missing, shards = t2.load_sweeps(paths, tasks, SHEET, incomplete)
+    return t2.estimate(episodes, missing, sheet_of(SHEET), read_published(PUBLISHED, "T2"), shards)
 
 
 def cell(table: pd.DataFrame, **where: str) -> dict[str, Any]:

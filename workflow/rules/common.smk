@@ -299,6 +299,15 @@ def compared_evaluation(wildcards):
     return [f"<results>/{sft.folder}/evaluation/episodes.parquet"]
 
 
+def compared_shard(wildcards):
+    """The same tasks of SFT's sweep, where a job may stop when its comparison with them is decided."""
+    run = f"runs/{wildcards.suite}/{wildcards.any_variant}/seed{wildcards.seed}"
+    if not PLAN.stages[f"{run}/plus"].stops_early:
+        return []
+    sft = PLAN.sft_of(wildcards.suite)
+    return [f"<results>/{sft.folder}/plus/shard-{wildcards.shard}.parquet"]
+
+
 def flag(name, values):
     """`name value`, or nothing where there is no value."""
     return [name, *values] if values else []

@@ -18,6 +18,7 @@ rule plus_shard:
         policy="<results>/runs/{suite}/{any_variant}/seed{seed}/policy",
         tasks=rules.plus_tasks.output.tasks,
         data=rules.plus_tasks.output.data,
+        baseline=compared_shard,
     output:
         "<results>/runs/{suite}/{any_variant}/seed{seed}/plus/shard-{shard}.parquet",
     log:
@@ -35,9 +36,10 @@ rule plus_shard:
         workers=workers("plus_shard"),
         scratch=scratch,
         number=lambda wildcards: len(plus_shards(wildcards)),
+        baseline=lambda wildcards, input: flag("--baseline", input.get("baseline")),
     shell:
         "logged {log:q} {params.launch:q} evaluate --config {input.config:q} --policy {input.policy:q}"
-        " --plus {input.tasks:q} --plus-data {input.data:q} --shard {wildcards.shard}/{params.number}"
+        " --plus {input.tasks:q} --plus-data {input.data:q} --shard {wildcards.shard}/{params.number} {params.baseline:q}"
         " --out {output:q} --scratch {params.scratch:q} --workers {params.workers}"
 
 

@@ -19,7 +19,7 @@ from srpo.analysis.stats import NO_PAIRS, Estimate, combine
 from srpo.config import DIMENSIONS, STYLES, PlusStage
 from srpo.config.sheets import SheetRow, baseline, labels
 from srpo.libero_plus import tasks as plus_tasks
-from srpo.libero_plus.sweep import expected_episodes
+from srpo.libero_plus.sweep import EPISODE, expected_shards
 from srpo.results import ResultError
 from srpo.results.coverage import load_episodes, read_config
 
@@ -36,12 +36,12 @@ LABELS: dict[str, str] = {
 COLUMNS = [
     *("source", "variant", "label", "dimension", "rate", "low", "high"),
     *("successes", "episodes", "infra_errors", "seeds", "tasks", "benchmark_tasks"),
-    *("missing", "unavailable"),
+    *("missing", "unavailable", "asked"),
     *("difference", "difference_low", "difference_high", "pairs", "p_value", "note"),
 ]
 INTEGERS = [
     *("successes", "episodes", "infra_errors", "seeds", "tasks", "benchmark_tasks"),
-    *("missing", "unavailable", "pairs"),
+    *("missing", "unavailable", "asked", "pairs"),
 ]
 
 
@@ -53,8 +53,8 @@ def make(
     allow_incomplete: bool,
 ) -> Drawn:
     """The table of the sweeps in these files of episodes, with LIBERO-Plus's list of tasks."""
-    rows, missing = load_sweeps(episodes, tasks, labels(sheet), allow_incomplete)
-    table = estimate(rows, missing, sheet, read_published(published, "T2"))
+    rows, missing, shards = load_sweeps(episodes, tasks, labels(sheet), allow_incomplete)
+    table = estimate(rows, missing, sheet, read_published(published, "T2"), shards)
     return Drawn(
         table,
         lambda: draw(table),
@@ -69,14 +69,32 @@ def make(
 
 def load_sweeps(
     paths: Sequence[Path], tasks: Path, variants: Collection[str], allow_incomplete: bool
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Episodes on LIBERO-Plus, and the expected ones that are missing."""
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame | None]:
+    """Episodes on LIBERO-Plus, the expected ones that are missing, and the shards (None: all run whole).
+
+    Episodes that were not run because a shard's comparison was decided are among the missing ones, whether or
+    not such are allowed. Where shards may stop early, all expected episodes are given with their shard
+    (`expected_shards`), less the unavailable ones.
+    """
     try:
         listed = plus_tasks.read_tasks(tasks)
     except (OSError, ValueError) as error:
         raise ResultError(str(error)) from None
-    expected = expected_episodes([read_config(path, PlusStage) for path in paths], listed)
-    return load_episodes(paths, "libero_plus", variants, expected, allow_incomplete)
+    shards = expected_shards([read_config(path, PlusStage) for path in paths], listed)
+    episodes, missing = load_episodes(paths, "libero_plus", variants, shards[EPISODE], allow_incomplete)
+    stopped = episodes["status"] == "stopped"
+    missing = pd.concat([missing, episodes.loc[stopped, EPISODE]], ignore_index=True)
+    episodes = episodes[~stopped]
+    if not shards["stops_early"].any():
+        return episodes, missing, None
+    if (shards.groupby(["suite", "perturbation_task"])["shard"].nunique() > 1).any():
+        raise ResultError(
+            "sweeps of one suite have other tasks in their shards, and shards may stop early: use one "
+            "plus.shard_size and one plus.per_dimension"
+        )
+    unavailable = episodes.loc[episodes["status"] == "unavailable", EPISODE]
+    shards = shards.merge(unavailable, how="left", on=EPISODE, indicator=True)
+    return episodes, missing, shards[shards["_merge"] == "left_only"].drop(columns="_merge")
 
 
 def benchmark_sizes(suites: Sequence[str]) -> dict[str, int]:
@@ -88,7 +106,11 @@ def benchmark_sizes(suites: Sequence[str]) -> dict[str, int]:
 
 
 def estimate(
-    episodes: pd.DataFrame, missing: pd.DataFrame, sheet: Sequence[SheetRow], published: pd.DataFrame
+    episodes: pd.DataFrame,
+    missing: pd.DataFrame,
+    sheet: Sequence[SheetRow],
+    published: pd.DataFrame,
+    shards: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """The tidy table: a row for each variant or published model, and dimension or total. Rates are fractions.
 
@@ -99,7 +121,17 @@ def estimate(
     no rate: a dimension of which some are has the rate of the others, and says so. A dimension that did not
     run has no rate. Our styles have rows of their own and are in no total. `best` marks our highest rate of a
     dimension or total where its difference to the second leaves no doubt.
+
+    Args:
+        shards: where sweeps may stop early, the episodes that were to run, with their shards (`load_sweeps`).
+            `asked` is their number. Rates and differences of such sweeps are the mean of their shards, weighed
+            by these tasks, and intervals and p hold whenever the shards stop.
     """
+    looked, parts = pd.DataFrame(columns=["variant", "perturbation"]), None
+    if shards is not None:
+        looked = shards[shards["stops_early"]]
+        parts = shards[["suite", "perturbation", "perturbation_task", "shard"]].drop_duplicates()
+    may_stop = set(looked["variant"])
     sizes = benchmark_sizes(sorted(set(episodes["suite"])))
     unavailable = episodes[episodes["status"] == "unavailable"]
     episodes = episodes[episodes["status"] != "unavailable"]
@@ -110,8 +142,14 @@ def estimate(
             column: frame.loc[frame["variant"] == name, "perturbation"]
             for column, frame in (("missing", missing), ("unavailable", unavailable))
         }
-        group = _variant_rows(episodes, baseline(sheet).name, name, sizes, lacking)
-        rows += [{"source": "ours", "variant": name, "label": label, **row} for row in group]
+        first = baseline(sheet).name
+        at_any_time = parts if may_stop & {first, name} else None
+        group = _variant_rows(episodes, first, name, sizes, lacking, at_any_time)
+        asked = _asked(looked[looked["variant"] == name])
+        rows += [
+            {"source": "ours", "variant": name, "label": label, "asked": asked.get(row["dimension"]), **row}
+            for row in group
+        ]
     table = pd.DataFrame([*rows, *_published_rows(published, ran)], columns=COLUMNS)
     of = {key: group for key, group in episodes.groupby(["perturbation", "variant"])}
 
@@ -119,11 +157,21 @@ def estimate(
         within = ran if dimension in TOTALS else [dimension]
         pair = [pd.concat([of[d, name] for d in within]) for name in (second, first)]
         weights = sizes if dimension == "micro" else None
+        if parts is not None and may_stop & {first, second}:
+            here = parts[parts["perturbation"].isin(within)]
+            return comparisons.compare_at_any_time(*pair, shards=here, weights=weights).estimate
         return comparisons.compare(*pair, by="perturbation", weights=weights).estimate
 
     ours = table[table["source"] == "ours"]
     best = comparisons.clearly_best(ours, ["dimension"], "variant", "rate", difference)
     return table.astype(dict.fromkeys(INTEGERS, "Int64")).assign(best=table.index.isin(best))
+
+
+def _asked(looked: pd.DataFrame) -> dict[str, int]:
+    """Episodes that a variant's sweeps were to run, by dimension and in total; empty if none could stop."""
+    asked = {str(dimension): len(rows) for dimension, rows in looked.groupby("perturbation")}
+    total = sum(number for dimension, number in asked.items() if dimension in DIMENSIONS)
+    return asked | dict.fromkeys(TOTALS, total) if asked else {}
 
 
 def _variant_rows(
@@ -132,6 +180,7 @@ def _variant_rows(
     name: str,
     sizes: Mapping[str, int],
     lacking: Mapping[str, pd.Series],
+    shards: pd.DataFrame | None,
 ) -> Iterator[dict[str, Any]]:
     """A variant's rows: every dimension, then the totals.
 
@@ -139,16 +188,22 @@ def _variant_rows(
         episodes: those that ran, of all variants.
         first, name: the baseline and the variant.
         lacking: `missing` and `unavailable` → the perturbations of such episodes of the variant.
+        shards: where the variant or the baseline may have stopped early, the tasks and their shards.
     """
 
     def measured(dimensions: Collection[str], weights: Mapping[str, int] | None = None) -> dict[str, Any]:
         here = episodes[episodes["perturbation"].isin(list(dimensions))]
         rows, before = (here[here["variant"] == variant] for variant in (name, first))
-        pairs = NO_PAIRS
-        if name != first:
+        pairs, at_any_time = NO_PAIRS, {}
+        if name != first and shards is not None:
+            parts = shards[shards["perturbation"].isin(list(dimensions))]
+            pairs = comparisons.compare_at_any_time(before, rows, shards=parts, weights=weights)
+            at_any_time = comparisons.columns_of(comparisons.rate_at_any_time(rows, parts, weights))
+        elif name != first:
             pairs = comparisons.compare(before, rows, by="perturbation", weights=weights)
         return {
             **comparisons.rate_columns(rows),
+            **at_any_time,
             "tasks": rows["perturbation_task"].nunique(),
             **comparisons.comparison_columns(pairs),
         }
@@ -175,10 +230,12 @@ def _variant_rows(
     for total in TOTALS:
         weights = sizes if total == "micro" else None
         each = None if weights is None else [float(weights[dimension]) for dimension in ran]
+        row = measured(ran, weights)
+        if name == first or shards is None:
+            row |= comparisons.columns_of(combine(rates, each))
         yield {
             "dimension": total,
-            **measured(ran, weights),
-            **comparisons.columns_of(combine(rates, each)),
+            **row,
             "benchmark_tasks": sum(sizes[dimension] for dimension in ran),
             "missing": len(lacking["missing"]),
             "unavailable": int(lacking["unavailable"].isin(DIMENSIONS).sum()),
@@ -297,12 +354,32 @@ def layout(table: pd.DataFrame, protocol: str, first: str) -> typeset.Table:
             if without
             else []
         ),
+        *_stopping_notes(totals),
         *text.coverage_notes(int(totals["infra_errors"].sum()), int(totals["missing"].sum())),
     ]
     groups = [typeset.Group("", ours), typeset.Group("Published, as printed elsewhere", published)]
     heads = [LABELS[dimension].removeprefix("Total ") for dimension in columns]
     caption = f"Success on LIBERO-Plus in percent, by what is perturbed; greedy decoding. {protocol}"
     return typeset.Table(caption, "Model", heads, groups, notes)
+
+
+def _stopping_notes(totals: pd.DataFrame) -> list[str]:
+    """What a reader must know of sweeps that may have stopped early, from our rows of a total."""
+    looked = totals.dropna(subset=["asked"])
+    if looked.empty:
+        return []
+    cells = comparisons.cells(looked, "variant").values()
+    each = "; ".join(f"{row['label']}, {_stopping(row)}" for row in cells)
+    return [
+        f"Sweeps whose shards end once their comparison with SFT is decided: {each}. Rate and difference are "
+        "the mean of the shards, weighed by the tasks that they were to run. Intervals and p hold whenever "
+        "shards end, and are wider; where one stopped, both are, on average, too far from SFT's."
+    ]
+
+
+def _stopping(row: Mapping[str, Any]) -> str:
+    ran = row["episodes"] + row["infra_errors"]
+    return f"{ran} of {row['asked']} episodes" if ran < row["asked"] else f"all {ran} episodes"
 
 
 def draw(table: pd.DataFrame) -> Figure:

@@ -43,7 +43,7 @@ def make(
     classification: Sequence[Path] = (),
 ) -> Drawn:
     """The curves of the sweeps in these files of episodes, with LIBERO-Plus's list of tasks."""
-    rows, missing = load_sweeps(episodes, tasks, labels(sheet), allow_incomplete)
+    rows, missing, _ = load_sweeps(episodes, tasks, labels(sheet), allow_incomplete)
     difficulty = {name: level for path in classification for name, level in read_classification(path).items()}
     table = estimate(rows, labels(sheet), difficulty)
     lacking = text.lacking_episodes(rows, missing, labels(sheet))
