@@ -194,8 +194,13 @@ def plus_run(
     seed: int = 0,
     per_dimension: int = 12,
     tasks: Sequence[int] = (0, 1, 2),
+    stopped_at: int | None = None,
 ) -> Path:
-    """A LIBERO-Plus folder with `per_dimension` episodes for each dimension of `rates`; gives the parquet."""
+    """A LIBERO-Plus folder with `per_dimension` episodes for each dimension of `rates`; gives the parquet.
+
+    Args:
+        stopped_at: where given, shards (of ten tasks) may stop early, and did so before this task.
+    """
     folder = root / suite / variant / f"seed{seed}" / "plus"
     styles = [style for style in rates if style in plus_tasks.STYLES]
     dimensions = [dimension for dimension in rates if dimension not in styles]
@@ -203,6 +208,7 @@ def plus_run(
         **{"dimensions": dimensions, "per_dimension": per_dimension, "shard_size": 10, "seed": 0},
         **{"robot_start": "official", "leaked_prompt": False, "assets": None},
         "styles": per_dimension if styles else 0,
+        "stop_early": stopped_at is not None,
     }
     config = {
         "preset": "smoke",
@@ -234,10 +240,12 @@ def plus_run(
             **(
                 {"status": "unavailable", "error": "needs the asset pack"}
                 if rates[task.dimension] is None
+                else {"status": "stopped", "error": "decided"}
+                if stopped_at is not None and place % 10 >= stopped_at
                 else {"status": "success" if rng.random() < rates[task.dimension] else "failure"}
             ),
         )
-        for task in chosen
+        for place, task in enumerate(chosen)
     ]
     write_rows(folder / "episodes.parquet", rows, EPISODES)
     return folder / "episodes.parquet"

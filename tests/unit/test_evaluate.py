@@ -13,9 +13,23 @@ import pandas as pd
 import pytest
 
 from srpo import evaluate as evaluation
-from srpo.config import Evaluate, EvaluateStage, Protocol
+from srpo.analysis.sequential import confidence_limits
+from srpo.analysis.stats import ALPHA
+from srpo.config import Evaluate, EvaluateStage, PlusStage, Protocol
 from srpo.episode import Episode, EpisodeSpec, FailedRun
-from srpo.evaluate import VIDEO_FRAMES, Journal, Outputs, _shard, episode_row, in_full, libero_specs, looks
+from srpo.errors import FinalExit
+from srpo.evaluate import (
+    VIDEO_FRAMES,
+    Journal,
+    Outputs,
+    _shard,
+    episode_row,
+    in_full,
+    libero_specs,
+    looks,
+    plus_specs,
+)
+from srpo.libero_plus.tasks import read_tasks
 from srpo.policies.weights import CheckpointError
 from srpo.results import ResultError
 from srpo.results.rows import check_episodes, read_rows, write_rows
@@ -27,6 +41,7 @@ from srpo.runtime.peers import ALONE, Peers
 from srpo.runtime.videos import read_video
 from support.policies import small_policy
 from support.sharing import start, together
+from support.synthetic_results import plus_tasks_file
 
 CONFIG = EvaluateStage(
     preset="test",
@@ -459,3 +474,116 @@ def test_another_protocols_baseline_is_refused(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ResultError, match=r"sft\.parquet: holds other episodes.*\(settle_steps 7, not 0\)"):
         stopping(tmp_path, monkeypatch, compared)
     assert SolvedRollouts.ran == []
+
+
+# A shard of a LIBERO-Plus sweep.
+
+PLUS = PlusStage.model_validate(
+    {
+        **LONG.model_dump(exclude={"evaluate"}),
+        "plus": {
+            **{"dimensions": ["camera", "noise"], "per_dimension": 60, "shard_size": 60, "seed": 0},
+            **{"robot_start": "official", "leaked_prompt": False, "assets": None, "styles": 0},
+            "stop_early": True,
+        },
+    }
+)
+
+
+def plus_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solved: Callable[[int], bool], config: PlusStage = PLUS
+) -> pd.DataFrame:
+    """Rows of the first of two shards, all solved, beside a baseline that solves some: tests say which.
+
+    `solved` has the place of a task in the order in which the shard runs its tasks.
+    """
+    tasks = read_tasks(plus_tasks_file(tmp_path / "tasks.csv", ("camera", "noise"), 40))
+    specs = plus_specs(config, tasks, 0, 2)
+    place = {spec: k for k, spec in enumerate(spec for part in looks(specs) for spec in part)}
+    sft = config.model_copy(update={"variant": "sft"})
+    rows = [episode_row(sft, "tiny", finished(spec, solved(place[spec]))) for spec in specs]
+    compared = tmp_path / "sft.parquet"
+    write_rows(compared, rows, EPISODES)
+    monkeypatch.setattr(
+        evaluation, "load_policy", lambda *_: SimpleNamespace(settings=SimpleNamespace(name="tiny"))
+    )
+    monkeypatch.setattr(evaluation, "PolicyRunner", SolvedRollouts)
+    monkeypatch.setattr(SolvedRollouts, "ran", [])
+    (tmp_path / "policy").mkdir(exist_ok=True)
+    outputs = Outputs(tmp_path / "out/shard-0.parquet")
+    evaluation.evaluate(
+        *(config, specs, tmp_path / "policy", outputs, tmp_path / "scratch", 1),
+        baseline=compared if config.stops_early else None,
+        of_shards=2,
+    )
+    return read_rows(outputs.episodes, EPISODES)
+
+
+def test_a_shards_tasks_are_looked_at_in_random_order(tmp_path: Path) -> None:
+    tasks = read_tasks(plus_tasks_file(tmp_path / "tasks.csv", ("camera", "noise"), 40))
+    config = PLUS.model_copy(update={"plus": PLUS.plus.model_copy(update={"shard_size": 120})})
+    specs = plus_specs(config, tasks, 0, 1)
+    parts = looks(specs)
+    assert [len(part) for part in parts] == [20] * 6
+    assert {spec for part in parts for spec in part} == set(specs)
+    for part in parts:  # `specs` has 60 of the camera, then 60 of noise
+        assert 0 < sum("noise" in str(spec.variant) for spec in part) < 20
+    assert looks(specs[::-1]) == parts
+    # Tasks that are unavailable do not change the order of the others.
+    assert [s for part in looks(specs[1:]) for s in part] == [s for p in parts for s in p if s != specs[0]]
+    with pytest.raises(FinalExit, match=r"--shard 0/2: the sweep's 120 tasks are 1 shards"):
+        plus_specs(config, tasks, 0, 2)
+
+
+def test_a_shard_stops_when_its_comparison_is_decided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = plus_shard(tmp_path, monkeypatch, lambda place: place % 2 > 0)
+    assert len(SolvedRollouts.ran) == 40
+    assert rows["status"].value_counts().to_dict() == {"success": 40, "stopped": 20}
+    (reason,) = set(rows.loc[rows["status"] == "stopped", "error"])
+    values = (np.tile([1.0, 0.0], 20) + 1) / 2
+    low, high = (2 * limit - 1 for limit in confidence_limits(values, ALPHA / 2))
+    assert reason == (
+        "decided after 40 paired episodes: +0.500 beside the baseline, at any time of looking and in all 2 "
+        f"shards [{low:+.3f}, {high:+.3f}]"
+    )
+    check_episodes(rows)
+    # The others are run, and no other, once it may not stop.
+    ran = set(SolvedRollouts.ran)
+    whole = PLUS.model_copy(update={"plus": PLUS.plus.model_copy(update={"stop_early": False})})
+    rows = plus_shard(tmp_path, monkeypatch, lambda place: True, whole)
+    assert len(SolvedRollouts.ran) == 20 and not ran & set(SolvedRollouts.ran)
+    assert set(rows["status"]) == {"success"}
+
+
+def test_a_shard_is_decided_at_its_share_of_alpha(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven of the first twenty: enough at 5%, not at 2.5%, the share of one of two shards."""
+    values = np.array([1.0] * 7 + [0.5] * 13)
+    assert confidence_limits(values, ALPHA / 2)[0] < 0.5 < confidence_limits(values, ALPHA)[0]
+    plus_shard(tmp_path, monkeypatch, lambda place: place >= 7)
+    assert len(SolvedRollouts.ran) > 20
+
+
+def test_a_killed_shard_stops_where_it_would_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SolvedRollouts, "kill_after", 25)
+    with pytest.raises(KeyboardInterrupt):
+        plus_shard(tmp_path, monkeypatch, lambda place: place % 2 > 0)
+    monkeypatch.setattr(SolvedRollouts, "kill_after", 1000)
+    rows = plus_shard(tmp_path, monkeypatch, lambda place: place % 2 > 0)
+    assert len(SolvedRollouts.ran) == 15
+    assert rows["status"].value_counts().to_dict() == {"success": 40, "stopped": 20}
+
+
+def test_policies_that_are_alike_are_never_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = plus_shard(tmp_path, monkeypatch, lambda place: True)
+    assert rows["status"].value_counts().to_dict() == {"success": 60}
+
+
+def test_another_shards_baseline_is_refused(tmp_path: Path) -> None:
+    tasks = read_tasks(plus_tasks_file(tmp_path / "tasks.csv", ("camera", "noise"), 40))
+    first, second = (plus_specs(PLUS, tasks, index, 2) for index in (0, 1))
+    rows = [episode_row(PLUS, "tiny", finished(spec, True)) for spec in second]
+    write_rows(tmp_path / "shard-1.parquet", rows, EPISODES)
+    with pytest.raises(ResultError, match=r"shard-1\.parquet: holds other episodes .*\(other tasks\)"):
+        evaluation.Comparison(PLUS, first, tmp_path / "shard-1.parquet", 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -518,6 +519,29 @@ def test_an_evaluation_that_may_stop_waits_for_that_of_sft() -> None:
     sft = "runs/libero_goal/sft/seed0"
     assert after.pop(f"{sft}/evaluation") == (sft,)
     assert after and all(waits[1] == f"{sft}/evaluation" for waits in after.values())
+
+
+def test_a_shard_that_may_stop_waits_for_that_of_sft() -> None:
+    preset, source = load_preset("smoke")
+    planned = plan(preset, source, ROOT / "configs", ["plus.stop_early=true"])
+    after = {job.folder: job.after for job in all_jobs(planned) if job.rule == "plus_shard"}
+    sft = "runs/libero_goal/sft/seed0"
+    first = [after.pop(folder) for folder in list(after) if folder.startswith(f"{sft}/")]
+    assert set(first) == {(sft,)}
+    assert after and all(
+        waits[1] == f"{sft}/plus/{folder.rpartition('/')[2]}" for folder, waits in after.items()
+    )
+
+
+def test_a_sweep_may_stop_early_only_beside_that_of_sft(tmp_path: Path) -> None:
+    preset, source = load_preset("smoke")
+    configs = tmp_path / "configs"
+    shutil.copytree(ROOT / "configs", configs)
+    sheet = configs / "experiments" / f"{preset.tables['t2'].sheet}.tsv"
+    sheet.write_text("name\tlabel\trole\tvariant\tset\ngrpo\tGRPO\tbaseline\tgrpo\n")
+    plan(preset, source, configs)
+    with pytest.raises(ConfigError, match=r"grpo/seed0: plus\.stop_early: .* whose sweep is not in t2"):
+        plan(preset, source, configs, ["plus.stop_early=true"])
 
 
 def test_stopping_early_needs_an_evaluation_to_compare_with() -> None:

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.integrate import quad
 
 from srpo.analysis import comparisons, sequential
-from srpo.analysis.stats import ALPHA, direction
+from srpo.analysis.stats import ALPHA, Estimate, direction
 
 VALUES = arrays(float, st.integers(1, 30), elements=st.floats(0, 1))
 
@@ -98,7 +98,11 @@ def test_several_sequences_hold_together() -> None:
     estimate = sequential.rate([one, other])
     assert (estimate.low, estimate.high) == pytest.approx(tuple(np.mean(each, axis=0)))
     assert estimate.value == pytest.approx((0.4 + 0.85) / 2)
-    assert np.isnan(sequential.rate([one, np.array([])]).value) and np.isnan(sequential.rate([]).value)
+    # Of one that is empty nothing is known; weighed, the other has three of four parts.
+    assert sequential.rate([one, np.array([])], [3, 1]) == Estimate(
+        pytest.approx(0.4), pytest.approx(0.75 * each[0][0]), pytest.approx(0.75 * each[0][1] + 0.25)
+    )
+    assert np.isnan(sequential.rate([np.array([])]).value) and np.isnan(sequential.rate([]).value)
 
 
 def episodes(variant: str, seed: int, outcomes: dict[tuple[int, int], bool]) -> pd.DataFrame:
@@ -137,3 +141,30 @@ def test_a_baseline_of_several_runs_is_their_mean_where_all_of_them_ran() -> Non
     after = episodes("srpo", 0, dict.fromkeys(places, True))
     result = comparisons.compare_at_any_time(pd.concat([whole, stopped]), after)
     assert result == sequential.difference([np.array([0.0, 0.5])], 2, (2, 1))
+
+
+def test_a_sweeps_shards_are_sequences_that_count_by_the_tasks_that_were_to_run() -> None:
+    def sweep(variant: str, outcomes: dict[str, bool]) -> pd.DataFrame:
+        rows = episodes(variant, 0, {(k, 0): outcome for k, outcome in enumerate(outcomes.values())})
+        return rows.assign(
+            task_id=0, perturbation=[name.split()[0] for name in outcomes], perturbation_task=list(outcomes)
+        )
+
+    names = ["noise 0", "noise 1", "noise 2", "noise 3", "light 0", "light 1"]
+    shards = pd.DataFrame(
+        {
+            "suite": "libero_goal",
+            "perturbation": [name.split()[0] for name in names],
+            "perturbation_task": names,
+            "shard": [0, 0, 0, 1, 1, 1],
+        }
+    )
+    before = sweep("sft", dict.fromkeys(names, False))
+    after = sweep("srpo", {"noise 0": True, "noise 2": False, "noise 3": True, "light 1": True})
+    weights = {"noise": 1.0, "light": 3.0}
+    result = comparisons.compare_at_any_time(before, after, shards=shards, weights=weights)
+    expected = sequential.difference(
+        [np.ones(1), np.array([1.0, 0.0]), np.ones(1)], 4, (1, 1), weights=[3.0, 0.75, 0.25]
+    )
+    assert result == expected
+    assert result.estimate.value == (3 + 0.75 * 0.5 + 0.25) / 4

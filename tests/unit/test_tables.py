@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from srpo.analysis import comparisons, text, typeset
 from srpo.analysis.figures import f2
 from srpo.analysis.published import read_published
-from srpo.analysis.stats import combine, wilson
+from srpo.analysis.sequential import confidence_limits
+from srpo.analysis.stats import ALPHA, combine, wilson
 from srpo.analysis.tables import t1, t2, t2_curves, t3, t3_distributions, t3_truth
 from srpo.config import DIMENSIONS, SUITES, ConfigError
 from srpo.config.sheets import read_sheet
@@ -416,6 +417,42 @@ def test_t2_prints_in_bold_only_what_the_pairs_support(tmp_path: Path) -> None:
     best = table[table["best"]]
     assert set(best["variant"]) == {"srpo"} and set(best["dimension"]) == {"camera", "macro", "micro"}
     assert tex_of(t2, table).count(r"\textbf") == 3
+
+
+def test_t2_shows_intervals_that_hold_whenever_a_shard_stopped(tmp_path: Path) -> None:
+    tasks = plus_tasks_file(tmp_path / "tasks.csv", ("camera", "noise"))
+    rates = {"sft": {"camera": 0.1, "noise": 0.1}, "srpo": {"camera": 1.0, "noise": 1.0}}
+    stopped = {"sft": None, "srpo": 4}
+    paths = [
+        plus_run(tmp_path, "libero_goal", name, rates[name], tasks, stopped_at=stopped[name])
+        for name in rates
+    ]
+    table = t2_of(tasks, paths)
+    camera, macro, micro, sft = (
+        cell(table, variant=variant, dimension=dimension)
+        for variant, dimension in (
+            ("srpo", "camera"),
+            ("srpo", "macro"),
+            ("srpo", "micro"),
+            ("sft", "camera"),
+        )
+    )
+    # Of 24 tasks: a shard has ten of the camera, one two of it and eight of noise, one four of noise.
+    assert (camera["episodes"], camera["asked"], camera["missing"], camera["pairs"]) == (6, 12, 6, 6)
+    assert (macro["episodes"], macro["asked"], macro["missing"]) == (12, 24, 12)
+    ends = [confidence_limits(np.ones(ran), ALPHA / 2)[0] for ran in (4, 2)]
+    assert (camera["rate"], camera["high"]) == (1, 1)
+    assert camera["low"] == pytest.approx((10 * ends[0] + 2 * ends[1]) / 12)
+    four = [confidence_limits(np.ones(ran), ALPHA / 4)[0] for ran in (4, 2, 2, 4)]
+    each = np.dot([10, 2], four[:2]) / 12, np.dot([8, 4], four[2:]) / 12
+    assert macro["low"] == pytest.approx(np.mean(each))
+    sizes = t2.benchmark_sizes(["libero_goal"])
+    assert micro["low"] == pytest.approx(np.average(each, weights=[sizes["camera"], sizes["noise"]]))
+    assert pd.isna(sft["asked"]) and sft["low"] == pytest.approx(wilson(int(sft["successes"]), 12).low)
+    text = tex_of(t2, table).replace("\n", " ")
+    assert "SRPO, 12 of 24 episodes" in text
+    whole = t2_of(tasks, [paths[0], plus_run(tmp_path, "libero_goal", "srpo", rates["srpo"], tasks)])
+    assert whole["asked"].isna().all() and "shards" not in tex_of(t2, whole)
 
 
 def test_t2_a_totals_p_is_of_the_total(tmp_path: Path) -> None:

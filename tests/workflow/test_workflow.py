@@ -322,6 +322,17 @@ def test_evaluations_that_may_stop_early_are_given_that_of_sft(finished: Path) -
     }
 
 
+def test_shards_that_may_stop_early_are_given_those_of_sft(finished: Path) -> None:
+    output = dry_run(finished, "--printshellcmds", "--config", "set=plus.stop_early=true")
+    commands = re.findall(r"goal/(\w+)/seed0/plus/config\.yaml .* --shard (\d)/4 (.*) --out", output)
+    assert len(commands) == 12
+    sft = "results/example/runs/libero_goal/sft/seed0/plus"
+    assert all(
+        baseline.strip() == ("" if variant == "sft" else f"--baseline {sft}/shard-{shard}.parquet")
+        for variant, shard, baseline in commands
+    )
+
+
 def test_an_empty_override_changes_nothing(finished: Path) -> None:
     """`set=` is null to YAML."""
     assert job_counts(dry_run(finished, "--quiet", "rules", "--config", "set=")) == {}

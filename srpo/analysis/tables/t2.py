@@ -123,9 +123,9 @@ def estimate(
     dimension or total where its difference to the second leaves no doubt.
 
     Args:
-        shards: where sweeps may stop early, the episodes that were to run, with their shards (`load_sweeps`).
-            `asked` is their number. Rates and differences of such sweeps are the mean of their shards, weighed
-            by these tasks, and intervals and p hold whenever the shards stop.
+        shards: where sweeps may stop early, the episodes that were to run, and their shards (`load_sweeps`).
+            `asked` is their number. Rates and differences of such sweeps are the mean of their shards,
+            weighed by these tasks, and intervals and p hold whenever the shards stop.
     """
     looked, parts = pd.DataFrame(columns=["variant", "perturbation"]), None
     if shards is not None:
