@@ -142,8 +142,8 @@ def _stages(planned: Plan, resolver: Resolver) -> Iterator[tuple[str, Stage | Wo
         stops = isinstance(stage, PlusStage) and stage.stops_early
         if stops and planned.sft_of(run.suite) not in planned.runs("t2"):
             raise ConfigError(
-                f"{run.folder}: plus.stop_early: compares with the suite's {SFT}, whose sweep is not in t2: add "
-                f"{SFT} to its sheet, or set it to false"
+                f"{run.folder}: plus.stop_early: compares with the suite's {SFT}, whose sweep is not in t2: "
+                f"add {SFT} to its sheet, or set it to false"
             )
     yield from _world_models(planned.preset, trained, resolver)
 
