@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
 
 from srpo import optim
 from srpo.config import Sft, SftStage, load_stage
@@ -29,11 +32,17 @@ from srpo.policies.augmentation import augment
 from srpo.policies.checkpoints import create_policy, load_policy, save_policy
 from srpo.policies.openvla_oft import Inputs, OpenVLAOFT
 from srpo.policies.prompts import make_tokenizer
-from srpo.policies.weights import CheckpointError
+from srpo.policies.weights import CheckpointError, spread_tensors
 from srpo.results.rows import write_rows
 from srpo.results.schemas import SFT_METRICS
 from srpo.runtime.checkpoint import Checkpoints
-from srpo.runtime.distributed import full_tensor, is_sharded, make_accelerator, require_full_training
+from srpo.runtime.distributed import (
+    full_tensor,
+    is_sharded,
+    make_accelerator,
+    require_full_training,
+    shard,
+)
 from srpo.runtime.hub import verify
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import fingerprint, sha256, write_manifest
@@ -144,8 +153,23 @@ class PolicyWithHead(nn.Module):
         return loss, cross_entropy, error
 
 
-def load_checkpoint(config: SftStage, fetched: Path | None, device: torch.device | str = "cpu") -> OpenVLAOFT:
+def trainable(policy: OpenVLAOFT, sft: Sft) -> PolicyWithHead:
+    """A policy made trainable, with its head; head and adapters are drawn at random (seed torch first)."""
+    model = PolicyWithHead(policy, sft)
+    policy.make_trainable()
+    return model
+
+
+def load_checkpoint(
+    config: SftStage,
+    fetched: Path | None,
+    device: torch.device | str = "cpu",
+    prepare: Callable[[OpenVLAOFT], None] | None = None,
+) -> OpenVLAOFT:
     """The policy's checkpoint: `fetched` if the workflow downloaded it, else the folder it names.
+
+    Args:
+        prepare: as `load_policy` has it.
 
     Raises CheckpointError or FetchError when it cannot be used.
     """
@@ -158,13 +182,53 @@ def load_checkpoint(config: SftStage, fetched: Path | None, device: torch.device
             f"policy.checkpoint {checkpoint} is not a folder here; download it where there is internet (srpo "
             f"download --checkpoint {checkpoint} --out FOLDER) and give --checkpoint FOLDER"
         )
-    return load_policy(fetched or Path(checkpoint), device, config.policy)
+    return load_policy(fetched or Path(checkpoint), device, config.policy, prepare)
 
 
-def initial_policy(
-    config: SftStage, demonstrations: list[Demonstration], fetched: Path | None, device: torch.device
-) -> OpenVLAOFT:
-    """The configured checkpoint, or a policy with random weights; with statistics of the suite."""
+def load_model(config: SftStage, fetched: Path | None, accelerator: Accelerator) -> PolicyWithHead:
+    """The policy's checkpoint, trainable; under FSDP each process reads its part.
+
+    Raises CheckpointError or FetchError when it cannot be used.
+    """
+    if not is_sharded(accelerator):
+        policy = load_checkpoint(config, fetched, accelerator.device)
+        return trainable(policy, config.sft).to(accelerator.device)
+    models = []
+
+    def spread(policy: OpenVLAOFT) -> None:
+        models.append(trainable(policy, config.sft))
+        shard(models[0], accelerator)
+
+    load_checkpoint(config, fetched, accelerator.device, spread)
+    return models[0]
+
+
+def create_model(
+    config: SftStage,
+    tokenizer: PreTrainedTokenizerFast,
+    statistics: dict[str, Any],
+    accelerator: Accelerator,
+) -> PolicyWithHead:
+    """A trainable policy with random weights; under FSDP the first process draws them for all."""
+
+    def create() -> PolicyWithHead:
+        return trainable(create_policy(config.policy, tokenizer, statistics), config.sft)
+
+    if not is_sharded(accelerator):
+        return create().to(accelerator.device)
+    drawn = create().state_dict() if accelerator.is_main_process else {}
+    with torch.device("meta"):
+        policy = create_policy(config.policy, tokenizer, statistics)
+    model = trainable(policy, config.sft)
+    shard(model, accelerator)
+    spread_tensors(model, drawn, accelerator.device)
+    return model
+
+
+def initial_model(
+    config: SftStage, demonstrations: list[Demonstration], fetched: Path | None, accelerator: Accelerator
+) -> PolicyWithHead:
+    """The configured checkpoint, or a policy with random weights; trainable, with statistics of the suite."""
     actions = action_tokens.from_libero(np.concatenate([d.actions for d in demonstrations]))
     proprio = np.concatenate([d.proprio for d in demonstrations])
     statistics: dict[str, Any] = {
@@ -175,14 +239,15 @@ def initial_policy(
     }
     torch.manual_seed(config.seed)
     if config.policy.checkpoint is not None:
-        policy = load_checkpoint(config, fetched, device)
+        model = load_model(config, fetched, accelerator)
+        settings = model.policy.config
         # A checkpoint without statistics of the suite gets those of the demonstrations.
-        if not {config.suite, f"{config.suite}_no_noops"} & set(policy.config.norm_stats or {}):
-            policy.config.norm_stats = (policy.config.norm_stats or {}) | statistics
-        return policy
+        if not {config.suite, f"{config.suite}_no_noops"} & set(settings.norm_stats or {}):
+            settings.norm_stats = (settings.norm_stats or {}) | statistics
+        return model
     vocabulary = config.policy.llm.vocab_size - action_tokens.BINS
     tokenizer = make_tokenizer({d.language for d in demonstrations}, vocabulary)
-    return create_policy(config.policy, tokenizer, statistics)
+    return create_model(config, tokenizer, statistics, accelerator)
 
 
 # Training.
@@ -204,9 +269,8 @@ class FineTuner:
             require_full_training(config.policy)
         if sft.batch_size % processes:
             raise FinalExit(f"sft.batch_size {sft.batch_size} is not a multiple of the {processes} processes")
-        self.policy = initial_policy(config, demonstrations, checkpoint, self.device)
-        self.model = PolicyWithHead(self.policy, sft).to(self.device)
-        self.policy.make_trainable()
+        self.model = initial_model(config, demonstrations, checkpoint, self.accelerator)
+        self.policy = self.model.policy
         self.statistics = self.policy.statistics(config.suite)
         if sft.auxiliary:
             try:
@@ -217,7 +281,9 @@ class FineTuner:
                 ) from None
         self.samples = build_samples(demonstrations, sft.stride, self.statistics["action"])
         optimiser = optim.adamw(self.model, sft.learning_rate, sft.weight_decay, BETAS)
-        self.wrapped_model, self.optimiser = self.accelerator.prepare(self.model, optimiser)
+        self.wrapped_model, self.optimiser = self.model, optimiser
+        if not is_sharded(self.accelerator):  # FSDP's wrappers are in place
+            self.wrapped_model, self.optimiser = self.accelerator.prepare(self.model, optimiser)
 
         identity = fingerprint(config.model_dump_json(), *self.inputs.values())
         self.checkpoints = Checkpoints.shared(scratch, identity, self.accelerator)

@@ -46,6 +46,7 @@ def node_command(layout: Layout, cores: int) -> list[str]:
         *("accelerate", "launch", "--config_file"),
         str(ROOT / "configs" / "accelerate" / CONFIGURATIONS[layout.strategy]),
         *("--num_processes", str(layout.size), "--num_machines", str(layout.nodes)),
+        *([] if layout.gpus else ["--mixed_precision", "no"]),  # on CPUs several compute as one does
     ]
     if layout.nodes == 1:
         return [*launch, "--main_process_port", "0", "--module", "srpo"]  # any free one

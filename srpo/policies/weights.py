@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -227,6 +228,27 @@ def load_tensors(
                 model.load_state_dict(tensors, strict=False, assign=True)
         except (SafetensorError, OSError) as error:
             raise _unreadable(file, error) from None
+    _require_values(model, device)
+
+
+def spread_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    """Give a model that is sharded on the meta device its tensors, which only the first process has.
+
+    All processes must call. One tensor after the other goes to all of them, and each keeps its part.
+    """
+    for name, needed in model.state_dict().items():
+        if place()[0] == 0:
+            whole = tensors[name].to(device).contiguous()
+        else:
+            whole = torch.empty(needed.shape, dtype=needed.dtype, device=device)
+        dist.broadcast(whole, src=0)
+        part = with_local(needed, whole[local_part(needed)].clone())
+        model.load_state_dict({name: part}, strict=False, assign=True)
+    _require_values(model, device)
+
+
+def _require_values(model: nn.Module, device: torch.device) -> None:
+    """Compute rotary frequencies, which are in no checkpoint; then nothing may be left on the meta device."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, LlamaRotaryEmbedding):

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from srpo.config import TrainStage, load_stage
 from srpo.envs.libero import load_task
@@ -30,8 +29,8 @@ from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.rl import trainer
 from srpo.runtime import checkpoint, distributed
 from srpo.runtime.manifest import sha256
+from support import sharding
 from support.policies import SUITE, small_policy
-from support.sharding import ShardingAccelerator, assert_spread
 
 
 def episode(spec: EpisodeSpec, success: bool, steps: int, policy: OpenVLAOFT) -> Episode:
@@ -86,7 +85,7 @@ def descent(parameters: object, lr: float, weight_decay: float, **_: object) -> 
     return torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay)  # type: ignore[arg-type]
 
 
-UPDATE, SHARD = trainer.Trainer.update, trainer.shard
+UPDATE = trainer.Trainer.update
 
 
 def is_last() -> bool:
@@ -108,12 +107,6 @@ def killed_saving(file: Path) -> str:
     return sha256(file)
 
 
-def shard(model: OpenVLAOFT, accelerator: Accelerator) -> None:
-    assert all(tensor.is_meta for tensor in model.state_dict().values())
-    SHARD(model, accelerator)
-    assert_spread(model)
-
-
 def main() -> None:
     folder, how = Path(sys.argv[1]), sys.argv[2:]
     torch.set_num_threads(1)
@@ -121,8 +114,8 @@ def main() -> None:
     if "live" not in how or "descent" in how:
         torch.optim.AdamW = descent  # type: ignore[assignment, misc]
     if "sharded" in how:
-        distributed.Accelerator = ShardingAccelerator  # type: ignore[misc]
-        trainer.shard = shard  # type: ignore[assignment]
+        distributed.Accelerator = sharding.ShardingAccelerator  # type: ignore[misc]
+        trainer.shard = sharding.shard  # type: ignore[assignment]
     config = load_stage(folder / "config.yaml", TrainStage)
 
     def train(out: Path, scratch: Path) -> None:

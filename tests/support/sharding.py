@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from accelerate import Accelerator
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 from torch import nn
 
 from srpo import ROOT
+from srpo.runtime import distributed
 
 FILE = ROOT / "configs" / "accelerate" / "fsdp-8gpu.yaml"
 
@@ -23,21 +22,19 @@ def environment(mixed_precision: str) -> dict[str, str]:
     return {k: v for k, v in variables.items() if k.startswith(("FSDP_", "ACCELERATE_"))}
 
 
-def assert_spread(model: nn.Module) -> None:
-    """The model is spread, and its blocks are gathered one by one."""
+def shard(model: nn.Module, accelerator: Accelerator) -> None:
+    """Checks that the policy is spread before it has any values, and that its blocks are gathered singly."""
+    policy = getattr(model, "policy", model)
+    assert all(tensor.is_meta for tensor in policy.state_dict().values())
+    distributed.shard(model, accelerator)
     spread = {name for name, part in model.named_modules() if type(part).__name__.startswith("FSDP")}
-    prefix = "policy." if hasattr(model, "policy") else ""
+    prefix = "" if policy is model else "policy."
     blocks = {"vision_backbone.featurizer.blocks.1", "language_model.model.layers.1"}
     assert {prefix + name for name in blocks} | {""} <= spread, spread
 
 
 class ShardingAccelerator(Accelerator):
-    """Checks that what is prepared is spread. Runs may follow one another in a process."""
-
-    def prepare(self, model: nn.Module, *others: Any) -> Any:  # type: ignore[override]
-        prepared = super().prepare(model, *others)
-        assert_spread(model)
-        return prepared
+    """Runs may follow one another in a process."""
 
     def end_training(self) -> None:
         pass  # the process group is needed again

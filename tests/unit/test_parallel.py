@@ -165,6 +165,8 @@ def test_commands() -> None:
     assert command[:4] == ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
     assert command[-4:-2] == ["bash", "-c"] and command[-1] == "srpo"
     assert "fsdp-8gpu.yaml --num_processes 16 --num_machines 2 --machine_rank $SLURM_NODEID" in command[-2]
+    on_cpus = job_command(Layout(processes=2, strategy="fsdp"), 2)
+    assert "--mixed_precision no" in " ".join(on_cpus) and "--mixed_precision" not in command[-2]
 
 
 PRINTS = """
