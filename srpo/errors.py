@@ -11,6 +11,8 @@ from pathlib import Path
 FINAL = 65
 """Exit code of what another try would not change (sysexits.h: EX_DATAERR). Unlike 75, which asks for one
 (`srpo.runtime.preemption`), and others, after which one may help."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Of writing to a disk, or over a quota, that is full."""
 FINAL_FILE = "SRPO_FINAL"
 """Environment variable: a file to make at such an end, for those who do not see the exit code. Snakemake does
 not see that of a Slurm job, and accelerate's launcher changes it."""
@@ -45,7 +47,7 @@ def run_command(main: Callable[[], None]) -> None:
     except FinalExit as error:
         _end(error)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             sys.exit(f"error: {error.filename or 'writing'}: {error.strerror}: make room and start again")
         if error.filename is None:
             raise  # not about a path that somebody gave

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from srpo import optim
-from srpo.config import Sft, SftStage, load_stage
+from srpo.config import Policy, Sft, SftStage, load_stage
 from srpo.demos import Demonstration, file_name, read_demonstrations
 from srpo.envs.libero import libero_record, load_task  # only names and files; nothing is simulated
 from srpo.episode import ACTION_DIM, CHUNK, PROPRIO_DIM, TOKENS
@@ -161,7 +161,7 @@ def trainable(policy: OpenVLAOFT, sft: Sft) -> PolicyWithHead:
 
 
 def load_checkpoint(
-    config: SftStage,
+    settings: Policy,
     fetched: Path | None,
     device: torch.device | str = "cpu",
     prepare: Callable[[OpenVLAOFT], None] | None = None,
@@ -173,7 +173,7 @@ def load_checkpoint(
 
     Raises CheckpointError or FetchError when it cannot be used.
     """
-    checkpoint = config.policy.checkpoint
+    checkpoint = settings.checkpoint
     assert checkpoint is not None
     if fetched is not None:
         verify(fetched)
@@ -182,29 +182,30 @@ def load_checkpoint(
             f"policy.checkpoint {checkpoint} is not a folder here; download it where there is internet (srpo "
             f"download --checkpoint {checkpoint} --out FOLDER) and give --checkpoint FOLDER"
         )
-    return load_policy(fetched or Path(checkpoint), device, config.policy, prepare)
+    return load_policy(fetched or Path(checkpoint), device, settings, prepare)
 
 
-def load_model(config: SftStage, fetched: Path | None, accelerator: Accelerator) -> PolicyWithHead:
+def load_model(settings: Policy, sft: Sft, fetched: Path | None, accelerator: Accelerator) -> PolicyWithHead:
     """The policy's checkpoint, trainable; under FSDP each process reads its part.
 
     Raises CheckpointError or FetchError when it cannot be used.
     """
     if not is_sharded(accelerator):
-        policy = load_checkpoint(config, fetched, accelerator.device)
-        return trainable(policy, config.sft).to(accelerator.device)
+        policy = load_checkpoint(settings, fetched, accelerator.device)
+        return trainable(policy, sft).to(accelerator.device)
     models = []
 
     def spread(policy: OpenVLAOFT) -> None:
-        models.append(trainable(policy, config.sft))
+        models.append(trainable(policy, sft))
         shard(models[0], accelerator)
 
-    load_checkpoint(config, fetched, accelerator.device, spread)
+    load_checkpoint(settings, fetched, accelerator.device, spread)
     return models[0]
 
 
 def create_model(
-    config: SftStage,
+    settings: Policy,
+    sft: Sft,
     tokenizer: PreTrainedTokenizerFast,
     statistics: dict[str, Any],
     accelerator: Accelerator,
@@ -212,14 +213,14 @@ def create_model(
     """A trainable policy with random weights; under FSDP the first process draws them for all."""
 
     def create() -> PolicyWithHead:
-        return trainable(create_policy(config.policy, tokenizer, statistics), config.sft)
+        return trainable(create_policy(settings, tokenizer, statistics), sft)
 
     if not is_sharded(accelerator):
         return create().to(accelerator.device)
     drawn = create().state_dict() if accelerator.is_main_process else {}
     with torch.device("meta"):
-        policy = create_policy(config.policy, tokenizer, statistics)
-    model = trainable(policy, config.sft)
+        policy = create_policy(settings, tokenizer, statistics)
+    model = trainable(policy, sft)
     shard(model, accelerator)
     spread_tensors(model, drawn, accelerator.device)
     return model
@@ -239,15 +240,15 @@ def initial_model(
     }
     torch.manual_seed(config.seed)
     if config.policy.checkpoint is not None:
-        model = load_model(config, fetched, accelerator)
-        settings = model.policy.config
+        model = load_model(config.policy, config.sft, fetched, accelerator)
+        saved = model.policy.config
         # A checkpoint without statistics of the suite gets those of the demonstrations.
-        if not {config.suite, f"{config.suite}_no_noops"} & set(settings.norm_stats or {}):
-            settings.norm_stats = (settings.norm_stats or {}) | statistics
+        if not {config.suite, f"{config.suite}_no_noops"} & set(saved.norm_stats or {}):
+            saved.norm_stats = (saved.norm_stats or {}) | statistics
         return model
     vocabulary = config.policy.llm.vocab_size - action_tokens.BINS
     tokenizer = make_tokenizer({d.language for d in demonstrations}, vocabulary)
-    return create_model(config, tokenizer, statistics, accelerator)
+    return create_model(config.policy, config.sft, tokenizer, statistics, accelerator)
 
 
 # Training.
@@ -322,7 +323,7 @@ class FineTuner:
             if last or (self.done % sft.checkpoint_every == 0 and not window):
                 progress = {"rows": self.rows, "seconds": self.seconds}
                 self.checkpoints.save(self.done, self.model, self.optimiser, progress)
-                self.accelerator.wait_for_everyone()
+        self.checkpoints.wait()  # for what the run goes on from if the policy cannot be written
         self.finish(out)
 
     def update(self, update: int, rate: float) -> list[float]:
@@ -416,7 +417,7 @@ def train(config: SftStage, demos: Path, out: Path, scratch: Path, checkpoint: P
         raise FinalExit("sft.updates is 0 and the policy has no checkpoint: there is nothing to start from")
     if not is_first_process():
         return  # nothing is to be shared
-    policy = load_checkpoint(config, checkpoint)
+    policy = load_checkpoint(config.policy, checkpoint)
     policy.statistics(config.suite)  # an error, if there are none
     write_results(config, policy, out)
 

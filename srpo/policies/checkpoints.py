@@ -30,8 +30,8 @@ from srpo.policies.weights import (
     unread_tensors,
     write_tensors,
 )
-from srpo.runtime.distributed import shared_directory
-from srpo.runtime.files import atomic_directory, write_json
+from srpo.runtime.distributed import nbytes, shared_directory
+from srpo.runtime.files import atomic_directory, full_disk_told, write_json
 
 OPENVLA = "openvla"
 """Model type of a checkpoint in OpenVLA's layout."""
@@ -65,8 +65,9 @@ def save_policy(model: OpenVLAOFT, folder: Path, writer: bool = True) -> None:
     All processes of a distributed run must call: each writes some of the files of weights, and the `writer`,
     the first, what is beside them.
     """
-    with shared_directory(folder) as temporary:
-        write_tensors(model.state_dict(), temporary)
+    tensors = model.state_dict()
+    with full_disk_told(folder, nbytes(tensors)), shared_directory(folder) as temporary:
+        write_tensors(tensors, temporary)
         if writer:
             model.config.save_pretrained(temporary)
             model.tokenizer.save_pretrained(temporary)
@@ -86,7 +87,7 @@ def save_openvla(model: OpenVLAOFT, folder: Path) -> None:
     unread = unread_tensors(model.settings)
     zeros = {name: torch.zeros(shape, dtype=model.dtype) for name, shape in unread.items()}
     tensors = model.merged_state_dict() | zeros
-    with atomic_directory(folder) as temporary:
+    with full_disk_told(folder, nbytes(tensors)), atomic_directory(folder) as temporary:
         write_tensors(tensors, temporary)
         model.tokenizer.save_pretrained(temporary)
         write_json(temporary / "config.json", model.config.openvla | {"norm_stats": model.config.norm_stats})

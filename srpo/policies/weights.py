@@ -28,8 +28,8 @@ from srpo.runtime.files import write_json
 
 FILES = "model{suffix}.safetensors"
 INDEX = "model.safetensors.index.json"
-FILE_SIZE = "1GB"
-"""A file of a checkpoint at most: the process that writes it holds it in host memory."""
+FILE_SIZE = "500MB"
+"""A file of a checkpoint at most, but for a larger tensor: who writes it holds it in host memory."""
 DTYPES = {"F32", "BF16", "F16"}
 FEATURIZERS = ("featurizer", "fused_featurizer")
 """Names of the one or two vision transformers in `vision_backbone`."""

@@ -371,6 +371,7 @@ class Trainer:
         last = self.logs["metrics"][-1]["step"]
         if last > self.done:
             self.save_checkpoint(last)
+            self.checkpoints.wait()  # for what the run goes on from if the policy cannot be written
         save_policy(policy, out / "policy", writer)
         if writer:
             for line in run_warnings(self.logs["metrics"], self.logs["tasks"]):

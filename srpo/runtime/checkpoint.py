@@ -25,8 +25,8 @@ from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OF
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
-from srpo.runtime.distributed import gather_values, local_part, place
-from srpo.runtime.files import atomic_file, write_json
+from srpo.runtime.distributed import gather_values, local_part, nbytes, place
+from srpo.runtime.files import atomic_file, full_disk_told, write_json
 from srpo.runtime.manifest import fingerprint, sha256
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -78,6 +78,9 @@ class Checkpoints:
             shutil.rmtree(scratch)
         if not scratch.exists():
             write_json(self._marker, self._run)
+        for folder in scratch.glob("checkpoint-*"):
+            if not _is_complete(folder):  # of a run that was killed in a save, or found the disk full
+                shutil.rmtree(folder)
 
     @classmethod
     def shared(cls, scratch: Path, run: str, accelerator: Accelerator, keep: int = 2) -> Checkpoints:
@@ -92,21 +95,22 @@ class Checkpoints:
 
         All processes of a distributed run must call. Each copies its part to host memory, and a thread writes
         it: the checkpoint is there when all have, and `wait` waits for this process's part. Raises what went
-        wrong in writing the one before, which this one waits for.
+        wrong in writing the one before, which this one waits for: DiskFullError, if there was no room.
 
         Random generators are not needed: every random draw of a run is seeded by (seed, step). Neither are
         the optimiser's settings, which follow from the run's and from the step.
         """
         self.wait()
         folder = self._folder / f"checkpoint-{step:08d}"
+        state = _training_state(model, optimiser)
         if self._writer:
-            shutil.rmtree(folder, ignore_errors=True)  # a run that was killed left it
-            write_json(folder / "progress.json", progress)
+            shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+            with full_disk_told(folder, nbytes(state)):
+                write_json(folder / "progress.json", progress)
         gather_values(None)  # nobody writes before that
         process, processes = place()
         name = f"part-{process:05d}-of-{processes:05d}"
-        part = _own_part(_training_state(model, optimiser))
-        self._writing = self._thread.submit(self._write, folder, name, part)
+        self._writing = self._thread.submit(self._write, folder, name, _own_part(state), nbytes(state))
 
     def wait(self) -> None:
         """Wait until this process's part of the last checkpoint is written. Raises what went wrong."""
@@ -114,14 +118,16 @@ class Checkpoints:
             writing, self._writing = self._writing, None
             writing.result()
 
-    def _write(self, folder: Path, name: str, part: Part) -> None:
-        # In a thread, in which processes do nothing together: their group may be ended meanwhile.
+    def _write(self, folder: Path, name: str, part: Part, needed: int) -> None:
+        # In a thread, in which processes do nothing together.
         offsets = {key: {SAVED_OFFSETS_KEY: offset} for key, (_, offset) in part.items()}
-        with atomic_file(folder / f"{name}.safetensors") as temporary:
-            tensors = {key: tensor for key, (tensor, _) in part.items()}
-            save_file(tensors, temporary, metadata={"format": "pt", CUSTOM_METADATA_KEY: json.dumps(offsets)})
+        tensors = {key: tensor for key, (tensor, _) in part.items()}
+        metadata = {"format": "pt", CUSTOM_METADATA_KEY: json.dumps(offsets)}
         files = [f"{name}.safetensors", *(["progress.json"] if self._writer else [])]
-        write_json(folder / f"{name}.json", {file: sha256(folder / file) for file in files})
+        with full_disk_told(folder, needed):
+            with atomic_file(folder / files[0]) as temporary:
+                save_file(tensors, temporary, metadata=metadata)
+            write_json(folder / f"{name}.json", {file: sha256(folder / file) for file in files})
         if self._writer:
             for old in self._complete()[: -self._keep]:  # this one counts if the others have written theirs
                 shutil.rmtree(old)
@@ -164,12 +170,10 @@ class Checkpoints:
     def mark_finished(self) -> None:
         """Mark the run as finished and remove all but its newest checkpoint; its outputs are in place.
 
-        For the writer. Of the newest checkpoint the other processes may still be writing their parts.
+        For the writer, when all processes have waited for their parts of it.
         """
-        self.wait()
         write_json(self._marker, self._run | {"finished_by": source_fingerprint()})
-        kept = {path for path in self._folder.glob("checkpoint-*") if _step(path) >= self.newest}
-        for path in set(self._folder.iterdir()) - {self._marker, *kept}:
+        for path in set(self._folder.iterdir()) - {self._marker, *self._complete()[-1:]}:
             if path.is_dir():
                 shutil.rmtree(path)
             else:

@@ -12,7 +12,7 @@ then each process reads its part of them (`srpo.policies.weights`) and writes it
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -116,6 +116,11 @@ def shared_directory(path: Path) -> Iterator[Path]:
         yield temporary
         gather_values(None)
     gather_values(None)
+
+
+def nbytes(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Bytes of tensors, of sharded ones in all processes."""
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:

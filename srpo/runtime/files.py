@@ -10,10 +10,49 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from srpo.errors import FULL, InputError
+
 
 def _temporary(path: Path) -> Path:
     # Unique to a process and host, so that a job started twice by accident cannot mix two writes.
     return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+
+
+class DiskFullError(InputError):
+    """A disk, or a quota, has no room for what is written to it. Later it may have."""
+
+    passing = True
+
+
+@contextmanager
+def full_disk_told(folder: Path, needed: int) -> Iterator[None]:
+    """Tell where the disk is full, and what is needed there, if that ends this block.
+
+    Args:
+        needed: bytes of all that is written to the folder.
+
+    Raises:
+        DiskFullError: in place of what writing raises.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_full(error):
+            raise
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+        raise DiskFullError(
+            f"{folder}: no room left on its disk, or in its quota: {needed / 1e6:,.1f} MB are to be written, "
+            f"{free / 1e6:,.1f} MB are free. Make room and start again: a training goes on from its last "
+            "checkpoint"
+        ) from None
+
+
+def _is_full(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    # safetensors and tokenizers raise errors of their own, with Rust's text.
+    return any(f"(os error {number})" in str(error) for number in FULL)
 
 
 @contextmanager
@@ -29,6 +68,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # writing does not say where
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,5 +1,6 @@
 """Resumable state: whole, verified, and of the right run."""
 
+import errno
 import multiprocessing
 import os
 import resource
@@ -23,8 +24,10 @@ from srpo.episode import Episode, EpisodeSpec
 from srpo.rollouts.episode_store import EpisodeStore
 from srpo.runtime import checkpoint, distributed
 from srpo.runtime.checkpoint import Checkpoints
+from srpo.runtime.files import DiskFullError
 from srpo.runtime.manifest import fingerprint, sha256
 from srpo.runtime.preemption import PREEMPTED, preemptible
+from support.small_disk import enlarge, small_disk
 
 
 def trained(steps: int) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -97,6 +100,51 @@ def test_a_half_written_checkpoint_is_not_one(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in (tmp_path / "checkpoint-00000002").iterdir()] == ["progress.json"]
     assert Checkpoints(tmp_path, "run").newest == 1
+
+
+def test_a_full_disk_is_told_and_the_checkpoint_before_serves(tmp_path: Path) -> None:
+    """The folder, what is needed, what is free, and what happens next; the half-written one makes room."""
+    scratch = tmp_path / "disk" / "scratch"
+    rows = "x" * 30_000  # the training state of this model is too small to fill a disk
+    with small_disk(tmp_path / "disk", 110_000):
+        checkpoints = Checkpoints(scratch, "run")
+        for step in (1, 2):
+            checkpoints.save(step, *trained(step), {"rows": rows})
+        message = (
+            rf"^{scratch}/checkpoint-00000003: no room left on its disk, .*: 0\.0 MB are to be written, "
+            r"0\.\d MB are free\. Make room and start again: a training goes on from its last checkpoint$"
+        )
+        with pytest.raises(DiskFullError, match=message):
+            checkpoints.save(3, *trained(3), {"rows": rows})
+        assert (scratch / "checkpoint-00000003").exists()
+        model, optimiser = trained(0)
+        checkpoints = Checkpoints(scratch, "run")
+        assert checkpoints.restore(model, optimiser) == (2, {"rows": rows})
+        assert not (scratch / "checkpoint-00000003").exists()
+        assert torch.equal(model.weight, trained(2)[0].weight)
+        enlarge(tmp_path / "disk", 200_000)
+        checkpoints.save(3, *trained(3), {"rows": rows})
+        checkpoints.wait()
+        assert checkpoints.newest == 3
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_in_the_background_is_told_when_it_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As safetensors tells it, without a number of its own."""
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError(
+            f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"
+        )
+
+    checkpoints = saved(tmp_path, 1)
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    checkpoints.save(2, *trained(2), {})
+    with pytest.raises(DiskFullError, match="checkpoint-00000002: no room left"):
+        checkpoints.save(3, *trained(3), {})
+    assert checkpoints.newest == 1
 
 
 def in_processes(processes: int, store: Path, work: Callable[[], None]) -> list[int | None]:

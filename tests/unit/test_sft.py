@@ -19,11 +19,13 @@ from srpo.policies import action_tokens
 from srpo.policies.augmentation import augment
 from srpo.policies.checkpoints import load_policy
 from srpo.policies.weights import CheckpointError
+from srpo.runtime.files import DiskFullError
 from srpo.runtime.hub import FetchError
 from srpo.runtime.manifest import sha256
 from support import openvla_layout as layout
 from support.fine_tuning import demonstration, stage
 from support.policies import SUITE, small_settings
+from support.small_disk import enlarge, small_disk
 
 
 def test_a_chunk_behind_the_end_rests_with_the_gripper_as_it_was() -> None:
@@ -125,6 +127,30 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
         return [line.split(",")[:-1] for line in (run.folder / name / "metrics.csv").read_text().splitlines()]
 
     assert rows("whole") == rows("parts")
+
+
+def test_a_run_goes_on_from_its_last_checkpoint_when_there_is_room_again(run: SimpleNamespace) -> None:
+    """The disk is full when a checkpoint is written, and another one when the policy is."""
+    sft.train(run.config, run.folder, run.folder / "whole", run.folder / "other-scratch")
+    whole = load_file(run.folder / "whole/policy/model.safetensors")
+    scratch, out = run.folder / "scratch", run.folder / "out"
+    checkpoint = sum(f.stat().st_size for f in (run.folder / "other-scratch/checkpoint-00000060").iterdir())
+
+    def train() -> None:
+        sft.train(run.config, run.folder, out, scratch / "run")
+
+    with small_disk(scratch, checkpoint * 3 // 2), small_disk(out, checkpoint // 5):
+        with pytest.raises(DiskFullError, match=rf"^{scratch}/run/checkpoint-00000040: no room left"):
+            train()
+        assert not list(out.iterdir())
+        enlarge(scratch, checkpoint * 4)
+        with pytest.raises(DiskFullError, match=rf"^{out}/policy: no room left .* a training goes on from"):
+            train()
+        assert not list(out.iterdir())
+        enlarge(out, checkpoint)
+        train()
+        found = load_file(out / "policy/model.safetensors")
+        assert all(torch.equal(whole[name], found[name]) for name in whole)
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, update: int, value: float) -> None:
