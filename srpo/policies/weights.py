@@ -6,9 +6,11 @@ transformers. Only safetensors are opened; nothing in a checkpoint is executed.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +19,21 @@ import torch
 import torch.distributed as dist
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from srpo.config import Encoder, Policy
 from srpo.errors import InputError
-from srpo.runtime.distributed import full_tensor, local_part, place, with_local
+from srpo.runtime.distributed import local_part, place, row_shards, with_local
 from srpo.runtime.files import write_json
 
 FILES = "model{suffix}.safetensors"
 INDEX = "model.safetensors.index.json"
-FILE_SIZE = "500MB"
-"""A file of a checkpoint at most, but for a larger tensor: who writes it holds it in host memory."""
-DTYPES = {"F32", "BF16", "F16"}
+FILE_SIZE = "1GB"
+"""A file of a checkpoint at most, but for a larger tensor."""
+DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+"""By safetensors."""
+DTYPES = set(DTYPE_NAMES.values())
 FEATURIZERS = ("featurizer", "fused_featurizer")
 """Names of the one or two vision transformers in `vision_backbone`."""
 
@@ -261,21 +264,38 @@ def _require_values(model: nn.Module, device: torch.device) -> None:
 def write_tensors(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
     """Write tensors as safetensors: one file, or several of `FILE_SIZE` and their index.
 
-    All processes of a distributed run must call. Each gathers and writes every n-th file, so none holds more
-    than one. The files do not depend on the number of processes.
+    All processes of a distributed run must call. The first writes what the others hand it, one shard of a
+    tensor at a time, and no more is held. The files do not depend on the number of processes.
     """
     shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     split = split_torch_state_dict_into_shards(shapes, filename_pattern=FILES, max_shard_size=FILE_SIZE)
-    process, processes = place()
-    for number, (file, names) in enumerate(split.filename_to_tensors.items()):
-        mine = number % processes == process
-        part = {}
-        for name in names:
-            full = full_tensor(tensors[name].detach())
-            if mine:
-                part[name] = full.cpu().contiguous()
-        if mine:
-            save_file(part, folder / file, metadata={"format": "pt"})
-    if split.is_sharded and process == 0:
+    for file, names in split.filename_to_tensors.items():
+        _write_file({name: tensors[name].detach() for name in names}, folder / file)
+    if split.is_sharded and place()[0] == 0:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_json(folder / INDEX, index)
+
+
+def _write_file(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """One file, as safetensors' own `save_file` writes it, which wants whole tensors, and all of them."""
+    # Large numbers first, so that each is at a multiple of its size.
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    ends = list(itertools.accumulate(tensors[name].nbytes for name in names))
+    header = {"__metadata__": {"format": "pt"}} | {
+        name: {
+            "dtype": DTYPE_NAMES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [end - tensors[name].nbytes, end],
+        }
+        for name, end in zip(names, ends, strict=True)
+    }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    writer = place()[0] == 0
+    with path.open("wb") if writer else nullcontext() as handle:
+        if handle is not None:
+            handle.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            for rows in row_shards(tensors[name]):
+                if handle is not None:
+                    handle.write(rows.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

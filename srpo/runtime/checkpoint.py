@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 from srpo.runtime.distributed import gather_values, local_part, nbytes, place
-from srpo.runtime.files import atomic_file, full_disk_told, write_json
+from srpo.runtime.files import atomic_file, full_disk_told, write_json, write_text
 from srpo.runtime.manifest import fingerprint, sha256
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -105,12 +105,11 @@ class Checkpoints:
         state = _training_state(model, optimiser)
         if self._writer:
             shutil.rmtree(folder, ignore_errors=True)  # a damaged one
-            with full_disk_told(folder, nbytes(state)):
-                write_json(folder / "progress.json", progress)
         gather_values(None)  # nobody writes before that
         process, processes = place()
         name = f"part-{process:05d}-of-{processes:05d}"
-        self._writing = self._thread.submit(self._write, folder, name, _own_part(state), nbytes(state))
+        text = json.dumps(progress)  # as it is now
+        self._writing = self._thread.submit(self._write, folder, name, _own_part(state), text, nbytes(state))
 
     def wait(self) -> None:
         """Wait until this process's part of the last checkpoint is written. Raises what went wrong."""
@@ -118,13 +117,16 @@ class Checkpoints:
             writing, self._writing = self._writing, None
             writing.result()
 
-    def _write(self, folder: Path, name: str, part: Part, needed: int) -> None:
-        # In a thread, in which processes do nothing together.
+    def _write(self, folder: Path, name: str, part: Part, progress: str, needed: int) -> None:
+        # In a thread, in which processes do nothing together: their group may be ended meanwhile. Flushing
+        # even a small file to a busy disk can take seconds, for which training does not wait.
         offsets = {key: {SAVED_OFFSETS_KEY: offset} for key, (_, offset) in part.items()}
         tensors = {key: tensor for key, (tensor, _) in part.items()}
         metadata = {"format": "pt", CUSTOM_METADATA_KEY: json.dumps(offsets)}
         files = [f"{name}.safetensors", *(["progress.json"] if self._writer else [])]
         with full_disk_told(folder, needed):
+            if self._writer:
+                write_text(folder / "progress.json", progress)
             with atomic_file(folder / files[0]) as temporary:
                 save_file(tensors, temporary, metadata=metadata)
             write_json(folder / f"{name}.json", {file: sha256(folder / file) for file in files})

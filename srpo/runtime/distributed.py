@@ -25,7 +25,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin, InitProcessGroupKwa
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from srpo.config import Policy
@@ -126,6 +126,25 @@ def nbytes(tensors: Mapping[str, torch.Tensor]) -> int:
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """A sharded tensor gathered, for which all processes must call; any other tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def row_shards(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The shards of a tensor, one after the other and each in all processes, which must all go through them.
+
+    An unsharded tensor, which every process has, is one.
+    """
+    if not isinstance(tensor, DTensor):
+        yield tensor
+        return
+    assert tensor.placements == (Shard(0),), tensor.placements
+    own, (process, processes) = tensor.to_local().contiguous(), place()
+    rows = -(-len(tensor) // processes)
+    for source in range(processes):
+        count = max(0, min(rows, len(tensor) - source * rows))
+        part = own if source == process else own.new_empty(count, *tensor.shape[1:])
+        if count:
+            dist.broadcast(part, source)
+            yield part
 
 
 def local_part(tensor: torch.Tensor) -> tuple[slice, ...]:

@@ -16,11 +16,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from srpo.episode import Episode, EpisodeSpec
+from srpo.policies.weights import write_tensors
 from srpo.rollouts.episode_store import EpisodeStore
 from srpo.runtime import checkpoint, distributed
 from srpo.runtime.checkpoint import Checkpoints
@@ -116,6 +118,7 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_serves(tmp_path: Path) ->
         )
         with pytest.raises(DiskFullError, match=message):
             checkpoints.save(3, *trained(3), {"rows": rows})
+            checkpoints.wait()
         assert (scratch / "checkpoint-00000003").exists()
         model, optimiser = trained(0)
         checkpoints = Checkpoints(scratch, "run")
@@ -208,6 +211,25 @@ def test_any_number_of_processes_reads_what_another_wrote(tmp_path: Path) -> Non
     assert len(list((tmp_path / "run/checkpoint-00000002").glob("*.safetensors"))) == 2
     assert in_processes(3, tmp_path / "store", restore) == [0, 0, 0]
     restore()
+
+
+def test_weights_are_written_shard_by_shard_as_safetensors_writes_whole_ones(tmp_path: Path) -> None:
+    """The same bytes, from any number of processes, some of which have no rows of a tensor."""
+
+    def write() -> None:
+        folder = tmp_path / str(distributed.place()[1])
+        folder.mkdir(exist_ok=True)
+        weights = spread(0)[0].state_dict()
+        half = {"scalar": torch.tensor(3.0), "half": torch.arange(3).bfloat16(), "empty": torch.zeros(0, 2)}
+        write_tensors({**half, **weights}, folder)
+
+    write()
+    for number in (2, 3):
+        assert in_processes(number, tmp_path / "store", write) == [0] * number
+    expected = load_file(tmp_path / "1/model.safetensors")
+    save_file(expected, tmp_path / "expected", metadata={"format": "pt"})
+    for number in (1, 2, 3):
+        assert (tmp_path / f"{number}/model.safetensors").read_bytes() == (tmp_path / "expected").read_bytes()
 
 
 def test_with_one_process_killed_in_a_save_the_checkpoint_before_serves(
