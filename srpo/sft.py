@@ -165,11 +165,12 @@ def load_checkpoint(
     fetched: Path | None,
     device: torch.device | str = "cpu",
     prepare: Callable[[OpenVLAOFT], None] | None = None,
+    as_stored: bool = False,
 ) -> OpenVLAOFT:
     """The policy's checkpoint: `fetched` if the workflow downloaded it, else the folder it names.
 
     Args:
-        prepare: as `load_policy` has it.
+        prepare, as_stored: as `load_policy` has them.
 
     Raises CheckpointError or FetchError when it cannot be used.
     """
@@ -182,7 +183,7 @@ def load_checkpoint(
             f"policy.checkpoint {checkpoint} is not a folder here; download it where there is internet (srpo "
             f"download --checkpoint {checkpoint} --out FOLDER) and give --checkpoint FOLDER"
         )
-    return load_policy(fetched or Path(checkpoint), device, settings, prepare)
+    return load_policy(fetched or Path(checkpoint), device, settings, prepare, as_stored)
 
 
 def load_model(settings: Policy, sft: Sft, fetched: Path | None, accelerator: Accelerator) -> PolicyWithHead:
@@ -417,7 +418,7 @@ def train(config: SftStage, demos: Path, out: Path, scratch: Path, checkpoint: P
         raise FinalExit("sft.updates is 0 and the policy has no checkpoint: there is nothing to start from")
     if not is_first_process():
         return  # nothing is to be shared
-    policy = load_checkpoint(config.policy, checkpoint)
+    policy = load_checkpoint(config.policy, checkpoint, as_stored=True)
     policy.statistics(config.suite)  # an error, if there are none
     write_results(config, policy, out)
 

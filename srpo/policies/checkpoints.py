@@ -24,6 +24,7 @@ from srpo.policies.weights import (
     CheckpointError,
     TensorEntry,
     check_tensors,
+    is_adapter,
     load_tensors,
     read_index,
     read_json,
@@ -104,6 +105,7 @@ def load_policy(
     device: str | torch.device = "cpu",
     policy: Policy | None = None,
     prepare: Callable[[OpenVLAOFT], None] | None = None,
+    as_stored: bool = False,
 ) -> OpenVLAOFT:
     """Load what `save_policy` wrote, or a checkpoint in OpenVLA's layout.
 
@@ -114,6 +116,8 @@ def load_policy(
             trained (`dtype`, `lora`, `gradient_checkpointing`). None: as it was saved.
         prepare: called with the policy on the meta device; what it shards (`srpo.runtime.distributed.shard`)
             is read by each process in part.
+        as_stored: to be saved again, not to be run: weights that are stored in bfloat16 stay so, whatever
+            `policy.dtype`.
 
     Raises:
         CheckpointError: the folder is missing, of another architecture, its tensors do not fit or are not
@@ -123,7 +127,10 @@ def load_policy(
     model.tokenizer = _load_tokenizer(folder)
     if prepare is not None:
         prepare(model)
-    load_tensors(model, entries, torch.device(device), getattr(torch, model.settings.dtype))
+    dtype = getattr(torch, model.settings.dtype)
+    if as_stored and all(entry.dtype == "BF16" or is_adapter(name) for name, entry in entries.items()):
+        dtype = torch.bfloat16
+    load_tensors(model, entries, torch.device(device), dtype)
     return model
 
 

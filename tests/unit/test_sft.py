@@ -18,7 +18,7 @@ from srpo.config import Lora
 from srpo.policies import action_tokens
 from srpo.policies.augmentation import augment
 from srpo.policies.checkpoints import load_policy
-from srpo.policies.weights import CheckpointError
+from srpo.policies.weights import CheckpointError, read_index
 from srpo.runtime.files import DiskFullError
 from srpo.runtime.hub import FetchError
 from srpo.runtime.manifest import sha256
@@ -228,6 +228,18 @@ def test_a_released_checkpoint_is_taken_as_it_is(
     (fetched / "config.json").write_text((fetched / "config.json").read_text() + " ")
     with pytest.raises(FetchError, match=r"changed since it was fetched: config\.json"):
         sft.train(config, run.folder, run.folder / "out", run.folder / "scratch", fetched)
+
+
+def test_a_released_checkpoint_is_copied_in_the_precision_of_its_files(run: SimpleNamespace) -> None:
+    """Also for a policy that will be trained in float32: 7B whole in that would take 30 GB of host memory."""
+    tensors = {name: tensor.bfloat16() for name, tensor in layout.random_tensors().items()}
+    layout.write(run.folder / "released", tensors)
+    config = stage(layout.settings(checkpoint=str(run.folder / "released"), dtype="float32"), updates=0)
+    sft.train(config, run.folder, run.folder / "out", run.folder / "scratch")
+    assert {entry.dtype for entry in read_index(run.folder / "out" / "policy").values()} == {"BF16"}
+    policy = load_policy(run.folder / "out" / "policy")
+    for name, tensor in load_policy(run.folder / "released", policy=config.policy).state_dict().items():
+        assert tensor.dtype == torch.float32 and torch.equal(policy.state_dict()[name], tensor)
 
 
 def test_adapters_of_a_released_checkpoint_are_fine_tuned(run: SimpleNamespace) -> None:
