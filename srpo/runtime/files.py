@@ -69,7 +69,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
             os.fsync(handle.fileno())
         temporary.replace(path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # writing does not say where
+        if error.errno is not None:
+            error.filename = error.filename or str(path)  # writing does not say where
         raise
     finally:
         temporary.unlink(missing_ok=True)
