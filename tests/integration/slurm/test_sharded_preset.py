@@ -103,10 +103,13 @@ def test_a_sharded_preset_runs_from_start_to_report_and_is_that_of_one_process(
     snakemake(tmp_path, *polling, *sizes, *quick)
     snakemake(tmp_path, str(SNAKEMAKE), "--configfile", "sharded.yaml", "--report", "report.html", "--quiet")
     assert (tmp_path / "report.html").stat().st_size > 1e5
-    # Slurm knows the jobs of other tests, too, with lower numbers.
-    jobs = {comment: nodes for _, _, nodes, comment in sorted(cluster.jobs("completed"), key=by_number)}
-    nodes = {rule: [jobs[name] for name in jobs if f"rule_{rule}_" in name][-1] for rule in ("sft", "train")}
-    assert re.fullmatch(r"node\d", nodes["sft"]) and re.fullmatch(r"node\[\d[-,]\d\]", nodes["train"])
+    # Slurm knows the jobs of other tests, too, with lower numbers; the last one of a rule is meant.
+    jobs = sorted(cluster.jobs("completed"), key=by_number)
+    nodes = {f"rule_{rule}_": "" for rule in ("sft", "train")}
+    for _, _, where, comment in jobs:
+        nodes |= {rule: where for rule in nodes if rule in comment}
+    assert re.fullmatch(r"node\d", nodes["rule_sft_"])
+    assert re.fullmatch(r"node\[\d[-,]\d\]", nodes["rule_train_"])
 
     runs = "results/{}/runs/libero_goal"
     wanted = [f"{runs.format('alone')}/{run}/seed0/evaluation/episodes.parquet" for run in ("sft", "srpo")]
