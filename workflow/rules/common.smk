@@ -290,22 +290,12 @@ def expert_demos(wildcards):
     return [found] if found else []
 
 
-def compared_evaluation(wildcards):
-    """The episodes of SFT, where the evaluation may stop when its comparison with them is decided."""
+def compared_with(wildcards, stage, rows):
+    """SFT's rows of a stage, where a job may stop when its comparison with them is decided."""
     run = f"runs/{wildcards.suite}/{wildcards.any_variant}/seed{wildcards.seed}"
-    if not PLAN.stages[f"{run}/evaluation"].stops_early:
+    if not PLAN.stages[f"{run}/{stage}"].stops_early:
         return []
-    sft = PLAN.sft_of(wildcards.suite)
-    return [f"<results>/{sft.folder}/evaluation/episodes.parquet"]
-
-
-def compared_shard(wildcards):
-    """The same tasks of SFT's sweep, where a job may stop when its comparison with them is decided."""
-    run = f"runs/{wildcards.suite}/{wildcards.any_variant}/seed{wildcards.seed}"
-    if not PLAN.stages[f"{run}/plus"].stops_early:
-        return []
-    sft = PLAN.sft_of(wildcards.suite)
-    return [f"<results>/{sft.folder}/plus/shard-{wildcards.shard}.parquet"]
+    return [f"<results>/{PLAN.sft_of(wildcards.suite).folder}/{stage}/{rows}"]
 
 
 def flag(name, values):

@@ -3,7 +3,9 @@ rule evaluate:
     input:
         config="<results>/runs/{suite}/{any_variant}/seed{seed}/evaluation/config.yaml",
         policy="<results>/runs/{suite}/{any_variant}/seed{seed}/policy",
-        baseline=compared_evaluation,
+        baseline=lambda wildcards: compared_with(
+            wildcards, "evaluation", "episodes.parquet"
+        ),
     output:
         episodes="<results>/runs/{suite}/{any_variant}/seed{seed}/evaluation/episodes.parquet",
         sampled="<results>/runs/{suite}/{any_variant}/seed{seed}/evaluation/sampled.parquet",

@@ -18,7 +18,9 @@ rule plus_shard:
         policy="<results>/runs/{suite}/{any_variant}/seed{seed}/policy",
         tasks=rules.plus_tasks.output.tasks,
         data=rules.plus_tasks.output.data,
-        baseline=compared_shard,
+        baseline=lambda wildcards: compared_with(
+            wildcards, "plus", f"shard-{wildcards.shard}.parquet"
+        ),
     output:
         "<results>/runs/{suite}/{any_variant}/seed{seed}/plus/shard-{shard}.parquet",
     log:
