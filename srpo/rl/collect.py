@@ -207,17 +207,23 @@ class Batch:
 
 @dataclass(frozen=True)
 class Share:
-    """What one process ran of a round.
+    """What one process has of a round, before all have met.
 
-    episodes   number → episode, by rising number
-    outcomes   of these
-    errors     episodes that could not be run
-    simulated  episodes that were run now, not before a restart
-    seconds    that it took
+    step        of the round
+    group_size  of its groups
+    episodes    its own that are here: number → episode
+    elsewhere   its own that are not: number → spec
+    for_others  numbers of the others' episodes that it ran, which are stored
+    errors      episodes that could not be run
+    simulated   episodes that were run now, not before a restart
+    seconds     that it took
     """
 
+    step: int
+    group_size: int
     episodes: Mapping[int, Episode]
-    outcomes: Sequence[Outcome]
+    elsewhere: Mapping[int, EpisodeSpec]
+    for_others: Sequence[int]
     errors: int
     simulated: int
     seconds: float
@@ -225,7 +231,13 @@ class Share:
 
 @dataclass(frozen=True)
 class Collector:
-    """Runs episodes in all processes, each with its own simulators; stored ones are not run again."""
+    """Runs episodes in all processes, each with its own simulators; stored ones are not run again.
+
+    Every n-th episode of a round is a process's own: it keeps their images and learns from them. So every
+    process has about as many of each group, and of each mini-batch, as any other, and what is computed does
+    not depend on which of them simulates fastest. Whoever has simulators free runs the others' too; these
+    change hands through the store.
+    """
 
     runner: PolicyRunner
     store: EpisodeStore
@@ -234,48 +246,66 @@ class Collector:
     def run_round(
         self, step: int, specs: Sequence[EpisodeSpec], label: str, group_size: int = 1, first_group: int = 0
     ) -> Batch:
-        """Run some episodes, group after group, in all processes, each its share (`run_share`)."""
+        """Run some episodes, group after group, in all processes."""
         return self.gather(self.run_share(step, specs, label, group_size, first_group))
 
     def run_share(
         self, step: int, specs: Sequence[EpisodeSpec], label: str, group_size: int = 1, first_group: int = 0
     ) -> Share:
-        """Run every n-th of some episodes; other processes need not call at the same time.
+        """Run some episodes until none is left that no process has begun; others need not call at once.
 
-        So every process has about as many of each group, and of each mini-batch, as any other. Episodes that
-        could not be run are left out and counted as errors, never as failures. Of a branch only how it ended
-        matters: its images are not kept.
+        Episodes that could not be run are left out and counted as errors, never as failures. Of a branch only
+        how it ended matters: its images are not kept.
         """
         started = time.perf_counter()
         world_size, rank = self.accelerator.num_processes, self.accelerator.process_index
-        numbered = enumerate(specs, first_group * group_size)
-        local = {number: spec for number, spec in numbered if number % world_size == rank}
-        stored = {number: self.store.get(step, spec) for number, spec in local.items()}
+        numbers = {spec: number for number, spec in enumerate(specs, first_group * group_size)}
+        own = {number: spec for spec, number in numbers.items() if number % world_size == rank}
+        stored = {number: self.store.get(step, spec) for number, spec in own.items()}
         episodes = {number: episode for number, episode in stored.items() if episode is not None}
-        missing = {spec: number for number, spec in local.items() if number not in episodes}
-        errors = 0
+        # Owner by owner, because each process starts elsewhere in the list (`EnvPool`): with its own.
+        missing = [
+            spec
+            for spec, number in sorted(numbers.items(), key=lambda item: (item[1] % world_size, item[1]))
+            if number not in episodes and (number in own or not self.store.has(step, spec))
+        ]
+        for_others, errors, simulated = [], 0, 0
         hide = None if self.accelerator.is_main_process else True
-        with tqdm(total=len(missing), desc=label, unit="episode", leave=False, disable=hide) as bar:
-            for result in self.runner.run(list(missing)):
+        total = len(missing) if world_size == 1 else None  # others may run some
+        with tqdm(total=total, desc=label, unit="episode", leave=False, disable=hide) as bar:
+            for result in self.runner.run(missing):
+                number = numbers[result.spec]
                 if isinstance(result, FailedRun):
                     print(f"infrastructure error: {result.spec}: {result.error}", flush=True)
                     errors += 1
                 else:
                     episode = result if result.spec.start is None else _without_images(result)
                     self.store.add(step, episode)
-                    episodes[missing[episode.spec]] = episode
+                    simulated += 1
+                    if number in own:
+                        episodes[number] = episode
+                    else:
+                        for_others.append(number)
                 bar.update()
-        # By number, not in the order in which they ended: batched results must not depend on that.
-        episodes = dict(sorted(episodes.items()))
-        outcomes = [Outcome.of(episode, number, group_size) for number, episode in episodes.items()]
-        return Share(episodes, outcomes, errors, len(missing) - errors, time.perf_counter() - started)
+        elsewhere = {number: spec for number, spec in own.items() if number not in episodes}
+        seconds = time.perf_counter() - started
+        return Share(step, group_size, episodes, elsewhere, for_others, errors, simulated, seconds)
 
     def gather(self, share: Share) -> Batch:
         """The round of which each process ran a share; all must call."""
-        outcomes = sorted(gather_object(list(share.outcomes)), key=lambda outcome: outcome.number)
-        counts = gather_object([(share.errors, share.simulated, share.seconds)])
-        errors, simulated, seconds = zip(*counts, strict=True)
-        return Batch(tuple(outcomes), share.episodes, sum(errors), sum(simulated), 1, max(seconds))
+        counts = gather_object([(share.errors, share.simulated, share.seconds, share.for_others)])
+        errors, simulated, seconds, for_others = zip(*counts, strict=True)
+        ran = {number for numbers in for_others for number in numbers}
+        fetched = {
+            number: self.store.wait_for(share.step, spec)
+            for number, spec in share.elsewhere.items()
+            if number in ran
+        }
+        # By number, not in the order in which they ended: batched results must not depend on that.
+        episodes = dict(sorted({**share.episodes, **fetched}.items()))
+        local = [Outcome.of(episode, number, share.group_size) for number, episode in episodes.items()]
+        outcomes = sorted(gather_object(local), key=lambda outcome: outcome.number)
+        return Batch(tuple(outcomes), episodes, sum(errors), sum(simulated), 1, max(seconds))
 
 
 def _without_images(episode: Episode) -> Episode:

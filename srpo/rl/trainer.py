@@ -18,9 +18,10 @@ Offline (`train.offline`) the initial policy's episodes are collected and scored
 pass over them by advantage-weighted regression, as in the real-robot part of the SRPO paper, by whole
 episodes or by steps.
 
-With several processes (`accelerate launch`, docs/hpc.md) each runs every n-th episode of a step and keeps its
-images. What scoring needs of an episode is gathered, so that every process sees the whole batch; gradients
-are averaged. Under FSDP each process holds a shard of the policy that learns and a full copy that acts.
+With several processes (`accelerate launch`, docs/hpc.md) each keeps the images of every n-th episode of a
+step, whichever of them ran it. What scoring needs of an episode is gathered, so that every process sees the
+whole batch; gradients are averaged. Under FSDP each process holds a shard of the policy that learns and a
+full copy that acts.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ from srpo.runtime.checkpoint import Checkpoints
 from srpo.runtime.distributed import is_sharded, require_full_training, shard, sync_weights
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import fingerprint, sha256, write_manifest
+from srpo.runtime.peers import ALONE, Peers, joined_peers
 from srpo.runtime.preemption import preemptible
 from srpo.world_models import load_world_model
 from srpo.world_models.cache import EmbeddingCache
@@ -104,16 +106,17 @@ class Folders:
 class Trainer:
     """One training run, from its initial policy or its last checkpoint to its results."""
 
-    def __init__(self, config: TrainStage, folders: Folders, workers: int) -> None:
+    def __init__(self, config: TrainStage, folders: Folders, workers: int, peers: Peers = ALONE) -> None:
         """Load everything the run needs.
 
         Args:
-            workers: simulation processes.
+            workers: simulation processes of each process.
+            peers: the processes of the run, which share its rollouts.
 
         Raises:
             SystemExit: the configuration needs something that is missing.
         """
-        self.config, self.folders, self.workers = config, folders, workers
+        self.config, self.folders, self.workers, self.peers = config, folders, workers, peers
         self.online = config.train.offline is None
         self.libero = libero_record(config.suite)
         self.accelerator = make_accelerator(config.train.trackers, folders.out)
@@ -270,7 +273,9 @@ class Trainer:
                 self.actor.requires_grad_(False)
             if self.online:
                 self.renew_actor()
-            runner = PolicyRunner(self.config.suite, self.config.protocol, self.actor, self.workers)
+            runner = PolicyRunner(
+                self.config.suite, self.config.protocol, self.actor, self.workers, peers=self.peers
+            )
             self.collector = Collector(runner, self.store, self.accelerator)
         return self.collector
 
@@ -410,8 +415,8 @@ def main() -> None:
     folders = Folders(
         arguments.policy, arguments.out, arguments.scratch, arguments.world_model, arguments.demos
     )
-    with preemptible(), lock_held(arguments.scratch):
-        Trainer(config, folders, arguments.workers).train()
+    with preemptible(), lock_held(arguments.scratch), joined_peers() as peers:
+        Trainer(config, folders, arguments.workers, peers).train()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 import zipfile
 from collections.abc import Collection
 from dataclasses import asdict, fields
@@ -15,6 +16,10 @@ import numpy as np
 from srpo.episode import Episode, EpisodeSpec
 from srpo.runtime.files import atomic_file
 from srpo.runtime.manifest import fingerprint
+
+VISIBLE_SECONDS = 120.0
+"""How long a file may take to be seen by other nodes: NFS remembers for a minute what was not there."""
+POLL_SECONDS = 0.2
 
 
 class EpisodeStore:
@@ -51,6 +56,26 @@ class EpisodeStore:
             print(f"{path}: damaged ({error}); running that episode again", flush=True)
             return None
 
+    def has(self, step: int, spec: EpisodeSpec) -> bool:
+        """Whether there is a file of the episode."""
+        return self._path(step, spec).exists()
+
+    def wait_for(self, step: int, spec: EpisodeSpec) -> Episode:
+        """An episode that another process has stored, which another node may see a little later.
+
+        Raises SystemExit if it cannot be read.
+        """
+        path, end = self._path(step, spec), time.monotonic() + VISIBLE_SECONDS
+        while not _is_listed(path) and time.monotonic() < end:
+            time.sleep(POLL_SECONDS)
+        episode = self.get(step, spec)
+        if episode is None:
+            raise SystemExit(
+                f"error: {path}: another process has written this episode, and this one cannot read it; the "
+                "folder must be on a file system that all nodes share"
+            )
+        return episode
+
     def add(self, step: int, episode: Episode) -> None:
         """Store an episode that was run in `step`."""
         values = {field.name: getattr(episode, field.name) for field in fields(episode)}
@@ -67,6 +92,14 @@ class EpisodeStore:
 
     def _path(self, step: int, spec: EpisodeSpec) -> Path:
         return self._folder / f"step-{step:08d}" / f"{fingerprint(_text(spec))[:32]}.npz"
+
+
+def _is_listed(path: Path) -> bool:
+    """Whether a file is there, without asking for it: on NFS, a node remembers what it did not find."""
+    try:
+        return path in path.parent.iterdir()
+    except FileNotFoundError:
+        return False
 
 
 def _text(spec: EpisodeSpec) -> str:

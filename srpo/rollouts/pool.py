@@ -121,6 +121,7 @@ class EnvPool(AbstractContextManager["EnvPool"]):
     """Worker processes that run episodes of one suite under one protocol. They start with the first run.
 
     With `peers` their pools run the same episodes together: each episode once, where a worker is free first.
+    All must have as many runs.
     """
 
     def __init__(
@@ -156,6 +157,7 @@ class EnvPool(AbstractContextManager["EnvPool"]):
         """
         specs = list(specs)
         self._start_workers(max((spec.frames for spec in specs), default=0))
+        self._peers.start_round()
         queue = _EpisodeQueue(specs, self._lengths, self._peers)
         failures: dict[EpisodeSpec, int] = defaultdict(int)
         waiting: deque[Query] = deque()

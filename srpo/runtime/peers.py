@@ -53,14 +53,18 @@ class Peers:
     def __init__(self, rank: int = 0, size: int = 1, store: torch.distributed.Store | None = None) -> None:
         self.rank, self.size = rank, size
         self._store = store
-        self._gathered = 0
+        self._gathered = self._round = 0
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
+    def start_round(self) -> None:
+        """Begin other work, whose items may be told by the same texts. All must do so equally often."""
+        self._round += 1
+
     def claim(self, item: object) -> bool:
-        """Whether an item of the work is this process's, as it is of the first that asks.
+        """Whether an item of the round's work is this process's, as it is of the first that asks.
 
         Args:
             item: told from others by its text.
@@ -72,7 +76,7 @@ class Peers:
             return True
         self._require_no_failure()
         own = str(self.rank)
-        return self._store.compare_set(f"claim/{item}", "", own) == own.encode()
+        return self._store.compare_set(f"claim/{self._round}/{item}", "", own) == own.encode()
 
     def gather(self, values: Sequence[Any]) -> list[Any]:
         """The values (of JSON) of all processes, in the order of their ranks. All must call, and wait.

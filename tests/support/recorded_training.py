@@ -6,6 +6,7 @@ amplifies rounding errors.
 
     live     the policy in training acts, and AdamW optimises
     descent  with `live`: plain gradient descent none the less
+    uneven   the last process runs no episodes
     sharded  under FSDP
     killed   afterwards once more, into FOLDER/killed, and the last process killed in the third step's update
     resumed  that again, and nothing else
@@ -29,6 +30,7 @@ from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.rl import trainer
 from srpo.runtime import checkpoint, distributed
 from srpo.runtime.manifest import sha256
+from srpo.runtime.peers import ALONE, Peers, joined_peers
 from support import sharding
 from support.policies import SUITE, small_policy
 
@@ -59,11 +61,16 @@ def episode(spec: EpisodeSpec, success: bool, steps: int, policy: OpenVLAOFT) ->
 class RecordedRollouts:
     """In place of `PolicyRunner`. One episode in 16 cannot be run, two in five succeed."""
 
-    def __init__(self, *_: object) -> None:
-        self._policy = small_policy()
+    uneven = False
+
+    def __init__(self, *_: object, peers: Peers = ALONE) -> None:
+        self._policy, self._peers = small_policy(), peers
 
     def run(self, specs: Sequence[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
-        for spec in specs:
+        self._peers.start_round()
+        for spec in () if self.uneven and is_last() else specs:
+            if not self._peers.claim(spec):
+                continue
             if spec.seed % 16 == 3:
                 yield FailedRun(spec, "made up")
             else:
@@ -77,8 +84,10 @@ class RecordedRollouts:
 
 
 class LiveRollouts(RecordedRollouts):
-    def __init__(self, suite: str, protocol: object, policy: OpenVLAOFT, workers: int) -> None:
-        self._policy = policy
+    def __init__(
+        self, suite: str, protocol: object, policy: OpenVLAOFT, workers: int, peers: Peers = ALONE
+    ) -> None:
+        self._policy, self._peers = policy, peers
 
 
 def descent(parameters: object, lr: float, weight_decay: float, **_: object) -> torch.optim.Optimizer:
@@ -113,22 +122,25 @@ def main() -> None:
     trainer.PolicyRunner = LiveRollouts if "live" in how else RecordedRollouts  # type: ignore[assignment, misc]
     if "live" not in how or "descent" in how:
         torch.optim.AdamW = descent  # type: ignore[assignment, misc]
+    RecordedRollouts.uneven = "uneven" in how
     if "sharded" in how:
         distributed.Accelerator = sharding.ShardingAccelerator  # type: ignore[misc]
         trainer.shard = sharding.shard  # type: ignore[assignment]
     config = load_stage(folder / "config.yaml", TrainStage)
 
     def train(out: Path, scratch: Path) -> None:
-        trainer.Trainer(config, trainer.Folders(folder / "initial", out, scratch), workers=1).train()
+        folders = trainer.Folders(folder / "initial", out, scratch)
+        trainer.Trainer(config, folders, workers=1, peers=peers).train()
 
-    if "resumed" not in how:
-        train(folder / "out", folder / "scratch")
-    if "killed" in how:
-        trainer.Trainer.update = killed  # type: ignore[method-assign]
-    if "saving" in how:
-        checkpoint.sha256 = killed_saving
-    if {"killed", "resumed"} & set(how):
-        train(folder / "killed/out", folder / "killed/scratch")
+    with joined_peers() as peers:
+        if "resumed" not in how:
+            train(folder / "out", folder / "scratch")
+        if "killed" in how:
+            trainer.Trainer.update = killed  # type: ignore[method-assign]
+        if "saving" in how:
+            checkpoint.sha256 = killed_saving
+        if {"killed", "resumed"} & set(how):
+            train(folder / "killed/out", folder / "killed/scratch")
     if "sharded" in how:
         torch.distributed.destroy_process_group()
 

@@ -105,6 +105,17 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
         assert [event.value for event in tracked] == pytest.approx(metrics["success_rate"].tolist())
 
 
+def test_who_runs_an_episode_makes_no_difference(tmp_path: Path) -> None:
+    """One of two processes runs everything, the other learns from its half of it: the same bits."""
+    for name, how in (("even", ()), ("uneven", ("uneven",))):
+        training(tmp_path / name, *how)
+    for file, schema in (("metrics.csv", RL_METRICS), ("rewards.parquet", REWARDS)):
+        even, uneven = (rows(tmp_path / name, file, schema) for name in ("even", "uneven"))
+        pd.testing.assert_frame_equal(even, uneven, check_exact=True)
+    policies = [load_file(tmp_path / name / "out/policy/model.safetensors") for name in ("even", "uneven")]
+    assert all(torch.equal(policies[0][name], policies[1][name]) for name in policies[0])
+
+
 def test_two_processes_branch_as_one_does(tmp_path: Path) -> None:
     settings = {"steps": 1, "evaluate_every": 0, "branching": Branching(points=2, branches=2)}
     for processes, name in ((1, "one"), (2, "two")):
