@@ -25,6 +25,7 @@ from srpo.cluster.queue import watch
 from srpo.cluster.resources import GROUPS, scratch_path, sweep_size
 from srpo.config import STAGES, ConfigError, Preset, read_yaml, validate
 from srpo.config.layers import split_overrides
+from srpo.config.loading import did_you_mean
 from srpo.config.plan import plan
 from srpo.config.resolve import to_yaml
 from srpo.config.stages import SFT
@@ -146,10 +147,18 @@ wildcard_constraints:
     checkpoint=one_of(CHECKPOINTS),
 
 
+def stage_at(folder):
+    """The settings of a stage, whose folder may be what somebody asked for by name."""
+    if folder not in PLAN.stages:
+        hint = did_you_mean(folder, PLAN.stages)
+        raise WorkflowError(f"the preset {PRESET.name} has no {folder}{hint}")
+    return PLAN.stages[folder]
+
+
 def stage_of(folder):
     """The kind of a stage, e.g. `train`."""
     return next(
-        kind for kind, model in STAGES.items() if type(PLAN.stages[folder]) is model
+        kind for kind, model in STAGES.items() if type(stage_at(folder)) is model
     )
 
 
@@ -249,7 +258,7 @@ def demos_of(wildcards):
 def sft_checkpoint(wildcards):
     """The checkpoint on the hub that SFT starts from."""
     run = PLAN.sft_of(wildcards.suite)
-    return fetched(PLAN.stages[run.folder].policy)
+    return fetched(stage_at(run.folder).policy)
 
 
 def sft_policy(wildcards):
@@ -270,21 +279,19 @@ def world_model_checkpoint(world_model):
 def world_model_of(wildcards):
     """The checkpoint that a run's rewards need."""
     run = f"runs/{wildcards.suite}/{wildcards.variant}/seed{wildcards.seed}"
-    return world_model_checkpoint(PLAN.stages[run].world_model)
+    return world_model_checkpoint(stage_at(run).world_model)
 
 
 def compared_world_model(wildcards):
     """The checkpoint of a representation that the reward benchmark compares."""
-    compared = PLAN.stages[f"reward_benchmark/{wildcards.suite}"].world_models
+    compared = stage_at(f"reward_benchmark/{wildcards.suite}").world_models
     named = [model for model in compared if model.name == wildcards.world_model]
     return world_model_checkpoint(*named)
 
 
 def expert_demos(wildcards):
     """The demonstrations that a run's rewards refer to, if they do."""
-    stage = PLAN.stages[
-        f"runs/{wildcards.suite}/{wildcards.variant}/seed{wildcards.seed}"
-    ]
+    stage = stage_at(f"runs/{wildcards.suite}/{wildcards.variant}/seed{wildcards.seed}")
     fixed = stage.world_model and stage.reward.references == "fixed_expert"
     found = demos_of(wildcards) if fixed else []
     return [found] if found else []
@@ -293,7 +300,7 @@ def expert_demos(wildcards):
 def compared_with(wildcards, stage, rows):
     """SFT's rows of a stage, where a job may stop when its comparison with them is decided."""
     run = f"runs/{wildcards.suite}/{wildcards.any_variant}/seed{wildcards.seed}"
-    if not PLAN.stages[f"{run}/{stage}"].stops_early:
+    if not stage_at(f"{run}/{stage}").stops_early:
         return []
     return [f"<results>/{PLAN.sft_of(wildcards.suite).folder}/{stage}/{rows}"]
 
@@ -311,7 +318,7 @@ def source(path):
 def plus_shards(wildcards):
     """The parts of a LIBERO-Plus sweep; how many is known without the task list."""
     folder = f"runs/{wildcards.suite}/{wildcards.any_variant}/seed{wildcards.seed}/plus"
-    stage = PLAN.stages[folder]
+    stage = stage_at(folder)
     number = shards(sweep_size(stage), stage.plus.shard_size)
     return [f"<results>/{folder}/shard-{shard}.parquet" for shard in range(number)]
 

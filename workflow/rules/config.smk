@@ -16,6 +16,6 @@ rule config:
     priority: 2  # first: what jobs are ready is known only then
     localrule: True
     params:
-        settings=lambda wildcards: to_yaml(PLAN.stages[wildcards.folder]),
+        settings=lambda wildcards: to_yaml(stage_at(wildcards.folder)),
     shell:
         "printf '%s' {params.settings:q} > {output:q} 2> {log:q}"
