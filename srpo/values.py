@@ -31,6 +31,7 @@ from srpo.rollouts.journal import Journal
 from srpo.rollouts.trajectories import FILE, TrajectoryError, open_trajectories
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import fingerprint, sha256, write_manifest
+from srpo.runtime.peers import ALONE, Peers, joined_peers
 from srpo.world_models import select_frames
 
 
@@ -101,14 +102,18 @@ def read_moments(config: ValuesStage, folder: Path) -> list[Moment]:
         return moments
 
 
-def run_branches(config: ValuesStage, moments: Sequence[Moment], run: RolloutFn, journal: Journal) -> None:
+def run_branches(
+    config: ValuesStage, moments: Sequence[Moment], run: RolloutFn, journal: Journal, peers: Peers = ALONE
+) -> None:
     """Run the branches that the journal lacks: one from every moment, then a second one, and so on.
 
-    So an interrupted set is as good everywhere.
+    So an interrupted set is as good everywhere. `peers` share the branches: all must call.
     """
     known = {(row["trajectory"], row["query"], row["branch"]) for row in journal.rows}
-    total = len(moments) * config.values.branches
-    with tqdm(total=total, desc=f"branches, {config.suite}", unit="branch", disable=None) as bar:
+    # How many branches a process will run is not known if others run some.
+    total = len(moments) * config.values.branches if peers.size == 1 else None
+    hide = None if peers.is_first else True  # None: shown on a terminal
+    with tqdm(total=total, desc=f"branches, {config.suite}", unit="branch", disable=hide) as bar:
         for branch in range(config.values.branches):
             missing = {
                 moment.spec(config, branch): moment
@@ -158,9 +163,19 @@ def value_rows(
 
 
 def values(
-    config: ValuesStage, policy: Path, trajectories: Path, out: Path, scratch: Path, workers: int
+    config: ValuesStage,
+    policy: Path,
+    trajectories: Path,
+    out: Path,
+    scratch: Path,
+    workers: int,
+    peers: Peers = ALONE,
 ) -> None:
     """Estimate the value of every moment, and write the rows and a manifest beside them.
+
+    Args:
+        workers: simulation processes of each process.
+        peers: processes that share the branches. All must call; the first writes the rows.
 
     Raises:
         LiberoError: the suite that is installed is not LIBERO's.
@@ -181,15 +196,19 @@ def values(
     run = fingerprint(
         *settings, str(config.values.seed), digest, sha256(trajectories / FILE), mujoco.__version__
     )
-    journal = Journal(scratch, run)
-    with PolicyRunner(config.suite, config.protocol, loaded, workers) as runner:
-        run_branches(config, moments, runner.run, journal)
+    journal = Journal(scratch, run, peers)
+    with PolicyRunner(config.suite, config.protocol, loaded, workers, peers=peers) as runner:
+        run_branches(config, moments, runner.run, journal, peers)
+    journal.share()
+    if not peers.is_first:
+        return
     rows = value_rows(config, moments, journal.rows)
     ran = sum(row["branches"] for row in rows)
     errors = len(moments) * config.values.branches - ran
     require_most_ran(ran, errors, f"{config.suite}, branches")
     write_rows(out, rows, VALUES)
-    write_manifest(out.with_suffix(".manifest.json"), config, policy=digest, libero=libero, workers=workers)
+    manifest = out.with_suffix(".manifest.json")
+    write_manifest(manifest, config, policy=digest, libero=libero, workers=workers, processes=peers.size)
     successes, steps = (sum(row[name] for row in rows) for name in ("successes", "environment_steps"))
     print(f"{successes} of {ran} branches succeeded, {errors} could not be run; {steps} control steps")
 
@@ -204,12 +223,14 @@ def main() -> None:
     parser.add_argument("--trajectories", type=Path, required=True, help="folder that `collect` made")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for finished branches")
     parser.add_argument("--out", type=Path, required=True, help="parquet file to write, one row a moment")
-    parser.add_argument("--workers", type=int, default=1, help="processes that simulate (default: 1)")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="simulation processes of each process (default: 1)"
+    )
     arguments = parser.parse_args()
     if arguments.workers < 1:
         parser.error(f"--workers {arguments.workers}: at least 1")
     config = load_stage(arguments.config, ValuesStage)
-    with lock_held(arguments.scratch):
+    with lock_held(arguments.scratch), joined_peers() as peers:
         values(
             config,
             arguments.policy,
@@ -217,6 +238,7 @@ def main() -> None:
             arguments.out,
             arguments.scratch,
             arguments.workers,
+            peers,
         )
 
 

@@ -37,7 +37,7 @@ REQUESTS = {
     "plus_shard": Request(8, 120, "evaluate"),
     "trajectories": Request(8, 480, "evaluate"),
     "score": Request(8, 480, simulates=False),
-    "values": Request(8, 1440),
+    "values": Request(8, 1440, "evaluate"),
 }
 """By rule. `set-threads` and `set-resources` in slurm/config.yaml change them for a site."""
 LEAST_CORES = 4

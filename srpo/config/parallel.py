@@ -57,7 +57,7 @@ class Parallel(Section):
     train: Layout = Layout()
     """Reinforcement learning."""
     evaluate: Layout = Layout()
-    """Rollouts of finished policies: evaluation, LIBERO-Plus, the reward benchmark's trajectories."""
+    """Rollouts of finished policies: evaluation, LIBERO-Plus, the reward benchmark's trajectories, values."""
     gpu_memory: PositiveInt = 80
     """Memory of a GPU, in GB: what cannot fit is an error before any job starts."""
 

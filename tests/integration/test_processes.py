@@ -19,9 +19,9 @@ import psutil
 import pytest
 
 from srpo import ROOT
-from srpo.config import Evaluate, EvaluateStage, RewardBenchmark, RewardBenchmarkStage
+from srpo.config import Evaluate, EvaluateStage, RewardBenchmark, RewardBenchmarkStage, Values, ValuesStage
 from srpo.results.rows import read_rows
-from srpo.results.schemas import EPISODES, PATHS
+from srpo.results.schemas import EPISODES, PATHS, VALUES
 from srpo.rollouts.trajectories import FILE
 from support.stages import PIXEL
 from support.sweeping import BOWL, PROTOCOL, STOVE, SUITE, without_times, write_config
@@ -150,7 +150,7 @@ def test_evaluation_in_two_processes_survives_a_kill(policy: Path, tmp_path: Pat
     assert "resuming: 16 of 16 episodes are done" in again and len(lines("rows.jsonl")) == 16
 
 
-def test_two_processes_collect_the_trajectories_of_one(policy: Path, tmp_path: Path) -> None:
+def test_two_processes_collect_the_trajectories_and_values_of_one(policy: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "config.yaml", BENCHMARK)
 
     def collection(name: str, processes: int) -> list[str]:
@@ -182,3 +182,24 @@ def test_two_processes_collect_the_trajectories_of_one(policy: Path, tmp_path: P
             np.testing.assert_array_equal(one[name][()], two[name][()], err_msg=name)
         for name in one["states"]:
             np.testing.assert_array_equal(one["states"][name][()], two["states"][name][()])
+
+    stage = ValuesStage(
+        **BENCHMARK.model_dump(exclude={"world_models"}), values=Values(points=2, branches=2, seed=3)
+    )
+    valued = write_config(tmp_path / "values.yaml", stage)
+    for name, processes in (("one", 1), ("two", 2)):
+        run(
+            command(
+                processes,
+                "values",
+                config=valued,
+                policy=policy,
+                trajectories=tmp_path / "one",
+                out=tmp_path / f"{name}.parquet",
+                scratch=tmp_path / f"values-{name}",
+                workers=1,
+            )
+        )
+    values = [read_rows(tmp_path / f"{name}.parquet", VALUES) for name in ("one", "two")]
+    pd.testing.assert_frame_equal(*values, check_exact=True)
+    assert (values[0]["branches"] == 2).all() and 0 < values[0]["successes"].sum() < 2 * len(values[0])

@@ -97,7 +97,7 @@ def test_each_kind_of_job_has_its_own_processes() -> None:
     assert asked == {
         **{"demos": (8, 8, 0), "world_model": (8, 8, 1), "sft": (16, 16, 2), "train": (96, 192, 16)},
         **{"evaluate": (8, 8, 0), "plus_shard": (8, 8, 0), "trajectories": (8, 8, 0)},
-        **{"score": (8, 8, 1), "values": (8, 8, 1)},
+        **{"score": (8, 8, 1), "values": (8, 8, 0)},
     }
     assert {resources.gpus_of(rule, Parallel()) for rule in resources.REQUESTS} == {0}
     assert {rule for rule in resources.REQUESTS if resources.cores(rule, Parallel()) == 1} == {

@@ -24,8 +24,10 @@ from srpo.results.rows import read_rows, write_rows
 from srpo.results.schemas import CURVES, VALUES
 from srpo.rollouts.journal import Journal
 from srpo.rollouts.trajectories import FILE, TrajectoryError
+from srpo.runtime.peers import Peers
 from srpo.values import Moment, chosen_queries, read_moments, run_branches, value_rows
 from support.drawing import check_latex, check_readable, run, texts, written
+from support.sharing import together
 from support.synthetic_results import curves_of, protocol, reward_benchmark, values_of
 
 BRANCHES = 4
@@ -136,6 +138,25 @@ def test_an_interrupted_set_is_even_and_goes_on(tmp_path: Path, trajectories: Pa
     second = Branches()
     assert finished(tmp_path / "killed", moments, second) == whole
     assert len(second.ran) == 5 * BRANCHES - 12
+
+
+def test_several_processes_run_the_branches_of_one(tmp_path: Path, trajectories: Path) -> None:
+    moments = read_moments(stage(), trajectories)
+
+    def work(peers: Peers) -> tuple[int, list[dict[str, Any]]]:
+        journal, branches = Journal(tmp_path / "shared", "run", peers), Branches()
+
+        def run(specs: Sequence[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
+            peers.start_round()
+            return branches.run([spec for spec in specs if peers.claim(spec)])
+
+        run_branches(stage(), moments, run, journal, peers)
+        journal.share()
+        return len(branches.ran), value_rows(stage(), moments, journal.rows)
+
+    numbers, rows = zip(*together(work, 3), strict=True)
+    assert sum(numbers) == 5 * BRANCHES
+    assert all(found == finished(tmp_path / "alone", moments, Branches()) for found in rows)
 
 
 def test_branches_that_could_not_be_run_are_no_failures_and_are_tried_again(

@@ -64,8 +64,9 @@ rule values:
     resources:
         **request("values"),
     params:
+        launch=launch("values"),
         workers=workers("values"),
         scratch=scratch,
     shell:
-        "logged {log:q} srpo values --config {input.config:q} --policy {input.policy:q}"
+        "logged {log:q} {params.launch:q} values --config {input.config:q} --policy {input.policy:q}"
         " --trajectories {input.trajectories:q} --out {output:q} --scratch {params.scratch:q} --workers {params.workers}"
