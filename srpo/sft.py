@@ -295,10 +295,10 @@ class FineTuner:
             self.done, progress = restored
             self.rows, self.seconds = progress["rows"], progress["seconds"]
             self.accelerator.print(f"resuming after update {self.done}", flush=True)
-        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        trained = sum(p.numel() for p in self.policy.parameters() if p.requires_grad)
         self.accelerator.print(
             f"{len(demonstrations)} demonstrations, {len(self.samples)} samples, {trained / 1e6:.2f} M of "
-            f"{sum(p.numel() for p in self.policy.parameters()) / 1e6:.2f} M parameters trained, "
+            f"{sum(p.numel() for p in self.policy.parameters()) / 1e6:.2f} M policy parameters trained, "
             f"{config.policy.image_size} px, on {processes} × {self.device.type}",
             flush=True,
         )
