@@ -46,7 +46,7 @@ test: .venv/installed-dev gl
 
 figures: .venv/installed # draw all tables and figures from the rows in results/reference/, without simulating
 	@for folder in $$(find results/reference -mindepth 1 -maxdepth 1 -type d ! -name libero_plus); do \
-	    $(BIN)/srpo draw all $$folder --out results/figures/$${folder##*/}; \
+	    $(BIN)/srpo draw all $$folder --allow-incomplete --out results/figures/$${folder##*/}; \
 	done
 
 redraw: .venv/installed # draw all tables and figures of a finished preset again

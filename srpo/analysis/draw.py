@@ -7,7 +7,8 @@
 Written are `tables/` and `figures/` in the folder `--out`. Drawing simulates nothing and needs no Snakemake.
 The folder for `all` is laid out like `results/<preset>/`, but needs only the rows and each run's config.yaml
 (and, for T2, `libero_plus/tasks.csv` in it or beside it): what `srpo export` copies. What has no rows there
-is left out with a message.
+is left out with a message, and so is what lacks some, unless `--allow-incomplete` is given: while a preset's
+jobs run, it draws what is there, and every table and figure says that it is incomplete.
 
 A drawing is an entry of `srpo.analysis.drawings`. Its module has a function
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -42,7 +43,11 @@ from srpo.runtime.files import atomic_directory, write_text, write_with
 
 
 def draw(
-    drawing: Drawing, files: Mapping[str, Sequence[Path]], out: Path, allow_incomplete: bool = False
+    drawing: Drawing,
+    files: Mapping[str, Sequence[Path]],
+    out: Path,
+    allow_incomplete: bool = False,
+    absent: int = 0,
 ) -> None:
     """Draw one table or figure and write all its forms below `out`.
 
@@ -55,7 +60,24 @@ def draw(
         if files.get(item.option)
     }
     make = import_module(f"srpo.analysis.{drawing.module}").make
-    write(make(**given, allow_incomplete=allow_incomplete), drawing.outputs, out)
+    drawn = make(**given, allow_incomplete=allow_incomplete)
+    write(without(drawn, absent) if absent else drawn, drawing.outputs, out)
+
+
+def without(drawn: Drawn, absent: int) -> Drawn:
+    """The same drawing, which says that so many files were not there."""
+    files = "1 file" if absent == 1 else f"{absent} files"
+    typeset = drawn.typeset
+    if typeset is not None:
+        typeset = replace(
+            typeset,
+            notes=[
+                *typeset.notes,
+                f"Incomplete: {files} of the preset {'is' if absent == 1 else 'are'} missing.",
+            ],
+        )
+    missing = ", ".join(filter(None, (drawn.missing, f"{files} of the preset")))
+    return replace(drawn, typeset=typeset, missing=missing)
 
 
 def _value(item: Input, paths: Sequence[Path]) -> Any:
@@ -92,14 +114,25 @@ def write(drawn: Drawn, outputs: Mapping[str, str], out: Path) -> None:
 
 @dataclass(frozen=True)
 class Source:
-    """A drawing and its files in a folder of results."""
+    """A drawing and its files in a folder of results.
+
+    absent  files that it goes without
+    """
 
     drawing: Drawing
     files: Mapping[str, list[Path]]
+    absent: int = 0
 
     def missing(self) -> list[Path]:
         """Files that are not there."""
         return [path for paths in self.files.values() for path in paths if not path.exists()]
+
+    def present(self) -> Source | None:
+        """The same of the files that are there; None if it has nothing of what it cannot do without."""
+        files = {option: [path for path in paths if path.exists()] for option, paths in self.files.items()}
+        if not all(files[item.option] for item in self.drawing.inputs if item.need == "always"):
+            return None
+        return replace(self, files=files, absent=len(self.missing()))
 
 
 def find(drawing: Drawing, planned: Plan, folder: Path) -> Source:
@@ -120,33 +153,37 @@ def find(drawing: Drawing, planned: Plan, folder: Path) -> Source:
     return Source(drawing, files)
 
 
-def available(folder: Path, preset: str | None) -> Iterator[Source]:
+def available(folder: Path, preset: str | None, allow_incomplete: bool = False) -> Iterator[Source]:
     """What a folder has all files for; a message tells what is left out.
 
     Args:
         preset: name or path; None: the folder's name.
+        allow_incomplete: also what it has some files of each kind for.
     """
     planned = plan(*load_preset(preset or folder.name))
     for drawing in DRAWINGS:
         if drawing.filmed or not drawing.shown(planned):
             continue
-        source = find(drawing, planned, folder)
-        if missing := source.missing():
-            print(f"{drawing.name}: left out: {missing[0]} and {len(missing) - 1} more files are not there")
-        else:
+        source: Source | None = (whole := find(drawing, planned, folder))
+        missing = whole.missing()
+        if missing:
+            source = whole.present() if allow_incomplete else None
+            fate = "left out" if source is None else "incomplete"
+            print(f"{drawing.name}: {fate}: {missing[0]} and {len(missing) - 1} more files are not there")
+        if source is not None:
             yield source
 
 
-def draw_all(folder: Path, preset: str | None, out: Path) -> None:
-    """Draw what a folder has the rows for; SystemExit if a drawing is refused, or none is drawn."""
+def draw_all(folder: Path, preset: str | None, out: Path, allow_incomplete: bool = False) -> None:
+    """Draw what a folder has the rows for; SystemExit if a whole drawing is refused, or none is drawn."""
     drawn, refused = 0, 0
-    for source in available(folder, preset):
+    for source in available(folder, preset, allow_incomplete):
         name = source.drawing.name
         try:
-            draw(source.drawing, source.files, out)
+            draw(source.drawing, source.files, out, allow_incomplete, source.absent)
         except ResultError as error:
-            refused += 1
-            print(f"{name}: {error}")
+            refused += not source.absent
+            print(f"{name}: {'left out: ' if source.absent else ''}{error}")
         else:
             drawn += 1
             print(f"{name}: {out / list(source.drawing.outputs.values())[-1]}")
@@ -167,6 +204,9 @@ def parser() -> argparse.ArgumentParser:
     everything.add_argument("folder", type=Path, help="rows of a preset, e.g. results/reference/smoke")
     everything.add_argument("--preset", help="name or path of the preset; default: the folder's name")
     everything.add_argument("--out", type=Path, required=True, help="folder for tables/ and figures/")
+    everything.add_argument(
+        "--allow-incomplete", action="store_true", help="also what it has some of the rows for, and say so"
+    )
     commands.add_parser("list", help="the names of all tables and figures")
     for drawing in DRAWINGS:
         command = commands.add_parser(drawing.name, help=drawing.title)
@@ -188,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.name == "list":
         print("\n".join(drawing.name for drawing in DRAWINGS))
     elif arguments.name == "all":
-        draw_all(arguments.folder, arguments.preset, arguments.out)
+        draw_all(arguments.folder, arguments.preset, arguments.out, arguments.allow_incomplete)
     else:
         drawing = next(drawing for drawing in DRAWINGS if drawing.name == arguments.name)
         given = vars(arguments)

@@ -210,6 +210,30 @@ def test_draw_all_draws_what_has_rows(
     assert figures == {"t1", "ablations", "f3", "f4", "f5"}
 
 
+def test_an_unfinished_preset_is_drawn_as_far_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = shutil.copytree(ROOT / "results/reference/smoke", tmp_path / "smoke")
+    shutil.rmtree(root / "runs/libero_goal/srpo")
+    shutil.rmtree(root / "reward_benchmark")
+    out, small = tmp_path / "out", tmp_path / "small"
+    draw.main(["all", str(root), "--allow-incomplete", "--out", str(out)])
+    said = capsys.readouterr().out
+    assert (
+        f"t1: incomplete: {root}/runs/libero_goal/srpo/seed0/evaluation/episodes.parquet and 0 more" in said
+    )
+    assert "f3: left out: no run of srpo, the baseline of the sheet" in said
+    assert "t3: left out: " in said and not (out / "tables/t3.csv").exists()
+    assert "Incomplete: 1 file of the preset is missing." in (out / "tables/t1.html").read_text()
+    assert set(pd.read_csv(out / "tables/f2.csv")["variant"]) == {"grpo"}
+    export.main([str(root), "--preset", "smoke", "--allow-incomplete", "--out", str(small)])
+    draw.main(
+        ["all", str(small), "--preset", "smoke", "--allow-incomplete", "--out", str(tmp_path / "again")]
+    )
+    for path in (out / "tables").iterdir():
+        assert path.read_bytes() == (tmp_path / "again/tables" / path.name).read_bytes(), path
+
+
 def test_what_is_exported_draws_the_same_and_names_no_machine(
     drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -262,11 +286,16 @@ def test_shipped_rows_are_sound_and_drawn_in_a_minute(
     """The schemas may grow: then these rows are still read, or made again."""
     validate.main([str(folder)])
     start = time.process_time()
-    draw.main(["all", str(folder), "--out", str(tmp_path)])
+    draw.main(["all", str(folder), "--allow-incomplete", "--out", str(tmp_path)])
     assert time.process_time() - start <= 60
-    assert "left out" not in capsys.readouterr().out
-    planned = plan(*load_preset(folder.name))
-    shown = [drawing for drawing in DRAWINGS if drawing.shown(planned) and not drawing.filmed]
+    said = capsys.readouterr().out
+    if folder.name == "mini":  # not finished
+        shown = [source.drawing for source in draw.available(folder, None, allow_incomplete=True)]
+        assert {"t1", "f2"} <= {drawing.name for drawing in shown}
+    else:
+        assert "left out" not in said and "incomplete" not in said
+        planned = plan(*load_preset(folder.name))
+        shown = [drawing for drawing in DRAWINGS if drawing.shown(planned) and not drawing.filmed]
     drawn = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
     assert drawn == {path for drawing in shown for path in drawing.outputs.values()}
     files = [path for path in folder.rglob("*") if path.is_file()]

@@ -5,8 +5,8 @@ srpo export results/smoke --out results/reference/smoke
 The copy is laid out like the preset's folder, and `srpo draw all` draws everything from it. It holds
 the rows and each run's config.yaml; of LIBERO-Plus's list, the tasks asked for; of the trajectories, the
 frames that F1 and F6 show; of a manifest, what it says of code and versions. Videos are not in it, nor why an
-episode could not be run but for the kind of error: such texts name folders. A table or figure that lacks rows
-is left out, and said so.
+episode could not be run but for the kind of error: such texts name folders. The rows of a table or figure
+that lacks some are left out, and said so, unless `--allow-incomplete` is given.
 """
 
 from __future__ import annotations
@@ -91,9 +91,9 @@ def copy_frames(folder: Path, chosen: pd.DataFrame, target: Path) -> None:
             part[number] = strip
 
 
-def export(folder: Path, preset: str | None, out: Path) -> None:
+def export(folder: Path, preset: str | None, out: Path, allow_incomplete: bool = False) -> None:
     """Copy what can be drawn from a preset's folder. Raises ResultError where that is nothing."""
-    sources = list(available(folder, preset))
+    sources = list(available(folder, preset, allow_incomplete))
     if not sources:
         raise ResultError(f"{folder}: nothing can be drawn from it")
     rows = {
@@ -123,11 +123,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="srpo export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="a finished preset, e.g. results/smoke")
+    parser.add_argument("folder", type=Path, help="results of a preset, e.g. results/smoke")
     parser.add_argument("--preset", help="name or path of the preset; default: the folder's name")
     parser.add_argument("--out", type=Path, required=True, help="folder to make, or to make anew")
+    parser.add_argument(
+        "--allow-incomplete", action="store_true", help="of an unfinished preset, what is there"
+    )
     arguments = parser.parse_args(argv)
-    export(arguments.folder, arguments.preset, arguments.out)
+    export(arguments.folder, arguments.preset, arguments.out, arguments.allow_incomplete)
     size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
     print(f"{arguments.out}: {size / 1e6:.1f} MB")
 
