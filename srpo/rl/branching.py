@@ -37,7 +37,7 @@ def run_branches(config: TrainStage, step: int, batch: Batch, collector: Collect
         return batch
     comparable = np.isfinite(success_of_others(batch.success, batch.groups))
     local = batch.local_episodes(kept_groups(config, batch) & comparable)
-    # Every process learns of all of them, and runs as many branches as any other.
+    # Every process learns of all of them.
     starts = gather_object(
         [
             (k, Start(query, episode.states[query].tobytes()))

@@ -18,6 +18,7 @@ from srpo.episode import CHUNK, Episode, EpisodeSpec, FailedRun
 from srpo.rl.advantages import keep_groups
 from srpo.rollouts.episode_store import EpisodeStore
 from srpo.rollouts.policy_runner import PolicyRunner, require_most_ran
+from srpo.runtime.peers import ALONE, Peers
 
 # Which episodes.
 
@@ -93,7 +94,7 @@ def evaluation_specs(config: TrainStage) -> list[EpisodeSpec]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What every process knows of an episode that ran; the episode itself stays in the process that ran it.
+    """What every process knows of an episode that ran; the episode itself is in the process whose own it is.
 
     number            of the episode in its step, over all processes
     tokens            action tokens within the episode: those that count in the loss
@@ -149,7 +150,7 @@ class Batch:
     """The N episodes of a step that ran, in the order of their specs.
 
     outcomes   of all processes
-    episodes   of this process: number → episode, by rising number
+    episodes   this process's own: number → episode, by rising number
     errors     episodes and branches that could not be run, of all processes
     simulated  episodes and branches that were run now, not before a restart, of all processes
     rounds     of rollouts
@@ -182,7 +183,7 @@ class Batch:
         return np.array([outcome.tokens for outcome in self.outcomes], np.int64)
 
     def local_episodes(self, members: NDArray[np.bool_]) -> dict[int, Episode]:
-        """Those of `members`, bool (N,), that this process ran: index in `outcomes` → episode."""
+        """Those of `members`, bool (N,), that are this process's own: index in `outcomes` → episode."""
         return {
             int(k): self.episodes[number]
             for k in np.flatnonzero(members)
@@ -212,7 +213,7 @@ class Share:
     step        of the round
     group_size  of its groups
     episodes    its own that are here: number → episode
-    elsewhere   its own that are not: number → spec
+    lacking     its own that are not: number → spec
     for_others  numbers of the others' episodes that it ran, which are stored
     errors      episodes that could not be run
     simulated   episodes that were run now, not before a restart
@@ -222,7 +223,7 @@ class Share:
     step: int
     group_size: int
     episodes: Mapping[int, Episode]
-    elsewhere: Mapping[int, EpisodeSpec]
+    lacking: Mapping[int, EpisodeSpec]
     for_others: Sequence[int]
     errors: int
     simulated: int
@@ -242,6 +243,7 @@ class Collector:
     runner: PolicyRunner
     store: EpisodeStore
     accelerator: Accelerator
+    peers: Peers = ALONE
 
     def run_round(
         self, step: int, specs: Sequence[EpisodeSpec], label: str, group_size: int = 1, first_group: int = 0
@@ -263,17 +265,16 @@ class Collector:
         own = {number: spec for spec, number in numbers.items() if number % world_size == rank}
         stored = {number: self.store.get(step, spec) for number, spec in own.items()}
         episodes = {number: episode for number, episode in stored.items() if episode is not None}
-        # Owner by owner, because each process starts elsewhere in the list (`EnvPool`): with its own.
-        missing = [
-            spec
-            for spec, number in sorted(numbers.items(), key=lambda item: (item[1] % world_size, item[1]))
-            if number not in episodes and (number in own or not self.store.has(step, spec))
-        ]
+        missing = [spec for number, spec in own.items() if number not in episodes]
+        others = [spec for spec, number in numbers.items() if number not in own]
+        if others:
+            elsewhere = self.store.stored(step, others)
+            others = [spec for spec in others if spec not in elsewhere]
         for_others, errors, simulated = [], 0, 0
         hide = None if self.accelerator.is_main_process else True
         total = len(missing) if world_size == 1 else None  # others may run some
         with tqdm(total=total, desc=label, unit="episode", leave=False, disable=hide) as bar:
-            for result in self.runner.run(missing):
+            for result in self.runner.run(missing, others):
                 number = numbers[result.spec]
                 if isinstance(result, FailedRun):
                     print(f"infrastructure error: {result.spec}: {result.error}", flush=True)
@@ -287,20 +288,18 @@ class Collector:
                     else:
                         for_others.append(number)
                 bar.update()
-        elsewhere = {number: spec for number, spec in own.items() if number not in episodes}
+        lacking = {number: spec for number, spec in own.items() if number not in episodes}
         seconds = time.perf_counter() - started
-        return Share(step, group_size, episodes, elsewhere, for_others, errors, simulated, seconds)
+        return Share(step, group_size, episodes, lacking, for_others, errors, simulated, seconds)
 
     def gather(self, share: Share) -> Batch:
         """The round of which each process ran a share; all must call."""
-        counts = gather_object([(share.errors, share.simulated, share.seconds, share.for_others)])
+        # By the peers' store, where a process that waits sees that another has failed, or a signal.
+        counts = self.peers.gather([[share.errors, share.simulated, share.seconds, share.for_others]])
         errors, simulated, seconds, for_others = zip(*counts, strict=True)
         ran = {number for numbers in for_others for number in numbers}
-        fetched = {
-            number: self.store.wait_for(share.step, spec)
-            for number, spec in share.elsewhere.items()
-            if number in ran
-        }
+        given = {number: spec for number, spec in share.lacking.items() if number in ran}
+        fetched = dict(zip(given, self.store.wait_for(share.step, given.values()), strict=True))
         # By number, not in the order in which they ended: batched results must not depend on that.
         episodes = dict(sorted({**share.episodes, **fetched}.items()))
         local = [Outcome.of(episode, number, share.group_size) for number, episode in episodes.items()]

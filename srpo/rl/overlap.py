@@ -15,8 +15,9 @@ from srpo.rl.collect import Collector, Share, episode_specs, sample_prompts
 class RolloutsAhead:
     """This process's share of a step's first round, run by a thread from now on.
 
-    The thread talks to no other process, for the update does so meanwhile. What needs all processes is done
-    when it has ended: gathering, the further rounds of dynamic sampling, branches.
+    The thread takes part in no collective operation, for the update does so meanwhile; it only asks the
+    peers' store which episodes are begun. What needs all processes is done when it has ended: gathering, the
+    further rounds of dynamic sampling, branches.
     """
 
     def __init__(self, config: TrainStage, step: int, collector: Collector, device: torch.device) -> None:

@@ -120,6 +120,11 @@ class Trainer:
         self.online = config.train.offline is None
         self.libero = libero_record(config.suite)
         self.accelerator = make_accelerator(config.train.trackers, folders.out)
+        if peers.size != self.accelerator.num_processes:
+            raise FinalExit(
+                f"WORLD_SIZE says {peers.size} processes, and accelerate found "
+                f"{self.accelerator.num_processes}: start each with RANK and LOCAL_RANK, as docs/hpc.md says"
+            )
         self.learner = self.load_learner()
         self.world_model = None
         if config.world_model is not None:
@@ -276,7 +281,7 @@ class Trainer:
             runner = PolicyRunner(
                 self.config.suite, self.config.protocol, self.actor, self.workers, peers=self.peers
             )
-            self.collector = Collector(runner, self.store, self.accelerator)
+            self.collector = Collector(runner, self.store, self.accelerator, self.peers)
         return self.collector
 
     def stop_rollouts(self) -> None:
@@ -409,7 +414,9 @@ def main() -> None:
     parser.add_argument("--demos", type=Path, help="demonstrations, for the references `fixed_expert`")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for resumable state")
-    parser.add_argument("--workers", type=int, default=2, help="simulation processes (default: 2)")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="simulation processes of each process (default: 2)"
+    )
     arguments = parser.parse_args()
     config = load_stage(arguments.config, TrainStage)
     folders = Folders(

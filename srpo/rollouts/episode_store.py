@@ -1,4 +1,4 @@
-"""Finished episodes in files, so that an interrupted RL step does not run them again."""
+"""Finished episodes in files: for an RL step that was interrupted, and from one process to another."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -27,7 +27,7 @@ class EpisodeStore:
 
     An episode is determined by its spec and the policy's weights, so a resumed step need not run it again.
     Every episode is written as soon as it ends, because a run may be killed without warning. The processes
-    of a distributed run share the folder.
+    of a distributed run share the folder, from which one reads what another has run for it.
     """
 
     def __init__(self, scratch: Path) -> None:
@@ -56,25 +56,31 @@ class EpisodeStore:
             print(f"{path}: damaged ({error}); running that episode again", flush=True)
             return None
 
-    def has(self, step: int, spec: EpisodeSpec) -> bool:
-        """Whether there is a file of the episode."""
-        return self._path(step, spec).exists()
+    def stored(self, step: int, specs: Iterable[EpisodeSpec]) -> set[EpisodeSpec]:
+        """Those of some episodes of which there is a file."""
+        folder = self._folder_of(step)
+        # Listed, not asked for one by one: on NFS, a node remembers for a while what it did not find.
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        return {spec for spec in specs if self._path(step, spec).name in names}
 
-    def wait_for(self, step: int, spec: EpisodeSpec) -> Episode:
-        """An episode that another process has stored, which another node may see a little later.
+    def wait_for(self, step: int, specs: Collection[EpisodeSpec]) -> list[Episode]:
+        """Episodes that other processes have stored, which another node may see a little later.
 
-        Raises SystemExit if it cannot be read.
+        Raises SystemExit if one cannot be read.
         """
-        path, end = self._path(step, spec), time.monotonic() + VISIBLE_SECONDS
-        while not _is_listed(path) and time.monotonic() < end:
+        end = time.monotonic() + VISIBLE_SECONDS
+        while len(self.stored(step, specs)) < len(specs) and time.monotonic() < end:
             time.sleep(POLL_SECONDS)
-        episode = self.get(step, spec)
-        if episode is None:
-            raise SystemExit(
-                f"error: {path}: another process has written this episode, and this one cannot read it; the "
-                "folder must be on a file system that all nodes share"
-            )
-        return episode
+        episodes = []
+        for spec in specs:
+            episode = self.get(step, spec)
+            if episode is None:
+                raise SystemExit(
+                    f"error: {self._path(step, spec)}: another process has written this episode, and this "
+                    "one cannot read it; the folder must be on a file system that all nodes share"
+                )
+            episodes.append(episode)
+        return episodes
 
     def add(self, step: int, episode: Episode) -> None:
         """Store an episode that was run in `step`."""
@@ -90,16 +96,11 @@ class EpisodeStore:
             if number <= step and number not in but:
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def _folder_of(self, step: int) -> Path:
+        return self._folder / f"step-{step:08d}"
+
     def _path(self, step: int, spec: EpisodeSpec) -> Path:
-        return self._folder / f"step-{step:08d}" / f"{fingerprint(_text(spec))[:32]}.npz"
-
-
-def _is_listed(path: Path) -> bool:
-    """Whether a file is there, without asking for it: on NFS, a node remembers what it did not find."""
-    try:
-        return path in path.parent.iterdir()
-    except FileNotFoundError:
-        return False
+        return self._folder_of(step) / f"{fingerprint(_text(spec))[:32]}.npz"
 
 
 def _text(spec: EpisodeSpec) -> str:

@@ -65,22 +65,29 @@ class PolicyRunner(AbstractContextManager["PolicyRunner"]):
         self._generators: dict[int, torch.Generator] = {}
         self._pool = EnvPool(suite, protocol, workers, policy.image_transform, plus, peers)
 
-    def run(self, specs: Iterable[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
+    def run(
+        self, specs: Iterable[EpisodeSpec], others: Sequence[EpisodeSpec] = ()
+    ) -> Iterator[Episode | FailedRun]:
         """Run episodes, all at one temperature; yield each as it finishes, in any order.
 
-        Of several processes all must call with the same episodes; each yields those that it has run.
+        Of several processes all must call; each yields those that it has run. An episode that several give is
+        run by the first that comes to it.
+
+        Args:
+            others: begun when none of `specs` is left.
         """
         specs = list(specs)
-        if len({spec.temperature for spec in specs}) > 1:
+        every = [*specs, *others]
+        if len({spec.temperature for spec in every}) > 1:
             raise ValueError("the episodes of one run need one temperature")
-        if len(set(specs)) < len(specs):
+        if len(set(every)) < len(every):
             raise ValueError("two episodes of one run are the same")
         self._policy.eval()
         threads = torch.get_num_threads()
         # The workers use the other cores, and one observation is too small for several threads.
         torch.set_num_threads(1)
         try:
-            yield from self._pool.run(specs, self._act, self._batch)
+            yield from self._pool.run(specs, self._act, self._batch, others)
         finally:
             torch.set_num_threads(threads)
 

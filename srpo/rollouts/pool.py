@@ -89,20 +89,29 @@ class _Worker:
 class _EpisodeQueue:
     """Episodes to run, by task. Tasks with long episodes first, so that no long one is left for the end.
 
-    Of several processes each has a queue of all episodes, of which it leaves out those that others have
-    begun. Each starts elsewhere in it, so that they load different tasks.
+    Of several processes each leaves out what others have begun, and starts elsewhere in its list, so that
+    they load different tasks. `others` are begun when none of `specs` is left.
     """
 
-    def __init__(self, specs: Sequence[EpisodeSpec], lengths: dict[int, float], peers: Peers) -> None:
-        self._tasks: dict[int, deque[EpisodeSpec]] = defaultdict(deque)
+    def __init__(
+        self,
+        specs: Sequence[EpisodeSpec],
+        lengths: dict[int, float],
+        peers: Peers,
+        others: Sequence[EpisodeSpec] = (),
+    ) -> None:
         self._lengths = lengths
         self._peers = peers
-        start = len(specs) * peers.rank // peers.size
-        for spec in (*specs[start:], *specs[:start]):
-            self.add(spec)
+        self._parts: list[dict[int, deque[EpisodeSpec]]] = []
+        for part in (specs, others):
+            tasks: dict[int, deque[EpisodeSpec]] = defaultdict(deque)
+            start = len(part) * peers.rank // peers.size
+            for spec in (*part[start:], *part[:start]):
+                tasks[spec.task_id].append(spec)
+            self._parts.append(tasks)
 
     def add(self, spec: EpisodeSpec) -> None:
-        self._tasks[spec.task_id].append(spec)
+        self._parts[0][spec.task_id].append(spec)
 
     def take(self, loaded: set[int], loaded_elsewhere: set[int]) -> EpisodeSpec | None:
         """The next episode for a worker: of a task it has loaded, else of one that no other has, if any."""
@@ -110,10 +119,11 @@ class _EpisodeQueue:
         def priority(task: int) -> tuple[bool, bool, float]:
             return task in loaded, task not in loaded_elsewhere, self._lengths.get(task, np.inf)
 
-        while waiting := [task for task, specs in self._tasks.items() if specs]:
-            spec = self._tasks[max(waiting, key=priority)].popleft()
-            if self._peers.claim(spec):
-                return spec
+        for tasks in self._parts:
+            while waiting := [task for task, specs in tasks.items() if specs]:
+                spec = tasks[max(waiting, key=priority)].popleft()
+                if self._peers.claim(spec):
+                    return spec
         return None
 
 
@@ -145,7 +155,9 @@ class EnvPool(AbstractContextManager["EnvPool"]):
         self._lengths: dict[int, float] = {}
         """Running mean of the steps of a task's episodes."""
 
-    def run(self, specs: Iterable[EpisodeSpec], act: Act, batch: int) -> Iterator[Episode | FailedRun]:
+    def run(
+        self, specs: Iterable[EpisodeSpec], act: Act, batch: int, others: Sequence[EpisodeSpec] = ()
+    ) -> Iterator[Episode | FailedRun]:
         """Run episodes; yield each as it finishes, but none that another process runs.
 
         An episode whose worker raises, dies or hangs is run again, up to `TRIES` times; then it is a
@@ -154,11 +166,12 @@ class EnvPool(AbstractContextManager["EnvPool"]):
         Args:
             act: answers a batch of queries. What it raises ends the run.
             batch: largest batch; 1 makes results independent of the order of arrival, to the bit.
+            others: begun when none of `specs` is left.
         """
         specs = list(specs)
-        self._start_workers(max((spec.frames for spec in specs), default=0))
+        self._start_workers(max((spec.frames for spec in (*specs, *others)), default=0))
         self._peers.start_round()
-        queue = _EpisodeQueue(specs, self._lengths, self._peers)
+        queue = _EpisodeQueue(specs, self._lengths, self._peers, others)
         failures: dict[EpisodeSpec, int] = defaultdict(int)
         waiting: deque[Query] = deque()
         last = time.monotonic()

@@ -17,6 +17,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from srpo.errors import FinalExit
+from srpo.runtime.preemption import PREEMPTED, Preempted
 
 if TYPE_CHECKING:
     import torch
@@ -107,10 +108,10 @@ class Peers:
             for rank in range(self.size):
                 self._wait_for(f"left/{rank}")
 
-    def fail(self) -> None:
-        """Make the others end, too."""
+    def fail(self, preempted: bool = False) -> None:
+        """Make the others end, too, as preempted ones if this one is."""
         assert self._store is not None
-        self._store.compare_set("failed", "", str(self.rank))
+        self._store.compare_set("failed", "", json.dumps([self.rank, preempted]))
 
     def _wait_for(self, key: str) -> None:
         assert self._store is not None
@@ -121,7 +122,9 @@ class Peers:
     def _require_no_failure(self) -> None:
         assert self._store is not None
         if self._store.check(["failed"]):
-            rank = int(self._store.get("failed"))
+            rank, preempted = json.loads(self._store.get("failed"))
+            if preempted:
+                raise Preempted(PREEMPTED)
             raise SystemExit(
                 f"error: process {rank} of {self.size}, counted from 0, ended with an error, which it tells; "
                 "what is done is kept: mend the cause, start again"
@@ -157,8 +160,9 @@ def joined_peers() -> Iterator[Peers]:
         ) from None
     except DistError as error:
         raise SystemExit(f"error: the {size} processes do not find each other: {error}") from None
-    # The store may be that of the launcher.
-    peers = Peers(rank, number, PrefixStore("srpo", store))
+    # The store may be that of the launcher, and outlive a start of the processes.
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    peers = Peers(rank, number, PrefixStore(f"srpo/{start}", store))
     try:
         yield peers
         peers.leave()
@@ -167,7 +171,7 @@ def joined_peers() -> Iterator[Peers]:
             "error: the first process has ended, see what it tells; what is done is kept: mend the cause, "
             "start again"
         ) from None
-    except BaseException:
+    except BaseException as error:
         with suppress(DistNetworkError):
-            peers.fail()
+            peers.fail(preempted=isinstance(error, Preempted))
         raise

@@ -7,12 +7,14 @@ amplifies rounding errors.
     live     the policy in training acts, and AdamW optimises
     descent  with `live`: plain gradient descent none the less
     uneven   the last process runs no episodes
+    full     the last process finds a full disk at its fourth episode
     sharded  under FSDP
     killed   afterwards once more, into FOLDER/killed, and the last process killed in the third step's update
     resumed  that again, and nothing else
     saving   the last process is killed half-way through its part of the second step's checkpoint
 """
 
+import errno
 import os
 import signal
 import sys
@@ -26,6 +28,7 @@ import torch
 from srpo.config import TrainStage, load_stage
 from srpo.envs.libero import load_task
 from srpo.episode import CHUNK, Episode, EpisodeSpec, FailedRun
+from srpo.errors import run_command
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.rl import trainer
 from srpo.runtime import checkpoint, distributed
@@ -61,14 +64,18 @@ def episode(spec: EpisodeSpec, success: bool, steps: int, policy: OpenVLAOFT) ->
 class RecordedRollouts:
     """In place of `PolicyRunner`. One episode in 16 cannot be run, two in five succeed."""
 
-    uneven = False
+    uneven = full = False
 
     def __init__(self, *_: object, peers: Peers = ALONE) -> None:
         self._policy, self._peers = small_policy(), peers
 
-    def run(self, specs: Sequence[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
+    def run(
+        self, specs: Sequence[EpisodeSpec], others: Sequence[EpisodeSpec] = ()
+    ) -> Iterator[Episode | FailedRun]:
         self._peers.start_round()
-        for spec in () if self.uneven and is_last() else specs:
+        for number, spec in enumerate(() if self.uneven and is_last() else [*specs, *others]):
+            if self.full and is_last() and number == 3:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "scratch/episodes")
             if not self._peers.claim(spec):
                 continue
             if spec.seed % 16 == 3:
@@ -122,7 +129,7 @@ def main() -> None:
     trainer.PolicyRunner = LiveRollouts if "live" in how else RecordedRollouts  # type: ignore[assignment, misc]
     if "live" not in how or "descent" in how:
         torch.optim.AdamW = descent  # type: ignore[assignment, misc]
-    RecordedRollouts.uneven = "uneven" in how
+    RecordedRollouts.uneven, RecordedRollouts.full = "uneven" in how, "full" in how
     if "sharded" in how:
         distributed.Accelerator = sharding.ShardingAccelerator  # type: ignore[misc]
         trainer.shard = sharding.shard  # type: ignore[assignment]
@@ -146,4 +153,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

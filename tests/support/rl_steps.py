@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,7 +29,9 @@ class ScriptedRunner:
         self.policy, self.successes = policy, iter(successes)
         self.ran: list[EpisodeSpec] = []
 
-    def run(self, specs: list[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
+    def run(
+        self, specs: list[EpisodeSpec], others: Sequence[EpisodeSpec] = ()
+    ) -> Iterator[Episode | FailedRun]:
         flags = [next(self.successes) for _ in specs]
         for k, (spec, flag) in reversed(list(enumerate(zip(specs, flags, strict=True)))):
             self.ran.append(spec)

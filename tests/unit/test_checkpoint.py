@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch.distributed.fsdp import fully_shard
 
 from srpo.episode import Episode, EpisodeSpec
 from srpo.policies.weights import write_tensors
+from srpo.rollouts import episode_store
 from srpo.rollouts.episode_store import EpisodeStore
 from srpo.runtime import checkpoint, distributed
 from srpo.runtime.checkpoint import Checkpoints
@@ -346,6 +348,20 @@ def test_an_episode_comes_back_as_it_was(tmp_path: Path) -> None:
             assert type(mine) is type(theirs) and np.array_equal(mine, theirs)
             assert not isinstance(mine, np.ndarray) or mine.dtype == theirs.dtype
     assert store.get(4, some_episode().spec) is None and store.get(3, some_episode(2).spec) is None
+
+
+def test_an_episode_of_another_process_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, theirs = EpisodeStore(tmp_path), EpisodeStore(tmp_path)
+    specs = [some_episode(seed).spec for seed in (0, 1)]
+    theirs.add(3, some_episode(1))
+    assert mine.stored(3, specs) == {specs[1]} and mine.stored(4, specs) == set()
+    later = threading.Timer(0.5, theirs.add, (3, some_episode(0)))
+    later.start()
+    assert [episode.spec for episode in mine.wait_for(3, specs)] == specs
+    later.join()
+    monkeypatch.setattr(episode_store, "VISIBLE_SECONDS", 0.0)
+    with pytest.raises(SystemExit, match="another process has written this episode, and this one cannot"):
+        mine.wait_for(4, specs)
 
 
 def test_episodes_are_forgotten_once_a_checkpoint_holds_what_they_taught(tmp_path: Path) -> None:

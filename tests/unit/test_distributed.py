@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,41 @@ def test_who_runs_an_episode_makes_no_difference(tmp_path: Path) -> None:
         pd.testing.assert_frame_equal(even, uneven, check_exact=True)
     policies = [load_file(tmp_path / name / "out/policy/model.safetensors") for name in ("even", "uneven")]
     assert all(torch.equal(policies[0][name], policies[1][name]) for name in policies[0])
+
+
+def test_all_end_when_one_has_no_room_for_its_episodes(tmp_path: Path) -> None:
+    """Started without a launcher, which would end them. With room, they go on."""
+    folder = tmp_path / "full"
+    prepare(folder, stage(SETTINGS))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def start(rank: int) -> subprocess.Popen[str]:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "tests/support/recorded_training.py"), str(folder), "full"],
+            env=os.environ
+            | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "MASTER_PORT": str(port)}
+            | {name: str(value) for name, value in place.items()},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    processes = [start(rank) for rank in range(2)]
+    first, last = (process.communicate(timeout=300)[0] for process in processes)
+    assert [process.returncode for process in processes] == [1, 1]
+    assert (
+        last.splitlines()[-1] == "error: scratch/episodes: No space left on device: make room and start again"
+    )
+    assert "error: process 1 of 2, counted from 0, ended with an error" in first and "Traceback" not in first
+    stored = len(list(folder.glob("scratch/episodes/*/*.npz")))
+    assert stored > 0
+    training(folder)
+    training(tmp_path / "roomy")
+    for name in ("metrics.csv", "rewards.parquet"):
+        schema = RL_METRICS if name == "metrics.csv" else REWARDS
+        pd.testing.assert_frame_equal(rows(tmp_path / "roomy", name, schema), rows(folder, name, schema))
 
 
 def test_two_processes_branch_as_one_does(tmp_path: Path) -> None:

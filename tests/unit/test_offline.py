@@ -38,9 +38,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[EpisodeSpec]:
     ran: list[EpisodeSpec] = []
 
     class Listed(RecordedRollouts):
-        def run(self, specs):  # type: ignore[no-untyped-def]
+        def run(self, specs, others=()):  # type: ignore[no-untyped-def]
             ran.extend(specs)
-            return super().run(specs)
+            return super().run(specs, others)
 
     monkeypatch.setattr(trainer, "PolicyRunner", Listed)
     return ran

@@ -56,10 +56,12 @@ class Rollouts(LiveRollouts):
 
     noted: list[tuple[float, int, int]]
 
-    def run(self, specs: Sequence[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
+    def run(
+        self, specs: Sequence[EpisodeSpec], others: Sequence[EpisodeSpec] = ()
+    ) -> Iterator[Episode | FailedRun]:
         if specs:
             self.noted.append((specs[0].temperature, len(specs), weights_hash(self._policy)))
-        yield from super().run(specs)
+        yield from super().run(specs, others)
 
 
 def weights_hash(policy: OpenVLAOFT) -> int:
@@ -192,12 +194,14 @@ def test_rollouts_and_update_run_at_the_same_time(monkeypatch: pytest.MonkeyPatc
     learn, seen = trainer.Trainer.update, []
 
     class Waiting(Rollouts):
-        def run(self, specs: Sequence[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
+        def run(
+            self, specs: Sequence[EpisodeSpec], others: Sequence[EpisodeSpec] = ()
+        ) -> Iterator[Episode | FailedRun]:
             if threading.current_thread() is not threading.main_thread():
                 rolling.set()
                 assert updating.wait(PATIENCE)
                 seen.append(torch.get_num_threads())
-            yield from super().run(specs)
+            yield from super().run(specs, others)
 
     def wait_and_update(self: trainer.Trainer, *rest: Any) -> dict[str, float | None]:
         updating.set()
@@ -274,8 +278,10 @@ def test_an_error_of_the_rollouts_ends_the_update_and_loses_nothing(
     failed, passes = threading.Event(), []
 
     class Failing(Rollouts):
-        def run(self, specs: Sequence[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
-            found = super().run(specs)
+        def run(
+            self, specs: Sequence[EpisodeSpec], others: Sequence[EpisodeSpec] = ()
+        ) -> Iterator[Episode | FailedRun]:
+            found = super().run(specs, others)
             if threading.current_thread() is not threading.main_thread():
                 yield next(found)
                 failed.set()
@@ -314,8 +320,10 @@ def test_preemption_in_an_update_stops_both_and_loses_nothing(
     class Endless(Rollouts):
         """In the thread, after an episode there is no other until it is stopped."""
 
-        def run(self, specs: Sequence[EpisodeSpec]) -> Iterator[Episode | FailedRun]:
-            found = super().run(specs)
+        def run(
+            self, specs: Sequence[EpisodeSpec], others: Sequence[EpisodeSpec] = ()
+        ) -> Iterator[Episode | FailedRun]:
+            found = super().run(specs, others)
             if threading.current_thread() is not threading.main_thread():
                 yield next(found)
                 rolling.set()

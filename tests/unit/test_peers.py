@@ -16,6 +16,7 @@ from srpo.errors import FINAL, FinalExit
 from srpo.rollouts.journal import Journal
 from srpo.rollouts.pool import _EpisodeQueue
 from srpo.runtime.peers import ALONE, Peers, joined_peers
+from srpo.runtime.preemption import Preempted
 from support.sharing import start, together
 
 
@@ -138,3 +139,37 @@ def test_processes_without_a_launcher_end_together(
     output = "".join(capfd.readouterr())
     assert told in output and "Traceback" not in output
     assert ("error: no policy there" in output) == (how == "error")
+
+
+def test_a_round_s_items_are_told_from_those_of_the_one_before() -> None:
+    store = HashStore()
+    first, second = (Peers(rank, 2, store) for rank in range(2))
+    assert first.claim("x") and not second.claim("x")
+    for peers in (first, second):
+        peers.start_round()
+    assert second.claim("x") and not first.claim("x")
+
+
+def test_a_process_runs_the_others_episodes_when_its_own_are_begun() -> None:
+    specs = [EpisodeSpec("libero_goal", task, state, state, 0.0) for task in range(2) for state in range(4)]
+    store = HashStore()
+    queues = [
+        _EpisodeQueue(specs[rank::2], {}, Peers(rank, 2, store), others=specs[1 - rank :: 2])
+        for rank in range(2)
+    ]
+    taken = [queues[0].take({0}, set()) for _ in range(5)]
+    assert set(taken[:4]) == set(specs[::2]) and taken[4] in specs[1::2]
+    left = [spec for _ in specs if (spec := queues[1].take(set(), set())) is not None]
+    assert {*taken, *left} == set(specs) and len(left) == 3
+
+
+def test_the_others_of_a_preempted_process_are_preempted_too() -> None:
+    def work(peers: Peers) -> int:
+        if peers.is_first:
+            peers.fail(preempted=True)
+            return 0
+        with pytest.raises(Preempted) as end:
+            peers.gather([])
+        return int(str(end.value.code))
+
+    assert together(work, 2) == [0, 75]
