@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib as mpl
@@ -40,6 +41,9 @@ from srpo.config.sheets import read_sheet
 from srpo.errors import run_command
 from srpo.results import ResultError
 from srpo.runtime.files import atomic_directory, write_text, write_with
+
+LETTERS = 16
+"""Of a figure's heading, to an inch."""
 
 
 def draw(
@@ -94,7 +98,9 @@ def write(drawn: Drawn, outputs: Mapping[str, str], out: Path) -> None:
         with mpl.rc_context(style.RC):
             figure = drawn.figure()
             if drawn.missing:
-                figure.suptitle(f"incomplete: without {drawn.missing}", fontsize=7)
+                lines = wrap(f"incomplete: without {drawn.missing}", int(LETTERS * figure.get_figwidth()))
+                # Above the figure, whose layout need not leave room for it.
+                figure.text(0.5, 1.01, "\n".join(lines), fontsize=7, ha="center", va="bottom")
             style.save(figure, (out / outputs["png"]).with_suffix(""))
     for suite, write_files in drawn.folders.items():
         with atomic_directory(out / outputs["folder"].format(suite=suite)) as folder:
