@@ -76,14 +76,15 @@ NAMES = ("t1", "t2", "t2_curves", "t3", "t3_distributions", "t3_truth", "f1", "f
 
 @pytest.fixture
 def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[set[str], pd.DataFrame]]:
-    """Draw by the command line: what is written in the picture, and the tidy table."""
+    """Draw by the command line: what is written in the picture, a line break as a space, and the table."""
     saved: list[Figure] = []
     monkeypatch.setattr(style, "save", lambda figure, stem: saved.append(figure))
 
     def call(drawn: Drawn, *arguments: Any) -> tuple[set[str], pd.DataFrame]:
         out = tmp_path / "out"
         run(drawn.name, out, *drawn.others, *arguments, drawn.option, *drawn.files)
-        return texts(saved[-1]), pd.read_csv(out / "tables" / f"{drawn.name}.csv")
+        words = {" ".join(text.split()) for text in texts(saved[-1])}
+        return words, pd.read_csv(out / "tables" / f"{drawn.name}.csv")
 
     return call
 
@@ -241,6 +242,6 @@ def test_trajectories_without_failures(
     own = table[(table["source"] == "ours") & table["metric"].isin(("MMD", "JS", "SMD"))]
     assert own["value"].isna().all()
     words, table = draw(Drawn("t3_distributions", "--scores", BENCHMARK, scores, []))
-    assert "pixel\n(14 + 0)" in words
+    assert "pixel (14 + 0)" in words
     assert table.loc[table["outcome"] == "failure", "trajectories"].sum() == 0
     assert np.isfinite(table["low"]).all()
