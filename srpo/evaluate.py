@@ -25,7 +25,6 @@ from typing import Any
 import mujoco
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from srpo.analysis import comparisons
 from srpo.analysis.sequential import LOOK_EVERY, LOOK_EVERY_TASKS
@@ -48,6 +47,7 @@ from srpo.runtime.files import atomic_directory, write_with
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import fingerprint, sha256, write_manifest
 from srpo.runtime.peers import ALONE, Peers, joined_peers, own_device
+from srpo.runtime.progress import progress_bar
 from srpo.runtime.videos import write_video
 
 VIDEO_FRAMES = 64
@@ -362,9 +362,8 @@ def run_missing(
     workers = max(1, min(workers, -(-len(missing) // peers.size)))
     # How many episodes a process will run is not known if others run some.
     total = len(specs) if peers.size == 1 else None
-    hide = None if peers.is_first else True  # None: shown on a terminal
     with (
-        tqdm(total=total, initial=done, desc=config.variant, disable=hide) as bar,
+        progress_bar(peers.is_first, total=total, initial=done, desc=config.variant) as bar,
         PolicyRunner(config.suite, config.protocol, policy, workers, plus, peers) as runner,
     ):
         for part in parts:

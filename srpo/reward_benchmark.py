@@ -45,6 +45,7 @@ from srpo.runtime.files import atomic_directory, write_text
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import sha256, write_manifest
 from srpo.runtime.peers import ALONE, Peers, joined_peers, own_device
+from srpo.runtime.progress import progress_bar
 from srpo.world_models import WorldModel, load_world_model, select_frames
 from srpo.world_models.cache import EmbeddingCache
 
@@ -140,8 +141,7 @@ def gather_collections(
     collections = [Collection(t, {False: failures[t], True: successes[t]}, budgets[t]) for t in config.tasks]
     total = settings.successes + settings.failures
     folder = scratch / "episodes"
-    hide = None if peers.is_first else True  # None: shown on a terminal
-    with tqdm(total=total, desc="trajectories", unit="trajectory", disable=hide) as bar:
+    with progress_bar(peers.is_first, total=total, desc="trajectories", unit="trajectory") as bar:
         while any(collection.missing() > 0 for collection in collections):
             specs: dict[EpisodeSpec, tuple[Collection, Path]] = {}
             for collection in collections:

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from srpo.config import ValuesStage, load_stage
 from srpo.episode import CHUNK, Episode, EpisodeSpec, FailedRun, Start
@@ -32,6 +31,7 @@ from srpo.rollouts.trajectories import FILE, TrajectoryError, open_trajectories
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import fingerprint, sha256, write_manifest
 from srpo.runtime.peers import ALONE, Peers, joined_peers
+from srpo.runtime.progress import progress_bar
 from srpo.world_models import select_frames
 
 
@@ -112,8 +112,7 @@ def run_branches(
     known = {(row["trajectory"], row["query"], row["branch"]) for row in journal.rows}
     # How many branches a process will run is not known if others run some.
     total = len(moments) * config.values.branches if peers.size == 1 else None
-    hide = None if peers.is_first else True  # None: shown on a terminal
-    with tqdm(total=total, desc=f"branches, {config.suite}", unit="branch", disable=hide) as bar:
+    with progress_bar(peers.is_first, total=total, desc=f"branches, {config.suite}", unit="branch") as bar:
         for branch in range(config.values.branches):
             missing = {
                 moment.spec(config, branch): moment

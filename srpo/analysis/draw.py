@@ -31,7 +31,7 @@ from typing import Any
 
 import matplotlib as mpl
 
-from srpo.analysis import style
+from srpo.analysis import style, text
 from srpo.analysis.drawings import DRAWINGS, Drawing, Input, Root
 from srpo.analysis.drawn import Drawn
 from srpo.analysis.typeset import to_html, to_latex
@@ -73,13 +73,8 @@ def without(drawn: Drawn, absent: int) -> Drawn:
     files = "1 file" if absent == 1 else f"{absent} files"
     typeset = drawn.typeset
     if typeset is not None:
-        typeset = replace(
-            typeset,
-            notes=[
-                *typeset.notes,
-                f"Incomplete: {files} of the preset {'is' if absent == 1 else 'are'} missing.",
-            ],
-        )
+        note = text.incomplete(absent, "file", "of the preset")
+        typeset = replace(typeset, notes=[*typeset.notes, note])
     missing = ", ".join(filter(None, (drawn.missing, f"{files} of the preset")))
     return replace(drawn, typeset=typeset, missing=missing)
 

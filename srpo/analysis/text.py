@@ -106,11 +106,17 @@ def lacking_episodes(episodes: pd.DataFrame, missing: pd.DataFrame, variants: It
     return lacking(absent, "episodes", len(missing))
 
 
+def incomplete(number: int, thing: str, of: str = "") -> str:
+    """A note on what is not there, e.g. (2, "file", "of the preset")."""
+    what = f"{thing if number == 1 else f'{thing}s'} {of}".rstrip()
+    return f"Incomplete: {number} {what} {'is' if number == 1 else 'are'} missing."
+
+
 def coverage_notes(infra_errors: int, missing: int) -> list[str]:
     """What the counts leave out; nothing if nothing."""
     notes = []
     if infra_errors:
         notes.append(f"{infra_errors} episodes could not be run (infrastructure errors); no count has them.")
     if missing:
-        notes.append(f"Incomplete: {missing} expected episodes are missing.")
+        notes.append(incomplete(missing, "expected episode"))
     return notes

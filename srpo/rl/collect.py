@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from srpo.config import FrameSelection, TrainStage
 from srpo.episode import CHUNK, Episode, EpisodeSpec, FailedRun
@@ -19,6 +18,7 @@ from srpo.rl.advantages import keep_groups
 from srpo.rollouts.episode_store import EpisodeStore
 from srpo.rollouts.policy_runner import PolicyRunner, require_most_ran
 from srpo.runtime.peers import ALONE, Peers
+from srpo.runtime.progress import progress_bar
 
 # Which episodes.
 
@@ -271,9 +271,9 @@ class Collector:
             elsewhere = self.store.stored(step, others)
             others = [spec for spec in others if spec not in elsewhere]
         for_others, errors, simulated = [], 0, 0
-        hide = None if self.accelerator.is_main_process else True
         total = len(missing) if world_size == 1 else None  # others may run some
-        with tqdm(total=total, desc=label, unit="episode", leave=False, disable=hide) as bar:
+        first = self.accelerator.is_main_process
+        with progress_bar(first, total=total, desc=label, unit="episode", leave=False) as bar:
             for result in self.runner.run(missing, others):
                 number = numbers[result.spec]
                 if isinstance(result, FailedRun):

@@ -34,7 +34,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from srpo import optim
 from srpo.config import TrainStage, load_stage
@@ -81,6 +80,7 @@ from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import fingerprint, sha256, write_manifest
 from srpo.runtime.peers import ALONE, Peers, joined_peers
 from srpo.runtime.preemption import preemptible
+from srpo.runtime.progress import progress_bar
 from srpo.world_models import load_world_model
 from srpo.world_models.cache import EmbeddingCache
 
@@ -245,8 +245,10 @@ class Trainer:
         """The steps to run, with a progress bar; none after the last checkpoint or at `train.target`."""
         total = self.config.train.steps
         first = total + 1 if self.at_target else self.done + 1
-        hide = None if self.accelerator.is_main_process else True  # None: shown on a terminal
-        return tqdm(range(first, total + 1), initial=self.done, total=total, desc="rl", disable=hide)
+        steps = range(first, total + 1)
+        return progress_bar(
+            self.accelerator.is_main_process, steps, initial=self.done, total=total, desc="rl"
+        )
 
     def collect(self, step: int) -> Batch:
         """The step's episodes, and what branches found along them.
