@@ -101,6 +101,7 @@ def test_each_kind_of_job_has_its_own_processes() -> None:
     }
     assert {resources.gpus_of(rule, Parallel()) for rule in resources.REQUESTS} == {0}
     assert {rule for rule in resources.REQUESTS if resources.cores(rule, Parallel()) == 1} == {
+        "demos",
         "sft",
         "world_model",
     }

@@ -8,7 +8,7 @@ rule demos:
         "<logs>/demos/{suite}.log",
     benchmark:
         "<benchmarks>/demos/{suite}.tsv"
-    priority: 1  # before `world_model`, which can then run beside SFT
+    priority: 1  # before `world_model`: SFT waits for it
     threads: cores("demos")
     resources:
         **request("demos"),
