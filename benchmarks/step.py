@@ -2,7 +2,7 @@
 
     python benchmarks/step.py --out FILE.csv [--episodes N] [--node NAME]
 
-The `smoke` preset's SRPO on libero_goal, on one core and the GPU if there is one, with a policy and a V-JEPA
+The `smoke` preset's SRPO, on one core and the GPU if there is one, with a policy and a V-JEPA
 2 of random weights, which take as long as trained ones. Random policies seldom succeed, so every other
 episode is labelled a success to give the update something to learn from.
 
@@ -42,7 +42,7 @@ from srpo.world_models import load_world_model
 from srpo.world_models.pretraining.jepa import architecture
 from srpo.world_models.pretraining.pretrain import write_model
 
-SUITE, VARIANT = "libero_goal", "srpo"
+SUITE, VARIANT = "libero_spatial", "srpo"  # the suite is that of the preset
 PARTS = {"simulate": "#0072b2", "render": "#56b4e9", "policy": "#009e73", "other": "0.7", "encode": "#e69f00",
          "reward": "#cc79a7", "update": "#d55e00"}  # fmt: skip
 """In the order of a step, with their colours; `other` is the rest of a rollout."""

@@ -218,6 +218,8 @@ class Recordings:
         if len(episode.frames):
             seconds = episode.steps / CONTROL_HZ
             write_video(self.video(row), episode.frames, (len(episode.frames) - 1) / seconds)
+        else:
+            self.video(row).unlink(missing_ok=True)  # of an episode under other settings
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as handle:

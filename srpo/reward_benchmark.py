@@ -41,7 +41,7 @@ from srpo.rollouts.trajectories import (
     write_record,
     write_trajectories,
 )
-from srpo.runtime.files import atomic_directory, write_text
+from srpo.runtime.files import atomic_directory, clear_scratch, write_text
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import sha256, write_manifest
 from srpo.runtime.peers import ALONE, Peers, joined_peers, own_device
@@ -133,7 +133,8 @@ def gather_collections(
 
     In each round every unfinished task runs as many rollouts as it lacks trajectories, the least that could
     suffice. A task's trajectories are its first successes and failures by index, so they do not depend on the
-    order in which rollouts finish or on interruptions. A rollout that could not be run is left out.
+    order in which rollouts finish or on interruptions. A rollout that could not be run is left out, and tried
+    again after an interruption.
     """
     settings = config.reward_benchmark
     failures, successes = quotas(settings.failures, config.tasks), quotas(settings.successes, config.tasks)
@@ -153,6 +154,7 @@ def gather_collections(
             # file system may seem to be missing for a minute after another node has written it.
             stored = {path.name for path in folder.glob("*.h5")} if peers.is_first else set()
             old = [read_record(s, path) for s, (_, path) in specs.items() if path.name in stored]
+            old = [record for record in old if record.error is None]  # what could not be run is tried again
             outcomes = share_outcomes(old, peers)
             new = []
             for result in run([spec for spec, (_, path) in specs.items() if path.name not in outcomes]):
@@ -208,8 +210,8 @@ def clear_stale_scratch(scratch: Path, config: RewardBenchmarkStage, policy: Pat
     marker = scratch / "settings.json"
     if not marker.is_file() or marker.read_text(encoding="utf-8") != settings:
         if scratch.exists():
-            print(f"{scratch}: holds rollouts under other settings or of another policy; starting anew")
-            shutil.rmtree(scratch)
+            clear_scratch(scratch, marker.name)
+            print(f"{scratch}: held rollouts under other settings or of another policy; starting anew")
         write_text(marker, settings)
 
 
@@ -377,7 +379,7 @@ def scorable_trajectories(trajectories: EmbeddedTrajectories) -> NDArray[np.bool
 def score(
     config: RewardBenchmarkStage, name: str, checkpoint: Path | None, trajectories: Path, scratch: Path
 ) -> tuple[Rows, Rows]:
-    """Rows of the reward benchmark (`srpo.results.rows.BENCHMARK`) and of its progress curves (`CURVES`)
+    """Rows of the reward benchmark (`srpo.results.schemas.BENCHMARK`) and of its progress curves (`CURVES`)
     under the world model called `name`.
 
     A trajectory whose task has no (other) success has no reference and is left out. One with a broken

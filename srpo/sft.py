@@ -43,7 +43,7 @@ from srpo.runtime.distributed import (
     require_full_training,
     shard,
 )
-from srpo.runtime.hub import verify
+from srpo.runtime.hub import RECORD, verify
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import fingerprint, sha256, write_manifest
 from srpo.runtime.peers import is_first_process
@@ -186,6 +186,14 @@ def load_checkpoint(
     return load_policy(fetched or Path(checkpoint), device, settings, prepare, as_stored)
 
 
+def checkpoint_hash(config: SftStage, fetched: Path | None) -> dict[str, str]:
+    """`checkpoint` → the hash of what SFT starts from; empty without a checkpoint."""
+    if config.policy.checkpoint is None:
+        return {}
+    # A fetched folder's record has its revision and the hashes that its files are verified by.
+    return {"checkpoint": sha256(fetched / RECORD if fetched else Path(config.policy.checkpoint))}
+
+
 def load_model(settings: Policy, sft: Sft, fetched: Path | None, accelerator: Accelerator) -> PolicyWithHead:
     """The policy's checkpoint, trainable; under FSDP each process reads its part.
 
@@ -263,7 +271,7 @@ class FineTuner:
         self.config, sft = config, config.sft
         files = [demos / file_name(_task_name(config, task)) for task in config.tasks]
         demonstrations = [d for file in files for d in read_demonstrations(file)]
-        self.inputs = {file.name: sha256(file) for file in files}
+        self.inputs = {file.name: sha256(file) for file in files} | checkpoint_hash(config, checkpoint)
 
         self.accelerator = make_accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
         processes, self.device = self.accelerator.num_processes, self.accelerator.device
@@ -291,9 +299,12 @@ class FineTuner:
         self.checkpoints = Checkpoints.shared(scratch, identity, self.accelerator)
         self.done, self.seconds = 0, 0.0
         self.rows: list[dict[str, Any]] = []
+        self.window: list[list[float]] = []
+        """Loss, cross entropy and position error of the updates since the last row."""
         if (restored := self.checkpoints.restore(self.model, self.optimiser)) is not None:
             self.done, progress = restored
-            self.rows, self.seconds = progress["rows"], progress["seconds"]
+            self.rows, self.window = progress["rows"], progress["window"]
+            self.seconds = progress["seconds"]
             self.accelerator.print(f"resuming after update {self.done}", flush=True)
         trained = sum(p.numel() for p in self.policy.parameters() if p.requires_grad)
         self.accelerator.print(
@@ -307,22 +318,19 @@ class FineTuner:
         """Run the updates that are left, then write the results to `out`."""
         sft = self.config.sft
         started = time.perf_counter() - self.seconds
-        window: list[list[float]] = []
         self.wrapped_model.train()
         left = range(self.done, sft.updates)
         for update in tqdm(left, initial=self.done, total=sft.updates, desc="sft", disable=None):
             rate = optim.learning_rate(
                 update, sft.updates, sft.learning_rate, sft.warmup, decay_after=sft.decay_after
             )
-            window.append(self.update(update, rate))
+            self.window.append(self.update(update, rate))
             self.done, self.seconds = update + 1, time.perf_counter() - started
             last = self.done == sft.updates
             if self.done % LOG_EVERY == 0 or last:
-                self.log(window, rate)
-                window = []
-            # Only where the window is empty, so that a resumed run logs the same rows.
-            if last or (self.done % sft.checkpoint_every == 0 and not window):
-                progress = {"rows": self.rows, "seconds": self.seconds}
+                self.log(rate)
+            if last or self.done % sft.checkpoint_every == 0:
+                progress = {"rows": self.rows, "window": self.window, "seconds": self.seconds}
                 self.checkpoints.save(self.done, self.model, self.optimiser, progress)
         self.checkpoints.wait()  # for what the run goes on from if the policy cannot be written
         self.finish(out)
@@ -372,9 +380,10 @@ class FineTuner:
             ]
         )
 
-    def log(self, window: list[list[float]], rate: float) -> None:
+    def log(self, rate: float) -> None:
         """Add a row of metrics.csv, the means of the updates since the last one, and show it."""
-        loss, cross_entropy, error = np.mean(window, axis=0).tolist()
+        loss, cross_entropy, error = np.mean(self.window, axis=0).tolist()
+        self.window = []
         self.rows.append(
             {
                 "update": self.done,
@@ -420,7 +429,7 @@ def train(config: SftStage, demos: Path, out: Path, scratch: Path, checkpoint: P
         return  # nothing is to be shared
     policy = load_checkpoint(config.policy, checkpoint, as_stored=True)
     policy.statistics(config.suite)  # an error, if there are none
-    write_results(config, policy, out)
+    write_results(config, policy, out, inputs=checkpoint_hash(config, checkpoint))
 
 
 def _task_name(config: SftStage, task_id: int) -> str:

@@ -41,7 +41,7 @@ Settings are YAML files in layers, each only saying how it differs from those be
 8. the command line: `snakemake --config set="train.steps=5 reward.alpha=0.5"`
 
 Each run's resolved settings stand in its `config.yaml`. To see them beforehand, by a row's name:
-`srpo resolve train --preset smoke --suite libero_goal --variant grpo --seed 0`.
+`srpo resolve train --preset smoke --suite libero_spatial --variant grpo --seed 0`.
 Unknown keys, wrong types and combinations that cannot be are errors before any job starts. So are keys that
 are there twice, and numbers and truth values that YAML 1.1 reads otherwise than they look (`0136`, `1:30`,
 `on`).

@@ -6,7 +6,7 @@
 
 A file's name is the name: a preset names its policy and its world model, a sheet's row its variant.
 
-To see one stage: `srpo resolve train --preset smoke --suite libero_goal --variant grpo --seed 0`.
+To see one stage: `srpo resolve train --preset smoke --suite libero_spatial --variant grpo --seed 0`.
 """
 
 from __future__ import annotations

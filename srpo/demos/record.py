@@ -26,7 +26,7 @@ from srpo.demos.hdf5 import (
     write_recordings,
 )
 from srpo.envs.gl import require_gl
-from srpo.runtime.files import atomic_directory, write_text
+from srpo.runtime.files import atomic_directory, clear_scratch, write_text
 from srpo.runtime.processes import end_with_parent, one_core_each
 
 if TYPE_CHECKING:
@@ -151,7 +151,8 @@ def _clear_other_settings(scratch: Path, config: DemosStage) -> None:
     settings = config.model_dump_json(exclude={"preset": True, "tasks": True, "demos": {"per_task"}})
     marker = scratch / "settings.json"
     if not marker.is_file() or marker.read_text(encoding="utf-8") != settings:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch.exists():
+            clear_scratch(scratch, marker.name)
         write_text(marker, settings)
 
 

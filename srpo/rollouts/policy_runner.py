@@ -53,7 +53,8 @@ class PolicyRunner(AbstractContextManager["PolicyRunner"]):
         plus: PlusSources | None = None,
         peers: Peers = ALONE,
     ) -> None:
-        """Start the simulators. Raises CheckpointError if the policy has no statistics of the suite.
+        """Simulators start with the first run. Raises CheckpointError if the policy has no statistics of the
+        suite.
 
         Args:
             peers: processes whose runners run the same episodes together, each episode once.

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import signal
 import time
 import traceback
-from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -22,9 +20,6 @@ from srpo.episode import ACTION_DIM, CHUNK, Episode, EpisodeSpec, FailedRun
 from srpo.libero_plus.data import PlusSources
 from srpo.policies.images import ImageTransform
 from srpo.world_models.base import select_frames
-
-ENVS_PER_WORKER = 10
-"""Tasks a worker keeps loaded (10 MB each and their snapshots); the least recently used is dropped first."""
 
 
 @dataclass(frozen=True)
@@ -172,15 +167,11 @@ def run_worker(connection: Connection, shared: SharedImages, settings: WorkerSet
         from srpo.envs.libero import LiberoEnv
         from srpo.libero_plus.perturbation import Perturbation
 
-        envs: OrderedDict[int, LiberoEnv] = OrderedDict()
+        envs: dict[int, LiberoEnv] = {}  # all of the suite's that come: 10 MB each and their snapshots
         while (spec := connection.recv()) is not None:
             try:
                 if spec.task_id not in envs:
-                    if len(envs) == ENVS_PER_WORKER:
-                        envs.popitem(last=False)
-                        gc.collect()  # environments contain reference cycles
                     envs[spec.task_id] = LiberoEnv(settings.suite, spec.task_id, settings.protocol)
-                envs.move_to_end(spec.task_id)
                 env = envs[spec.task_id]
                 instruction, perturbation = env.task.language, None
                 if spec.variant:

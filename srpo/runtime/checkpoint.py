@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 from srpo.runtime.distributed import gather_values, local_part, nbytes, place
-from srpo.runtime.files import atomic_file, full_disk_told, write_json, write_text
+from srpo.runtime.files import atomic_file, clear_scratch, full_disk_told, write_json, write_text
 from srpo.runtime.manifest import fingerprint, sha256
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -70,12 +70,12 @@ class Checkpoints:
                 flush=True,
             )
         elif scratch.exists() and marked != self._run:
+            clear_scratch(scratch, self._marker.name)
             print(
-                f"{scratch}: holds another run's state (settings, inputs, or the code since it was finished, "
+                f"{scratch}: held another run's state (settings, inputs, or the code since it was finished, "
                 "changed); starting anew",
                 flush=True,
             )
-            shutil.rmtree(scratch)
         if not scratch.exists():
             write_json(self._marker, self._run)
         for folder in scratch.glob("checkpoint-*"):

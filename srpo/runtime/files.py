@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +13,32 @@ from typing import Any
 
 from srpo.errors import FULL, InputError
 
+ABANDONED = 2 * 24 * 3600
+"""Seconds after which a temporary folder is taken for that of a process that was killed, on whatever node."""
+
 
 def _temporary(path: Path) -> Path:
     # Unique to a process and host, so that a job started twice by accident cannot mix two writes.
     return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+
+
+def clear_scratch(folder: Path, marker: str) -> None:
+    """Delete a folder of another run's state, which has a file `marker`.
+
+    Raises:
+        InputError: it has files, and no marker: somebody else's.
+    """
+    # Renamed first: a kill in between leaves no half of it that has lost its marker.
+    doomed = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(doomed, ignore_errors=True)
+    if (folder / marker).is_file() or not any(folder.iterdir()):
+        folder.replace(doomed)
+        shutil.rmtree(doomed)
+        return
+    raise InputError(
+        f"{folder} has files that are not this program's (it has no {marker}), and what is in a scratch "
+        "folder may be deleted: give another, or a new one"
+    )
 
 
 class DiskFullError(InputError):
@@ -80,6 +103,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it replaces `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*.tmp*"):
+        if time.time() - left.stat().st_mtime > ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
     temporary = _temporary(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()

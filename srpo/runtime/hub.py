@@ -49,7 +49,10 @@ def fetch(checkpoint: str, revision: str | None, out: Path, endpoint: str | None
 
     Raises:
         FetchError: there is no such checkpoint or connection, or a file arrives damaged.
+        InputError: `out` is there already.
     """
+    if out.exists():
+        raise InputError(f"{out} is there already; delete it to fetch it anew")
     api = HfApi(endpoint=endpoint)
     try:
         info = api.model_info(checkpoint, revision=revision, files_metadata=True)
@@ -87,8 +90,6 @@ def fetch(checkpoint: str, revision: str | None, out: Path, endpoint: str | None
             "files": {name: sha256(partial / name) for name in files},
         },
     )
-    if out.exists():
-        raise FetchError(f"{out} is there already; delete it to fetch it anew")
     shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's bookkeeping
     partial.rename(out)
 

@@ -23,6 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from srpo.episode import Episode, EpisodeSpec
+from srpo.errors import InputError
 from srpo.policies.weights import write_tensors
 from srpo.rollouts import episode_store
 from srpo.rollouts.episode_store import EpisodeStore
@@ -265,6 +266,15 @@ def test_another_runs_state_is_discarded_and_said_so(
     saved(tmp_path, 1)
     assert Checkpoints(tmp_path, "other").restore(*trained(0)) is None
     assert "another run's state" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_somebody_elses_is_not_emptied(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(InputError, match=r"has files that are not this program's \(it has no run\.json\)"):
+        Checkpoints(tmp_path, "run")
+    assert (tmp_path / "thesis.tex").exists()
+    (tmp_path / "empty").mkdir()
+    assert Checkpoints(tmp_path / "empty", "run").restore(*trained(0)) is None
 
 
 def test_of_a_finished_run_its_last_checkpoint_stays(

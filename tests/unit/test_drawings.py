@@ -63,29 +63,29 @@ def test_what_a_preset_shows(smoke: Plan) -> None:
 
 
 def test_files_and_what_is_beside_them(smoke: Plan) -> None:
-    goal = "runs/libero_goal"
+    runs = "runs/libero_spatial"
     assert BY_NAME["f5"].files(smoke, place) == {
-        "episodes": [f"preset:{goal}/{name}/seed0/evaluation/episodes.parquet" for name in ("srpo", "grpo")],
+        "episodes": [f"preset:{runs}/{name}/seed0/evaluation/episodes.parquet" for name in ("srpo", "grpo")],
         "sheet": ["configs:experiments/tiny/ablations.tsv"],
     }
     assert BY_NAME["f5"].beside(smoke, place) == [
-        f"preset:{goal}/{name}/seed0/{place}config.yaml"
+        f"preset:{runs}/{name}/seed0/{place}config.yaml"
         for name in ("srpo", "grpo")
         for place in ("evaluation/", "")
     ]
     assert BY_NAME["f4"].files(smoke, place)["paths"] == [
-        f"preset:{goal}/{name}/seed0/evaluation/paths.parquet" for name in ("sft", "srpo")
+        f"preset:{runs}/{name}/seed0/evaluation/paths.parquet" for name in ("sft", "srpo")
     ]
     assert BY_NAME["t2"].files(smoke, place)["tasks"] == ["results:libero_plus/tasks.csv"]
     models = ("pixel", "efficientnet-lite", "vjepa2-tiny")
     assert BY_NAME["t3"].files(smoke, place)["scores"] == [
-        f"preset:reward_benchmark/libero_goal/{name}.parquet" for name in models
+        f"preset:reward_benchmark/libero_spatial/{name}.parquet" for name in models
     ]
     assert BY_NAME["f1"].files(smoke, place)["trajectories"] == [
-        "preset:reward_benchmark/libero_goal/trajectories"
+        "preset:reward_benchmark/libero_spatial/trajectories"
     ]
     trained = EVIDENCE.files(smoke, place)["metrics"]
-    assert trained == [f"preset:{goal}/{name}/seed0/metrics.csv" for name in ("grpo", "srpo")]
+    assert trained == [f"preset:{runs}/{name}/seed0/metrics.csv" for name in ("grpo", "srpo")]
 
 
 def test_the_command_line_of_a_drawing_is_read_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,6 +192,17 @@ def test_evaluation_keeps_paths_and_videos_across_a_kill(
         assert (VIDEO_FRAMES - 1) / fps == pytest.approx(steps / 20, rel=0.01)  # real time
 
 
+def test_an_episode_without_pictures_has_no_video_of_another_run(tmp_path: Path) -> None:
+    spec = libero_specs(CONFIG)[0]
+    row = episode_row(CONFIG, "tiny", finished(spec, True))
+    recordings = evaluation.Recordings(tmp_path)
+    filmed = replace(finished(spec, True), steps=40, frames=np.zeros((2, 16, 16, 3), np.uint8))
+    recordings.add(row, filmed)
+    assert recordings.video(row).exists()
+    recordings.add(row, replace(filmed, frames=filmed.frames[:0]))
+    assert not recordings.video(row).exists()
+
+
 class FailingRollouts(RecordedRollouts):
     """`broken` says which episodes cannot be run."""
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from srpo.errors import InputError
 from srpo.runtime.hub import FetchError, fetch, verify
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -96,6 +97,14 @@ def test_data_files_are_fetched_and_recorded(hub: SimpleNamespace, tmp_path: Pat
     (out / "config.json").write_bytes(b'{"model_type": "opanvla"}')
     with pytest.raises(FetchError, match=r"changed since it was fetched: config\.json;"):
         verify(out)
+
+
+def test_what_is_there_already_is_said_before_anything_is_fetched(
+    hub: SimpleNamespace, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="is there already; delete it"):
+        fetch("lab/policy", COMMIT, tmp_path, hub.endpoint)
+    assert not hub.asked
 
 
 def test_an_interrupted_fetch_goes_on(hub: SimpleNamespace, tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """Writes leave the old file, the new file, or nothing."""
 
+import os
 import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from srpo.runtime.files import atomic_directory, atomic_file, write_json, write_text
+from srpo.runtime.files import ABANDONED, atomic_directory, atomic_file, write_json, write_text
 
 
 def entries(folder: Path) -> set[str]:
@@ -34,6 +36,16 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         (temporary / "weights").write_text("half")
         raise RuntimeError
     assert (target / "weights").read_text() == "new" and entries(tmp_path) == {"policy"}
+
+
+def test_what_a_killed_process_left_of_a_folder_is_removed_some_day(tmp_path: Path) -> None:
+    for name, age in (("dead", 1.1 * ABANDONED), ("alive", 60)):
+        left = tmp_path / f".policy.node.{name}.tmp"
+        left.mkdir()
+        os.utime(left, (time.time() - age,) * 2)
+    with atomic_directory(tmp_path / "policy"):
+        pass
+    assert entries(tmp_path) == {"policy", ".policy.node.alive.tmp"}
 
 
 def test_missing_parents_are_made(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_published_rows_keep_their_method(preset: str, variant: str) -> None:
     assert reward.earlier_successes == 0 and train.aggregate == "token"
     assert stage.world_model is None or stage.world_model.frame_selection == "even"
     assert train.keep_success == (0.0, 1.0)
-    assert train.prompts / train.minibatch == {"smoke": 3, "mini": 4}[preset]
+    assert train.prompts / train.minibatch == 4
 
 
 # What each choice does. Two rollouts a group; group 1 fails, group 3 succeeds throughout.

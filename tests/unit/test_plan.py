@@ -185,7 +185,7 @@ def test_training_episodes_of_the_smoke_preset() -> None:
     preset, source = load_preset("smoke")
     jobs = estimate(plan(preset, source, ROOT / "configs"), THROUGHPUT, 7)
     trained = [job for job in jobs if job.rule == "train"]
-    assert {job.episodes for job in trained} == {6 * 15 * 8}  # steps, groups, rollouts
+    assert {job.episodes for job in trained} == {6 * 16 * 8}  # steps, groups, rollouts
     assert all(job.disk > 7 for job in trained)
 
 
@@ -194,7 +194,7 @@ def test_pictures_that_a_training_keeps() -> None:
     planned = plan(*load_preset("smoke"), ROOT / "configs", ["protocol.max_steps=65"])
     stage = next(s for s in planned.stages.values() if isinstance(s, TrainStage) and s.world_model)
     assert stage.world_model is not None
-    pictures = 15 * 8 * stage.train.checkpoint_every * (9 + stage.world_model.frames)
+    pictures = 16 * 8 * stage.train.checkpoint_every * (9 + stage.world_model.frames)
     assert scratch_bytes(stage) == pictures * 3 * stage.protocol.image_size**2
     # Beside updates, of three steps where one would do: the next one's, and that after the older checkpoint.
     train = stage.train.model_copy(update={"overlap": 1, "checkpoint_every": 1, "keep_checkpoints": 2})
@@ -517,7 +517,7 @@ def test_an_evaluation_that_may_stop_waits_for_that_of_sft() -> None:
     preset, source = load_preset("smoke")
     planned = plan(preset, source, ROOT / "configs", ["evaluate.stop_early=true"])
     after = {job.folder: job.after for job in all_jobs(planned) if job.rule == "evaluate"}
-    sft = "runs/libero_goal/sft/seed0"
+    sft = "runs/libero_spatial/sft/seed0"
     assert after.pop(f"{sft}/evaluation") == (sft,)
     assert after and all(waits[1] == f"{sft}/evaluation" for waits in after.values())
 
@@ -526,7 +526,7 @@ def test_a_shard_that_may_stop_waits_for_that_of_sft() -> None:
     preset, source = load_preset("smoke")
     planned = plan(preset, source, ROOT / "configs", ["plus.stop_early=true"])
     after = {job.folder: job.after for job in all_jobs(planned) if job.rule == "plus_shard"}
-    sft = "runs/libero_goal/sft/seed0"
+    sft = "runs/libero_spatial/sft/seed0"
     first = [after.pop(folder) for folder in list(after) if folder.startswith(f"{sft}/")]
     assert set(first) == {(sft,)}
     assert after and all(

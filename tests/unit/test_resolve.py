@@ -38,8 +38,10 @@ def resolver(preset: str, *overrides: str, configs: Path = CONFIGS) -> Resolver:
     return Resolver(loaded, source, configs, overrides)
 
 
-def train(preset: str, variant: str, *overrides: str, suite: str = "libero_goal") -> TrainStage:
-    stage = resolver(preset, *overrides).stage("train", suite, variant, 0)  # type: ignore[arg-type]
+def train(preset: str, variant: str, *overrides: str, suite: str | None = None) -> TrainStage:
+    """A training's settings in the preset's first suite, or another."""
+    chosen = resolver(preset, *overrides)
+    stage = chosen.stage("train", suite or chosen.preset.suites[0], variant, 0)  # type: ignore[arg-type]
     assert isinstance(stage, TrainStage)
     return stage
 
@@ -203,7 +205,7 @@ def test_layer_order(configs: Path) -> None:
 
 
 def test_names_come_from_files() -> None:
-    stage = resolver("smoke").stage("sft", "libero_goal", "sft", 0)
+    stage = resolver("smoke").stage("sft", "libero_spatial", "sft", 0)
     assert isinstance(stage, SftStage) and stage.policy.name == "tiny"
     for preset, name in (("smoke", "vjepa2-tiny"), ("paper", "vjepa2-vitg")):
         stage = train(preset, "srpo")
@@ -283,13 +285,13 @@ def test_rows_override_their_variant(configs: Path) -> None:
     rows = read_sheet(configs / "experiments/tiny/ablations.tsv")
     assert rows[-1].overrides == ("train.learning_rate=4e-5", "train.trackers=[wandb, trackio]")
     stages = plan_of(configs, "smoke").stages
-    stage, plain = (stages[f"runs/libero_goal/{name}/seed0"] for name in ("fast", "srpo"))
+    stage, plain = (stages[f"runs/libero_spatial/{name}/seed0"] for name in ("fast", "srpo"))
     assert isinstance(stage, TrainStage) and isinstance(plain, TrainStage)
-    assert stage.variant == "fast" and stages["runs/libero_goal/fast/seed0/evaluation"]
+    assert stage.variant == "fast" and stages["runs/libero_spatial/fast/seed0/evaluation"]
     expected = plain.train.model_copy(update={"learning_rate": 4e-5, "trackers": ("wandb", "trackio")})
     assert stage == plain.model_copy(update={"variant": "fast", "train": expected})
     changed = resolver("smoke", "train.learning_rate=1e-6", configs=configs)
-    above = changed.stage("train", "libero_goal", "fast", 0)
+    above = changed.stage("train", "libero_spatial", "fast", 0)
     assert isinstance(above, TrainStage) and above.train.learning_rate == 1e-6, (
         "the command line stands above"
     )
@@ -409,7 +411,7 @@ def test_a_changed_variant_changes_its_own_runs_only(configs: Path) -> None:
     (configs / "variants/grpo.yaml").write_text("reward: {shaping: none}\ntrain: {steps: 2}\n")
     after = plan_of(configs, "smoke").stages
     changed = {folder for folder in before if before[folder] != after[folder]}
-    assert changed == {"runs/libero_goal/grpo/seed0"}
+    assert changed == {"runs/libero_spatial/grpo/seed0"}
 
 
 SRPO_ROW = "srpo\tSRPO.*"

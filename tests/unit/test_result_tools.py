@@ -106,11 +106,11 @@ def test_compare_finds_what_was_changed(tmp_path: Path) -> None:
 def smoke(tmp_path: Path) -> Path:
     """A workspace in the middle of the smoke preset: SFT done, one training and one evaluation at work."""
     preset, source = load_preset("smoke")
-    goal = tmp_path / "results/smoke/runs/libero_goal"
+    runs = tmp_path / "results/smoke/runs/libero_spatial"
     for done in ("sft/seed0/policy", "sft/seed0/metrics.csv", "grpo/seed0/evaluation/episodes.parquet"):
-        (goal / done).mkdir(parents=True)
-    scratch = tmp_path / "scratch/smoke/runs/libero_goal"
-    source_metrics = rl_run(tmp_path / "other", "libero_goal", "grpo", [0.5])
+        (runs / done).mkdir(parents=True)
+    scratch = tmp_path / "scratch/smoke/runs/libero_spatial"
+    source_metrics = rl_run(tmp_path / "other", "libero_spatial", "grpo", [0.5])
     target = scratch / "grpo/seed0/policy"
     target.mkdir(parents=True)
     frame = pd.read_csv(source_metrics).assign(successes=16, episodes=32, seconds_total=30.0)
@@ -133,15 +133,15 @@ def test_status_tells_what_is_done_and_at_work(smoke: Path) -> None:
     lines = list(status.report("smoke", smoke))
     assert ", 2 done, 2 started, " in lines[0]
     by_folder = {line.split(",")[0].split()[-1]: line for line in lines[1:]}
-    assert by_folder["runs/libero_goal/sft/seed0"].startswith("done")
-    training = by_folder["runs/libero_goal/grpo/seed0"]
+    assert by_folder["runs/libero_spatial/sft/seed0"].startswith("done")
+    training = by_folder["runs/libero_spatial/grpo/seed0"]
     assert "1/6 RL steps" in training and "(16/32 in the last step)" in training
     assert "2 min left" in training  # five more steps of 30 s
-    evaluation = by_folder["runs/libero_goal/sft/seed0/evaluation"]
-    assert "4/80 episodes" in evaluation
+    evaluation = by_folder["runs/libero_spatial/sft/seed0/evaluation"]
+    assert "4/120 episodes" in evaluation
     assert "(2/3)" in evaluation  # the infrastructure error is in no count, the torn line is no row
     assert re.search(r"0\.1 episodes/s, 13 min left, last written 5\d s ago", evaluation)
-    assert by_folder["demos/libero_goal"].startswith("waiting")
+    assert by_folder["demos/libero_spatial"].startswith("waiting")
 
 
 def test_durations_in_words() -> None:
@@ -157,14 +157,14 @@ def test_the_rate_of_nothing_is_not_known(tmp_path: Path) -> None:
 def drawable(root: Path) -> Path:
     """Rows of the smoke preset, but for LIBERO-Plus."""
     for variant in ("sft", "grpo", "srpo", "srpo-pixel"):
-        path = libero_run(root / "runs", "libero_goal", variant, 0.5, sampled=3)
+        path = libero_run(root / "runs", "libero_spatial", variant, 0.5, sampled=3)
         if variant in ("sft", "srpo"):
             paths_of(path, 0.1)
         if variant != "sft":
-            metrics = rl_run(root / "runs", "libero_goal", variant, [0.2, 0.5])
+            metrics = rl_run(root / "runs", "libero_spatial", variant, [0.2, 0.5])
             write_rows(metrics.with_name("rewards.parquet"), [], REWARDS)
     gaps = {"pixel": 0.4, "efficientnet-lite": 0.6, "vjepa2-tiny": 0.8}
-    scores = reward_benchmark(root, "libero_goal", gaps)
+    scores = reward_benchmark(root, "libero_spatial", gaps)
     curves_of(scores)
     values_of(scores[0], branches=2)
     return root
@@ -178,8 +178,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tasks = plus_tasks_file(folder / "results" / "libero_plus" / "tasks.csv", ("camera", "noise"))
     rates = dict.fromkeys(("camera", "noise", *STYLES), 0.5)
     for variant in ("sft", "grpo", "srpo"):
-        plus_run(root / "runs", "libero_goal", variant, rates, tasks, per_dimension=5)
-    evaluation = root / "runs/libero_goal/sft/seed0/evaluation"
+        plus_run(root / "runs", "libero_spatial", variant, rates, tasks, per_dimension=5)
+    evaluation = root / "runs/libero_spatial/sft/seed0/evaluation"
     facts = {"host": "here", "config": {"out": "/home/me"}, "git_revision": "abc", "packages": {"numpy": "2"}}
     (evaluation / "episodes.manifest.json").write_text(json.dumps(facts))
     rows = read_rows(evaluation / "episodes.parquet", EPISODES)
@@ -196,15 +196,15 @@ def test_draw_all_draws_what_has_rows(
     figures = {path.stem for path in (drawn / "drawn" / "figures").glob("*.pdf")}
     tables = {"t1", "t2", "t2_curves", "ablations", "t3", "t3_distributions", "t3_truth", "t3_values"}
     assert figures == tables | {"f1", "f2", "f3", "f4", "f5", "f6"}
-    assert (drawn / "drawn/tables/gains.txt").read_text().startswith("GRPO, Goal: ")
+    assert (drawn / "drawn/tables/gains.txt").read_text().startswith("GRPO, Spatial: ")
     # Without rows of LIBERO-Plus and of the reward benchmark, and with rows that cannot be drawn.
     root = drawable(tmp_path / "smoke")
     shutil.rmtree(root / "reward_benchmark")
-    (root / "runs/libero_goal/grpo/seed0/metrics.csv").write_text("step\n1\n")
+    (root / "runs/libero_spatial/grpo/seed0/metrics.csv").write_text("step\n1\n")
     with pytest.raises(SystemExit, match="5 drawn, 2 refused"):
         draw.main(["all", str(root), "--out", str(tmp_path / "out")])
     said = capsys.readouterr().out
-    assert f"t2: left out: {root}/runs/libero_goal/sft/seed0/plus/episodes.parquet and 3 more" in said
+    assert f"t2: left out: {root}/runs/libero_spatial/sft/seed0/plus/episodes.parquet and 3 more" in said
     assert "missing columns" in said
     figures = {path.stem for path in (tmp_path / "out" / "figures").glob("*.pdf")}
     assert figures == {"t1", "ablations", "f3", "f4", "f5"}
@@ -214,13 +214,14 @@ def test_an_unfinished_preset_is_drawn_as_far_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = shutil.copytree(ROOT / "results/reference/smoke", tmp_path / "smoke")
-    shutil.rmtree(root / "runs/libero_goal/srpo")
+    shutil.rmtree(root / "runs/libero_spatial/srpo")
     shutil.rmtree(root / "reward_benchmark")
     out, small = tmp_path / "out", tmp_path / "small"
     draw.main(["all", str(root), "--allow-incomplete", "--out", str(out)])
     said = capsys.readouterr().out
     assert (
-        f"t1: incomplete: {root}/runs/libero_goal/srpo/seed0/evaluation/episodes.parquet and 0 more" in said
+        f"t1: incomplete: {root}/runs/libero_spatial/srpo/seed0/evaluation/episodes.parquet and 0 more"
+        in said
     )
     assert "f3: left out: no run of srpo, the baseline of the sheet" in said
     assert "t3: left out: " in said and not (out / "tables/t3.csv").exists()
@@ -250,7 +251,7 @@ def test_what_is_exported_draws_the_same_and_names_no_machine(
     validate.main([str(small)])
     everything = b"".join(path.read_bytes() for path in small.rglob("*.*") if path.is_file())
     assert b"/home/me" not in everything and b"here" not in everything
-    evaluation = small / "runs/libero_goal/sft/seed0/evaluation"
+    evaluation = small / "runs/libero_spatial/sft/seed0/evaluation"
     kept = read_rows(evaluation / "episodes.parquet", EPISODES)
     assert kept["error"][0] == "OSError" and kept["video"].isna().all()
     manifest = json.loads((evaluation / "episodes.manifest.json").read_text())
@@ -263,9 +264,9 @@ def test_an_export_is_of_what_is_there(tmp_path: Path, capsys: pytest.CaptureFix
     export.main([str(root), "--out", str(tmp_path / "small")])
     assert "t2: left out: " in capsys.readouterr().out
     # Frames of a trajectory that F1 did not choose are not there; black ones would be a lie.
-    curves = root / "reward_benchmark/libero_goal/pixel-curves.parquet"
+    curves = root / "reward_benchmark/libero_spatial/pixel-curves.parquet"
     table = load_benchmark([curves], CURVES, "curves", allow_incomplete=True)[0]
-    films = tmp_path / "small/reward_benchmark/libero_goal/trajectories"
+    films = tmp_path / "small/reward_benchmark/libero_spatial/trajectories"
     every = sorted(curves.parent.glob("*-curves.parquet"))
     chosen = f1.choose(load_benchmark(every, CURVES, "curves", allow_incomplete=False)[0])
     assert len(f1.read_strips([films], chosen)) == 2

@@ -114,12 +114,14 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
         return rate(update, *rest, **named)
 
     monkeypatch.setattr(optim, "learning_rate", stop)
+    often = run.config.sft.model_copy(update={"checkpoint_every": 15})  # between two rows of metrics.csv
+    config = run.config.model_copy(update={"sft": often})
     with pytest.raises(KeyboardInterrupt):
-        sft.train(run.config, run.folder, run.folder / "parts", run.folder / "scratch")
+        sft.train(config, run.folder, run.folder / "parts", run.folder / "scratch")
     assert not (run.folder / "parts").exists()
     monkeypatch.setattr(optim, "learning_rate", rate)
-    sft.train(run.config, run.folder, run.folder / "parts", run.folder / "scratch")
-    assert "resuming after update 40" in capsys.readouterr().out
+    sft.train(config, run.folder, run.folder / "parts", run.folder / "scratch")
+    assert "resuming after update 45" in capsys.readouterr().out
     whole, parts = (load_file(run.folder / n / "policy" / "model.safetensors") for n in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
@@ -221,6 +223,8 @@ def test_a_released_checkpoint_is_taken_as_it_is(
     for name, tensor in load_policy(fetched, policy=config.policy).state_dict().items():
         assert torch.equal(policy.state_dict()[name], tensor)
     assert policy.statistics(SUITE) == layout.STATISTICS["libero_goal_no_noops"]
+    manifest = json.loads((run.folder / "out" / "manifest.json").read_text())
+    assert manifest["inputs"] == {"checkpoint": sha256(fetched / "fetched.json")}
     elsewhere = config.model_copy(update={"suite": "libero_10"})
     with pytest.raises(CheckpointError, match="not for 'libero_10'"):
         sft.train(elsewhere, run.folder, run.folder / "other", run.folder / "scratch", fetched)

@@ -203,7 +203,7 @@ def test_what_is_learnt_is_what_raised_the_value(tmp_path: Path) -> None:
 
 def test_the_variant_differs_from_grpo_in_credit_alone() -> None:
     resolver = Resolver(*load_preset("smoke"))
-    vine, grpo = (resolver.stage("train", "libero_goal", name, 0) for name in ("vine", "grpo"))
+    vine, grpo = (resolver.stage("train", "libero_spatial", name, 0) for name in ("vine", "grpo"))
     assert isinstance(vine, TrainStage) and isinstance(grpo, TrainStage)
     assert vine.train.branching is not None and vine.world_model is None
     train = vine.train.model_copy(update={"branching": None})

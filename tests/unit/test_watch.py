@@ -327,7 +327,7 @@ def workspace(tmp_path: Path) -> Path:
     write_log(tmp_path, rule(10) + failed + rule(11, "train/libero_goal/srpo/seed0"))
     metrics = tmp_path / "scratch/example/runs/libero_goal/srpo/seed0/policy/metrics.csv"
     metrics.parent.mkdir(parents=True)
-    shutil.copy(ROOT / "results/reference/smoke/runs/libero_goal/srpo/seed0/metrics.csv", metrics)
+    shutil.copy(ROOT / "results/reference/smoke/runs/libero_spatial/srpo/seed0/metrics.csv", metrics)
     return tmp_path
 
 
@@ -339,7 +339,7 @@ def test_a_snapshot_has_failures_curves_and_counts(workspace: Path) -> None:
     assert (failure.job, failure.number, failure.again) == (TRAIN, 1, False)
     assert failure.tail == ["first", "<script>alert('&')</script>�[2J", "100%|##########"]
     rows = list(
-        csv.DictReader((ROOT / "results/reference/smoke/runs/libero_goal/srpo/seed0/metrics.csv").open())
+        csv.DictReader((ROOT / "results/reference/smoke/runs/libero_spatial/srpo/seed0/metrics.csv").open())
     )
     curve = next(curve for curve in now.curves if curve.variant == "srpo")
     assert (

@@ -47,7 +47,7 @@ def test_the_page_follows_a_preset_on_the_cluster(
     cluster.do("scancel", job)
     variant, _, seed = RUNS[-1].rpartition("-")
     metrics = workflow.folder / f"scratch/example/runs/libero_goal/{variant}/{seed}/policy/metrics.csv"
-    shutil.copy(ROOT / "results/reference/smoke/runs/libero_goal/srpo/seed0/metrics.csv", metrics)
+    shutil.copy(ROOT / "results/reference/smoke/runs/libero_spatial/srpo/seed0/metrics.csv", metrics)
     workflow.wait_for_attempt(2, cancelled)
     with serving(workflow.folder, "preset.yaml") as address:
         text = shown(address, profile)
