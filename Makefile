@@ -36,7 +36,7 @@ demo: .venv/installed gl
 	' || $(BUSY)
 
 mini: PRESET = mini
-mini: EACH = 1 # its jobs are many
+mini: EACH = 1
 mini: demo
 
 test: .venv/installed-dev gl

@@ -138,7 +138,7 @@ def test_status_tells_what_is_done_and_at_work(smoke: Path) -> None:
     assert "1/6 RL steps" in training and "(16/32 in the last step)" in training
     assert "2 min left" in training  # five more steps of 30 s
     evaluation = by_folder["runs/libero_spatial/sft/seed0/evaluation"]
-    assert "4/120 episodes" in evaluation
+    assert "4/80 episodes" in evaluation
     assert "(2/3)" in evaluation  # the infrastructure error is in no count, the torn line is no row
     assert re.search(r"0\.1 episodes/s, 13 min left, last written 5\d s ago", evaluation)
     assert by_folder["demos/libero_spatial"].startswith("waiting")
