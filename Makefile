@@ -1,5 +1,5 @@
 # make demo   from a fresh clone to tables, figures and report.html
-# make mini   the same for the preset mini, in hours
+# make mini   the same for the preset mini, in half a day
 # make test   lint, types, workflow checks, tests
 # make lock   write every version into requirements/ and environment.yml, from pyproject.toml
 

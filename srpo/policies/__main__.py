@@ -18,8 +18,8 @@ SHARDS = 8
 """GPUs over which FSDP shards the policy, in configs/accelerate/fsdp-8gpu.yaml."""
 ADAPTERS = Lora(rank=32, alpha=16.0)
 """Adapters of the estimate for a policy that is configured without any."""
-MICROBATCH = 8
-"""Queries of one pass in the estimate: `train.microbatch` in configs/base.yaml."""
+MICROBATCH = 32
+"""Queries of one pass in the estimate: `train.microbatch` in configs/policies/openvla-7b.yaml."""
 
 
 def read_policy(path: Path) -> Policy:

@@ -163,9 +163,15 @@ def run_worker(connection: Connection, shared: SharedImages, settings: WorkerSet
     images, query_image = shared.views()
     empty = images[:0].copy()
     try:
-        # Heavy imports here, so that a missing library is reported like any other error.
-        from srpo.envs.libero import LiberoEnv
-        from srpo.libero_plus.perturbation import Perturbation
+        # Heavy imports here, so that a missing library is told as what every episode failed of.
+        try:
+            from srpo.envs.libero import LiberoEnv
+            from srpo.libero_plus.perturbation import Perturbation
+        except Exception:
+            reason = traceback.format_exc()
+            while (spec := connection.recv()) is not None:
+                connection.send(FailedRun(spec, reason))
+            return
 
         envs: dict[int, LiberoEnv] = {}  # all of the suite's that come: 10 MB each and their snapshots
         while (spec := connection.recv()) is not None:
