@@ -29,7 +29,7 @@ def sheet(path: Path) -> str:
 
 
 def preset(folder: Path, **sheets: str) -> Path:
-    """The smoke preset with two seeds, an ablation more, and with other sheets for some tables."""
+    """The smoke preset on another suite with two seeds, an ablation more, and other sheets for some tables."""
     settings = yaml.safe_load((CONFIGS / "presets" / "smoke.yaml").read_text())
     ablations = (CONFIGS / "experiments/tiny/ablations.tsv").read_text()
     ablations += "srpo-pixel\tpixels\tablation\tsrpo\tworld_model=pixel\n"
@@ -37,7 +37,8 @@ def preset(folder: Path, **sheets: str) -> Path:
     chosen = {"ablations": sheet(folder / "ablations")} | sheets
     tables = settings["tables"] | {table: {"sheet": sheet} for table, sheet in chosen.items()}
     path = folder / "preset.yaml"
-    path.write_text(yaml.safe_dump({**settings, "tables": tables, "seeds": [0, 1]}))
+    runs = {"suites": ["libero_goal"], "tasks": {"libero_goal": [0, 1]}, "seeds": [0, 1]}
+    path.write_text(yaml.safe_dump({**settings, "tables": tables, **runs}))
     return path
 
 
@@ -59,17 +60,15 @@ def results(root: Path, rates: dict[str, float], ways: tuple[float, float] = (0.
     failures, and a group of two failures, each whose second failure has `ways`[1] to go."""
     for variant, rate in rates.items():
         for seed in (0,) if variant == "sft" else (0, 1):
-            libero_run(root / "runs", "libero_spatial", variant, rate, seed=seed, states=20)
+            libero_run(root / "runs", "libero_goal", variant, rate, seed=seed, states=20)
             if variant == "sft":
                 continue
             model = "vjepa2-tiny" if variant in ("srpo", "srpo-prefix") else variant.removeprefix("srpo-")
             changed = {"references": "matched_prefix"} if variant.endswith("-prefix") else {}
             curve = [0.2, 0.2 + rate / 2, rate]
-            metrics = rl_run(
-                root / "runs", "libero_spatial", variant, curve, seed=seed, model=model, **changed
-            )
+            metrics = rl_run(root / "runs", "libero_goal", variant, curve, seed=seed, model=model, **changed)
             shared: dict[str, Any] = {
-                **{"step": 1, "suite": "libero_spatial", "task_id": 0, "init_state": 0},
+                **{"step": 1, "suite": "libero_goal", "task_id": 0, "init_state": 0},
                 **{"episode_seed": 0, "success": False, "steps": 9, "kept": True},
             }
             near = {**shared, "reward": 0.8, "distance": 0.2, "distance_to_goal": ways[0]}
@@ -84,7 +83,7 @@ def results(root: Path, rates: dict[str, float], ways: tuple[float, float] = (0.
             ]
             write_rows(metrics.with_name("rewards.parquet"), rows, REWARDS)
     gaps = {"pixel": 0.4, "efficientnet-lite": 0.6, "vjepa2-tiny": 0.8}
-    curves_of(reward_benchmark(root, "libero_spatial", gaps))
+    curves_of(reward_benchmark(root, "libero_goal", gaps))
     return root
 
 
@@ -152,7 +151,7 @@ def test_what_failures_add_by_hand(tmp_path: Path) -> None:
 def test_advantages_by_outcome_are_those_of_training() -> None:
     rng = np.random.default_rng(0)
     rows = pd.DataFrame({"success": rng.random(60) < 0.4, "group": np.arange(60) % 9, "step": 1, "seed": 0})
-    rows = rows.assign(suite="libero_spatial", variant="srpo")
+    rows = rows.assign(suite="libero_goal", variant="srpo")
     success, groups = (torch.from_numpy(rows[name].to_numpy(copy=True)) for name in ("success", "group"))
     expected = group_advantages(success.double(), groups).numpy()
     assert evidence.advantages_by_outcome(rows) == pytest.approx(expected, abs=1e-12)
@@ -165,7 +164,7 @@ def test_the_mean_over_tasks_weighs_tasks_alike(tmp_path: Path) -> None:
     before = found.of("sft")
     solved = (before["status"] == "success").groupby(before["task_id"]).mean()
     assert claims.rate(before).value == pytest.approx(solved.mean())
-    assert claims.areas(found, "grpo") == claims.areas(found, "grpo", "libero_spatial")
+    assert claims.areas(found, "grpo") == claims.areas(found, "grpo", "libero_goal")
 
 
 def test_the_page_is_written_between_its_lines(tmp_path: Path) -> None:
@@ -209,7 +208,7 @@ def test_what_is_ours_is_claimed_to_be_above_srpo(tmp_path: Path) -> None:
 
 def test_missing_rows_are_refused(tmp_path: Path) -> None:
     root = results(tmp_path, GOOD)
-    (root / "runs/libero_spatial/grpo/seed1/metrics.csv").unlink()
+    (root / "runs/libero_goal/grpo/seed1/metrics.csv").unlink()
     with pytest.raises(ResultError, match=r"grpo/seed1/metrics\.csv and 0 more files are not there"):
         read(root)
 

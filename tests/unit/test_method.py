@@ -31,7 +31,8 @@ from support.stages import PIXEL, training_stage
 
 def resolved(preset: str, variant: str) -> TrainStage:
     loaded, source = load_preset(preset)
-    stage = Resolver(loaded, source).stage("train", "libero_goal", variant, 0)
+    suite = "libero_goal" if "libero_goal" in loaded.suites else loaded.suites[0]
+    stage = Resolver(loaded, source).stage("train", suite, variant, 0)
     assert isinstance(stage, TrainStage)
     return stage
 

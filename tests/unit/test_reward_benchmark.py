@@ -175,7 +175,7 @@ def outcome(spec: EpisodeSpec) -> bool | None:
 def test_order_of_results_and_interruptions_do_not_matter(tmp_path: Path) -> None:
     whole = Simulation(order=0)
     expected = collected(stage(), whole, tmp_path / "whole")
-    first, second = Simulation(order=1, dies_after=11), Simulation(order=2)
+    first, second = Simulation(order=1, dies_after=22), Simulation(order=2)
     with pytest.raises(KeyboardInterrupt):
         collected(stage(), first, tmp_path / "killed")
     found = collected(stage(), second, tmp_path / "killed")

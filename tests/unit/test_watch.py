@@ -251,7 +251,7 @@ def test_without_accounting_the_ledger_has_benchmarks_and_logs(tmp_path: Path) -
         file.write_text(f"s\th:m:s\tmax_rss\n{seconds}\t0:30:00\t1\n")
     found = [(e.stage, e.number, e.state, e.seconds, e.cores, e.source) for e in entries(tmp_path)]
     assert sorted(found) == [
-        ("demos", 1, "done", 360.0, 8, "benchmark"),  # no log knows it
+        ("demos", 1, "done", 360.0, 1, "benchmark"),  # no log knows it
         ("train", 1, "failed", 20.0, 4, "log"),  # from its start, not from its submission
         ("train", 2, "done", 1800.0, 4, "benchmark"),
     ]
