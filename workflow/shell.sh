@@ -3,12 +3,24 @@
 # Waiting threads sleep. By default they spin, which slows down all jobs that share the cores.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 
+# killed_for_memory: processes of this control group that the kernel has killed for memory, of other jobs too outside Slurm
+killed_for_memory() {
+    local kinds path
+    while IFS=: read -r _ kinds path; do
+        case ",$kinds," in
+        ,,) sed -n 's/^oom_kill //p' "/sys/fs/cgroup$path/memory.events" ;;
+        *,memory,*) sed -n 's/^oom_kill //p' "/sys/fs/cgroup/memory$path/memory.oom_control" ;;
+        esac
+    done </proc/self/cgroup 2>/dev/null || true
+}
+
 # logged LOG COMMAND...: run a command and write what it prints to LOG. On a terminal the output is shown as well, and the
 # command gets a pseudo-terminal of the same size, so that its progress bars work. A command that another try would not
 # help leaves LOG.final (srpo/errors.py); one that was out of memory has that as its log's last line.
 logged() {
-    local log=$1 size code=0
+    local log=$1 size kills code=0
     shift
+    kills=$(killed_for_memory)
     export SRPO_FINAL=$log.final
     rm -f "$SRPO_FINAL"
     if [ -t 2 ] && command -v script >/dev/null; then
@@ -19,6 +31,6 @@ logged() {
     else
         "$@" >"$log" 2>&1 </dev/null || code=$?
     fi
-    [ $code -eq 0 ] || python -m srpo.runtime.out_of_memory >>"$log" || true
+    [ $code -eq 0 ] || [ "$(killed_for_memory)" = "$kills" ] || python -m srpo.runtime.out_of_memory >>"$log" || true
     return $code
 }

@@ -29,7 +29,7 @@ def sheet(path: Path) -> str:
 
 
 def preset(folder: Path, **sheets: str) -> Path:
-    """The smoke preset on another suite with two seeds, an ablation more, and other sheets for some tables."""
+    """The smoke preset on another suite: two seeds, an ablation more, and other sheets for some tables."""
     settings = yaml.safe_load((CONFIGS / "presets" / "smoke.yaml").read_text())
     ablations = (CONFIGS / "experiments/tiny/ablations.tsv").read_text()
     ablations += "srpo-pixel\tpixels\tablation\tsrpo\tworld_model=pixel\n"

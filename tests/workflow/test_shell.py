@@ -85,9 +85,20 @@ def test_what_another_try_would_not_change_is_marked(
 
 
 def test_out_of_memory_is_the_logs_last_line(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    python = (
-        f'python() {{ echo "$* says: out of memory"; }}; logged {log} bash -c "echo begun; kill -9 \\$\\$"'
-    )
-    assert shell(python).returncode == 137
-    assert log.read_text() == "begun\n-m srpo.runtime.out_of_memory says: out of memory\n"
+    """Of a job in whose time the kernel killed a process of its control group, and of no later one."""
+    log, kills = tmp_path / "log", tmp_path / "kills"
+    for before, after, told in ((0, 1, True), (1, 1, False)):
+        kills.write_text(f"{before}\n")
+        script = (
+            f'python() {{ echo "$* says: out of memory"; }}; killed_for_memory() {{ cat {kills}; }}; '
+            f'logged {log} bash -c "echo begun; echo {after} >{kills}; kill -9 \\$\\$"'
+        )
+        done = shell(script)
+        assert done.returncode == 137, done.stderr
+        last = "-m srpo.runtime.out_of_memory says: out of memory\n" if told else ""
+        assert log.read_text() == f"begun\n{last}"
+
+
+def test_kills_for_memory_are_counted() -> None:
+    done = shell("killed_for_memory; echo counted")
+    assert done.returncode == 0 and not done.stderr and done.stdout.endswith("counted\n")
