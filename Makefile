@@ -21,7 +21,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 COMPILE := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml
 SNAKEMAKE = $(BIN)/snakemake --configfile configs/presets/$(PRESET).yaml
 # Two trainings side by side take less time than one after the other, each on all cores.
-EACH = $(shell echo $$(( ($$(nproc) + 1) / 2 )))
+EACH = $(shell n=$$(env -u OMP_NUM_THREADS nproc); echo $$(( n > 1 ? n / 2 : 1 )))
 # The kernel drops this lock when its holder dies, so whoever has it may clear what a killed Snakemake left locked.
 LOCKED := flock --nonblock --conflict-exit-code 75 .venv/lock
 BUSY := { code=$$?; [ $$code -ne 75 ] || echo "Another make demo, or a job that a killed one left behind, is at work in this folder."; exit $$code; }

@@ -120,8 +120,8 @@ def measure(count: int, node: str | None) -> pd.DataFrame:
         world_model = load_world_model(config.world_model, Path(folder) / "model")
     embeddings = clock.timed("encode", score.embed_batch)(config, batch, world_model, accelerator)
     scores = clock.timed("reward", score.score_batch)(config, batch, embeddings)
-    policy.make_trainable()
     train = config.train
+    policy.make_trainable(train.freeze_vision)
     optimiser = optim.adamw(policy, train.learning_rate, train.weight_decay, train.betas)
     learner = update.Learner(policy, None, optimiser, accelerator)
     logged = clock.timed("update", update.update_policy)(config, learner, batch, scores, 1)

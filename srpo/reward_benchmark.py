@@ -209,8 +209,9 @@ def clear_stale_scratch(scratch: Path, config: RewardBenchmarkStage, policy: Pat
     )
     marker = scratch / "settings.json"
     if not marker.is_file() or marker.read_text(encoding="utf-8") != settings:
-        if scratch.exists():
-            clear_scratch(scratch, marker.name)
+        held = scratch.exists()
+        clear_scratch(scratch, marker.name)
+        if held:
             print(f"{scratch}: held rollouts under other settings or of another policy; starting anew")
         write_text(marker, settings)
 
@@ -270,8 +271,6 @@ def collect(
     records = [record for collection in collections for record in collection.records]
     if failed := [record for record in records if record.error]:
         print(f"the first of {len(failed)} rollouts that could not be run: {failed[0].error}")
-        for record in failed:
-            record.path.unlink()  # where too few ran, the next run tries them again
     require_most_ran(len(records) - len(failed), len(failed), f"{config.suite}, trajectories")
     with atomic_directory(out) as folder:
         write_collections(config, collections, folder / FILE)

@@ -303,7 +303,8 @@ class FineTuner:
         """Loss, cross entropy and position error of the updates since the last row."""
         if (restored := self.checkpoints.restore(self.model, self.optimiser)) is not None:
             self.done, progress = restored
-            self.rows, self.window = progress["rows"], progress["window"]
+            self.rows = progress["rows"]
+            self.window = progress.get("window", [])  # older versions saved only where it was empty
             self.seconds = progress["seconds"]
             self.accelerator.print(f"resuming after update {self.done}", flush=True)
         trained = sum(p.numel() for p in self.policy.parameters() if p.requires_grad)

@@ -3,15 +3,16 @@
 # Waiting threads sleep. By default they spin, which slows down all jobs that share the cores.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 
-# killed_for_memory: processes of this control group that the kernel has killed for memory, of other jobs too outside Slurm
+# killed_for_memory [GROUPS [ROOT]]: how many processes of this control group the kernel has killed for memory. Outside Slurm
+# jobs share a group, so it also counts those of others.
 killed_for_memory() {
-    local kinds path
+    local own=${1:-/proc/self/cgroup} root=${2:-/sys/fs/cgroup} kinds path
     while IFS=: read -r _ kinds path; do
         case ",$kinds," in
-        ,,) sed -n 's/^oom_kill //p' "/sys/fs/cgroup$path/memory.events" ;;
-        *,memory,*) sed -n 's/^oom_kill //p' "/sys/fs/cgroup/memory$path/memory.oom_control" ;;
+        ,,) sed -n 's/^oom_kill //p' "$root$path/memory.events" ;;
+        *,memory,*) sed -n 's/^oom_kill //p' "$root/memory$path/memory.oom_control" ;;
         esac
-    done </proc/self/cgroup 2>/dev/null || true
+    done 2>/dev/null <"$own" || true
 }
 
 # logged LOG COMMAND...: run a command and write what it prints to LOG. On a terminal the output is shown as well, and the

@@ -151,8 +151,7 @@ def _clear_other_settings(scratch: Path, config: DemosStage) -> None:
     settings = config.model_dump_json(exclude={"preset": True, "tasks": True, "demos": {"per_task"}})
     marker = scratch / "settings.json"
     if not marker.is_file() or marker.read_text(encoding="utf-8") != settings:
-        if scratch.exists():
-            clear_scratch(scratch, marker.name)
+        clear_scratch(scratch, marker.name)
         write_text(marker, settings)
 
 

@@ -167,7 +167,7 @@ def run_worker(connection: Connection, shared: SharedImages, settings: WorkerSet
         try:
             from srpo.envs.libero import LiberoEnv
             from srpo.libero_plus.perturbation import Perturbation
-        except Exception:
+        except ImportError:
             reason = traceback.format_exc()
             while (spec := connection.recv()) is not None:
                 connection.send(FailedRun(spec, reason))

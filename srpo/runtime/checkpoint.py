@@ -69,13 +69,15 @@ class Checkpoints:
                 "(to train anew, remove the folder)",
                 flush=True,
             )
-        elif scratch.exists() and marked != self._run:
+        elif marked != self._run:
+            held = scratch.exists()
             clear_scratch(scratch, self._marker.name)
-            print(
-                f"{scratch}: held another run's state (settings, inputs, or the code since it was finished, "
-                "changed); starting anew",
-                flush=True,
-            )
+            if held:
+                print(
+                    f"{scratch}: held another run's state (settings, inputs, or the code since it was "
+                    "finished, changed); starting anew",
+                    flush=True,
+                )
         if not scratch.exists():
             write_json(self._marker, self._run)
         for folder in scratch.glob("checkpoint-*"):

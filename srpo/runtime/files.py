@@ -23,22 +23,25 @@ def _temporary(path: Path) -> Path:
 
 
 def clear_scratch(folder: Path, marker: str) -> None:
-    """Delete a folder of another run's state, which has a file `marker`.
+    """Delete a folder of another run's state, which has a file `marker`; it need not be there.
 
     Raises:
         InputError: it has files, and no marker: somebody else's.
     """
+    folder = folder.absolute()
     # Renamed first: a kill in between leaves no half of it that has lost its marker.
     doomed = folder.with_name(f".{folder.name}.removed")
     shutil.rmtree(doomed, ignore_errors=True)
-    if (folder / marker).is_file() or not any(folder.iterdir()):
-        folder.replace(doomed)
-        shutil.rmtree(doomed)
+    if not folder.exists():
         return
-    raise InputError(
-        f"{folder} has files that are not this program's (it has no {marker}), and what is in a scratch "
-        "folder may be deleted: give another, or a new one"
-    )
+    begun = (path.name.startswith(f".{marker}.") for path in folder.iterdir())  # killed in writing the marker
+    if not (folder / marker).is_file() and not all(begun):
+        raise InputError(
+            f"{folder} has files that are not this program's (it has no {marker}), and what is in a scratch "
+            "folder may be deleted: give another, or a new one"
+        )
+    folder.replace(doomed)
+    shutil.rmtree(doomed)
 
 
 class DiskFullError(InputError):

@@ -1,6 +1,7 @@
 """Say whether a job that failed was out of memory, from the counters of its control group (Linux).
 
 python -m srpo.runtime.out_of_memory    prints a line, or nothing; the rules' shell calls it after a failure
+                                        in whose time the kernel killed a process
 
 The kernel kills a process of the group that has reached its limit, and that process cannot say so itself.
 """

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from srpo.runtime.files import ABANDONED, atomic_directory, atomic_file, write_json, write_text
+from srpo.errors import InputError
+from srpo.runtime.files import ABANDONED, atomic_directory, atomic_file, clear_scratch, write_json, write_text
 
 
 def entries(folder: Path) -> set[str]:
@@ -46,6 +47,24 @@ def test_what_a_killed_process_left_of_a_folder_is_removed_some_day(tmp_path: Pa
     with atomic_directory(tmp_path / "policy"):
         pass
     assert entries(tmp_path) == {"policy", ".policy.node.alive.tmp"}
+
+
+def test_scratch_is_cleared_of_what_this_program_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch, doomed = tmp_path / "scratch", tmp_path / ".scratch.removed"
+    for left in (".run.json.node.7.tmp", "run.json"):  # killed in writing the marker; another run's state
+        write_text(scratch / left, "")
+        doomed.mkdir()  # killed in clearing
+        clear_scratch(scratch, "run.json")
+        assert entries(tmp_path) == set()
+    doomed.mkdir()
+    clear_scratch(scratch, "run.json")
+    assert entries(tmp_path) == set()
+    (tmp_path / "thesis.tex").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"has files that are not this program's \(it has no run\.json\)"):
+        clear_scratch(Path(), "run.json")
 
 
 def test_missing_parents_are_made(tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ def test_each_kind_of_job_has_its_own_processes() -> None:
         "world_model",
     }
     assert resources.cores("sft", Parallel(sft=Layout(processes=2))) == 2
+    assert resources.cores("sft", Parallel(train=Layout(gpus=8), sft=Layout(processes=2))) == 2
 
 
 def test_a_gpu_needs_cores_for_its_simulators() -> None:

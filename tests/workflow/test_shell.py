@@ -99,6 +99,21 @@ def test_out_of_memory_is_the_logs_last_line(tmp_path: Path) -> None:
         assert log.read_text() == f"begun\n{last}"
 
 
-def test_kills_for_memory_are_counted() -> None:
-    done = shell("killed_for_memory; echo counted")
-    assert done.returncode == 0 and not done.stderr and done.stdout.endswith("counted\n")
+@pytest.mark.parametrize(
+    ("groups", "counts", "found"),
+    [
+        ("0::/job\n", "job/memory.events", "3"),
+        ("9:cpu:/\n4:memory:/job\n0::/\n", "memory/job/memory.oom_control", "3"),
+        ("4:memory:/elsewhere\n", "memory/job/memory.oom_control", ""),
+        (None, "job/memory.events", ""),
+    ],
+)
+def test_kills_for_memory_are_counted(tmp_path: Path, groups: str | None, counts: str, found: str) -> None:
+    """In version 2 of control groups, in version 1, and where there is nothing to read."""
+    own, root = tmp_path / "cgroup", tmp_path / "mounted"
+    if groups is not None:
+        own.write_text(groups)
+    (root / counts).parent.mkdir(parents=True)
+    (root / counts).write_text("oom 5\noom_kill 3\n")
+    done = shell(f"killed_for_memory {own} {root}")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, found, "")
