@@ -45,8 +45,9 @@ LEAST_CORES = 4
 four fifths of the time (docs/performance.md)."""
 CPU_CORES = {"demos": 1, "sft": 1, "world_model": 1}
 """Cores of each process without a GPU (demonstrations: in a preset without). On two cores the world model's
-pretraining has room beside demonstrations and SFT, whichever is ready first. Fixed for networks: the last bits
-of sums depend on the number of threads, and the success of a policy whose fine-tuning stops early on those."""
+pretraining has room beside demonstrations and SFT, whichever is ready first. Fixed for networks: the last
+bits of sums depend on the number of threads, and the success of a policy whose fine-tuning stops early on
+those."""
 GROUPS = {
     "evaluate": "evaluate_{suite}_{any_variant}",
     "plus_shard": "plus_{suite}_{any_variant}_{seed}",
