@@ -41,7 +41,7 @@ from srpo.rollouts.trajectories import (
     write_record,
     write_trajectories,
 )
-from srpo.runtime.files import atomic_directory, clear_scratch, write_text
+from srpo.runtime.files import atomic_directory, claim_scratch
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import sha256, write_manifest
 from srpo.runtime.peers import ALONE, Peers, joined_peers, own_device
@@ -207,13 +207,8 @@ def clear_stale_scratch(scratch: Path, config: RewardBenchmarkStage, policy: Pat
         },
         sort_keys=True,
     )
-    marker = scratch / "settings.json"
-    if not marker.is_file() or marker.read_text(encoding="utf-8") != settings:
-        held = scratch.exists()
-        clear_scratch(scratch, marker.name)
-        if held:
-            print(f"{scratch}: held rollouts under other settings or of another policy; starting anew")
-        write_text(marker, settings)
+    if claim_scratch(scratch, settings):
+        print(f"{scratch}: held rollouts under other settings or of another policy; starting anew")
 
 
 def load(policy: Path, suite: str) -> OpenVLAOFT:

@@ -70,12 +70,11 @@ def draw(
 
 def without(drawn: Drawn, absent: int) -> Drawn:
     """The same drawing, which says that so many files were not there."""
-    files = "1 file" if absent == 1 else f"{absent} files"
+    files = f"{absent} file{'' if absent == 1 else 's'} of the preset"
     typeset = drawn.typeset
     if typeset is not None:
-        note = text.incomplete(absent, "file", "of the preset")
-        typeset = replace(typeset, notes=[*typeset.notes, note])
-    missing = ", ".join(filter(None, (drawn.missing, f"{files} of the preset")))
+        typeset = replace(typeset, notes=[*typeset.notes, text.incomplete(absent, files)])
+    missing = ", ".join(filter(None, (drawn.missing, files)))
     return replace(drawn, typeset=typeset, missing=missing)
 
 

@@ -106,10 +106,9 @@ def lacking_episodes(episodes: pd.DataFrame, missing: pd.DataFrame, variants: It
     return lacking(absent, "episodes", len(missing))
 
 
-def incomplete(number: int, thing: str, of: str = "") -> str:
-    """A note on what is not there, e.g. (2, "file", "of the preset")."""
-    what = f"{thing if number == 1 else f'{thing}s'} {of}".rstrip()
-    return f"Incomplete: {number} {what} {'is' if number == 1 else 'are'} missing."
+def incomplete(number: int, things: str) -> str:
+    """A note on so many things that are not there, e.g. (2, "2 files of the preset")."""
+    return f"Incomplete: {things} {'is' if number == 1 else 'are'} missing."
 
 
 def coverage_notes(infra_errors: int, missing: int) -> list[str]:
@@ -118,5 +117,5 @@ def coverage_notes(infra_errors: int, missing: int) -> list[str]:
     if infra_errors:
         notes.append(f"{infra_errors} episodes could not be run (infrastructure errors); no count has them.")
     if missing:
-        notes.append(incomplete(missing, "expected episode"))
+        notes.append(incomplete(missing, f"{missing} expected episode{'' if missing == 1 else 's'}"))
     return notes

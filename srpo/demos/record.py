@@ -26,7 +26,7 @@ from srpo.demos.hdf5 import (
     write_recordings,
 )
 from srpo.envs.gl import require_gl
-from srpo.runtime.files import atomic_directory, clear_scratch, write_text
+from srpo.runtime.files import atomic_directory, claim_scratch
 from srpo.runtime.processes import end_with_parent, one_core_each
 
 if TYPE_CHECKING:
@@ -149,10 +149,7 @@ def _clear_other_settings(scratch: Path, config: DemosStage) -> None:
     """Empty the scratch folder if its demonstrations were recorded with other settings."""
     # A demonstration depends neither on the tasks that are recorded nor on their number.
     settings = config.model_dump_json(exclude={"preset": True, "tasks": True, "demos": {"per_task"}})
-    marker = scratch / "settings.json"
-    if not marker.is_file() or marker.read_text(encoding="utf-8") != settings:
-        clear_scratch(scratch, marker.name)
-        write_text(marker, settings)
+    claim_scratch(scratch, settings)
 
 
 def _record_blocks(

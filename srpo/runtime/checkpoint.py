@@ -69,15 +69,12 @@ class Checkpoints:
                 "(to train anew, remove the folder)",
                 flush=True,
             )
-        elif marked != self._run:
-            held = scratch.exists()
-            clear_scratch(scratch, self._marker.name)
-            if held:
-                print(
-                    f"{scratch}: held another run's state (settings, inputs, or the code since it was "
-                    "finished, changed); starting anew",
-                    flush=True,
-                )
+        elif marked != self._run and clear_scratch(scratch, self._marker.name):
+            print(
+                f"{scratch}: held another run's state (settings, inputs, or the code since it was finished, "
+                "changed); starting anew",
+                flush=True,
+            )
         if not scratch.exists():
             write_json(self._marker, self._run)
         for folder in scratch.glob("checkpoint-*"):

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,22 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
 
 
-def clear_scratch(folder: Path, marker: str) -> None:
-    """Delete a folder of another run's state, which has a file `marker`; it need not be there.
+def claim_scratch(folder: Path, settings: str) -> bool:
+    """Make a folder that of a run with these settings, its file settings.json. Tells whether another run's
+    state was deleted for that.
+
+    Raises InputError as `clear_scratch` does.
+    """
+    marker = folder / "settings.json"
+    if marker.is_file() and marker.read_text(encoding="utf-8") == settings:
+        return False
+    held = clear_scratch(folder, marker.name)
+    write_text(marker, settings)
+    return held
+
+
+def clear_scratch(folder: Path, marker: str) -> bool:
+    """Delete a folder of another run's state, which has a file `marker`. Tells whether it was there.
 
     Raises:
         InputError: it has files, and no marker: somebody else's.
@@ -33,7 +47,7 @@ def clear_scratch(folder: Path, marker: str) -> None:
     doomed = folder.with_name(f".{folder.name}.removed")
     shutil.rmtree(doomed, ignore_errors=True)
     if not folder.exists():
-        return
+        return False
     begun = (path.name.startswith(f".{marker}.") for path in folder.iterdir())  # killed in writing the marker
     if not (folder / marker).is_file() and not all(begun):
         raise InputError(
@@ -42,6 +56,7 @@ def clear_scratch(folder: Path, marker: str) -> None:
         )
     folder.replace(doomed)
     shutil.rmtree(doomed)
+    return True
 
 
 class DiskFullError(InputError):
@@ -107,8 +122,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it replaces `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}.*.tmp*"):
-        if time.time() - left.stat().st_mtime > ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(FileNotFoundError):  # its process has just renamed it
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
     temporary = _temporary(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
