@@ -50,10 +50,12 @@ _mj_step2 = _c_function("mj_step2", types.intp, types.intp)
 _mj_fullM = _c_function("mj_fullM", types.intp, types.intp, types.intp)  # noqa: N816
 _mj_jacSite = _c_function("mj_jacSite", *[types.intp] * 4, types.int32)  # noqa: N816
 _dgebd2 = _fortran_function(scipy.linalg.cython_lapack, "dgebd2", 10)
-_dbdsdc = _fortran_function(scipy.linalg.cython_lapack, "dbdsdc", 14)
+_dbdsqr = _fortran_function(scipy.linalg.cython_lapack, "dbdsqr", 15)
 _dorm2r = _fortran_function(scipy.linalg.cython_lapack, "dorm2r", 12)
 _dorml2 = _fortran_function(scipy.linalg.cython_lapack, "dorml2", 12)
 _dgemm = _fortran_function(scipy.linalg.cython_blas, "dgemm", 13)
+_LETTERS = np.frombuffer(b"ULRNT", np.uint8)
+_FACTORS = np.array([1.0, 0.0])
 
 
 class _Simulation(NamedTuple):
@@ -197,20 +199,28 @@ def _pinv(matrix: Array) -> Array:
     of this size it amounts to these four calls, which need neither.
     """
     n = len(matrix)
-    a, u, vt = matrix.T.copy(), np.empty((n, n)), np.empty((n, n))  # transposed in Fortran order
-    s, e, tau_q, tau_p = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
-    work, iwork = np.empty(3 * n * n + 4 * n), np.empty(8 * n, np.int32)
-    numbers, factors = np.array([n, n - 1, 0, 0], np.int32), np.array([1.0, 0.0])
-    letters = np.array([ord("U"), ord("I"), ord("L"), ord("R"), ord("N"), ord("T")], np.uint8)
-    upper, both, left, right, plain, transposed = letters.ctypes.data + np.arange(6)
-    size, less, rank, info = numbers.ctypes.data + 4 * np.arange(4)
+    matrices, vectors = np.zeros((3, n, n)), np.empty((8, n))
+    a, u, vt = matrices[0], matrices[1], matrices[2]
+    for i in range(n):
+        u[i, i] = vt[i, i] = 1.0
+        for j in range(n):
+            a[i, j] = matrix[j, i]  # transposed in Fortran order
+    s, e, tau_q, tau_p, work = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4:]
+    numbers = np.array([n, n - 1, 0, 0], np.int32)
+    size = numbers.ctypes.data
+    less, rank, info = size + 4, size + 8, size + 12
+    upper = _LETTERS.ctypes.data
+    left, right, plain, transposed = upper + 1, upper + 2, upper + 3, upper + 4
+    one = _FACTORS.ctypes.data
+    zero = one + 8
     _dgebd2(
         size, size, a.ctypes.data, size, s.ctypes.data, e.ctypes.data, tau_q.ctypes.data, tau_p.ctypes.data,
         work.ctypes.data, info,
     )  # fmt: skip
-    _dbdsdc(
-        upper, both, size, s.ctypes.data, e.ctypes.data, u.ctypes.data, size, vt.ctypes.data, size,
-        work.ctypes.data, iwork.ctypes.data, work.ctypes.data, iwork.ctypes.data, info,
+    # The rank is still 0, which is the number of right-hand sides here.
+    _dbdsqr(
+        upper, size, size, size, rank, s.ctypes.data, e.ctypes.data, vt.ctypes.data, size, u.ctypes.data,
+        size, u.ctypes.data, size, work.ctypes.data, info,
     )  # fmt: skip
     if numbers[3] != 0:
         raise ValueError("singular values did not converge")
@@ -227,8 +237,8 @@ def _pinv(matrix: Array) -> Array:
             numbers[2] = k + 1
             vt[:, k] *= 1.0 / s[k]
     _dgemm(
-        transposed, transposed, size, size, rank, factors.ctypes.data, vt.ctypes.data, size, u.ctypes.data,
-        size, factors.ctypes.data + 8, a.ctypes.data, size,
+        transposed, transposed, size, size, rank, one, vt.ctypes.data, size, u.ctypes.data, size, zero,
+        a.ctypes.data, size,
     )  # fmt: skip
     return a.T
 
