@@ -160,6 +160,10 @@ def available(folder: Path, preset: str | None, allow_incomplete: bool = False) 
         preset: name or path; None: the folder's name.
         allow_incomplete: also what it has some files of each kind for.
     """
+    if not folder.is_dir():
+        raise ResultError(f"{folder}: no such folder")
+    if preset is None and not (CONFIGS / "presets" / f"{folder.name}.yaml").is_file():
+        raise ResultError(f"{folder}: its name is no preset's: say whose results it has with --preset NAME")
     planned = plan(*load_preset(preset or folder.name))
     for drawing in DRAWINGS:
         if drawing.filmed or not drawing.shown(planned):

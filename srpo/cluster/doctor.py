@@ -192,7 +192,9 @@ def main() -> None:
         "--scratch", type=Path, default=Path("scratch"), help="folder for resumable state (default: scratch)"
     )
     parser.add_argument(
-        "--protocol", action="store_true", help="compare pictures, states and conventions with the official"
+        "--protocol",
+        action="store_true",
+        help="compare pictures, states and conventions with those of the official stacks",
     )
     arguments = parser.parse_args()
     failed = False

@@ -1,6 +1,6 @@
 """GPU- and core-hours that a preset has held so far, by stage, variant and try, beside the planned ones.
 
-srpo ledger [smoke | mini | paper | PRESET.yaml] [--out results/<preset>]
+srpo ledger [NAME | PRESET.yaml] [--out results/<preset>]
 
 It only reads: Snakemake's logs in `.snakemake/log/` for the tries, and for their hours Slurm's accounting, or
 where there is none a job's `benchmark` file and Snakemake's logs. With --out the table is also written there,

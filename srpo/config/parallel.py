@@ -90,6 +90,12 @@ def misfits(parallel: Parallel, stages: Mapping[str, Stage | WorldModelStage]) -
             continue
         policy = stage.policy
         uses = {"sft": bool(stage.sft.updates), "train": stage.suite in trained, "evaluate": False}
+        processes = parallel.sft.size
+        if uses["sft"] and stage.sft.batch_size % processes:
+            yield (
+                f"parallel.sft: its {processes} processes cannot share sft.batch_size {stage.sft.batch_size} "
+                "equally: set one of them"
+            )
         for name, learns in uses.items():
             layout: Layout = getattr(parallel, name)
             if layout.strategy == "fsdp" and learns and (policy.lora or policy.dtype != "float32"):

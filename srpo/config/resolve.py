@@ -336,11 +336,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--preset", default="smoke", help="name or path of a preset")
     parser.add_argument("--suite", help="default: the preset's first")
     parser.add_argument(
-        "--variant", default=SFT, metavar="NAME", help="a row of the preset's sheets, or a variant"
+        "--variant",
+        default=SFT,
+        metavar="NAME",
+        help=f"a row of the preset's sheets, or a variant (default: {SFT}; needed for train)",
     )
     parser.add_argument("--seed", type=int, help="default: the preset's first")
     parser.add_argument("--world-model", metavar="NAME", help="for the stage world_model")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides"
+    )
     arguments = parser.parse_args(argv)
     preset, source = load_preset(arguments.preset)
     resolver = Resolver(preset, source, overrides=arguments.overrides)
@@ -352,6 +357,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         stage = resolver.stage("world_model", world_model=name)
     else:
         variant = arguments.variant if issubclass(STAGES[arguments.stage], RunStage) else None
+        if arguments.stage == "train" and variant == SFT:
+            raise ConfigError(f"{COMMAND_LINE}: {SFT} has no stage train: name a variant with --variant")
         seed = preset.seeds[0] if arguments.seed is None else arguments.seed
         stage = resolver.stage(arguments.stage, arguments.suite or preset.suites[0], variant, seed)
     print(to_yaml(stage), end="")

@@ -86,10 +86,10 @@ class Train(Section):
     mean over the tokens, so that a token of a long episode counts less."""
     epochs: PositiveInt
     """Passes over a step's rollouts."""
-    clip_low: Positive
-    """Lower clip of the probability ratio: 1 − this."""
+    clip_low: Annotated[float, Field(gt=0, lt=1), AsNumber]
+    """The probability ratio is clipped below at 1 − this (0.2: at 0.8)."""
     clip_high: Positive
-    """Upper clip of the probability ratio: 1 + this."""
+    """The probability ratio is clipped above at 1 + this (0.28: at 1.28)."""
     kl: NonNegative
     """Weight of the k3 estimate of KL(policy ‖ SFT policy)."""
     entropy: NonNegative

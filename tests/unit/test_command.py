@@ -180,12 +180,15 @@ def test_a_wrong_task_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["resolve", "train", "--set", "train.steps=[1"], "command line: train.steps: not YAML"),
+        (["resolve", "sft", "--set", "train.steps=[1"], "command line: train.steps: not YAML"),
         (["resolve", "train", "--preset", "a" * 300], "there is no 'aaa"),
         (["resolve", "train", "--preset", "a" * 300 + ".yaml"], "File name too long"),
         (["resolve", "train", "--variant", "a" * 300], "no sheet of configs/presets/smoke.yaml has a row"),
         (["resolve", "world_model", "--world-model", "a" * 300], "there is no configs/world_models/aaa"),
+        (["resolve", "train"], "sft has no stage train: name a variant"),
         (["plan", "--preset", "smok"], "did you mean `smoke`?"),
+        (["draw", "all", "/no/results", "--out", "x"], "/no/results: no such folder"),
+        (["draw", "all", "/", "--out", "x"], "say whose results it has with --preset"),
         (["status", "smok"], "did you mean `smoke`?"),
         (["policy", "inspect", "/no/policy"], "it has no config.json"),
     ],

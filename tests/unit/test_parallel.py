@@ -92,6 +92,8 @@ UPDATES = "sft.updates=9"
         (["paper", OVERLAP], {"train": ALL}, None),  # a copy acts anyway
         (["smoke"], {"train": {"processes": 2}, "evaluate": {"processes": 2}}, None),
         (["smoke"], {"train": {"gpus": 8}}, None),  # a small policy has room
+        (["smoke"], {"sft": {"processes": 3}}, r"its 3 processes cannot share sft\.batch_size 32 equally"),
+        (["paper"], {"sft": {"gpus": 3}}, None),  # learns nothing
     ],
 )
 def test_what_cannot_fit_is_refused_with_the_arithmetic(

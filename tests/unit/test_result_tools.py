@@ -272,6 +272,7 @@ def test_an_export_is_of_what_is_there(tmp_path: Path, capsys: pytest.CaptureFix
     assert len(f1.read_strips([films], chosen)) == 2
     with pytest.raises(ResultError, match="has no trajectory 1: it is not what was scored"):
         f1.read_strips([films], table[table["trajectory"] == 1])
+    (tmp_path / "nothing").mkdir()
     with pytest.raises(ResultError, match="nothing can be drawn from it"):
         export.main([str(tmp_path / "nothing"), "--preset", "smoke", "--out", str(tmp_path / "none")])
     assert not (tmp_path / "none").exists()
@@ -315,7 +316,7 @@ def test_the_paper_map_holds_our_values(drawn: Path, tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "out/tables/t1.csv")
     own = table[(table["variant"] == "grpo") & (table["suite"] == "average")].iloc[0]
     assert f"GRPO: {100 * own['rate']:.1f}% [{100 * own['low']:.1f}, {100 * own['high']:.1f}]" in rows["T1"]
-    assert "OpenVLA*-One + online SRPO: 99.2%" in rows["T1"]
+    assert "OpenVLA*-One + online SRPO (T+I): 99.2%" in rows["T1"]
     assert rows["T2"].endswith("| – | not run |") and rows["F4"].endswith("| measured |")
     assert "12 RL runs" in rows["F2"]  # two suites, two variants, three seeds
 

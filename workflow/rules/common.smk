@@ -39,6 +39,11 @@ def make_plan():
     """Resolve every stage of every run of the preset, so that a mistake shows before any job starts."""
     settings = dict(config)
     overrides = settings.pop("set", "") or ""  # YAML reads `set=` as null
+    if not workflow.configfiles:
+        raise WorkflowError(
+            f"--config {' '.join(settings)}: name a preset with --configfile; settings of runs are given as "
+            '--config set="train.steps=5"'
+        )
     try:
         if not isinstance(overrides, list):
             overrides = split_overrides(str(overrides))

@@ -71,7 +71,10 @@ def published(name: str) -> str:
         rows = read_published(values, name.upper())
         total = rows["column"] == "average" if name == "t1" else rows["column"].str.contains("total")
         rows = rows[total & rows["model"].str.startswith("OpenVLA*-One")]
-        return "; ".join(f"{r.model}: {percent(float(str(r.value)))}%" for r in rows.itertuples())
+        return "; ".join(
+            f"{r.model}{f' ({r.inputs!s})' if r.inputs else ''}: {percent(float(str(r.value)))}%"
+            for r in rows.itertuples()
+        )
     if name == "t3":
         rows = read_published(values, "T3")
         rows = rows[(rows["column"] == "SC") & (rows["inputs"] == "")]
@@ -152,7 +155,7 @@ def document(folder: Path | None) -> str:
         "`results/<preset>/runs/<suite>/<name>/seed<N>/` where no folder is named. Cost: what the preset",
         "`paper` runs for it; runs are shared between tables. Published: the SRPO paper (arXiv 2511.15605),",
         "by other code, policies and protocols, so for orientation. Ours: 95% intervals"
-        + (f", from `{folder.as_posix()}`." if folder else "; nothing has been run yet."),
+        + (f", from `{folder.as_posix()}`." if folder else "; the preset `paper` has not been run."),
         "",
         to_markdown(
             ["", "what", "command", "inputs", "cost (`paper`)", "published", "ours", "status"],
