@@ -128,6 +128,8 @@ def _slurm_executor(arguments: argparse.Namespace, folder: Path) -> submitit.Slu
         "time": arguments.minutes,
         "signal_delay_s": SIGNAL_SECONDS,
         "additional_parameters": {"requeue": True, "open-mode": "append"},
+        # As in the rules: srun may not take the cores from sbatch, and one node's failure ends all.
+        "srun_args": [f"--cpus-per-task={arguments.cpus}", "--cpu-bind=none", "--kill-on-bad-exit=1"],
     }
     if arguments.gpus:
         parameters["gpus_per_node"] = arguments.gpus

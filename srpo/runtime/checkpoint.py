@@ -232,7 +232,8 @@ def _own_part(state: Mapping[str, torch.Tensor]) -> Part:
     """
     process, processes = place()
     part: Part = {}
-    for number, (name, tensor) in enumerate(state.items()):
+    # By name: the order in which an optimiser holds its moments may be another one in each process.
+    for number, (name, tensor) in enumerate(sorted(state.items())):
         sharded = isinstance(tensor, DTensor)
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         if local.numel() and (sharded or number % processes == process):
@@ -264,15 +265,17 @@ def _read(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> N
             state[key] = torch.zeros(described.size, dtype=described.properties.dtype)
     if lacking := [name for name in trained if f"model/{name}" not in state]:
         raise ValueError(f"{folder}: weights of another model: {lacking[:5]} are missing")
+    kinds = sorted({key.split("/", 1)[0] for key in state} - {"model"})
     with warnings.catch_warnings():
         # Every process knows what it reads, so they need not plan together, of which torch warns.
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         dcp.load(state, storage_reader=reader, no_dist=True)
     names = {parameter: name for name, parameter in trained.items()}
     ordered = [names[parameter] for group in optimiser.param_groups for parameter in group["params"]]
-    kinds = {key.split("/", 1)[0] for key in state} - {"model"}
     moments = {
         number: {kind: state[f"{kind}/{name}"] for kind in kinds if f"{kind}/{name}" in state}
         for number, name in enumerate(ordered)
     }
+    if partial := [ordered[number] for number, found in moments.items() if 0 < len(found) < len(kinds)]:
+        raise ValueError(f"{folder}: of {partial[:5]} some moments are missing")
     optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -67,6 +67,35 @@ def test_resuming_gives_back_everything(tmp_path: Path) -> None:
     ):
         assert all(torch.equal(mine[name], theirs[name]) for name in ("exp_avg", "exp_avg_sq", "step"))
     assert len(list(tmp_path.glob("checkpoint-*"))) == 2  # the last two are kept
+
+
+def test_each_tensor_is_one_process_s_in_whatever_order_moments_are_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Processes have other seeds of string hashes, so a resumed one once held them in an order of its own.
+    written: list[str] = []
+    for process in range(2):
+        model, optimiser = trained(1)
+        if process:
+            for parameter, moments in optimiser.state.items():
+                first, *rest = moments.items()
+                optimiser.state[parameter] = dict([*rest, first])
+        state = checkpoint._training_state(model, optimiser)
+        monkeypatch.setattr(checkpoint, "place", lambda process=process: (process, 2))
+        written += checkpoint._own_part(state)
+    assert sorted(written) == sorted(state)
+
+
+def test_a_checkpoint_that_lacks_moments_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    (part,) = tmp_path.glob("checkpoint-*/part-*.safetensors")
+    whole = load_file(part)
+    with safe_open(part, "pt") as file:
+        metadata = file.metadata()
+    name = next(key for key in whole if key.startswith("step/"))
+    save_file({key: tensor for key, tensor in whole.items() if key != name}, part, metadata)
+    with pytest.raises(ValueError, match=r"some moments are missing"):
+        checkpoint._read(part.parent, *trained(0))
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "progress", "no marker"])
