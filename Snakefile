@@ -43,6 +43,11 @@ onstart:
         raise WorkflowError(
             "parallel: several nodes need Slurm: snakemake --profile slurm"
         )
+    elif PRESET.parallel.on_gpus and "gpu" not in workflow.global_resources:
+        raise WorkflowError(
+            "parallel: without Slurm nothing limits how many jobs share a GPU: add --resources gpu=1, or as many "
+            "as the largest job has (docs/hpc.md)"
+        )
 
 
 rule all:

@@ -31,6 +31,8 @@ class RolloutsAhead:
         beside = _beside(device)
 
         def run() -> Share:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)  # a new thread's is the first GPU, another process's
             with beside:
                 return collector.run_share(step, specs, f"step {step}, ahead", config.train.group_size)
 
