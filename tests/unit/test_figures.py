@@ -71,8 +71,8 @@ def test_t1_figure(tmp_path: Path) -> None:
     figure = t1.draw(table)
     goal, long, average = figure.axes
     assert [axes.get_title() for axes in figure.axes] == [
-        "Goal\n(2 of 10 tasks)",
-        "Long\n(2 of 10 tasks)",
+        "Goal\n2 of 10 tasks",
+        "Long\n2 of 10 tasks",
         "Average",
     ]
     assert markers(goal, style.look("sft")[0]) == [(0, 0)]

@@ -276,8 +276,9 @@ def draw(table: pd.DataFrame) -> Figure:
         if ours < len(models):
             axes.axhline((heights[ours - 1] + heights[ours]) / 2, color="#999999", linewidth=0.6)
         if suite in few:
-            heading += f"\n({few[suite]} of {TASKS_PER_SUITE} tasks)"
-        axes.set(xlim=(-4, 104), xticks=[0, 50, 100], ylim=(min(heights) - 0.6, 0.7), title=heading)
+            heading += f"\n{few[suite]} of {TASKS_PER_SUITE} tasks"
+        axes.set(xlim=(-4, 104), xticks=[0, 50, 100], ylim=(min(heights) - 0.6, 0.7))
+        axes.set_title(heading, fontsize=7)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
     panels[0].set_yticks(heights, [cells[*model, next(iter(columns))]["label"] for model in models])
