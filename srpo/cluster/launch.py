@@ -33,7 +33,7 @@ import submitit
 from submitit.core.utils import FailedJobError
 
 from srpo.cluster.accounting import ask
-from srpo.cluster.processes import node_command, workers
+from srpo.cluster.processes import node_command, srun_options, workers
 from srpo.cluster.resources import require_cores
 from srpo.config import Layout, TrainStage, load_stage, validate
 from srpo.errors import run_command
@@ -128,8 +128,7 @@ def _slurm_executor(arguments: argparse.Namespace, folder: Path) -> submitit.Slu
         "time": arguments.minutes,
         "signal_delay_s": SIGNAL_SECONDS,
         "additional_parameters": {"requeue": True, "open-mode": "append"},
-        # As in the rules: srun may not take the cores from sbatch, and one node's failure ends all.
-        "srun_args": [f"--cpus-per-task={arguments.cpus}", "--cpu-bind=none", "--kill-on-bad-exit=1"],
+        "srun_args": srun_options(arguments.cpus),
     }
     if arguments.gpus:
         parameters["gpus_per_node"] = arguments.gpus

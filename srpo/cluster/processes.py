@@ -58,11 +58,16 @@ def node_command(layout: Layout, cores: int) -> list[str]:
     return ["bash", "-c", f'exec {shlex.join(launch)} {meeting} --module srpo "$@"', "srpo"]
 
 
+def srun_options(cores: int) -> list[str]:
+    """Options of `srun` that starts a task with so many cores on each node."""
+    # Not every version takes the cores from the job. When a node's processes fail, those of the others wait
+    # for them: end them all.
+    return [f"--cpus-per-task={cores}", "--cpu-bind=none", "--kill-on-bad-exit=1"]
+
+
 def job_command(layout: Layout, cores: int) -> list[str]:
     """The same for a job that has begun on its first node: Slurm starts it on each of several nodes."""
     if layout.nodes == 1:
         return node_command(layout, cores)
     nodes = [f"--nodes={layout.nodes}", f"--ntasks={layout.nodes}", "--ntasks-per-node=1"]
-    # When a node's processes fail, those of the others wait for them: end them all.
-    step = ["srun", *nodes, f"--cpus-per-task={cores}", "--cpu-bind=none", "--kill-on-bad-exit=1"]
-    return [*step, *node_command(layout, cores)]
+    return ["srun", *nodes, *srun_options(cores), *node_command(layout, cores)]

@@ -1,6 +1,6 @@
 """How far a preset's stages are: runs, success so far, speed and expected end.
 
-srpo status [NAME | PRESET.yaml]            once, in lines
+srpo status [NAME | PRESET.yaml]                         once, in lines
 srpo status [...] --watch                                    again and again, with jobs, failures and hours
 srpo status [...] --serve                                    the same as a page on this machine
 

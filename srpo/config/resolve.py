@@ -237,6 +237,8 @@ class Resolver:
             checkpoint = suite_checkpoint(values["policy"]["checkpoint"], suite)
             values["policy"] = {**values["policy"], "checkpoint": checkpoint}
         if kind == "train":
+            if variant == SFT:
+                raise ConfigError(f"{COMMAND_LINE}: {SFT} has no stage train: name a variant with --variant")
             ignored = unread(settings)
             if row is not None:
                 self._require_read(row, ignored)
@@ -357,8 +359,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         stage = resolver.stage("world_model", world_model=name)
     else:
         variant = arguments.variant if issubclass(STAGES[arguments.stage], RunStage) else None
-        if arguments.stage == "train" and variant == SFT:
-            raise ConfigError(f"{COMMAND_LINE}: {SFT} has no stage train: name a variant with --variant")
         seed = preset.seeds[0] if arguments.seed is None else arguments.seed
         stage = resolver.stage(arguments.stage, arguments.suite or preset.suites[0], variant, seed)
     print(to_yaml(stage), end="")

@@ -266,6 +266,9 @@ def _read(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> N
     if lacking := [name for name in trained if f"model/{name}" not in state]:
         raise ValueError(f"{folder}: weights of another model: {lacking[:5]} are missing")
     kinds = sorted({key.split("/", 1)[0] for key in state} - {"model"})
+    held = {name: [kind for kind in kinds if f"{kind}/{name}" in state] for name in trained}
+    if partial := [name for name in trained if held[name] not in ([], kinds)]:
+        raise ValueError(f"{folder}: of {partial[:5]} some moments are missing")
     with warnings.catch_warnings():
         # Every process knows what it reads, so they need not plan together, of which torch warns.
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
@@ -273,9 +276,6 @@ def _read(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> N
     names = {parameter: name for name, parameter in trained.items()}
     ordered = [names[parameter] for group in optimiser.param_groups for parameter in group["params"]]
     moments = {
-        number: {kind: state[f"{kind}/{name}"] for kind in kinds if f"{kind}/{name}" in state}
-        for number, name in enumerate(ordered)
+        number: {kind: state[f"{kind}/{name}"] for kind in held[name]} for number, name in enumerate(ordered)
     }
-    if partial := [ordered[number] for number, found in moments.items() if 0 < len(found) < len(kinds)]:
-        raise ValueError(f"{folder}: of {partial[:5]} some moments are missing")
     optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})

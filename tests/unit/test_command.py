@@ -180,7 +180,7 @@ def test_a_wrong_task_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["resolve", "sft", "--set", "train.steps=[1"], "command line: train.steps: not YAML"),
+        (["resolve", "train", "--set", "train.steps=[1"], "command line: train.steps: not YAML"),
         (["resolve", "train", "--preset", "a" * 300], "there is no 'aaa"),
         (["resolve", "train", "--preset", "a" * 300 + ".yaml"], "File name too long"),
         (["resolve", "train", "--variant", "a" * 300], "no sheet of configs/presets/smoke.yaml has a row"),

@@ -39,7 +39,7 @@ def make_plan():
     """Resolve every stage of every run of the preset, so that a mistake shows before any job starts."""
     settings = dict(config)
     overrides = settings.pop("set", "") or ""  # YAML reads `set=` as null
-    if not workflow.configfiles:
+    if not workflow.configfiles and "name" not in settings:
         raise WorkflowError(
             f"--config {' '.join(settings)}: name a preset with --configfile; settings of runs are given as "
             '--config set="train.steps=5"'
