@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from srpo.cluster.jobs import Durations, Job, jobs_of, policy_of
+from srpo.cluster.jobs import Durations, Job, Kept, jobs_of, policy_of
 from srpo.cluster.resources import cores_of, gpus_of, minutes
 from srpo.cluster.speeds import Speeds, choose_speeds, nearest, read_rows
 from srpo.config import (
@@ -99,12 +99,12 @@ def read_throughput(rollout: Path, metrics: Path | None = None, gpu: Speeds | No
     return Throughput(rollout, simulation, training, gpu)
 
 
-def estimate(planned: Plan, throughput: Throughput, policy_bytes: int) -> list[Job]:
-    """All submitted jobs of a preset, with their durations. `policy_bytes`: what a run keeps of a policy."""
+def estimate(planned: Plan, throughput: Throughput, kept: Kept | None = None) -> list[Job]:
+    """All submitted jobs of a preset, with their durations. `kept`: of each policy (None: not counted)."""
     jobs = []
     for folder, stage in planned.stages.items():
         policy = policy_of(planned, stage) if isinstance(stage, Stage) else None
-        for job in jobs_of(planned, folder, stage, policy_bytes):
+        for job in jobs_of(planned, folder, stage, kept):
             durations = throughput.durations(job, stage, policy, planned.preset.parallel)
             jobs.append(job._replace(durations=durations))
     return jobs
@@ -144,7 +144,7 @@ def require_tries(planned: Plan, tries: int, most: int | None = None) -> None:
     for name, stage in planned.stages.items():
         if isinstance(stage, TrainStage):
             policy = policy_of(planned, stage)
-            (job,) = jobs_of(planned, name, stage, 0)
+            (job,) = jobs_of(planned, name, stage)
             seconds, folder = max(
                 (seconds, folder), (sum(operating(job, stage, policy, parallel, gpu)), name)
             )

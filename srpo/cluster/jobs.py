@@ -103,8 +103,22 @@ class Job(NamedTuple):
         }.get(self.rule, f"{self.folder}/policy")
 
 
-def jobs_of(plan: Plan, folder: str, stage: Stage | WorldModelStage, policy_bytes: int) -> Iterator[Job]:
-    """A stage's jobs, without their durations. `policy_bytes`: what stays of a policy on disk."""
+class Kept(NamedTuple):
+    """What a run leaves of its policy on disk, bytes.
+
+    weights     in its folder of results
+    checkpoint  the last one, in scratch: weights and moments as they are trained
+    """
+
+    weights: int
+    checkpoint: int
+
+
+def jobs_of(
+    plan: Plan, folder: str, stage: Stage | WorldModelStage, kept: Kept | None = None
+) -> Iterator[Job]:
+    """A stage's jobs, without their durations. `kept`: of each policy (None: not counted)."""
+    weights, checkpoint = kept or (0, 0)
     if isinstance(stage, WorldModelStage):
         yield Job("world_model", folder)
         return
@@ -114,10 +128,11 @@ def jobs_of(plan: Plan, folder: str, stage: Stage | WorldModelStage, policy_byte
     elif isinstance(stage, SftStage):
         after: tuple[str, ...] = (f"demos/{stage.suite}",) if stage.sft.updates else ()
         learn = stage.sft.updates * stage.sft.batch_size * operations.learning(policy)
-        yield Job("sft", folder, after, flop=Flop(learn=learn), disk=policy_bytes)
+        disk = weights + (checkpoint if stage.sft.updates else 0)
+        yield Job("sft", folder, after, flop=Flop(learn=learn), disk=disk)
     elif isinstance(stage, TrainStage):
         after = (sft, *pretraining_of(plan, stage.world_model))
-        disk = policy_bytes + scratch_bytes(stage)
+        disk = weights + checkpoint + scratch_bytes(stage)
         yield Job("train", folder, after, training_episodes(stage), training_flop(stage, policy), disk)
     elif isinstance(stage, EvaluateStage):
         episodes = len(stage.tasks) * stage.evaluate.episodes_per_task
@@ -148,7 +163,7 @@ def jobs_of(plan: Plan, folder: str, stage: Stage | WorldModelStage, policy_byte
 
 def all_jobs(plan: Plan) -> list[Job]:
     """The jobs of all stages, without their durations and what stays of policies on disk."""
-    return [job for folder, stage in plan.stages.items() for job in jobs_of(plan, folder, stage, 0)]
+    return [job for folder, stage in plan.stages.items() for job in jobs_of(plan, folder, stage)]
 
 
 def branches_of(stage: ValuesStage) -> int:

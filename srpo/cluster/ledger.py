@@ -170,7 +170,7 @@ def planned_jobs(planned: Plan) -> tuple[list[Job], str]:
     """The preset's jobs with what `srpo plan` says they take, and why it says nothing, or ''."""
     gpu = choose_speeds() if planned.preset.parallel.on_gpus else None
     try:
-        return estimate(planned, read_throughput(THROUGHPUT, None, gpu), 0), ""
+        return estimate(planned, read_throughput(THROUGHPUT, None, gpu)), ""
     except ConfigError as error:
         return all_jobs(planned), str(error)
 

@@ -29,7 +29,7 @@ from srpo.cluster.estimate import (
     held,
     read_throughput,
 )
-from srpo.cluster.jobs import Durations, Flop, Job, submissions, uncounted
+from srpo.cluster.jobs import Durations, Flop, Job, Kept, submissions, uncounted
 from srpo.cluster.resources import REQUESTS, gpus_of
 from srpo.cluster.speeds import GPU, MEASUREMENTS, MFU, Speeds, choose_speeds
 from srpo.config import ConfigError, Layout, Parallel, Policy, SftStage, TrainStage, read_yaml
@@ -53,11 +53,11 @@ WIDTH = 144
 class Sizes(NamedTuple):
     """Bytes of a policy.
 
-    kept      what stays of a run: its weights, and in scratch its last checkpoint
+    kept      what a run leaves on disk
     learning  its weights, gradients and moments while it learns
     """
 
-    kept: int
+    kept: Kept
     learning: int
 
 
@@ -66,7 +66,7 @@ def policy_sizes(policy: Policy) -> Sizes:
     from srpo.policies import memory  # torch: seconds
 
     update = memory.static(policy)
-    return Sizes(memory.weights(policy) + update.checkpoint, update.static)
+    return Sizes(Kept(memory.weights(policy), update.checkpoint), update.static)
 
 
 class Chain(NamedTuple):

@@ -23,6 +23,7 @@ from srpo.cluster.jobs import (
     Durations,
     Flop,
     Job,
+    Kept,
     all_jobs,
     policy_of,
     scratch_bytes,
@@ -163,7 +164,7 @@ def test_a_sweep_is_submitted_in_groups() -> None:
 def test_the_papers_counts() -> None:
     """As Snakemake's own dry run has them, and slurm/README.md."""
     preset, source = load_preset("paper")
-    jobs = estimate(plan(preset, source, ROOT / "configs"), THROUGHPUT, 0)
+    jobs = estimate(plan(preset, source, ROOT / "configs"), THROUGHPUT)
     counts = {rule: sum(job.rule == rule for job in jobs) for rule in resources.REQUESTS}
     assert counts == {
         **{"demos": 4, "world_model": 0, "sft": 4, "train": 168, "evaluate": 172},
@@ -184,10 +185,18 @@ def test_the_papers_counts() -> None:
 
 def test_training_episodes_of_the_smoke_preset() -> None:
     preset, source = load_preset("smoke")
-    jobs = estimate(plan(preset, source, ROOT / "configs"), THROUGHPUT, 7)
+    jobs = estimate(plan(preset, source, ROOT / "configs"), THROUGHPUT)
     trained = [job for job in jobs if job.rule == "train"]
     assert {job.episodes for job in trained} == {6 * 16 * 8}  # steps, groups, rollouts
-    assert all(job.disk > 7 for job in trained)
+
+
+def test_what_stays_of_policies_on_disk() -> None:
+    """Weights, and the checkpoint of what is trained: SFT without updates copies its policy."""
+    for name, checkpoints in (("smoke", 1), ("paper", 0)):
+        planned = plan(*load_preset(name), ROOT / "configs")
+        kept, nothing = (estimate(planned, THROUGHPUT, each) for each in (Kept(10, 7), None))
+        added = {(job.rule, job.disk - before.disk) for job, before in zip(kept, nothing, strict=True)}
+        assert {pair for pair in added if pair[1]} == {("sft", 10 + 7 * checkpoints), ("train", 17)}
 
 
 def test_pictures_that_a_training_keeps() -> None:
@@ -209,7 +218,7 @@ def test_the_papers_operations() -> None:
     15.09; a video is encoded with 113.8 (`test_operations.py`)."""
     preset, source = load_preset("paper-lora")
     found = plan(preset, source, ROOT / "configs")
-    jobs = estimate(found, Throughput(Path("rollout.csv"), RATES, gpu=flat(1e15)), 0)
+    jobs = estimate(found, Throughput(Path("rollout.csv"), RATES, gpu=flat(1e15)))
     by_folder = {job.folder: job for job in jobs}
     # 103 steps of 64 · 8 rollouts of 512 / 8 queries: 3,375,104 queries, 52,736 videos
     grpo, srpo = (by_folder[f"runs/libero_goal/{name}/seed0"] for name in ("grpo", "srpo"))
@@ -251,7 +260,7 @@ def test_all_weights_on_several_gpus() -> None:
     four = Layout(nodes=2, gpus=4, strategy="fsdp")
     preset = preset.model_copy(update={"parallel": preset.parallel.model_copy(update={"sft": four})})
     planned = plan(preset, source, ROOT / "configs", ["sft.updates=10"])
-    jobs = estimate(planned, Throughput(Path("rollout.csv"), RATES, gpu=flat(1e15)), 0)
+    jobs = estimate(planned, Throughput(Path("rollout.csv"), RATES, gpu=flat(1e15)))
     # 10 updates of 64 queries, all weights with checkpoints: 18.55 TFLOP a query, on eight GPUs
     learnt = [job.durations.learn for job in jobs if job.rule == "sft"]
     assert learnt == pytest.approx([640 * 18.55e12 / 8e15] * 4, rel=1e-3)
@@ -304,7 +313,7 @@ def test_memory_of_learning() -> None:
 
 def test_without_gpus_operations_take_no_time() -> None:
     preset, source = load_preset("smoke")
-    jobs = estimate(plan(preset, source, ROOT / "configs"), THROUGHPUT, 0)
+    jobs = estimate(plan(preset, source, ROOT / "configs"), THROUGHPUT)
     assert all(job.flop.learn for job in jobs if job.rule in ("sft", "train"))
     assert all(job.durations == (job.durations.simulate, 0, 0, 0) for job in jobs)
 
@@ -360,7 +369,7 @@ def test_each_job_goes_at_the_speed_of_its_kind() -> None:
         preset = preset.model_copy(update={"parallel": large})
         planned = plan(preset, source, ROOT / "configs", settings)
         found = {}
-        for job in estimate(planned, Throughput(Path("rollout.csv"), RATES, gpu=speeds), 0):
+        for job in estimate(planned, Throughput(Path("rollout.csv"), RATES, gpu=speeds)):
             times = zip(job.flop, job.durations[1:], strict=True)
             found[job.rule] = [round(flop / time / 1e12, 6) if time else 0 for flop, time in times]
         return found
@@ -438,7 +447,7 @@ def test_the_documentation_shows_what_is_printed(
     )
     assert shown is not None
     # As `srpo policy inspect` has it: 7,498 M weights, as many gradients, twice as many moments, of 4 bytes.
-    sizes = Sizes(kept=16 * 7_498_156_704, learning=16 * 7_498_156_704)
+    sizes = Sizes(Kept(4 * 7_498_156_704, 12 * 7_498_156_704), learning=16 * 7_498_156_704)
     monkeypatch.setattr("srpo.cluster.plan.policy_sizes", lambda policy: sizes)
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("sys.argv", ["plan", "--preset", "paper"])
@@ -507,7 +516,7 @@ def test_throughput_is_read_from_what_was_measured(tmp_path: Path) -> None:
 def test_measured_training_replaces_the_count() -> None:
     preset, source = load_preset("paper")
     measured = Throughput(Path("rollout.csv"), RATES, training=20.0, gpu=flat(1e15))
-    jobs = {job.folder: job for job in estimate(plan(preset, source, ROOT / "configs"), measured, 0)}
+    jobs = {job.folder: job for job in estimate(plan(preset, source, ROOT / "configs"), measured)}
     # 500 episodes of 512 steps, 20 steps a second
     assert jobs["runs/libero_goal/sft/seed0/evaluation"].durations == (500 * 512 / 20, 0, 0, 0)
     assert jobs["demos/libero_goal"].durations == (500 * 512 / 800, 0, 0, 0)  # no policy
