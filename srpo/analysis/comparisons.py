@@ -79,7 +79,8 @@ def compare(
     values = np.zeros(len(both)) if by is None else both.get_level_values(by).to_numpy()
     names, strata = np.unique(values, return_inverse=True)
     weight = np.array([1.0 if weights is None else weights[name] for name in names])
-    return difference_over_runs(list(_suites(strata, weight, after.loc[both], before.loc[both])))
+    suites = list(_suites(strata, weight, after.loc[both], before.loc[both]))
+    return difference_over_runs(suites, lowest=-times)
 
 
 def by_place(episodes: pd.DataFrame) -> pd.DataFrame:

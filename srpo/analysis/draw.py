@@ -31,7 +31,7 @@ from typing import Any
 
 import matplotlib as mpl
 
-from srpo.analysis import style, text
+from srpo.analysis import style
 from srpo.analysis.drawings import DRAWINGS, Drawing, Input, Root
 from srpo.analysis.drawn import Drawn
 from srpo.analysis.typeset import to_html, to_latex
@@ -71,11 +71,7 @@ def draw(
 def without(drawn: Drawn, absent: int) -> Drawn:
     """The same drawing, which says that so many files were not there."""
     files = f"{absent} file{'' if absent == 1 else 's'} of the preset"
-    typeset = drawn.typeset
-    if typeset is not None:
-        typeset = replace(typeset, notes=[*typeset.notes, text.incomplete(absent, files)])
-    missing = ", ".join(filter(None, (drawn.missing, files)))
-    return replace(drawn, typeset=typeset, missing=missing)
+    return replace(drawn, missing=", ".join(filter(None, (drawn.missing, files))))
 
 
 def _value(item: Input, paths: Sequence[Path]) -> Any:
@@ -100,13 +96,15 @@ def write(drawn: Drawn, outputs: Mapping[str, str], out: Path) -> None:
         with atomic_directory(out / outputs["folder"].format(suite=suite)) as folder:
             write_files(folder)
     if drawn.typeset is not None:
-        write_text(out / outputs["tex"], to_latex(drawn.typeset))
-        write_text(out / outputs["html"], to_html(drawn.typeset))
+        notes = [f"Incomplete: without {drawn.missing}."] if drawn.missing else []
+        table = replace(drawn.typeset, notes=[*drawn.typeset.notes, *notes])
+        write_text(out / outputs["tex"], to_latex(table))
+        write_text(out / outputs["html"], to_html(table))
     if drawn.text is not None:
         write_text(out / outputs["text"], drawn.text)
-    for form, table in (("efficiency", drawn.efficiency), ("csv", drawn.table)):
-        if table is not None:
-            write_with(out / outputs[form], partial(table.to_csv, index=False))
+    for form, rows in (("efficiency", drawn.efficiency), ("csv", drawn.table)):
+        if rows is not None:
+            write_with(out / outputs[form], partial(rows.to_csv, index=False))
 
 
 # All drawings of a folder.

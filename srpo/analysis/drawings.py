@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from posixpath import normpath
@@ -112,17 +112,27 @@ def evaluations(*tables: str, beside: tuple[str, ...] = ("config.yaml",)) -> Inp
     return Input("episodes", "evaluation/episodes.parquet", of_runs(*tables), beside)
 
 
-def of_sampled(plan: Plan, file: str) -> list[str]:
-    """A file of those evaluations of T1's runs that have sampled episodes."""
-    stages = {run: plan.stages[f"{run.folder}/evaluation"] for run in plan.tables.get("t1", ())}
-    sampled = [
-        run for run, stage in stages.items() if isinstance(stage, EvaluateStage) and stage.evaluate.sampled
-    ]
-    return [f"{run.folder}/{file}" for run in sampled]
+def of_sampled(*tables: str) -> Callable[[Plan, str], list[str]]:
+    """A file of those evaluations of some tables' runs that have sampled episodes."""
+
+    def expand(plan: Plan, file: str) -> list[str]:
+        stages = {run: plan.stages[f"{run.folder}/evaluation"] for run in plan.runs(*tables)}
+        return [
+            f"{run.folder}/{file}"
+            for run, stage in stages.items()
+            if isinstance(stage, EvaluateStage) and stage.evaluate.sampled
+        ]
+
+    return expand
 
 
-def training(*tables: str) -> Input:
-    return Input("metrics", "metrics.csv", of_runs(*tables), ("config.yaml", "manifest.json"))
+def sampled_evaluations(*tables: str) -> Input:
+    file = "evaluation/sampled.parquet"
+    return Input("sampled", file, of_sampled(*tables), ("config.yaml",), need="if planned")
+
+
+def training(*tables: str, beside: tuple[str, ...] = ("config.yaml", "manifest.json")) -> Input:
+    return Input("metrics", "metrics.csv", of_runs(*tables), beside)
 
 
 SWEEPS = Input("episodes", "plus/episodes.parquet", of_runs("t2"), ("config.yaml",))
@@ -140,7 +150,6 @@ TRAJECTORIES = Input("trajectories", "reward_benchmark/<suite>/trajectories", of
 VALUES = Input("values", "values/<suite>/values.parquet", of_values, ("config.yaml",))
 REWARDS = Input("rewards", "rewards.parquet", of_runs("ablations"), ("config.yaml",), need="if planned")
 FILMED = Input("episodes", "evaluation/episodes.parquet", of_t1_pairs, ("config.yaml", "videos"))
-SAMPLED = Input("sampled", "evaluation/sampled.parquet", of_sampled, ("config.yaml",), need="if planned")
 PUBLISHED = Input("published", "reference/published.csv", as_named, root="configs", kind="file")
 
 
@@ -285,7 +294,13 @@ DRAWINGS = (
         "gains",
         "tables.gains",
         "What training changed",
-        (training("f2"), sheet("f2"), evaluations("t1"), SAMPLED, sheet("t1", "t1-sheet")),
+        (
+            training("f2", beside=("config.yaml", "rewards.parquet")),
+            sheet("f2"),
+            evaluations("t1"),
+            sampled_evaluations("t1"),
+            sheet("t1", "t1-sheet"),
+        ),
         ("csv", "text"),
         "Tables",
     ),
@@ -359,8 +374,9 @@ EVIDENCE = Drawing(
     "Evidence",
     (
         evaluations("t1", "ablations"),
+        sampled_evaluations("t1", "ablations"),
         training("f2", "ablations"),
-        CURVES,
+        replace(CURVES, need="if planned"),
         REWARDS,
         sheet("t1", "t1-sheet"),
         sheet("f2", "f2-sheet"),

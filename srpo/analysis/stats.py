@@ -160,8 +160,10 @@ def rate_over_runs(suites: Sequence[Outcomes], seed: int = 0) -> Estimate:
     return Estimate(value, *percentile_interval(draws))
 
 
-def difference_over_runs(suites: Sequence[Outcomes], seed: int = 0) -> Difference:
+def difference_over_runs(suites: Sequence[Outcomes], seed: int = 0, lowest: float = -1.0) -> Difference:
     """Success of a method minus that of a baseline on the same places, with interval and p of the same draws.
+
+    No draw counts as below `lowest` or above 1, which no difference can be.
 
     One place that only the method solved and one that only the baseline did are added to those that are drawn
     from, as in Bonett & Price's interval (Journal of Educational and Behavioral Statistics 2012), for the
@@ -172,7 +174,8 @@ def difference_over_runs(suites: Sequence[Outcomes], seed: int = 0) -> Differenc
         return NO_PAIRS
     value = sum(float(s.shares @ (s.runs.mean(axis=0) - _baseline(s).mean(axis=0))) for s in suites)
     runs = min(len(_baseline(suite)) for suite in suites), min(len(suite.runs) for suite in suites)
-    return _difference(value, _draws(suites, (1.0, -1.0), 1.0, seed), pairs, runs)
+    draws = np.clip(_draws(suites, (1.0, -1.0), 1.0, seed), lowest, 1.0)
+    return _difference(value, draws, pairs, runs)
 
 
 def area_difference(
@@ -198,6 +201,33 @@ def area_difference(
         for b, m in zip(baseline, method, strict=True)
     ]
     return _difference(value, np.mean(drawn, axis=0), 0, runs)
+
+
+def ratio_over_runs(
+    suites: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], *, seed: int = 0
+) -> Estimate:
+    """A sum over all runs by another one, with the interval of runs drawn anew within each suite.
+
+    With one run of a suite there is no spread to draw from, hence no interval. A draw changes the ratio by
+    what each run adds to its numerator beyond the ratio times its denominator (the linearised ratio
+    estimator: Cochran, Sampling Techniques, 1977, chapter 6).
+
+    Args:
+        suites: numerators and denominators of the runs of each suite, float (R,) each.
+    """
+    above, below = (float(sum(one[k].sum() for one in suites)) for k in (0, 1))
+    if below == 0:
+        return Estimate(NAN, NAN, NAN)
+    value = above / below
+    if min(len(one[0]) for one in suites) < 2:
+        return Estimate(value, NAN, NAN)
+    rng = np.random.default_rng(seed)
+    spread = _spread([len(one[0]) for one in suites], rng)
+    draws = np.full(RESAMPLES, value)
+    for numerators, denominators in suites:
+        beyond = numerators - value * denominators
+        draws += len(beyond) * (_runs_drawn(len(beyond), spread, rng) @ beyond - beyond.mean()) / below
+    return Estimate(value, *percentile_interval(draws))
 
 
 def _difference(value: float, draws: NDArray[np.float64], pairs: int, runs: tuple[int, int]) -> Difference:
@@ -329,17 +359,16 @@ def first_reached(x: NDArray[np.floating], y: NDArray[np.floating], level: float
 
 
 def median_reached(runs: Sequence[Reached]) -> Reached:
-    """The median over runs by Kaplan and Meier's estimator, which uses runs that ended too early for what
-    they say; censored at the longest such run where fewer than half are seen to arrive."""
+    """When half of the runs have arrived, by Kaplan and Meier's estimator, which uses runs that ended too
+    early for what they say; censored at the longest such run where fewer than half are seen to arrive."""
     if not runs:
         raise ValueError("no runs")
     arrived = np.array([not run.censored for run in runs])
-    median = NAN
     if arrived.any():
         survival = SurvfuncRight(np.array([run.at for run in runs]), arrived.astype(int))
-        median = float(survival.quantile(0.5))
-    if np.isfinite(median):
-        return Reached(median, False)
+        half = np.flatnonzero(survival.surv_prob <= 0.5 + 1e-9)  # a product of fractions is rounded
+        if len(half):
+            return Reached(float(survival.surv_times[half[0]]), False)
     return Reached(max(run.at for run in runs), True)
 
 

@@ -94,7 +94,7 @@ _LOOKS = {
     "vjepa2-tiny": (BLUE, "p"),
     "vjepa2-tiny, prefix": (GREEN, "o"),
     "distance to goal": (GREEN, "*"),
-    "value, measured again": (BLACK, "s"),
+    "value, drawn again": (BLACK, "s"),
     "vjepa2-vitl": (SKY, "8"),
     "vjepa2-vitg": (BLUE, "o"),
 }

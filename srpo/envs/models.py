@@ -28,9 +28,9 @@ import numpy as np
 from srpo.runtime.files import atomic_file
 
 PHYSICS, VISIBLE = "physics", "visible"
-DECIMATION = {"near": (0.0007, 0.05, 1024), "fast": (0.002, 0.4, 512)}
+DECIMATION = {"near": (0.001, 0.1, 1024), "fast": (0.002, 0.4, 512)}
 """Render mode → tolerance (m) and shading (cosine) of `srpo.envs.decimate`, largest texture (pixels)."""
-RECIPE = 4
+RECIPE = 5
 """Version of the models: increase it with every change of this module that makes different ones."""
 STALE_SECONDS = 3600
 """Age of an unfinished file from which its process must have been killed."""

@@ -242,7 +242,8 @@ def load_metrics(
     missing = missing_rows(metrics, pd.DataFrame(expected, columns=keys), allow_incomplete)
     metrics = metrics.sort_values(keys, ignore_index=True)
     runs = metrics.groupby(["suite", "variant", "seed"])
-    metrics["episodes_so_far"] = runs["episodes"].cumsum()
+    rolled_out = metrics["episodes"].where(metrics["environment_steps"] > 0, 0)  # offline, in step 1 alone
+    metrics["episodes_so_far"] = rolled_out.groupby([metrics[key] for key in keys[:3]]).cumsum()
     metrics["control_steps_so_far"] = runs["environment_steps"].cumsum()
     metrics["seconds_so_far"] = metrics["control_steps_so_far"] / CONTROL_HZ
     return metrics, len(missing)

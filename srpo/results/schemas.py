@@ -142,15 +142,24 @@ RL_METRICS = Schema(
             True,
         ),
         "clip_fraction": Column(
-            "float", "share of tokens whose ratio (offline: weight) was clipped; null: no update", True
+            "float",
+            "share of tokens whose ratio (offline: weight) was clipped, each weighed as in the loss: by "
+            "`train.aggregate` `trajectory` all rollouts count alike; null: no update",
+            True,
         ),
-        "entropy": Column("float", "mean entropy of the action tokens, nats; null: no update", True),
+        "entropy": Column(
+            "float",
+            "mean entropy of the action tokens, nats, weighed like `clip_fraction`; null: no update",
+            True,
+        ),
         "grad_norm": Column("float", "mean gradient norm before clipping; null: no update", True),
         "learning_rate": Column("float", "learning rate of the step"),
         "evaluation_episodes": Column("int", "greedy episodes on test states after the step"),
         "evaluation_success_rate": Column("float", "their success rate; null: no evaluation", True),
         "environment_steps": Column(
-            "int", "control steps of the rollouts that finished, and of the branches: what the step cost"
+            "int",
+            "control steps of the rollouts that finished, and of the branches: what the step cost; offline 0 "
+            "after step 1, whose rollouts the others use",
         ),
         "branches": Column("int", "branches from moments of the rollouts that finished (`train.branching`)"),
         "branch_steps": Column("int", "control steps of these, of `environment_steps`"),
@@ -167,8 +176,8 @@ RL_METRICS = Schema(
         ),
         "episodes_per_second": Column(
             "float",
-            "rollouts and branches run / the seconds that they took, beside an update or not; null when all "
-            "had been run before a restart",
+            "rollouts and branches run / the seconds that they took, beside an update or not; null where "
+            "none was run in this step, or all before a restart",
             True,
         ),
         "memory_mb": Column(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -230,6 +232,10 @@ class Share:
     seconds: float
 
 
+WRITTEN_BEHIND = 2
+"""Episodes that may wait to be written to the store while others are rolled out."""
+
+
 @dataclass(frozen=True)
 class Collector:
     """Runs episodes in all processes, each with its own simulators; stored ones are not run again.
@@ -256,8 +262,8 @@ class Collector:
     ) -> Share:
         """Run some episodes until none is left that no process has begun; others need not call at once.
 
-        Episodes that could not be run are left out and counted as errors, never as failures. Of a branch only
-        how it ended matters: its images are not kept.
+        Episodes that could not be run are left out and counted as errors, never as failures. Of branches and
+        greedy episodes only how they ended matters: their images are not kept.
         """
         started = time.perf_counter()
         world_size, rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -273,21 +279,31 @@ class Collector:
         for_others, errors, simulated = [], 0, 0
         total = len(missing) if world_size == 1 else None  # others may run some
         first = self.accelerator.is_main_process
-        with progress_bar(first, total=total, desc=label, unit="episode", leave=False) as bar:
+        # Flushing an episode to a disk takes a tenth of a second, in which no query would be answered.
+        writing: deque[Future[None]] = deque()
+        with (
+            ThreadPoolExecutor(max_workers=1) as writer,
+            progress_bar(first, total=total, desc=label, unit="episode", leave=False) as bar,
+        ):
             for result in self.runner.run(missing, others):
                 number = numbers[result.spec]
                 if isinstance(result, FailedRun):
                     print(f"infrastructure error: {result.spec}: {result.error}", flush=True)
                     errors += 1
                 else:
-                    episode = result if result.spec.start is None else _without_images(result)
-                    self.store.add(step, episode)
+                    learns = result.spec.start is None and result.spec.temperature > 0
+                    episode = result if learns else _without_images(result)
+                    writing.append(writer.submit(self.store.add, step, episode))
+                    if len(writing) > WRITTEN_BEHIND:
+                        writing.popleft().result()
                     simulated += 1
                     if number in own:
                         episodes[number] = episode
                     else:
                         for_others.append(number)
                 bar.update()
+            for each in writing:
+                each.result()
         lacking = {number: spec for number, spec in own.items() if number not in episodes}
         seconds = time.perf_counter() - started
         return Share(step, group_size, episodes, lacking, for_others, errors, simulated, seconds)

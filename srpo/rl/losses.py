@@ -46,7 +46,7 @@ class PolicyLoss:
     surrogate      the clipped surrogate's part of the loss
     kl             k3 estimate of KL(policy ‖ reference); 0 without reference
     entropy        of the action distributions
-    clip_fraction  share of tokens whose gradient (in `regression_loss`: weight) is clipped
+    clip_fraction  share of tokens, by their weights, whose gradient (in `regression_loss`: weight) is clipped
     approx_kl      k3 estimate of KL(rollout policy ‖ policy): how far the update has gone
     """
 

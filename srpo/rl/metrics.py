@@ -43,6 +43,7 @@ class StepRecord:
     evaluation      greedy episodes on test states; empty in a step without evaluation
     seconds         of each of `PHASES`
     policy_lag      updates that the policy which rolled out lacked
+    own_batch       offline, later steps learn from the first one's
     """
 
     step: int
@@ -53,6 +54,7 @@ class StepRecord:
     evaluation: Batch
     seconds: Mapping[str, float]
     policy_lag: int = 0
+    own_batch: bool = True
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
@@ -66,7 +68,8 @@ def metrics_row(record: StepRecord) -> dict[str, Any]:
     distances = shaped.distances[np.isfinite(shaped.distances)]
     rewards = shaped.rewards[shaped.valid]
     groups = batch.count_groups(np.ones(len(success), bool))
-    branch_steps = sum(moment.steps for moment in batch.moments)
+    ran = batch if record.own_batch else Batch()  # for this step
+    branch_steps = sum(moment.steps for moment in ran.moments)
     gpu_memory = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else None
     return {
         "step": record.step,
@@ -94,12 +97,12 @@ def metrics_row(record: StepRecord) -> dict[str, Any]:
         "learning_rate": record.learning_rate,
         "evaluation_episodes": len(evaluation.outcomes),
         "evaluation_success_rate": _mean(evaluation.success.astype(np.float64)),
-        "environment_steps": sum(outcome.steps for outcome in batch.outcomes) + branch_steps,
-        "branches": sum(moment.branches for moment in batch.moments),
+        "environment_steps": sum(outcome.steps for outcome in ran.outcomes) + branch_steps,
+        "branches": sum(moment.branches for moment in ran.moments),
         "branch_steps": branch_steps,
         **{f"seconds_{phase}": record.seconds[phase] for phase in PHASES},
         "seconds_total": sum(record.seconds.values()),
-        "episodes_per_second": batch.simulated / batch.seconds if batch.simulated else None,
+        "episodes_per_second": ran.simulated / ran.seconds if ran.simulated else None,
         "memory_mb": _resident_memory(),
         "gpu_memory_mb": gpu_memory,
     }

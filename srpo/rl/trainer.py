@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +134,8 @@ class Trainer:
         if self.world_model is not None and demonstrations:
             self.experts = embed_experts(config, self.world_model, demonstrations)
         self.inputs = {"policy": sha256(folders.policy)}
-        if folders.world_model is not None:
-            self.inputs["world_model"] = sha256(folders.world_model)
+        if source := self.world_model_folder():
+            self.inputs["world_model"] = sha256(source)
         self.inputs |= {file.name: sha256(file) for file in demonstrations}
 
         # Trackers only observe: another choice of them does not make it another run.
@@ -192,6 +192,14 @@ class Trainer:
         tasks = [load_task(self.config.suite, task).name for task in self.config.tasks]
         return [self.folders.demos / file_name(task) for task in tasks]
 
+    def world_model_folder(self) -> Path | None:
+        """The folder with the world model's weights; None where none is given and the settings name none."""
+        model = self.config.world_model
+        if self.folders.world_model is not None or model is None or model.checkpoint is None:
+            return self.folders.world_model
+        named = Path(model.checkpoint)  # else a name on the hub, whose files its cache knows by their hashes
+        return named if named.is_dir() else None
+
     def resume(self) -> None:
         """Restore the last checkpoint, if there is one."""
         restored = self.checkpoints.restore(self.learner.policy, self.learner.optimiser)
@@ -209,19 +217,23 @@ class Trainer:
 
     def train(self) -> None:
         """Run the steps that are left, then write the results."""
-        data: tuple[Batch, BatchScores] | None = None
+        batch: Batch | None = None
+        scores: BatchScores | None = None
         upcoming: Batch | None = None
         try:
             for step in self.remaining_steps():
                 timer = PhaseTimer()
-                if data is None or self.online:
+                if batch is None or self.online:
                     with timer("rollout"):
-                        batch = upcoming or self.collect(step)
+                        batch, upcoming = upcoming or self.collect(step), None
                     self.roll_ahead(step + 1)
                     with timer("encode"):
-                        data = batch, self.score(batch)
+                        scores = self.score(batch)
+                assert batch is not None and scores is not None
                 with timer("update"):
-                    update_metrics = self.update(*data, step)
+                    update_metrics = self.update(batch, scores, step)
+                if self.online:
+                    batch = replace(batch, episodes={})  # pictures, that would last through the next rollouts
                 if self.ahead is not None:
                     with timer("rollout"):
                         upcoming = self.collect(step + 1)
@@ -230,7 +242,9 @@ class Trainer:
                 with timer("evaluate"):
                     evaluation = self.evaluate(step)
                 rate, lag = self.learning_rate(step), min(self.config.train.overlap, step - 1)
-                self.log(StepRecord(step, *data, update_metrics, rate, evaluation, timer.seconds, lag))
+                seconds = timer.seconds
+                own = self.online or step == 1
+                self.log(StepRecord(step, batch, scores, update_metrics, rate, evaluation, seconds, lag, own))
                 if self.at_target:
                     if self.accelerator.is_main_process:
                         print(f"target {self.config.train.target:.1%} reached: stopping", flush=True)

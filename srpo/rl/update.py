@@ -179,8 +179,10 @@ def update_policy(
     """
     train, policy, accelerator = config.train, learner.policy, learner.accelerator
     advantages = scores.advantages if scores.chunks is None else scores.chunks
-    # A group whose rewards are all equal has advantage 0: it would only dilute a mini-batch.
-    groups = np.unique(batch.groups[scores.kept & scores.signal])
+    # A group whose rewards are all equal has advantage 0 and would only dilute a mini-batch of the clipped
+    # surrogate. Offline, advantage 0 weighs 1: a group that succeeded throughout is there to be imitated.
+    teaches = scores.signal if train.offline is None else scores.signal | batch.success
+    groups = np.unique(batch.groups[scores.kept & teaches])
     rows: list[list[float]] = []
     for epoch in range(train.epochs):
         order = np.random.default_rng([config.seed, step, epoch]).permutation(groups)

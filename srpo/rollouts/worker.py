@@ -87,8 +87,12 @@ def run_episode(
         for place, index in enumerate(chosen, queries):
             # Rendered afterwards from the stored states; the policy's own images are not rendered again.
             query, rest = divmod(int(index), CHUNK)
-            rendered = perturbation is None and rest == 0 and query < queries
-            images[place] = images[query] if rendered else env.render(observation=observations[index])
+            if place > queries and index == chosen[place - queries - 1]:  # fewer steps than frames
+                images[place] = images[place - 1]
+            elif perturbation is None and rest == 0 and query < queries:
+                images[place] = images[query]
+            else:
+                images[place] = env.render(observation=observations[index])
     valid = np.arange(queries * CHUNK) < steps
     return Episode(
         spec=spec,

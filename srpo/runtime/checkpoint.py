@@ -107,7 +107,7 @@ class Checkpoints:
         gather_values(None)  # nobody writes before that
         process, processes = place()
         name = f"part-{process:05d}-of-{processes:05d}"
-        text = json.dumps(progress)  # as it is now
+        text = json.dumps(progress) if self._writer else ""  # as it is now
         self._writing = self._thread.submit(self._write, folder, name, _own_part(state), text, nbytes(state))
 
     def wait(self) -> None:

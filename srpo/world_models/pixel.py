@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srpo.config import WorldModel as WorldModelConfig
-from srpo.world_models.base import Embedding, Frames, WorldModel
+from srpo.world_models.base import Embedding, Frames, WorldModel, require_frames
 
 BATCH_SIZE = 16
 
@@ -39,10 +39,18 @@ class PixelWorldModel(WorldModel):
         self.image_size = config.image_size
 
     def encode(self, videos: Sequence[Frames]) -> Embedding:
-        return np.stack([self._encode(video) for video in videos])
+        return np.stack([self._encode(video).ravel() for video in videos])
+
+    def _embed_prefixes(self, frames: Frames, ends: Sequence[int]) -> Embedding:
+        # A frame is as small in every prefix, so each is averaged once.
+        require_frames(frames)
+        used, places = np.unique([self.indices(end + 1) for end in ends], return_inverse=True)
+        small = self._encode(frames[used])
+        return np.stack([small[rows].ravel() for rows in places.reshape(len(ends), -1)])
 
     def _encode(self, video: Frames) -> Embedding:
+        """Frames uint8 (T, H, W, 3), small: float32 (T, image_size, image_size, 3)."""
         rows = area_weights(video.shape[1], self.image_size)
         columns = area_weights(video.shape[2], self.image_size)
         small = np.einsum("ih,thwc,jw->tijc", rows, video.astype(np.float32) / 255, columns, optimize=True)
-        return np.ascontiguousarray(small, dtype=np.float32).ravel()
+        return np.ascontiguousarray(small, dtype=np.float32)

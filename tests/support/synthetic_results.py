@@ -25,7 +25,7 @@ from srpo.config import (
 )
 from srpo.libero_plus import tasks as plus_tasks
 from srpo.results.rows import protocol_json, read_rows, write_rows
-from srpo.results.schemas import BENCHMARK, CURVES, EPISODES, PATHS, RL_METRICS, VALUES
+from srpo.results.schemas import BENCHMARK, CURVES, EPISODES, PATHS, REWARDS, RL_METRICS, VALUES
 
 MAX_STEPS: dict[str, int] = {
     "libero_spatial": 220,
@@ -316,7 +316,7 @@ def rl_run(
     }
     write_config(folder, TrainStage.model_validate(config))
     rng = np.random.default_rng([seed, len(variant), MAX_STEPS[suite]])
-    rows = []
+    rows, rewards = [], []
     for step, rate in enumerate(rates, start=1):
         successes = int(rng.binomial(episodes, rate))
         counts = {"episodes": episodes, "successes": successes, "success_rate": successes / episodes}
@@ -325,7 +325,16 @@ def rl_run(
         }
         row["reward_histogram"] = "[]"
         rows.append({**row, "step": step, **counts, "groups": 4, "environment_steps": 100 * episodes})
+        rewards += [
+            {
+                **{"step": step, "group": k % 4, "suite": suite, "task_id": k % 2, "init_state": k % 4},
+                **{"episode_seed": k, "success": k < successes, "steps": 100, "distance_to_goal": 0.1},
+                **{"distance": None, "reward": float(k < successes), "advantage": 0.0, "kept": True},
+            }
+            for k in range(episodes)
+        ]
     write_rows(folder / "metrics.csv", rows, RL_METRICS)
+    write_rows(folder / "rewards.parquet", rewards, REWARDS)
     (folder / "manifest.json").write_text(json.dumps({"packages": {"mujoco": MUJOCO}}))
     return folder / "metrics.csv"
 

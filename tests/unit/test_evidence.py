@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from srpo.results.schemas import REWARDS
 from srpo.rl.advantages import group_advantages
 from support.synthetic_results import curves_of, libero_run, reward_benchmark, rl_run
 
-PAGE = "".join(f"Before {name}.\n<!-- {name} -->\noutdated\n<!-- end -->\n" for name in evidence.PARTS)
+PAGE = "".join(f"Before {name}.\n<!-- smoke: {name} -->\noutdated\n<!-- end -->\n" for name in evidence.PARTS)
 
 
 def sheet(path: Path) -> str:
@@ -60,7 +61,7 @@ def results(root: Path, rates: dict[str, float], ways: tuple[float, float] = (0.
     failures, and a group of two failures, each whose second failure has `ways`[1] to go."""
     for variant, rate in rates.items():
         for seed in (0,) if variant == "sft" else (0, 1):
-            libero_run(root / "runs", "libero_goal", variant, rate, seed=seed, states=20)
+            libero_run(root / "runs", "libero_goal", variant, rate, seed=seed, states=20, sampled=1)
             if variant == "sft":
                 continue
             model = "vjepa2-tiny" if variant in ("srpo", "srpo-prefix") else variant.removeprefix("srpo-")
@@ -183,11 +184,11 @@ def test_the_page_is_written_between_its_lines(tmp_path: Path) -> None:
 
     with pytest.raises(ResultError, match=r"nowhere\.md: No such file"):
         evidence.main([*arguments, "--page", str(tmp_path / "nowhere.md")])
-    page.write_text(PAGE.replace("<!-- truth -->", "<!-- lies -->"))
+    page.write_text(PAGE.replace("<!-- smoke: truth -->", "<!-- smoke: lies -->"))
     with pytest.raises(ResultError, match="no part 'lies'"):
         evidence.main(arguments)
-    page.write_text(PAGE.replace("<!-- truth -->\noutdated\n<!-- end -->", ""))
-    with pytest.raises(ResultError, match="for \\['truth'\\]"):
+    page.write_text(PAGE.replace("smoke: ", "mini: "))
+    with pytest.raises(ResultError, match="has no lines `<!-- smoke: PART -->`"):
         evidence.main(arguments)
 
 
@@ -213,10 +214,25 @@ def test_missing_rows_are_refused(tmp_path: Path) -> None:
         read(root)
 
 
+def test_what_is_there_of_an_incomplete_preset_is_told(tmp_path: Path) -> None:
+    root = results(tmp_path, GOOD)
+    for seed in (0, 1):
+        shutil.rmtree(root / f"runs/libero_goal/srpo-pixel/seed{seed}/evaluation")
+    found = claims.read(root, plan(*load_preset(str(preset(root)))), allow_incomplete=True)
+    assert found.complete == ["grpo", "srpo"]
+    assert "Not judged, for not all of their runs are there: SRPO, pixels." in evidence.verdict(found)
+    assert "pixels" not in evidence.held_out(found) + evidence.differences(found)
+    areas = [line for line in evidence.efficiency(found).splitlines() if "SRPO, pixels" in line]
+    assert len(areas) == 1 and "points" in areas[0]
+    runs = [line for line in evidence.seeds(found).splitlines() if "SRPO, pixels" in line]
+    assert len(runs) == 2 and all(line.endswith("| – | – |") for line in runs)
+
+
 def test_the_shipped_page_is_what_the_shipped_rows_say(tmp_path: Path) -> None:
     shipped = CONFIGS.parent / "docs/evidence.md"
     page = tmp_path / "evidence.md"
     page.write_text(shipped.read_text(encoding="utf-8"), encoding="utf-8")
-    rows = CONFIGS.parent / "results/reference/smoke"
-    evidence.main([str(rows), "--page", str(page)])
+    for name in ("mini", "smoke"):
+        rows = CONFIGS.parent / "results/reference" / name
+        evidence.main([str(rows), "--page", str(page), "--allow-incomplete"])
     assert page.read_text(encoding="utf-8") == shipped.read_text(encoding="utf-8")

@@ -7,7 +7,8 @@ import pytest
 
 from srpo.analysis.tables import gains
 from srpo.results import ResultError
-from srpo.results.rows import read_episodes
+from srpo.results.rows import read_episodes, read_rows, write_rows
+from srpo.results.schemas import REWARDS
 from support.drawing import run, write_sheet
 from support.synthetic_results import libero_run, rl_run
 
@@ -44,6 +45,34 @@ def test_the_first_third_stands_beside_the_last(tmp_path: Path) -> None:
         "greedy episodes on held-out states went, within its noise, from" in held_out
         and "after SFT to" in held_out
     )
+
+
+def test_rollouts_of_a_group_are_no_independent_ones(tmp_path: Path) -> None:
+    """Groups that end alike are worth one rollout each: their rise may be within the noise."""
+    widths = []
+    for spread in (True, False):
+        metrics = rl_run(tmp_path / str(spread), "libero_goal", "grpo", [0.25, 0.75])
+        rewards = read_rows(metrics.with_name("rewards.parquet"), REWARDS)
+        numbers = rewards.groupby("step").cumcount()
+        solved = rewards["step"].map({1: 8, 2: 24})  # of 32
+        order = numbers if spread else 8 * (numbers % 4) + numbers // 4
+        rewards["success"] = order < solved
+        write_rows(metrics.with_name("rewards.parquet"), rewards.to_dict("records"), REWARDS)
+        (row,) = gains.estimate(gains.load_groups(metrics), {"grpo": "GRPO"}, {}, ()).to_dict("records")
+        assert (row["successes_before"], row["episodes_before"], row["successes_after"]) == (8, 32, 24)
+        widths.append((row["change_low"], row["verdict"]))
+    assert widths[0][0] > 0 > widths[1][0] and [verdict for _, verdict in widths] == ["rose", "undecided"]
+
+
+def test_what_was_not_evaluated_has_no_sentence(tmp_path: Path) -> None:
+    curves = write_sheet(tmp_path / "curves.tsv", {"grpo": "GRPO"})
+    results = write_sheet(tmp_path / "results.tsv", {"sft": "SFT", "grpo": "GRPO"})
+    metrics = rl_run(tmp_path / "runs", "libero_goal", "grpo", [0.5, 0.5])
+    episodes = libero_run(tmp_path / "runs", "libero_goal", "sft", 0.5, states=20)
+    files = ["--sheet", curves, "--metrics", metrics, "--t1-sheet", results, "--episodes", episodes]
+    run("gains", tmp_path, *files, "--allow-incomplete")
+    (line,) = (tmp_path / "tables/gains.txt").read_text().splitlines()
+    assert "training rollouts" in line
 
 
 def test_one_rl_step_has_nothing_to_stand_beside(tmp_path: Path) -> None:

@@ -75,6 +75,20 @@ def test_what_is_learnt_is_what_the_better_episodes_did() -> None:
     assert preference(right) > preference(replace(right, advantages=-right.advantages)) + 1
 
 
+def test_a_group_that_succeeded_throughout_is_imitated_and_one_that_failed_is_not() -> None:
+    settings = config(minibatch=4, keep_success=(0.0, 1.0))
+
+    def moved(outcomes: str) -> bool:
+        data = batch(settings, outcomes, small_policy())
+        policy = small_policy()
+        before = {name: value.clone() for name, value in policy.state_dict().items()}
+        optimiser = torch.optim.SGD(policy.parameters(), lr=1e-3)
+        learn(settings, policy, None, optimiser, data, scored(settings, data))
+        return any(not torch.equal(before[name], value) for name, value in policy.state_dict().items())
+
+    assert moved("1111" * 4) and not moved("0000" * 4)
+
+
 def test_the_set_is_rolled_out_and_scored_once(ran: list[EpisodeSpec], tmp_path: Path) -> None:
     train(tmp_path, config())
     assert len(ran) == len(set(ran)) == 16
@@ -82,6 +96,8 @@ def test_the_set_is_rolled_out_and_scored_once(ran: list[EpisodeSpec], tmp_path:
     assert metrics["step"].tolist() == [1, 2, 3] and metrics["distance_mean"].nunique() == 1
     assert metrics["loss"].is_monotonic_decreasing
     assert metrics["seconds_rollout"].tolist()[1:] == [0, 0] and metrics["seconds_rollout"][0] > 0
+    assert metrics["environment_steps"].tolist()[1:] == [0, 0] and metrics["environment_steps"][0] > 0
+    assert metrics["episodes_per_second"].notna().tolist() == [True, False, False]
     rewards = read_rows(tmp_path / "out/rewards.parquet", REWARDS)
     assert len(rewards) == metrics["episodes"][0] and set(rewards["step"]) == {1}
     # Asked for once more, the results are written at once, from the last checkpoint.

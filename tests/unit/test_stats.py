@@ -24,6 +24,7 @@ from srpo.analysis.stats import (
     probability_of_improvement,
     rate_difference,
     rate_over_runs,
+    ratio_over_runs,
     wilson,
 )
 
@@ -226,6 +227,33 @@ def test_areas_are_compared_by_runs_drawn_anew() -> None:
         area_difference(grpo[:1], srpo)
 
 
+def test_no_difference_is_above_one_or_below_minus_one() -> None:
+    """Two runs that differ much have draws that no rate can have."""
+    runs, none = np.array([[1.0, 1.0], [0.0, 0.2]]), np.zeros((1, 2))
+    suite = Outcomes(runs, np.full(2, 0.5), np.zeros(2, int), none)
+    found = difference_over_runs([suite]).estimate
+    assert (found.low, found.high) == (-1, 1)
+    twice = difference_over_runs([suite], lowest=-2.0).estimate
+    assert (twice.low, twice.high) == (-2, 1)
+
+
+def test_a_ratio_is_of_sums_over_runs_drawn_anew() -> None:
+    rights, pairs = np.array([6.0, 8.0, 7.0]), np.array([10.0, 10.0, 10.0])
+    found = ratio_over_runs([(rights, pairs)])
+    assert found.value == pytest.approx(0.7)
+    # Runs of like size: the mean of 0.6, 0.8 and 0.7, two degrees of freedom: t = 4.303.
+    assert found.high - found.low == pytest.approx(2 * 4.303 * 0.1 / np.sqrt(3), rel=0.1)
+    # A run with ten times the pairs counts ten times as much.
+    assert ratio_over_runs([(np.array([50.0, 10.0]), np.array([100.0, 10.0]))]).value == 60 / 110
+    # What suites differ in is no spread of runs.
+    apart = ratio_over_runs(
+        [(np.array([1.0, 1.0]), np.full(2, 10.0)), (np.array([9.0, 9.0]), np.full(2, 10.0))]
+    )
+    assert (apart.low, apart.value, apart.high) == pytest.approx((0.5, 0.5, 0.5))
+    assert np.isnan(ratio_over_runs([(np.array([6.0]), np.array([10.0]))]).low)
+    assert np.isnan(ratio_over_runs([(np.zeros(2), np.zeros(2))]).value)
+
+
 def test_interquartile_mean_by_hand() -> None:
     assert interquartile_mean(np.array([[0, 1, 2, 3], [4, 5, 60, -70]])) == 2.5  # of 1, 2, 3, 4
     assert interquartile_mean(np.array([1.0, 2.0, 9.0])) == 4  # a quarter of three, rounded down, is none
@@ -267,3 +295,7 @@ def test_median_reached_by_hand() -> None:
     assert median_reached(of(10, 30, 40, censored=(20, 50))) == Reached(40, False)
     assert median_reached(of(10, censored=(40, 50))) == Reached(50, True)  # most are not seen to arrive
     assert median_reached(of(censored=(40, 50))) == Reached(50, True)
+    # Exactly half of the runs arrive, whatever their number and the rounding of 1 − k/n.
+    for half in range(1, 16):
+        arrived, late = range(1, half + 1), tuple(float(100) for _ in range(half))
+        assert median_reached(of(*arrived, censored=late)) == Reached(half, False)

@@ -386,6 +386,25 @@ def test_training_stops_at_its_target(
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "out" / file).read_bytes()
 
 
+def test_a_world_model_that_the_settings_name_is_part_of_the_run(tmp_path: Path) -> None:
+    """Other weights in the same folder are another run's, whether or not the folder is given apart."""
+    named = tmp_path / "weights"
+    named.mkdir()
+    model = stage().world_model
+    assert model is not None
+    folders = trainer.Folders(tmp_path / "policy", tmp_path / "out", tmp_path / "scratch")
+
+    def source(checkpoint: str | None) -> Path | None:
+        config = stage().model_copy(
+            update={"world_model": model.model_copy(update={"checkpoint": checkpoint})}
+        )
+        run = SimpleNamespace(config=config, folders=folders)
+        return trainer.Trainer.world_model_folder(run)  # type: ignore[arg-type]
+
+    assert source(str(named)) == named
+    assert source(None) is None and source("facebook/vjepa2") is None
+
+
 def test_the_expert_is_a_reference_where_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Task 8 has no success of its own, and still its failures are compared with the demonstrations."""
     config = stage(reward={"references": "fixed_expert"})

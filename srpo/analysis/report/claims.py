@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from srpo.analysis import comparisons
-from srpo.analysis.draw import find
+from srpo.analysis.draw import Source, find
 from srpo.analysis.drawings import EVIDENCE
 from srpo.analysis.stats import (
+    NO_PAIRS,
     Difference,
     Estimate,
     area_difference,
@@ -38,6 +39,7 @@ class Evidence:
     """Everything that is read.
 
     variants    name → label: SFT, then the trained ones, those of the training curves first
+    episodes    greedy ones on held-out states; `sampled`: sampled ones
     rewards     every training rollout
     truth       the tidy table of T3 against the truth
     grpo, srpo  the two methods that are compared
@@ -48,6 +50,7 @@ class Evidence:
     suites: Sequence[str]
     variants: Mapping[str, str]
     episodes: pd.DataFrame
+    sampled: pd.DataFrame
     metrics: pd.DataFrame
     rewards: pd.DataFrame
     truth: pd.DataFrame
@@ -65,6 +68,14 @@ class Evidence:
         return [variant for variant in self.trained if variant != self.grpo]
 
     @property
+    def complete(self) -> list[str]:
+        """Trained variants with training runs and greedy episodes in every suite."""
+        kinds = (self.episodes, self.metrics)
+        there = [set(zip(rows["variant"], rows["suite"], strict=True)) for rows in kinds]
+        needed = {variant: {(variant, suite) for suite in self.suites} for variant in self.trained}
+        return [variant for variant, pairs in needed.items() if all(pairs <= found for found in there)]
+
+    @property
     def beside_srpo(self) -> list[tuple[str, str]]:
         """(worse, better) as is claimed of SRPO and the other variants with a progress reward."""
         rest = [variant for variant in self.others if variant != self.srpo]
@@ -78,15 +89,34 @@ class Evidence:
         """Metrics of a variant's runs, a row an RL step."""
         return part_of(self.metrics, variant, suite)
 
-    def compare(self, first: str, second: str, suite: str | None = None, times: float = 1.0) -> Difference:
-        """The success of `second` minus `times` that of `first`, on the same tasks and states."""
-        return comparisons.compare(self.of(first, suite), self.of(second, suite), times=times)
+    def compare(
+        self,
+        first: str,
+        second: str,
+        suite: str | None = None,
+        times: float = 1.0,
+        rows: pd.DataFrame | None = None,
+    ) -> Difference:
+        """The success of `second` minus `times` that of `first`, on the same tasks and states.
+
+        Of all suites (None) nothing is said where one lacks them.
+
+        Args:
+            rows: `episodes` (None) or `sampled`.
+        """
+        pair = [
+            part_of(self.episodes if rows is None else rows, variant, suite) for variant in (first, second)
+        ]
+        if suite is None and any(set(one["suite"]) != set(self.suites) for one in pair):
+            return NO_PAIRS
+        return comparisons.compare(*pair, times=times)
 
     def compare_areas(self, first: str, second: str, suite: str | None = None) -> Difference:
-        """The area under the training curve of `second` minus that of `first`, in one suite or on average."""
+        """The area under the training curve of `second` minus that of `first`, in one suite or on average
+        over all, of which nothing is said where one lacks them."""
         suites = self.suites if suite is None else [suite]
-        pair = ([np.array(areas(self, variant, s)) for s in suites] for variant in (first, second))
-        return area_difference(*pair)
+        pair = [[np.array(areas(self, variant, s)) for s in suites] for variant in (first, second)]
+        return area_difference(*pair) if all(map(len, [*pair[0], *pair[1]])) else NO_PAIRS
 
 
 def part_of(rows: pd.DataFrame, variant: str, suite: str | None) -> pd.DataFrame:
@@ -95,25 +125,37 @@ def part_of(rows: pd.DataFrame, variant: str, suite: str | None) -> pd.DataFrame
     return group if suite is None else group[group["suite"] == suite]
 
 
-def read(folder: Path, planned: Plan) -> Evidence:
-    """Read a preset's rows. Raises ResultError for what is missing or does not belong together."""
-    source = find(EVIDENCE, planned, folder)
+def read(folder: Path, planned: Plan, allow_incomplete: bool = False) -> Evidence:
+    """Read a preset's rows. Raises ResultError for what is missing or does not belong together.
+
+    Args:
+        allow_incomplete: go without the runs and evaluations that are missing.
+    """
+    source: Source | None = (whole := find(EVIDENCE, planned, folder))
     for item in EVIDENCE.inputs:
-        if not source.files[item.option]:
+        if not whole.files[item.option] and item.option != "sampled":
             raise ResultError(f"{folder}: its preset has no {item.option}, which the evidence needs")
-    if missing := source.missing():
-        raise ResultError(f"{folder}: {missing[0]} and {len(missing) - 1} more files are not there")
+    if missing := whole.missing():
+        source = whole.present() if allow_incomplete else None
+        if source is None:
+            raise ResultError(f"{folder}: {missing[0]} and {len(missing) - 1} more files are not there")
+    assert source is not None
     t1, f2, ablations = (read_sheet(source.files[f"{name}-sheet"][0]) for name in ("t1", "f2", "ablations"))
     trained = _trained(t1, f2, ablations)
     variants = {SFT: labels(t1)[SFT]} | trained
-    episodes, stopped = load_evaluations(source.files["episodes"], variants, allow_incomplete=False)
-    if len(stopped):
+    episodes, stopped = load_evaluations(source.files["episodes"], variants, allow_incomplete)
+    if len(stopped) and not allow_incomplete:
         raise ResultError(
             f"{folder}: {len(stopped)} episodes were not run, for evaluations stopped early; the evidence "
             "needs all: set evaluate.stop_early to false and run the preset again"
         )
-    metrics, _ = load_metrics(source.files["metrics"], trained, allow_incomplete=False)
-    curves, _ = load_benchmark(source.files["curves"], CURVES, "curves", allow_incomplete=False)
+    sampled = episodes.iloc[:0]
+    if source.files["sampled"]:
+        sampled, _ = load_evaluations(source.files["sampled"], variants, allow_incomplete, sampled=True)
+    metrics, _ = load_metrics(source.files["metrics"], trained, allow_incomplete)
+    curves = None
+    if source.files["curves"]:
+        curves, _ = load_benchmark(source.files["curves"], CURVES, "curves", allow_incomplete)
     rewards = t3_truth.read_rewards(source.files["rewards"])
     above = [row.name for row in f2 if row.role == "ablation"]
     above += [row.name for row in ablations if row.role == "upper_bound"]
@@ -121,6 +163,7 @@ def read(folder: Path, planned: Plan) -> Evidence:
         planned.preset.suites,
         variants,
         episodes,
+        sampled,
         metrics,
         rewards,
         t3_truth.estimate(curves, t3_truth.shaped_runs(rewards)),
@@ -131,9 +174,11 @@ def read(folder: Path, planned: Plan) -> Evidence:
 
 
 def _trained(t1: Sequence[SheetRow], f2: Sequence[SheetRow], ablations: Sequence[SheetRow]) -> dict[str, str]:
-    """Trained variants by label: T1's, else what an ablation calls itself, as in "SRPO, pixels"."""
+    """Trained variants by label: T1's, else what an ablation calls itself, as in "SRPO, pixels"; an upper
+    bound is none of our methods."""
     method = ours(t1).label
-    named = {row.name: labels(t1).get(row.name, f"{method}, {row.label}") for row in ablations}
+    own = {r.name: r.label if r.role == "upper_bound" else f"{method}, {r.label}" for r in ablations}
+    named = {name: labels(t1).get(name, label) for name, label in own.items()}
     return {name: named[name] for name in [*labels(f2), *named] if name in named}
 
 
@@ -181,21 +226,23 @@ def claims(evidence: Evidence) -> list[Claim]:
             f"{points_text(enough.estimate)}{_runs_text(enough, given=True)}",
         ),
     ]
-    for variant in evidence.others:
+    whole = evidence.complete
+    for variant in (variant for variant in evidence.others if variant in whole):
         result += [
             _ends_higher(evidence, evidence.grpo, variant),
             _learns_faster(evidence, evidence.grpo, variant),
         ]
-    for low, high in evidence.beside_srpo:
+    for low, high in (pair for pair in evidence.beside_srpo if set(pair) <= set(whole)):
         result += [_ends_higher(evidence, low, high), _learns_faster(evidence, low, high)]
     for row in evidence.truth[evidence.truth["measure"] == "in groups"].to_dict("records"):
         right = Estimate(row["value"] - 0.5, row["low"] - 0.5, row["high"] - 0.5)
+        runs = int(row["runs"])
         result.append(
             Claim(
                 f"rewards by {row['representation']} put more than half of the pairs of failures of a group "
                 "in the right order",
-                direction(right),
-                f"{percent(row['value'])}% [{percent(row['low'])}, {percent(row['high'])}] of the pairs",
+                direction(right) if runs > 1 else None,
+                f"{rate_text(Estimate(row['value'], row['low'], row['high']))} of the pairs{_few(runs)}",
             )
         )
     return result
@@ -241,18 +288,27 @@ def difference_text(difference: Difference, given: bool = False) -> str:
 
 def _runs_text(difference: Difference, given: bool) -> str:
     """What the number of runs does to a difference, if they are few."""
-    fewest = min(difference.runs[1:] if given else difference.runs)
-    if fewest == 1:
+    return _few(min(difference.runs[1:] if given else difference.runs))
+
+
+def _few(runs: int) -> str:
+    """What so many runs of a suite, or fewest of several suites, do to an interval."""
+    if runs == 1:
         return "; one run a suite: nothing about other seeds"
-    return f"; {fewest} runs a suite, few: the interval is rough" if fewest < FEW else ""
+    return f"; {runs} runs a suite, few: the interval is rough" if runs < FEW else ""
 
 
 def rate_text(value: Estimate) -> str:
-    return f"{percent(value.value)}% [{percent(value.low)}, {percent(value.high)}]"
+    if np.isnan(value.value):
+        return "–"
+    interval = "no interval" if np.isnan(value.low) else f"{percent(value.low)}, {percent(value.high)}"
+    return f"{percent(value.value)}% [{interval}]"
 
 
 def points_text(value: Estimate) -> str:
     """A difference of rates in percentage points."""
+    if np.isnan(value.value):
+        return "–"
     ends = [percent(end, sign=True) for end in (value.low, value.high)]
     interval = "no interval" if np.isnan(value.low) else " to ".join(ends)
     return f"{percent(value.value, sign=True)} points [{interval}]"

@@ -1,17 +1,18 @@
-"""docs/evidence.md: whether the claims that users come for hold in a finished preset, in numbers.
+"""docs/evidence.md: whether the claims that users come for hold in a preset, in numbers.
 
 srpo evidence results/reference/mini [--page docs/evidence.md]
 
-Writes the page's parts between the lines `<!-- NAME -->` and `<!-- end -->`; what is written around them
-stays. Every number is computed here from the rows in the folders (`srpo export` copied them, or the workflow
-made them), by the functions that the tables of the same names use.
+Writes the page's parts of this preset, between the lines `<!-- PRESET: PART -->` and `<!-- end -->`; what is
+written around them, and other presets' parts, stay. Every number is computed here from the rows in the folder
+(`srpo export` copied them, or the workflow made them), by the functions that the tables of the same names
+use.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from srpo.analysis.report.claims import (
     rate_text,
     read,
 )
+from srpo.analysis.stats import NAN, Estimate
 from srpo.analysis.tables import t3_truth
 from srpo.analysis.text import SUITE_LABELS, p_text, percent
 from srpo.analysis.typeset import to_markdown
@@ -45,43 +47,81 @@ LEVELS = (0.5, 0.8)
 
 
 def verdict(evidence: Evidence) -> str:
-    """What did not hold, what these runs cannot tell, what held."""
+    """What did not hold, what these runs cannot tell, what held, and of which variants runs are missing."""
     judged = claims(evidence)
     parts = []
     for holds, heading in ((False, "Did not hold"), (None, "Not decided by these runs"), (True, "Held")):
         lines = [f"- {claim.text}: {claim.numbers}" for claim in judged if claim.holds is holds]
         parts.append("\n".join([f"**{heading}:**", "", *(lines or ["- nothing"])]))
+    if partial := [evidence.variants[name] for name in evidence.trained if name not in evidence.complete]:
+        parts.append(f"Not judged, for not all of their runs are there: {'; '.join(partial)}.")
     return "\n\n".join(parts)
 
 
 def held_out(evidence: Evidence) -> str:
     """Greedy success on held-out states: a row a task, a suite, and all; a column a variant."""
+    return _successes(evidence, evidence.episodes)
+
+
+def sampled(evidence: Evidence) -> str:
+    """The same of sampled episodes."""
+    return _successes(evidence, evidence.sampled)
+
+
+def _successes(evidence: Evidence, episodes: pd.DataFrame) -> str:
+    variants = [variant for variant in evidence.variants if variant in set(episodes["variant"])]
     rows = []
     for suite in evidence.suites:
-        for task, group in evidence.episodes[evidence.episodes["suite"] == suite].groupby("task_id"):
+        here = episodes[episodes["suite"] == suite]
+        for task, group in here.groupby("task_id"):
             name = str(group["task"].iloc[0]).lower().replace("_", " ")
-            counts = [comparisons.counts(group[group["variant"] == variant]) for variant in evidence.variants]
-            cells = [f"{count['successes']}/{count['episodes']}" for count in counts]
-            rows.append([f"{SUITE_LABELS[suite]} {task}: {name}", *cells])
-        rates = [rate(evidence.of(variant, suite)) for variant in evidence.variants]
+            counts = [comparisons.counts(group[group["variant"] == variant]) for variant in variants]
+            rows.append([f"{SUITE_LABELS[suite]} {task}: {name}", *map(_count_text, counts)])
+        rates = [_rate(here, variant, [suite]) for variant in variants]
         rows.append([f"**{SUITE_LABELS[suite]}**", *map(rate_text, rates)])
-    rows.append(
-        ["**mean over tasks**", *(rate_text(rate(evidence.of(variant))) for variant in evidence.variants)]
-    )
-    return to_markdown(["", *evidence.variants.values()], rows)
+    if len(evidence.suites) > 1:
+        rates = [_rate(episodes, variant, evidence.suites) for variant in variants]
+        rows.append(["**mean over tasks**", *map(rate_text, rates)])
+    return to_markdown(["", *(evidence.variants[variant] for variant in variants)], rows)
+
+
+def _count_text(count: Mapping[str, int]) -> str:
+    return f"{count['successes']}/{count['episodes']}" if count["episodes"] else "–"
+
+
+def _rate(episodes: pd.DataFrame, variant: str, suites: Sequence[str]) -> Estimate:
+    """A variant's mean over tasks; nothing where it lacks a suite, without which it is another quantity."""
+    own = part_of(episodes, variant, None)
+    return rate(own) if set(own["suite"]) == set(suites) else Estimate(NAN, NAN, NAN)
 
 
 def differences(evidence: Evidence) -> str:
     """Differences on the same tasks and states, a row a pair of variants, a column a suite and all."""
     pairs = [(SFT, variant) for variant in evidence.trained]
-    pairs += [(evidence.grpo, variant) for variant in evidence.others]
-    pairs += evidence.beside_srpo
+    return _differences(evidence, [*pairs, *_between(evidence)], evidence.episodes)
+
+
+def sampled_differences(evidence: Evidence) -> str:
+    """The same of sampled episodes, between trained variants."""
+    return _differences(evidence, _between(evidence), evidence.sampled)
+
+
+def _between(evidence: Evidence) -> list[tuple[str, str]]:
+    return [(evidence.grpo, variant) for variant in evidence.others] + evidence.beside_srpo
+
+
+def _differences(evidence: Evidence, pairs: Sequence[tuple[str, str]], episodes: pd.DataFrame) -> str:
+    columns = [*evidence.suites, *([None] if len(evidence.suites) > 1 else [])]
     rows = []
-    for first, second in pairs:
-        each = [evidence.compare(first, second, suite) for suite in (*evidence.suites, None)]
-        cells = [f"{points_text(one.estimate)}, {p_text(one.p_value)}, {one.pairs} pairs" for one in each]
+    there = set(episodes["variant"])
+    for first, second in (pair for pair in pairs if set(pair) <= there):
+        each = [evidence.compare(first, second, suite, rows=episodes) for suite in columns]
+        cells = [
+            f"{points_text(one.estimate)}, {p_text(one.p_value)}, {one.pairs} pairs" if one.pairs else "–"
+            for one in each
+        ]
         rows.append([f"{evidence.variants[second]} − {evidence.variants[first]}", *cells])
-    return to_markdown(["", *(SUITE_LABELS[suite] for suite in evidence.suites), "all"], rows)
+    return to_markdown(["", *("all" if suite is None else SUITE_LABELS[suite] for suite in columns)], rows)
 
 
 def efficiency(evidence: Evidence) -> str:
@@ -92,22 +132,32 @@ def efficiency(evidence: Evidence) -> str:
     for suite in evidence.suites:
         for variant, label in trained.items():
             group = areas(evidence, variant, suite)
-            against = evidence.compare_areas(evidence.grpo, variant, suite)
+            if not group:
+                continue
             here = speed[(speed["suite"] == suite) & (speed["variant"] == variant)]
             cells = []
             for level in LEVELS:
                 row = here[(here["level"] == level) & (here["unit"] == "episodes")].iloc[0]
                 sign = ">" if row["censored"] else ""
                 cells.append(f"{sign}{row['value']:,.0f} ({row['arrived']} of {row['seeds']} seeds)")
-            difference = "–" if variant == evidence.grpo else points_text(against.estimate)
-            rows.append([SUITE_LABELS[suite], label, _seeds(group), difference, *cells])
+            rows.append(
+                [SUITE_LABELS[suite], label, _seeds(group), *_above(evidence, variant, suite), *cells]
+            )
     for variant, label in trained.items():
-        mean = np.mean([np.mean(areas(evidence, variant, suite)) for suite in evidence.suites])
-        against = evidence.compare_areas(evidence.grpo, variant)
-        difference = "–" if variant == evidence.grpo else points_text(against.estimate)
-        rows.append(["**mean**", label, percent(float(mean)), difference, *[""] * len(LEVELS)])
+        each = [areas(evidence, variant, suite) for suite in evidence.suites]
+        if len(each) > 1 and all(each):
+            mean = float(np.mean([np.mean(one) for one in each]))
+            rows.append(["**mean**", label, percent(mean), *_above(evidence, variant), *[""] * len(LEVELS)])
     levels = [f"episodes to {100 * level:.0f}%" for level in LEVELS]
-    return to_markdown(["", "", "area (each seed, %)", f"− {trained[evidence.grpo]}", *levels], rows)
+    less = [f"− {trained[other]}" for other in (evidence.grpo, evidence.srpo)]
+    return to_markdown(["", "", "area (each seed, %)", *less, *levels], rows)
+
+
+def _above(evidence: Evidence, variant: str, suite: str | None = None) -> Iterator[str]:
+    """How far a variant's area is above GRPO's and SRPO's."""
+    for other in (evidence.grpo, evidence.srpo):
+        apart = evidence.compare_areas(other, variant, suite)
+        yield "–" if variant == other else points_text(apart.estimate)
 
 
 def _seeds(values: Sequence[float]) -> str:
@@ -120,6 +170,8 @@ def signal(evidence: Evidence) -> str:
     for suite in evidence.suites:
         for variant in evidence.trained:
             group = evidence.training(variant, suite)
+            if group.empty:
+                continue
             early = group[group["step"] <= max(1, group["step"].max() / 4)]
             cells = []
             for part in (early, group):
@@ -139,6 +191,8 @@ def failure_rewards(evidence: Evidence) -> str:
     for suite in evidence.suites:
         for variant in evidence.others:
             group = part_of(evidence.rewards, variant, suite)
+            if group.empty:
+                continue
             groups = group.groupby(["seed", "step", "group"])["success"]
             succeeded, lost = groups.mean(), groups.transform("max") == 0
             advantage = group["advantage"].to_numpy(dtype=float)
@@ -183,13 +237,17 @@ def truth(evidence: Evidence) -> str:
 
 
 def seeds(evidence: Evidence) -> str:
-    """Every run: success of rollouts in the first and last three steps, the area, greedy success."""
+    """Every run: success of rollouts in the first and last three steps, the area, success on held-out
+    states."""
     rows = []
     for suite in evidence.suites:
         for variant in evidence.trained:
             greedy, runs = evidence.of(variant, suite), evidence.training(variant, suite).groupby("seed")
             for (seed, group), area in zip(runs, areas(evidence, variant, suite), strict=True):
-                count = comparisons.counts(greedy[greedy["seed"] == seed])
+                count, drawn = (
+                    comparisons.counts(episodes[episodes["seed"] == seed])
+                    for episodes in (greedy, part_of(evidence.sampled, variant, suite))
+                )
                 ends = [part["successes"].sum() / part["episodes"].sum() for part in (group[:3], group[-3:])]
                 rows.append(
                     [
@@ -199,17 +257,20 @@ def seeds(evidence: Evidence) -> str:
                         *(percent(end) for end in ends),
                         percent(area),
                         f"{group['episodes'].sum():,}",
-                        f"{count['successes']}/{count['episodes']}",
+                        _count_text(count),
+                        _count_text(drawn),
                     ]
                 )
-    columns = ["first 3 steps (%)", "last 3 steps (%)", "area (%)", "rollouts", "greedy, held-out"]
+    columns = ["first 3 steps (%)", "last 3 steps (%)", "area (%)", "rollouts", "greedy, held-out", "sampled"]
     return to_markdown(["", "", "seed", *columns], rows)
 
 
 PARTS = {
     "verdict": verdict,
     "held-out": held_out,
+    "held-out-sampled": sampled,
     "differences": differences,
+    "differences-sampled": sampled_differences,
     "efficiency": efficiency,
     "signal": signal,
     "failure-rewards": failure_rewards,
@@ -218,20 +279,21 @@ PARTS = {
 }
 
 
-def fill(page: str, parts: Mapping[str, str], source: str) -> str:
-    """The page with its parts written anew. Raises ResultError for a part that it lacks or nobody knows."""
+def fill(page: str, preset: str, evidence: Evidence, source: str) -> str:
+    """The page with a preset's parts written anew. Raises ResultError if it has none, or one nobody knows."""
     written = []
 
     def replaced(match: re.Match[str]) -> str:
-        name = match["name"]
-        if name not in parts:
-            raise ResultError(f"{source}: there is no part {name!r}; there are {', '.join(parts)}")
+        name = match["part"]
+        if name not in PARTS:
+            raise ResultError(f"{source}: there is no part {name!r}; there are {', '.join(PARTS)}")
         written.append(name)
-        return f"<!-- {name} -->\n{parts[name]}\n<!-- end -->"
+        return f"<!-- {preset}: {name} -->\n{PARTS[name](evidence)}\n<!-- end -->"
 
-    text = re.sub(r"<!-- (?P<name>[\w-]+) -->\n.*?<!-- end -->", replaced, page, flags=re.DOTALL)
-    if absent := set(parts) - set(written):
-        raise ResultError(f"{source}: has no lines `<!-- NAME -->` and `<!-- end -->` for {sorted(absent)}")
+    pattern = rf"<!-- {re.escape(preset)}: (?P<part>[\w-]+) -->\n.*?<!-- end -->"
+    text = re.sub(pattern, replaced, page, flags=re.DOTALL)
+    if not written:
+        raise ResultError(f"{source}: has no lines `<!-- {preset}: PART -->` and `<!-- end -->`")
     return text
 
 
@@ -242,6 +304,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="rows of a preset, e.g. results/reference/mini")
     parser.add_argument("--preset", help="name or path of the preset; default: the folder's name")
     parser.add_argument("--page", type=Path, default=Path("docs/evidence.md"))
+    parser.add_argument("--allow-incomplete", action="store_true", help="go without missing rows, and say so")
     arguments = parser.parse_args(argv)
     planned = plan(*load_preset(arguments.preset or arguments.folder.name))
     try:
@@ -250,9 +313,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ResultError(
             f"{arguments.page}: {error.strerror}: a page with the parts' lines is needed"
         ) from None
-    evidence = read(arguments.folder, planned)
-    parts = {name: part(evidence) for name, part in PARTS.items()}
-    write_text(arguments.page, fill(page, parts, str(arguments.page)))
+    evidence = read(arguments.folder, planned, arguments.allow_incomplete)
+    write_text(arguments.page, fill(page, planned.preset.name, evidence, str(arguments.page)))
 
 
 if __name__ == "__main__":

@@ -103,6 +103,8 @@ def export(folder: Path, preset: str | None, out: Path, allow_incomplete: bool =
         for path in source.files[item.option]
         if item.root == "preset" and path.is_file()
     }
+    evaluated = {path.with_name(SAMPLED) for path in rows if path.parent.name == "evaluation"}
+    rows |= {path for path in evaluated if path.is_file()}  # tables show those of some runs alone
     files = {source.drawing.name: source.files for source in sources}
     with atomic_directory(out) as copy:
         for path in sorted(rows):
@@ -110,7 +112,7 @@ def export(folder: Path, preset: str | None, out: Path, allow_incomplete: bool =
         if "t2" in files:
             copy_tasks(files["t2"]["episodes"], files["t2"]["tasks"][0], copy / "libero_plus" / "tasks.csv")
         if "f1" in files:
-            curves, _ = load_benchmark(files["f1"]["curves"], CURVES, "curves", allow_incomplete=False)
+            curves, _ = load_benchmark(files["f1"]["curves"], CURVES, "curves", allow_incomplete)
             chosen = f1.choose(curves)
             if "f6" in files:
                 lost = f6.choose(shared(curves), read_values(files["f6"]["values"]))

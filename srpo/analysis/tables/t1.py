@@ -74,8 +74,8 @@ def estimate(
         lacking = missing[missing["variant"] == name]
         measured = []
         for suite in suites:
-            at_any_time = bool({(suite, first), (suite, name)} & asked.keys())
-            row = _measured(of[suite, first], of[suite, name], name == first, at_any_time)
+            stops = [(suite, each) in asked for each in (first, name)]
+            row = _measured(of[suite, first], of[suite, name], name == first, *stops)
             row |= {"missing": int((lacking["suite"] == suite).sum())}
             row["note"] = _stopping(row, asked.get((suite, name), 0))
             row["protocol"] = episodes.loc[episodes["suite"] == suite, "protocol"].iloc[0]
@@ -100,27 +100,22 @@ def estimate(
 
 
 def _measured(
-    first: pd.DataFrame, rows: pd.DataFrame, is_baseline: bool, at_any_time: bool
+    first: pd.DataFrame, rows: pd.DataFrame, is_baseline: bool, first_stops: bool, stops: bool
 ) -> dict[str, Any]:
     """What the episodes of a variant in a suite say, beside those of the baseline (`first`).
 
-    `at_any_time`: with intervals that hold whenever an evaluation stops, and nothing about other runs.
+    `first_stops`, `stops`: that evaluation may have stopped early. Its rate and what is compared with it have
+    intervals that hold whenever it stops, and say nothing about other runs.
     """
     ran = rows[rows["status"] != "infra_error"]
-    if at_any_time and not is_baseline:
-        return {
-            **comparisons.counts(rows),
-            **comparisons.columns_of(comparisons.rate_at_any_time(rows)),
-            "tasks": rows["task_id"].nunique(),
-            "mean_over_tasks": (ran["status"] == "success").groupby(ran["task_id"]).mean().mean(),
-            **comparisons.comparison_columns(comparisons.compare_at_any_time(first, rows)),
-        }
+    compare = comparisons.compare_at_any_time if first_stops or stops else comparisons.compare
     return {
-        **comparisons.rate_columns(rows),
+        **comparisons.counts(rows),
+        **comparisons.columns_of((comparisons.rate_at_any_time if stops else comparisons.rate)(rows)),
         "tasks": rows["task_id"].nunique(),
         "mean_over_tasks": (ran["status"] == "success").groupby(ran["task_id"]).mean().mean(),
-        **comparisons.over_runs(first, rows),
-        **comparisons.comparison_columns(NO_PAIRS if is_baseline else comparisons.compare(first, rows)),
+        **({} if first_stops or stops else comparisons.over_runs(first, rows)),
+        **comparisons.comparison_columns(NO_PAIRS if is_baseline else compare(first, rows)),
     }
 
 
@@ -204,7 +199,7 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
         "not a like-for-like comparison.",
         *(f"{columns[s]}: {n} of {TASKS_PER_SUITE} tasks only." for s, n in _tasks(table).items()),
         *_stopping_notes(table, columns),
-        *text.coverage_notes(int(ours["infra_errors"].sum()), int(ours["missing"].sum())),
+        *text.infra_errors_note(int(ours["infra_errors"].sum())),
     ]
     groups = [
         typeset.Group("", rows["ours"]),

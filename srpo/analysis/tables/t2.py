@@ -143,19 +143,20 @@ def estimate(
             for column, frame in (("missing", missing), ("unavailable", unavailable))
         }
         first = baseline(sheet).name
-        at_any_time = parts if may_stop & {first, name} else None
-        group = _variant_rows(episodes, first, name, sizes, lacking, at_any_time)
+        compared = parts if may_stop & {first, name} else None
+        group = _variant_rows(episodes, first, name, sizes, lacking, compared, name in may_stop)
         asked = _asked(looked[looked["variant"] == name])
         rows += [
             {"source": "ours", "variant": name, "label": label, "asked": asked.get(row["dimension"]), **row}
             for row in group
         ]
     table = pd.DataFrame([*rows, *_published_rows(published, ran)], columns=COLUMNS)
+    nothing = episodes.iloc[:0]  # sweeps may stop before any episode of a dimension
     of = {key: group for key, group in episodes.groupby(["perturbation", "variant"])}
 
     def difference(dimension: str, second: str, first: str) -> Estimate:
         within = ran if dimension in TOTALS else [dimension]
-        pair = [pd.concat([of[d, name] for d in within]) for name in (second, first)]
+        pair = [pd.concat([of.get((d, name), nothing) for d in within]) for name in (second, first)]
         weights = sizes if dimension == "micro" else None
         if parts is not None and may_stop & {first, second}:
             here = parts[parts["perturbation"].isin(within)]
@@ -181,6 +182,7 @@ def _variant_rows(
     sizes: Mapping[str, int],
     lacking: Mapping[str, pd.Series],
     shards: pd.DataFrame | None,
+    stops: bool,
 ) -> Iterator[dict[str, Any]]:
     """A variant's rows: every dimension, then the totals.
 
@@ -189,16 +191,18 @@ def _variant_rows(
         first, name: the baseline and the variant.
         lacking: `missing` and `unavailable` → the perturbations of such episodes of the variant.
         shards: where the variant or the baseline may have stopped early, the tasks and their shards.
+        stops: the variant may have.
     """
 
     def measured(dimensions: Collection[str], weights: Mapping[str, int] | None = None) -> dict[str, Any]:
         here = episodes[episodes["perturbation"].isin(list(dimensions))]
         rows, before = (here[here["variant"] == variant] for variant in (name, first))
         pairs, at_any_time = NO_PAIRS, {}
-        if name != first and shards is not None:
-            parts = shards[shards["perturbation"].isin(list(dimensions))]
-            pairs = comparisons.compare_at_any_time(before, rows, shards=parts, weights=weights)
+        parts = None if shards is None else shards[shards["perturbation"].isin(list(dimensions))]
+        if stops:
             at_any_time = comparisons.columns_of(comparisons.rate_at_any_time(rows, parts, weights))
+        if name != first and parts is not None:
+            pairs = comparisons.compare_at_any_time(before, rows, shards=parts, weights=weights)
         elif name != first:
             pairs = comparisons.compare(before, rows, by="perturbation", weights=weights)
         return {
@@ -227,11 +231,14 @@ def _variant_rows(
             "note": f"without {without} unavailable tasks" if without else "",
         }
     ran = [dimension for dimension in DIMENSIONS if dimension in tested]
+    its_own = set(episodes.loc[episodes["variant"] == name, "perturbation"])
+    none = [dimension for dimension in ran if stops and dimension not in its_own]
+    stopped = f"; stopped before any of {', '.join(none)}" if none else ""
     for total in TOTALS:
         weights = sizes if total == "micro" else None
         each = None if weights is None else [float(weights[dimension]) for dimension in ran]
         row = measured(ran, weights)
-        if name == first or shards is None:
+        if not stops:
             row |= comparisons.columns_of(combine(rates, each))
         yield {
             "dimension": total,
@@ -239,7 +246,7 @@ def _variant_rows(
             "benchmark_tasks": sum(sizes[dimension] for dimension in ran),
             "missing": len(lacking["missing"]),
             "unavailable": int(lacking["unavailable"].isin(DIMENSIONS).sum()),
-            "note": f"over {len(ran)} of {len(DIMENSIONS)} dimensions",
+            "note": f"over {len(ran) - len(none)} of {len(DIMENSIONS)} dimensions{stopped}",
         }
 
 
@@ -355,7 +362,7 @@ def layout(table: pd.DataFrame, protocol: str, first: str) -> typeset.Table:
             else []
         ),
         *_stopping_notes(totals),
-        *text.coverage_notes(int(totals["infra_errors"].sum()), int(totals["missing"].sum())),
+        *text.infra_errors_note(int(totals["infra_errors"].sum())),
     ]
     groups = [typeset.Group("", ours), typeset.Group("Published, as printed elsewhere", published)]
     heads = [LABELS[dimension].removeprefix("Total ") for dimension in columns]

@@ -19,7 +19,7 @@ from scipy.stats import rankdata
 
 from srpo.analysis import comparisons, style, text, typeset
 from srpo.analysis.drawn import Drawn
-from srpo.analysis.stats import NAN, Estimate, percentile_interval
+from srpo.analysis.stats import NAN, Estimate, percentile_interval, ratio_over_runs
 from srpo.config import TrainStage
 from srpo.results import ResultError
 from srpo.results.coverage import load_benchmark, read_config, require_alike
@@ -124,8 +124,9 @@ def mean_along(tasks: Sequence[NDArray[np.float64]], rng: np.random.Generator) -
     return Estimate(float(np.concatenate(tasks).mean()), *percentile_interval(np.sum(draws, axis=0) / number))
 
 
-def mean_between(failures: pd.DataFrame, rng: np.random.Generator) -> Estimate:
-    """The correlation between the failures of each task, by their whole trajectories: the mean over failures.
+def mean_between(failures: pd.DataFrame, rng: np.random.Generator) -> tuple[Estimate, int]:
+    """The correlation between the failures of each task, by their whole trajectories: the mean over failures,
+    and of how many: tasks with fewer than `FEWEST`, or whose distances are all equal, are left out.
 
     Args:
         failures: a row each, with suite, task_id, distance (to the successes' mean) and distance_to_goal.
@@ -139,9 +140,9 @@ def mean_between(failures: pd.DataFrame, rng: np.random.Generator) -> Estimate:
             draws.append(rank_correlation(progress[drawn], distance_to_goal[drawn]))
             weights.append(len(rows))
     if not values:
-        return Estimate(NAN, NAN, NAN)
+        return Estimate(NAN, NAN, NAN), 0
     interval = percentile_interval(np.average(draws, axis=0, weights=weights))
-    return Estimate(float(np.average(values, weights=weights)), *interval)
+    return Estimate(float(np.average(values, weights=weights)), *interval), sum(weights)
 
 
 def _resamples(number: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -156,17 +157,18 @@ def of_trajectories(curves: pd.DataFrame, seed: int = 0) -> list[dict[str, Any]]
         group = curves[curves["representation"] == name]
         won, lost = group[group["success"]], group[~group["success"]]
         final = lost.groupby(["suite", "task_id", "trajectory"]).tail(1)
-        for measure, value, trajectories in (
-            ("along successes", mean_along(along(won), np.random.default_rng(seed)), won),
-            ("along failures", mean_along(along(lost), np.random.default_rng(seed)), lost),
-            ("between failures", mean_between(final, np.random.default_rng(seed)), lost),
-        ):
+        measured = [
+            (f"along {what}", mean_along(tasks, np.random.default_rng(seed)), sum(map(len, tasks)))
+            for what, tasks in (("successes", along(won)), ("failures", along(lost)))
+        ]
+        measured.append(("between failures", *mean_between(final, np.random.default_rng(seed))))
+        for measure, value, trajectories in measured:
             rows.append(
                 {
                     "representation": name,
                     "measure": measure,
                     **comparisons.columns_of(value, "value"),
-                    "trajectories": len(trajectories[["suite", "trajectory"]].drop_duplicates()),
+                    "trajectories": trajectories,
                     "runs": pd.NA,
                 }
             )
@@ -196,25 +198,26 @@ def of_run(rewards: pd.DataFrame) -> dict[str, tuple[float, float, int]]:
     return {"in training": (total, weight, len(shaped)), "in groups": (right, pairs, len(shaped))}
 
 
-def of_training(runs: Mapping[str, Sequence[pd.DataFrame]], seed: int = 0) -> list[dict[str, Any]]:
-    """Rows of the tidy table about training: representation → rewards of its runs. Runs are drawn anew."""
+def of_training(runs: Mapping[str, Sequence[pd.DataFrame]]) -> list[dict[str, Any]]:
+    """Rows of the tidy table about training: representation → rewards of its runs. Runs are drawn anew;
+    `runs` is the fewest of a suite."""
     rows = []
     for name, each in runs.items():
+        suites = [rewards["suite"].iloc[0] for rewards in each]
         measured = [of_run(rewards) for rewards in each]
         for measure in ("in training", "in groups"):
             sums, weights, failures = np.array([run[measure] for run in measured]).T
-            value = float(sums.sum() / weights.sum()) if weights.sum() else NAN
-            drawn = _resamples(len(each), np.random.default_rng(seed))
-            with np.errstate(invalid="ignore"):
-                draws = sums[drawn].sum(axis=1) / weights[drawn].sum(axis=1)
-            interval = percentile_interval(draws) if len(each) > 1 else (NAN, NAN)
+            places = [np.array(suites) == suite for suite in dict.fromkeys(suites)]
+            value = ratio_over_runs([(sums[here], weights[here]) for here in places])
+            limits = -1.0 if measure == "in training" else 0.0, 1.0
+            low, high = np.clip((value.low, value.high), *limits)
             rows.append(
                 {
                     "representation": name,
                     "measure": measure,
-                    **comparisons.columns_of(Estimate(value, *interval), "value"),
+                    **comparisons.columns_of(Estimate(value.value, float(low), float(high)), "value"),
                     "trajectories": int(failures.sum()),
-                    "runs": len(each),
+                    "runs": min(int(here.sum()) for here in places),
                 }
             )
     return rows
@@ -222,15 +225,17 @@ def of_training(runs: Mapping[str, Sequence[pd.DataFrame]], seed: int = 0) -> li
 
 def read_rewards(paths: Sequence[Path]) -> pd.DataFrame:
     """Every training rollout, with its run's variant and seed, and the `representation` that it was rewarded
-    by: the world model's name, with `, prefix` for matched prefixes; None without a world model."""
+    by: the world model's name, and after a comma the variant's where rewards are made in another way than the
+    first run's. None without a progress reward."""
     configs = {path: read_config(path, TrainStage) for path in paths}
     require_alike(list(configs.values()))
+    usual = next((_way(config) for config in configs.values() if _is_shaped(config)), {})
     return pd.concat(
         [
             read_rows(path, REWARDS).assign(
                 variant=config.variant,
                 seed=config.seed,
-                representation=_representation(config),
+                representation=_representation(config, usual),
             )
             for path, config in configs.items()
         ],
@@ -238,10 +243,20 @@ def read_rewards(paths: Sequence[Path]) -> pd.DataFrame:
     )
 
 
-def _representation(config: TrainStage) -> str | None:
-    if config.world_model is None:
+def _is_shaped(config: TrainStage) -> bool:
+    return config.world_model is not None and config.reward.alpha > 0
+
+
+def _way(config: TrainStage) -> dict[str, Any]:
+    """How rewards of failures are made, but for their height, which changes no order."""
+    return config.reward.model_dump(exclude={"alpha"})
+
+
+def _representation(config: TrainStage, usual: Mapping[str, Any]) -> str | None:
+    if config.world_model is None or not _is_shaped(config):
         return None
-    return config.world_model.name + (", prefix" if config.reward.references == "matched_prefix" else "")
+    apart = "" if _way(config) == usual else f", {config.variant.removeprefix('srpo-')}"
+    return config.world_model.name + apart
 
 
 def shaped_runs(rewards: pd.DataFrame) -> dict[str, list[pd.DataFrame]]:
@@ -252,14 +267,15 @@ def shaped_runs(rewards: pd.DataFrame) -> dict[str, list[pd.DataFrame]]:
     return runs
 
 
-def estimate(curves: pd.DataFrame, training: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
+def estimate(curves: pd.DataFrame | None, training: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
     """The tidy table, a row a (representation, measure).
 
     Args:
-        curves: the reward benchmark's, as `load_benchmark` gives them.
+        curves: the reward benchmark's, as `load_benchmark` gives them; None: there are none.
         training: of `shaped_runs`.
     """
-    return pd.DataFrame(of_trajectories(curves) + of_training(training)).astype({"runs": "Int64"})
+    trajectories = [] if curves is None else of_trajectories(curves)
+    return pd.DataFrame(trajectories + of_training(training)).astype({"runs": "Int64"})
 
 
 # What is shown.
@@ -300,7 +316,7 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
         "trajectories. Between failures: whole trajectories of one task. In training: the failures of a task "
         "and RL step, as they were rewarded. Last column: the share of pairs of failures of one group that "
         "the reward puts in the right order, which is what advantages are made of; 0.5 is chance. Beneath "
-        "the value, its 95% interval (percentile bootstrap, over trajectories of each task or over runs) and "
+        "the value, its 95% interval (trajectories of each task drawn anew, or runs) and "
         "the number of trajectories.",
     ]
     caption = f"Whether progress rewards are right, by what the simulator knows. {protocol}"

@@ -34,8 +34,9 @@ from srpo.results import ResultError
 from srpo.results.coverage import load_benchmark
 from srpo.results.schemas import CURVES
 
-AGAIN = "value, measured again"
-"""The control that knows the value from as many other branches: the measurement's agreement with itself."""
+AGAIN = "value, drawn again"
+"""The control that knows the value as as many other branches might tell it, by one random draw: about how far
+the measurement would agree with itself."""
 LOST = "steps after a failure was lost"
 """A measure of the failures alone: the share of their control steps after `lost_from`."""
 CALIBRATION = "calibration"
@@ -78,7 +79,7 @@ def estimate(curves: pd.DataFrame, values: pd.DataFrame, seed: int = 0) -> pd.Da
     """
     curves = with_distance(curves)
     moments = beside(curves, values)
-    again = measured_again(moments[moments["representation"] == DISTANCE], np.random.default_rng(seed))
+    again = drawn_again(moments[moments["representation"] == DISTANCE], np.random.default_rng(seed))
     ends = final_progress(curves)
     ends_again = again.groupby(KEYS)["progress"].mean().rename("end").reset_index()
     ends_again = ends_again.assign(representation=AGAIN, matched=NAN)
@@ -121,7 +122,7 @@ def _rows_of(name: str, moments: pd.DataFrame, failures: pd.DataFrame, seed: int
     return rows
 
 
-def measured_again(moments: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+def drawn_again(moments: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     """The moments with the value as other branches might have told it, as `progress`.
 
     Drawn from what the branches say of the value (Jeffreys' posterior) and then anew for as many branches.
@@ -209,8 +210,8 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
         "the reward, the distance that the whole trajectory ends at, puts in the order of their mean values; "
         "at equal length, as if they had ended after as many steps as the median success; 0.5 is chance. "
         "Beneath the value, its 95% interval (percentile bootstrap over trajectories of each task) and the "
-        "number of trajectories. Last row: the value itself as a second set of branches would tell it, which "
-        "says how far the measurement agrees with itself; a reward without noise may agree with it better. "
+        "number of trajectories. Last row: the value itself as a second set of branches might tell it, one "
+        "random draw from what the first says: about how far such a measurement agrees with itself. "
         "Of a failure's steps, those after the last moment from which a branch succeeded are a share of "
         f"{share}.",
     ]
