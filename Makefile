@@ -52,7 +52,7 @@ figures: .venv/installed # draw all tables and figures from the rows in results/
 	done
 
 redraw: .venv/installed # draw all tables and figures of a finished preset again
-	$(SNAKEMAKE) --cores all --forcerun $$($(BIN)/srpo draw list)
+	$(SNAKEMAKE) --cores all --resources gpu=0 --forcerun $$($(BIN)/srpo draw list)
 
 generated: .venv/installed-dev # after a change of srpo/config/, configs/base.yaml or the schemas in srpo/results/
 	$(SNAKEMAKE) --cores 1 --force generated

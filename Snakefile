@@ -5,13 +5,20 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 
+# The files themselves, which a user may edit, and not Snakemake's copies of them.
+DEFAULT, IMAGE = (
+    workflow.current_basedir.join(name).get_path_or_uri(secret_free=True)
+    for name in ("configs/presets/smoke.yaml", "srpo.sif")
+)
 if not set(config) - {"set"}:
 
-    configfile: workflow.source_path("configs/presets/smoke.yaml")
+    configfile: DEFAULT
 
 
-# With `--sdm apptainer` every job runs in it (docs/hpc.md).
-container: workflow.current_basedir.join("srpo.sif").get_path_or_uri(secret_free=True)
+# With `--sdm apptainer` every job runs in it (docs/hpc.md). Without, Snakemake would still refuse a path with a space.
+if "apptainer" in map(str, workflow.deployment_settings.deployment_method):
+
+    container: IMAGE
 
 
 report: "workflow/report/workflow.rst"
@@ -46,7 +53,7 @@ onstart:
     elif PRESET.parallel.on_gpus and "gpu" not in workflow.global_resources:
         raise WorkflowError(
             "parallel: without Slurm nothing limits how many jobs share a GPU: add --resources gpu=1, or as many "
-            "as the largest job has (docs/hpc.md)"
+            "as the largest job has; gpu=0 for what needs none (docs/hpc.md)"
         )
 
 

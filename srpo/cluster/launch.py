@@ -36,7 +36,7 @@ from srpo.cluster.accounting import ask
 from srpo.cluster.processes import node_command, srun_options, workers
 from srpo.cluster.resources import require_cores
 from srpo.config import Layout, TrainStage, load_stage, validate
-from srpo.errors import run_command
+from srpo.errors import FINAL_FILE, run_command
 from srpo.runtime.files import write_json
 from srpo.runtime.preemption import PREEMPTED
 
@@ -54,10 +54,13 @@ class Command:
     arguments: Sequence[str]
     layout: Layout
     cores: int
+    final: Path
+    """Is there after a failure that another try would not mend."""
 
     def __call__(self) -> None:
         programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # srpo, accelerate
         environment = {**os.environ, "PATH": programs, "PYTHONUNBUFFERED": "1"}
+        environment[FINAL_FILE] = str(self.final)
         if (cores := os.environ.get("SLURM_CPUS_PER_TASK")) is not None:
             environment.setdefault("OMP_NUM_THREADS", cores)  # or it would use all of the node's cores
         command = [*node_command(self.layout, self.cores), *self.arguments]
@@ -95,7 +98,15 @@ def noticed(signalled: threading.Event) -> Iterator[None]:
 
 def training_command(arguments: argparse.Namespace, layout: Layout) -> list[str]:
     """The arguments of `srpo train`, with absolute paths."""
-    load_stage(arguments.config, TrainStage)  # its mistakes show now, not when the job starts
+    # Mistakes show now, not when the job starts.
+    load_stage(arguments.config, TrainStage)
+    for option in ("policy", "world_model"):
+        folder = getattr(arguments, option)
+        if folder is not None and not (folder / "config.json").is_file():
+            name = option.replace("_", "-")
+            raise SystemExit(f"error: --{name} {folder}: is no checkpoint's folder: it has no config.json")
+    if arguments.demos is not None and not arguments.demos.is_dir():
+        raise SystemExit(f"error: --demos {arguments.demos}: is no folder")
     command = ["train"]
     for name in ("config", "policy", "world_model", "demos", "out", "scratch"):
         if (path := getattr(arguments, name)) is not None:
@@ -147,6 +158,11 @@ def job_file(out: Path) -> Path:
     return out.resolve() / "launch/job.json"
 
 
+def final_file(out: Path) -> Path:
+    """What a launched job leaves when another try would not help."""
+    return out.resolve() / "launch/final"
+
+
 def read_job(out: Path) -> dict[str, str]:
     """The job that was launched into a folder; SystemExit where none was."""
     try:
@@ -164,7 +180,9 @@ def launch(arguments: argparse.Namespace) -> None:
     asked = {name: getattr(arguments, name) for name in ("nodes", "gpus", "strategy")}
     layout = validate(Layout, asked, "srpo launch train")
     require_cores("train", layout, arguments.cpus, "--cpus")
-    command = Command(training_command(arguments, layout), layout, arguments.cpus)
+    final = final_file(out)
+    command = Command(training_command(arguments, layout), layout, arguments.cpus, final)
+    final.unlink(missing_ok=True)  # of an earlier try
     try:
         job = make_executor(arguments, file.parent).submit(command)
     except FailedJobError as error:  # what sbatch says
@@ -217,7 +235,10 @@ def watch(out: Path) -> None:
         print(f"\nstill running: srpo launch status --out {out.resolve()}")
         return
     if not finished(out):
-        raise SystemExit(f"not finished ({state(job)}); the same command goes on from its scratch folder")
+        last = f"not finished ({state(job)})"
+        if final_file(out).exists():
+            raise SystemExit(f"{last}; another try would not help: mend what the log says first")
+        raise SystemExit(f"{last}; the same command goes on from its scratch folder")
 
 
 def finished(out: Path) -> bool:
@@ -251,6 +272,14 @@ def cancel(arguments: argparse.Namespace) -> None:
     print(f"{job['executor']} job {job['job']}: cancelled")
 
 
+def positive(text: str) -> int:
+    """A whole number from 1, of a command line."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return number
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="srpo launch", description="One training run outside the workflow.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -262,7 +291,7 @@ def main() -> None:
     train.add_argument("--out", type=Path, required=True, help="folder for the results")
     train.add_argument("--scratch", type=Path, required=True, help="folder for resumable state")
     train.add_argument("--executor", choices=("slurm", "local", "debug"), default="slurm")
-    train.add_argument("--nodes", type=int, default=1, help="nodes (default: 1)")
+    train.add_argument("--nodes", type=positive, default=1, help="nodes (default: 1)")
     train.add_argument("--gpus", type=int, default=0, help="GPUs a node, one process each (default: 0)")
     train.add_argument(
         "--strategy",
@@ -271,10 +300,12 @@ def main() -> None:
         help="fsdp trains all weights of a policy that is too large for one GPU (default: ddp)",
     )
     train.add_argument(
-        "--cpus", type=int, default=4, help="cores a node: a simulator each, two with GPUs (default: 4)"
+        "--cpus", type=positive, default=4, help="cores a node: a simulator each, two with GPUs (default: 4)"
     )
-    train.add_argument("--memory-gb", type=int, default=16, help="memory a node (default: 16)")
-    train.add_argument("--minutes", type=int, default=1440, help="time limit of one job (default: a day)")
+    train.add_argument("--memory-gb", type=positive, default=16, help="memory a node (default: 16)")
+    train.add_argument(
+        "--minutes", type=positive, default=1440, help="time limit of one job (default: a day)"
+    )
     train.add_argument("--timeouts", type=int, default=10, help="time limits it may meet (default: 10)")
     for name in ("partition", "account", "qos", "constraint"):
         train.add_argument(f"--{name}", help="Slurm's, where the cluster needs it")

@@ -79,14 +79,25 @@ class Chain(NamedTuple):
 def chain_of(profile: Path = PROFILE) -> Chain:
     """By the profile's `retries`, and `runtime` of its `resources`."""
     settings = read_yaml(profile)
-    limits = dict(str(entry).split("=", 1) for entry in settings.get("resources") or [])
-    return Chain(1 + settings.get("retries", 0), int(limits["runtime"]) if "runtime" in limits else None)
+    limits = dict(str(entry).split("=", 1) for entry in settings.get("resources") or [] if "=" in str(entry))
+    retries = _whole(settings.get("retries", 0), profile, "retries")
+    most = _whole(limits["runtime"], profile, "resources: runtime, minutes") if "runtime" in limits else None
+    return Chain(1 + retries, most)
+
+
+def _whole(value: object, profile: Path, key: str) -> int:
+    """A whole number of the profile. Raises ConfigError for anything else."""
+    text = str(value)
+    if text.isascii() and text.isdigit():
+        return int(text)
+    raise ConfigError(f"{profile}: {key}: {value!r} is not a whole number")
 
 
 def group_sizes(profile: Path = PROFILE) -> dict[str, int]:
     """How many jobs of a group share a submission to Slurm, by the profile's `group-components`."""
     entries = read_yaml(profile).get("group-components") or []
-    return {group: int(number) for group, _, number in (entry.rpartition("=") for entry in entries)}
+    parts = [str(entry).rpartition("=") for entry in entries]
+    return {group: _whole(number, profile, f"group-components: {group}") for group, _, number in parts}
 
 
 def report(planned: Plan, jobs: list[Job], throughput: Throughput, sizes: Sizes) -> str:

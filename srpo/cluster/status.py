@@ -180,11 +180,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def report(preset_name: str, here: Path) -> Iterator[str]:
+def report(preset_name: str, here: Path, overrides: Sequence[str] = ()) -> Iterator[str]:
     """The lines of the whole preset: a summary, jobs that Slurm will never start, then the stages, those in
     progress first."""
     preset, source = load_preset(preset_name)
-    stages = plan(preset, source).stages
+    stages = plan(preset, source, overrides=overrides).stages
     now = {folder: progress(folder, stage, here) for folder, stage in stages.items()}
     states = [p.state for p in now.values()]
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "started", "waiting"))
@@ -203,17 +203,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     how.add_argument("--watch", action="store_true", help="look again every ten seconds, until Ctrl-C")
     how.add_argument("--serve", action="store_true", help="a page that looks again every ten seconds")
     parser.add_argument("--port", type=int, default=8765, help="of --serve, at 127.0.0.1 (0: any free one)")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings, as for Snakemake"
+    )
     arguments = parser.parse_args(argv)
     if arguments.watch or arguments.serve:
         from srpo.cluster import page, watch  # they read this module
 
-        watcher = watch.Watcher(plan(*load_preset(arguments.preset)), Path.cwd())
+        watcher = watch.Watcher(plan(*load_preset(arguments.preset), overrides=arguments.set), Path.cwd())
         if arguments.serve:
             page.serve(watcher, arguments.port)
         else:
             watch.watch(watcher)
         return
-    print("\n".join(report(arguments.preset, Path.cwd())))
+    print("\n".join(report(arguments.preset, Path.cwd(), arguments.set)))
 
 
 if __name__ == "__main__":

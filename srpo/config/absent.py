@@ -50,7 +50,12 @@ def absent(stage: Stage | WorldModelStage) -> Iterator[tuple[str, str]]:
 
 def _checkpoint(section: str, named: Policy | WorldModel) -> Iterator[tuple[str, str]]:
     source = named.checkpoint
-    if source is not None and not HUB_ID.fullmatch(source) and not _is_folder(source):
+    if source is None:
+        return
+    if _is_folder(source):
+        if not (Path(source) / "config.json").is_file():
+            yield f"{section}.checkpoint", f"{source} is no checkpoint's folder: it has no config.json"
+    elif not HUB_ID.fullmatch(source):
         yield f"{section}.checkpoint", f"{source} is neither a folder here nor a hub id (organisation/name)"
 
 

@@ -38,7 +38,7 @@ Settings are YAML files in layers, each only saying how it differs from those be
 5. the preset's `settings`, then its `suite_settings` of the run's suite
 6. `configs/variants/<variant>.yaml`: a row of a sheet in `configs/experiments/` names the variant
 7. the row's `set`, e.g. `reward.alpha=0.5`
-8. the command line: `snakemake --config set="train.steps=5 reward.alpha=0.5"`
+8. the command line: `snakemake --config set="train.steps=5 train.temperature=1.2"`
 
 Each run's resolved settings stand in its `config.yaml`. To see them beforehand, by a row's name:
 `srpo resolve train --preset smoke --suite libero_spatial --variant grpo --seed 0`.

@@ -62,14 +62,16 @@ def problems(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[s
             hint = did_you_mean(location[-1], section.model_fields) if section else ""
             yield key, f"unknown key{hint}"
         elif item["type"] == "literal_error":
-            valid = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+            expected = item["ctx"]["expected"]  # "'ddp' or 'fsdp'", "0 or 1"
+            valid = re.findall(r"'([^']*)'", expected) or re.split(r", | or ", expected)
             yield key, f"{item['input']!r} is not valid{did_you_mean(item['input'], valid)}"
         elif item["type"] == "missing":
             yield key, "is missing"
         elif item["type"] == "value_error":
             yield key, str(item["ctx"]["error"])
         else:
-            yield key, f"{item['msg']}, not {item['input']!r}"
+            message = item["msg"].replace("valid tuple", "list").replace("Tuple", "List")  # in YAML's words
+            yield key, f"{message}, not {item['input']!r}"
 
 
 PLAIN = {

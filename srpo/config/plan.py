@@ -145,7 +145,22 @@ def _stages(planned: Plan, resolver: Resolver) -> Iterator[tuple[str, Stage | Wo
                 f"{run.folder}: plus.stop_early: compares with the suite's {SFT}, whose sweep is not in t2: "
                 f"add {SFT} to its sheet, or set it to false"
             )
+    _require_differences(trained, resolver)
     yield from _world_models(planned.preset, trained, resolver)
+
+
+def _require_differences(trained: Mapping[RunId, TrainStage], resolver: Resolver) -> None:
+    """Raise ConfigError if two rows name the same training: one of their labels would be false."""
+    seen: dict[str, RunId] = {}
+    for run, stage in trained.items():
+        settings = stage.model_dump_json(exclude={"variant"})
+        if (other := seen.setdefault(settings, run)) != run:
+            rows = resolver.row(other.variant), resolver.row(run.variant)
+            raise ConfigError(
+                f"{rows[0].source} and {rows[1].source}: {other.variant} and {run.variant} would be the same "
+                f"training (in {run.folder}): the command line or the preset's settings override what they "
+                "differ in, or one of them is too many"
+            )
 
 
 def _world_models(

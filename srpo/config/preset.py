@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from srpo.config.fields import (
     TASKS_PER_SUITE,
@@ -25,6 +25,10 @@ class Table(Section):
     """`configs/experiments/<sheet>.tsv`: its rows, each with a name, a label and a role."""
     suites: Annotated[tuple[Suite, ...], Field(strict=False, min_length=1)] | None = None
     """Show these suites; none: all of the preset."""
+
+
+OTHERS = ("reference", "figures", "libero_plus")
+"""Folders of `results/` that are no preset's."""
 
 
 class Preset(Section):
@@ -53,6 +57,13 @@ class Preset(Section):
     """Settings that differ from the layers below, as in `configs/base.yaml`."""
     suite_settings: dict[Suite, dict[str, Any]] = Field(default={})
     """Settings of single suites, over those above."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_no_other_folder(cls, name: str) -> str:
+        if name in OTHERS:
+            raise ValueError(f"{name} is taken: results/{name}/ has something else, take another name")
+        return name
 
     @model_validator(mode="after")
     def _complete(self) -> Preset:

@@ -286,7 +286,9 @@ class Resolver:
             named = [name for name in below if name == key or _mentions(message, name)] or [
                 name for name in below if _mentions(message, name.split(".")[-1])
             ]
-            files = list(dict.fromkeys(origins[name] for name in named)) or [self.source]
+            # A key that nobody set is missing where the others of its section are.
+            beside = [name for name in origins if "." in key and _section(name) == _section(key)]
+            files = list(dict.fromkeys(origins[name] for name in named or beside)) or [self.source]
             keys = ", ".join(named) or key
             lines.append(f"{', '.join(files)}: {keys}: {message} (in {what})")
         raise ConfigError("\n".join(lines))
@@ -297,6 +299,10 @@ def suite_checkpoint(checkpoint: str, suite: str) -> str:
     long = checkpoint == "siirl" and suite == "libero_10"
     name = "libero-long" if long else SUITES_ON_HUB[suite]
     return RELEASED.get(checkpoint, checkpoint).replace("{suite}", name)
+
+
+def _section(key: str) -> str:
+    return key.rpartition(".")[0]
 
 
 def _mentions(message: str, name: str) -> bool:

@@ -34,6 +34,8 @@ S = TypeVar("S", bound=Section)
 def read_config(beside: Path, stage: type[S]) -> S:
     """The resolved `config.yaml` in the folder of the result file `beside`."""
     path = beside.parent / "config.yaml"
+    if not beside.exists():
+        raise ResultError(f"{beside}: no such file")
     if not path.is_file():
         raise ResultError(f"{path}: no such file: {beside.name} needs its run's resolved config beside it")
     try:

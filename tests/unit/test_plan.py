@@ -152,6 +152,26 @@ def test_groups_are_those_of_the_profile() -> None:
     assert set(group_sizes()) == set(resources.GROUPS.values())
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("retries: 5", "retries: five", "retries: 'five' is not a whole number"),
+        ("# - runtime=1440", "- runtime=2d", "resources: runtime, minutes: '2d' is not a whole number"),
+        (
+            "{any_variant}=3",
+            "{any_variant}=x",
+            "group-components: evaluate_{suite}_{any_variant}: 'x' is not a whole number",
+        ),
+    ],
+)
+def test_a_profile_that_cannot_be_read_is_told(tmp_path: Path, old: str, new: str, message: str) -> None:
+    profile = tmp_path / "config.yaml"
+    profile.write_text((ROOT / "slurm/config.yaml").read_text().replace(old, new, 1))
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        chain_of(profile)
+        group_sizes(profile)
+
+
 def test_a_sweep_is_submitted_in_groups() -> None:
     run = "runs/libero_goal/grpo/seed"
     evaluations = [Job("evaluate", f"{run}{seed}/evaluation") for seed in range(4)]

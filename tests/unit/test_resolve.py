@@ -682,6 +682,34 @@ def test_what_cannot_be_fails_naming_file_and_key(
 
 
 @pytest.mark.parametrize(
+    ("preset", "override", "rows"),
+    [
+        ("paper", "reward.alpha=0.5", "srpo and srpo-alpha-0 would be the same training"),
+        ("paper", "world_model=pixel", "srpo and srpo-pixel would be the same training"),
+        ("mini", "reward.shaping=paper", "grpo and srpo would be the same training"),
+    ],
+)
+def test_what_rows_differ_in_is_not_overridden(preset: str, override: str, rows: str) -> None:
+    """Tables would show one training under the labels of others."""
+    with pytest.raises(ConfigError, match=rows):
+        plan(*load_preset(preset), CONFIGS, [override])
+
+
+@pytest.mark.parametrize("name", ["reference", "figures", "libero_plus"])
+def test_results_has_other_folders_than_presets(configs: Path, name: str) -> None:
+    spoil(configs / "presets/example.yaml", "name: example", f"name: {name}")
+    with pytest.raises(ConfigError, match=f"name: .*{name} is taken"):
+        plan_of(configs, "example")
+
+
+def test_a_missing_key_is_missing_in_the_file_of_its_section(configs: Path) -> None:
+    (configs / "world_models/mine.yaml").write_text("world_model:\n  kind: pixel\n  frames: 16\n")
+    spoil(configs / "presets/example.yaml", "world_model: vjepa2-tiny", "world_model: mine")
+    with pytest.raises(ConfigError, match=r"world_models/mine\.yaml: world_model\.image_size: is missing"):
+        plan_of(configs, "example")
+
+
+@pytest.mark.parametrize(
     "override",
     [
         "policy.checkpoint=/data/polcy",
@@ -707,6 +735,9 @@ def test_what_is_on_this_machine(tmp_path: Path) -> None:
     loaded, source = load_preset("paper")
     assert plan(loaded, source, here=True).stages, "checkpoints of the hub"
     overrides = [f"policy.checkpoint={tmp_path}", f"plus.assets={tmp_path}"]
+    with pytest.raises(ConfigError, match=r"is no checkpoint's folder: it has no config\.json"):
+        plan(loaded, source, overrides=overrides, here=True)
+    (tmp_path / "config.json").touch()
     assert plan(loaded, source, overrides=overrides, here=True).stages
     with pytest.raises(ConfigError, match=r"world_models\.3\.checkpoint: /no/model is neither a folder here"):
         plan(loaded, source, overrides=["world_model.checkpoint=/no/model"], here=True)

@@ -11,8 +11,11 @@ from support.workflow import copy_workflow, in_copy
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the workflow with a finished example preset, whose stages were stood in for."""
-    copy = tmp_path_factory.mktemp("copy")
+    """A copy of the workflow with a finished example preset, whose stages were stood in for.
+
+    In a folder whose name a shell would take apart.
+    """
+    copy = tmp_path_factory.mktemp("copy") / "a user's copy"
     copy_workflow(copy, "stage_stand_in.py")
     in_copy(copy, "--cores", "2")
     return copy

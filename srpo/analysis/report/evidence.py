@@ -157,7 +157,7 @@ def _above(evidence: Evidence, variant: str, suite: str | None = None) -> Iterat
     """How far a variant's area is above GRPO's and SRPO's."""
     for other in (evidence.grpo, evidence.srpo):
         apart = evidence.compare_areas(other, variant, suite)
-        yield "–" if variant == other else points_text(apart.estimate)
+        yield "–" if variant in (other, evidence.grpo) else points_text(apart.estimate)
 
 
 def _seeds(values: Sequence[float]) -> str:

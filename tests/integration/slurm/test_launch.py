@@ -145,10 +145,16 @@ def test_processes_of_two_nodes_find_one_another(
 def test_on_this_machine(tmp_path: Path) -> None:
     """Without Slurm: a process of submitit's, whose end and failure are noticed."""
     config = write_config(tmp_path / "config.yaml", TRAINING)
-    arguments = ["train", "--config", str(config), "--policy", str(tmp_path / "missing")]
+    policy = tmp_path / "policy"
+    arguments = ["train", "--config", str(config), "--policy", str(policy)]
     folders = ["--out", str(tmp_path / "run"), "--scratch", str(tmp_path / "scratch")]
     said = launch(*arguments, *folders, "--executor", "local", code=1)
-    assert "missing" in said and "not finished" in said
+    assert "policy: is no checkpoint's folder" in said and not (tmp_path / "run").exists()
+    policy.mkdir()
+    (policy / "config.json").write_text("{}")
+    said = launch(*arguments, *folders, "--executor", "local", code=1)
+    assert "not finished" in said and "another try would not help" in said
+    assert "must be at least 1" in launch(*arguments, *folders, "--minutes", "0", code=2)
     assert "not finished" in launch("status", "--out", str(tmp_path / "run"))
     assert "nothing was launched" in launch("status", "--out", str(tmp_path / "nowhere"), code=1)
     said = launch(*arguments, *folders, code=1, path=str(tmp_path))
@@ -165,7 +171,8 @@ def test_a_scancel_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_what_slurm_does_not_take_is_one_line(cluster: Cluster, tmp_path: Path) -> None:
     config = write_config(tmp_path / "config.yaml", TRAINING)
-    folders = ["--policy", "p", "--out", str(tmp_path / "run"), "--scratch", str(tmp_path / "scratch")]
+    (tmp_path / "config.json").touch()
+    folders = ["--policy", str(tmp_path), "--out", str(tmp_path / "run"), "--scratch", str(tmp_path / "s")]
     said = launch("train", "--config", str(config), *folders, "--partition", "none", code=1)
     assert "error: Slurm does not take the job: " in said and "partition" in said
     assert "Traceback" not in said and not (tmp_path / "run/launch/job.json").exists()
