@@ -35,6 +35,7 @@ class _Mesh(NamedTuple):
     faces       int64 (F, 3)      vertex of each corner
     corners     int64 (F, 3)      original corner whose normal and texture coordinates each corner takes
     charts      int64 (F,)        texture chart of each face
+    texels      int64 (3 F,)      place of each original corner in the texture, a number; or empty
     directions  float64 (3 F, 3)  unit normal of each original corner
     alive       bool (F,)         which faces are left
     head        int64 (V,)        first corner at each vertex, -1 if there is none
@@ -45,6 +46,7 @@ class _Mesh(NamedTuple):
     faces: NDArray[np.int64]
     corners: NDArray[np.int64]
     charts: NDArray[np.int64]
+    texels: NDArray[np.int64]
     directions: NDArray[np.float64]
     alive: NDArray[np.bool_]
     head: NDArray[np.int64]
@@ -58,11 +60,13 @@ def decimate(
     normals: NDArray[np.float64],
     tolerance: float,
     shade: float,
+    texels: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Collapse edges of a triangle mesh as long as neither its surface nor its shading changes visibly.
 
     A face never leaves its chart: a vertex moves only onto one that each of its faces' charts has too, so
-    that seams of the texture neither open nor smear.
+    that seams of the texture do not open. A chart may also meet itself, as a sleeve's does: with `texels`, no
+    face gets across such a seam either, and seams keep their course as open borders do.
 
     Args:
         points: float64 (V, 3), metres; coincident corners must already be one vertex.
@@ -72,6 +76,7 @@ def decimate(
         tolerance: largest root mean square distance (m) of a vertex to the planes that it replaces.
         shade: largest decrease in one collapse of the cosine between a corner's normal and its face. Without
             a bound (2) a flat panel loses its inner vertices, and the normals of its edges shade all of it.
+        texels: int64 (F, 3), the same number where corners at one vertex have one place in the texture.
 
     Returns:
         int64 (F', 3) remaining faces, as vertex numbers, and as numbers 3 f + j of the original corners
@@ -82,6 +87,7 @@ def decimate(
         faces=np.ascontiguousarray(faces).copy(),
         corners=np.arange(3 * len(faces)).reshape(-1, 3),
         charts=charts,
+        texels=np.zeros(0, np.int64) if texels is None else np.ascontiguousarray(texels).reshape(-1),
         directions=np.ascontiguousarray(normals).reshape(-1, 3),
         alive=np.ones(len(faces), np.bool_),
         head=np.full(len(points), -1),
@@ -159,7 +165,7 @@ def _collapse(mesh, bound, shade, passes):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def _hold_borders(mesh, quadrics):  # type: ignore[no-untyped-def]
-    """Add planes perpendicular to the faces at open borders, so that these do not recede."""
+    """Add planes perpendicular to the faces at open borders, and at seams, so that these do not recede."""
     for f in range(len(mesh.faces)):
         if not mesh.alive[f]:
             continue
@@ -169,7 +175,11 @@ def _hold_borders(mesh, quadrics):  # type: ignore[no-untyped-def]
             at = mesh.head[u]
             while at >= 0:
                 g = at // 3
-                shared += mesh.faces[g, 0] == v or mesh.faces[g, 1] == v or mesh.faces[g, 2] == v
+                if len(mesh.texels) == 0:
+                    shared += mesh.faces[g, 0] == v or mesh.faces[g, 1] == v or mesh.faces[g, 2] == v
+                elif mesh.texels[at] == mesh.texels[3 * f + j]:
+                    for k in range(3):
+                        shared += mesh.texels[3 * g + k] == mesh.texels[3 * f + (j + 1) % 3]
                 at = mesh.following[at]
             if shared == 1:
                 edge = mesh.points[v] - mesh.points[u]
@@ -182,13 +192,45 @@ def _hold_borders(mesh, quadrics):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _best_corner(mesh, v, chart, normal):  # type: ignore[no-untyped-def]
-    """The original corner at v in a chart whose normal is nearest to a face's (-1: none), and the cosine."""
+def _texel(mesh, u, v, f, j):  # type: ignore[no-untyped-def]
+    """The place in the texture at v for corner j of face f when u, where it is, moves there.
+
+    That of the faces at the edge that have u's place as f has it; -1: there are none, or they differ, for a
+    seam that ends at u runs along the edge.
+    """
+    here, found = mesh.texels[mesh.corners[f, j]], -1
+    at = mesh.head[u]
+    while at >= 0:
+        g, i = at // 3, at % 3
+        if mesh.alive[g] and mesh.texels[mesh.corners[g, i]] == here:
+            for k in range(3):
+                if mesh.faces[g, k] == v:
+                    there = mesh.texels[mesh.corners[g, k]]
+                    if found >= 0 and there != found:
+                        return -1
+                    found = there
+        at = mesh.following[at]
+    return found
+
+
+@numba.njit(cache=True)
+def _best_corner(mesh, u, v, f, j, normal):  # type: ignore[no-untyped-def]
+    """The original corner at v for corner j of face f when u moves there: of those in its chart and at its
+    place in the texture, the one whose normal is nearest to the face's (-1: none), and the cosine."""
     best, fit = -1, -2.0
+    texel = -1
+    if len(mesh.texels):
+        texel = _texel(mesh, u, v, f, j)
+        if texel < 0:
+            return best, fit
     at = mesh.head[v]
     while at >= 0:
         g = at // 3
-        if mesh.alive[g] and mesh.charts[g] == chart:
+        if (
+            mesh.alive[g]
+            and mesh.charts[g] == mesh.charts[f]
+            and (texel < 0 or mesh.texels[mesh.corners[g, at - 3 * g]] == texel)
+        ):
             corner = mesh.corners[g, at - 3 * g]
             cosine = np.dot(mesh.directions[corner], normal)
             if cosine > fit:
@@ -209,7 +251,7 @@ def _allowed(mesh, shade, u, v):  # type: ignore[no-untyped-def]
             area_before, area_after = np.sqrt(np.dot(before, before)), np.sqrt(np.dot(after, after))
             if np.dot(before, after) <= MIN_TURN_COSINE * area_before * area_after:
                 return False
-            corner, fit = _best_corner(mesh, v, mesh.charts[f], after / area_after)
+            corner, fit = _best_corner(mesh, u, v, f, j, after / area_after)
             direction = mesh.directions[mesh.corners[f, j]]
             if corner < 0 or fit < np.dot(direction, before / area_before) - shade:
                 return False
@@ -220,20 +262,29 @@ def _allowed(mesh, shade, u, v):  # type: ignore[no-untyped-def]
 @numba.njit(cache=True)
 def _move(mesh, u, v):  # type: ignore[no-untyped-def]
     """Move u onto v."""
-    last = -1
+    last, number = -1, 0
     at = mesh.head[u]
+    while at >= 0:
+        last = at
+        number += 1
+        at = mesh.following[at]
+    chosen = np.empty(number, np.int64)  # first for all, since each looks at the others' places
+    at, number = mesh.head[u], 0
     while at >= 0:
         f, j = at // 3, at % 3
         b, c = mesh.faces[f, (j + 1) % 3], mesh.faces[f, (j + 2) % 3]
+        chosen[number] = mesh.corners[f, j]
         if mesh.alive[f] and b != v and c != v:
             normal = _normal(mesh.points, v, b, c)
             unit = normal / np.sqrt(np.dot(normal, normal))
-            mesh.corners[f, j] = _best_corner(mesh, v, mesh.charts[f], unit)[0]
-        last = at
+            chosen[number] = _best_corner(mesh, u, v, f, j, unit)[0]
+        number += 1
         at = mesh.following[at]
-    at = mesh.head[u]
+    at, number = mesh.head[u], 0
     while at >= 0:
         f, j = at // 3, at % 3
+        mesh.corners[f, j] = chosen[number]
+        number += 1
         mesh.alive[f] = mesh.alive[f] and mesh.faces[f, (j + 1) % 3] != v and mesh.faces[f, (j + 2) % 3] != v
         mesh.faces[f, j] = v
         at = mesh.following[at]
@@ -242,17 +293,19 @@ def _move(mesh, u, v):  # type: ignore[no-untyped-def]
     mesh.head[u] = -1
 
 
-def decimate_meshes(model: mujoco.MjModel, meshes: set[int], tolerance: float, shade: float) -> None:
+def decimate_meshes(
+    model: mujoco.MjModel, meshes: set[int], tolerance: float, shade: float, seams: bool
+) -> None:
     """Decimate some meshes of a compiled model in place: fewer faces, the same vertices.
 
     Only for a model for rendering: collisions would differ.
     """
     for mesh in meshes:
         if model.mesh_facenum[mesh] >= SMALL:
-            _decimate_mesh(model, mesh, tolerance, shade)
+            _decimate_mesh(model, mesh, tolerance, shade, seams)
 
 
-def _decimate_mesh(model: mujoco.MjModel, mesh: int, tolerance: float, shade: float) -> None:
+def _decimate_mesh(model: mujoco.MjModel, mesh: int, tolerance: float, shade: float, seams: bool) -> None:
     start, count = int(model.mesh_faceadr[mesh]), int(model.mesh_facenum[mesh])
     part = slice(start, start + count)
     arrays = [array[part] for array in (model.mesh_face, model.mesh_facenormal, model.mesh_facetexcoord)]
@@ -260,12 +313,13 @@ def _decimate_mesh(model: mujoco.MjModel, mesh: int, tolerance: float, shade: fl
     points = model.mesh_vert[int(model.mesh_vertadr[mesh]) :][positions].astype(np.float64)
     directions = model.mesh_normal[int(model.mesh_normaladr[mesh]) :][normals].astype(np.float64)
     first, vertex = _weld(points)
-    charts = np.zeros(count, np.int64)
+    charts, texels = np.zeros(count, np.int64), None
     if model.mesh_texcoordadr[mesh] >= 0:
         texture = model.mesh_texcoord[int(model.mesh_texcoordadr[mesh]) :][coordinates]
-        charts = _charts(_weld(np.concatenate([points, texture], axis=1))[1].reshape(-1, 3))
+        places = _weld(np.concatenate([points, texture], axis=1))[1].reshape(-1, 3)
+        charts, texels = _charts(places), places if seams else None
     _, corners = decimate(
-        points[first], vertex.reshape(-1, 3), charts, directions.reshape(-1, 3, 3), tolerance, shade
+        points[first], vertex.reshape(-1, 3), charts, directions.reshape(-1, 3, 3), tolerance, shade, texels
     )
     if len(corners) == 0:
         return

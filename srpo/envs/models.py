@@ -28,8 +28,9 @@ import numpy as np
 from srpo.runtime.files import atomic_file
 
 PHYSICS, VISIBLE = "physics", "visible"
-DECIMATION = {"near": (0.001, 0.1, 1024), "fast": (0.002, 0.4, 512)}
-"""Render mode → tolerance (m) and shading (cosine) of `srpo.envs.decimate`, largest texture (pixels)."""
+DECIMATION = {"near": (0.001, 0.1, 1024, True), "fast": (0.002, 0.4, 512, False)}
+"""Render mode → tolerance (m) and shading (cosine) of `srpo.envs.decimate`, largest texture (pixels), and
+whether textures keep their seams."""
 RECIPE = 5
 """Version of the models: increase it with every change of this module that makes different ones."""
 STALE_SECONDS = 3600
@@ -186,8 +187,8 @@ def compiled(scene: str, kind: str) -> mujoco.MjModel:
     if kind in DECIMATION:
         from srpo.envs.decimate import decimate_meshes
 
-        tolerance, shade, side = DECIMATION[kind]
-        decimate_meshes(model, meshes, tolerance, shade)
+        tolerance, shade, side, seams = DECIMATION[kind]
+        decimate_meshes(model, meshes, tolerance, shade, seams)
         _shrink_textures(model, side)
     return model
 

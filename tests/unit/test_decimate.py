@@ -127,3 +127,35 @@ def test_shading_of_a_panel_with_rounded_normals_is_kept() -> None:
     before = float(normal[faces][..., 2].mean())
     assert before - mean_shading(0.02) < 0.5 * (before - mean_shading(2.0))
     assert before - mean_shading(2.0) > 0.1
+
+
+def sleeve(n: int, rings: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A tube of radius 0.05 m, and across its texture the turn of each corner, 0 to 1: one chart, which meets
+    itself where the turn begins anew."""
+    turn, height = np.meshgrid(np.arange(n), np.arange(rings + 1), indexing="ij")
+    angle = 2 * np.pi * turn / n
+    points = np.stack([0.05 * np.cos(angle), 0.05 * np.sin(angle), 0.02 * height], axis=-1).reshape(-1, 3)
+    i, j = (index.ravel() for index in np.meshgrid(np.arange(n), np.arange(rings), indexing="ij"))
+    below, above = i * (rings + 1) + j, (i + 1) % n * (rings + 1) + j
+    faces = np.concatenate(
+        [np.stack([below, above, above + 1], axis=1), np.stack([below, above + 1, below + 1], axis=1)]
+    )
+    turns = np.concatenate([np.stack([i, i + 1, i + 1], axis=1), np.stack([i, i + 1, i], axis=1)]) / n
+    return points, faces, turns
+
+
+def test_no_face_gets_across_a_seam_of_its_own_chart() -> None:
+    points, faces, turns = sleeve(48, 12)
+    normals = points[faces] * [1, 1, 0] / 0.05
+    texels = np.where(turns == 1, faces + len(points), faces)  # the seam's vertices have two places
+
+    def widest(texels: np.ndarray | None) -> tuple[float, int]:
+        """Of the texture that a face takes across, at most; and how many faces are left."""
+        charts = np.zeros(len(faces), int)
+        kept, corners = decimate(points, faces, charts, normals, 0.0005, 0.2, texels)
+        taken = turns.ravel()[corners]
+        return float(np.ptp(taken, axis=1).max()), len(kept)
+
+    (apart, left), (smeared, fewer) = widest(texels), widest(None)
+    assert apart < 0.2 and left < len(faces) / 4
+    assert smeared > 0.7 and fewer <= left
