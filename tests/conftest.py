@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+import srpo  # noqa: F401 (before NumPy: it says which kernels that takes)
+
 SHARED = ("slurm", "workflow")
 """Folders whose tests share a cluster, or a finished workflow."""
 

@@ -31,7 +31,7 @@ PHYSICS, VISIBLE = "physics", "visible"
 DECIMATION = {"near": (0.001, 0.1, 1024, True), "fast": (0.002, 0.4, 512, False)}
 """Render mode → tolerance (m) and shading (cosine) of `srpo.envs.decimate`, largest texture (pixels), and
 whether textures keep their seams."""
-RECIPE = 5
+RECIPE = 6
 """Version of the models: increase it with every change of this module that makes different ones."""
 STALE_SECONDS = 3600
 """Age of an unfinished file from which its process must have been killed."""

@@ -101,6 +101,7 @@ def write_manifest(path: Path, config: BaseModel, **facts: Any) -> None:
             "system": platform.platform(),
             "host": platform.node(),
             "processor": _processor(),
+            "blas_kernels": os.environ.get("OPENBLAS_CORETYPE"),
             "cores": os.cpu_count(),
             "gpus": gpus,
             "gl_backend": os.environ.get("MUJOCO_GL"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -20,6 +21,18 @@ from packaging.utils import canonicalize_name
 from srpo import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.mark.parametrize("chosen", [None, "SkylakeX"])
+def test_openblas_takes_the_same_kernels_on_every_processor(chosen: str | None) -> None:
+    """Before NumPy is loaded, whichever module of the package comes first; not against the user's will."""
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
+    if chosen is not None:
+        environment["OPENBLAS_CORETYPE"] = chosen
+    code = "import os, srpo.rollouts.worker; print(os.environ.get('OPENBLAS_CORETYPE'))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    x86 = "avx2" in Path("/proc/cpuinfo").read_text()
+    assert done.stdout.strip() == str(chosen or ("Haswell" if x86 else None))
 
 
 def locked(name: str) -> dict[str, list[Requirement]]:

@@ -24,7 +24,10 @@ from srpo.results import ResultError
 from srpo.results.rows import check_episodes, read_rows
 from srpo.results.schemas import EPISODES, IDENTITY
 
-MACHINE = ("git_revision", "packages", "python", "gpus", "gl_backend", "gl_renderer", "processor")
+MACHINE = (
+    *("git_revision", "packages", "python", "gpus", "gl_backend", "gl_renderer", "processor"),
+    "blas_kernels",
+)
 """What a manifest says of the code and the machine."""
 
 
