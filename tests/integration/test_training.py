@@ -270,7 +270,8 @@ def test_offline_training_survives_preemption(policy: Path, tmp_path: Path, adva
     rewards = [read_rows(tmp_path / name / "rewards.parquet", REWARDS) for name in ("whole", "stopped")]
     pd.testing.assert_frame_equal(*rewards, check_exact=True)
     metrics = read_rows(tmp_path / "stopped/metrics.csv", RL_METRICS)
-    assert metrics["environment_steps"].nunique() == 1 and metrics["seconds_rollout"][1] == 0
+    assert metrics["environment_steps"][0] > 0 == metrics["environment_steps"][1]
+    assert metrics["seconds_rollout"][1] == 0
 
 
 def test_evaluation_survives_a_kill(policy: Path, tmp_path: Path) -> None:
