@@ -127,7 +127,7 @@ def test_processes_of_two_nodes_find_one_another(
     )
     log, go = tmp_path / "log", tmp_path / "go"
     (tmp_path / "srpo.py").write_text(PROCESS.format(log=str(log), go=str(go)))
-    command = OtherProgram([str(tmp_path)], Layout(nodes=2, gpus=2), 8)
+    command = OtherProgram([str(tmp_path)], Layout(nodes=2, gpus=2), 8, tmp_path / "final")
     job = make_executor(wanted, tmp_path / "launch").submit(command)
     wait_until(lambda: log.exists() and log.read_text().count("\n") == 4, "four processes", 300)
     ranks = [f"{rank} 4 {rank % 2} 127.0.0.1 0,1 4 {tmp_path}" for rank in range(4)]
