@@ -35,7 +35,7 @@ class _Mesh(NamedTuple):
     faces       int64 (F, 3)      vertex of each corner
     corners     int64 (F, 3)      original corner whose normal and texture coordinates each corner takes
     charts      int64 (F,)        texture chart of each face
-    texels      int64 (3 F,)      place of each original corner in the texture, a number; or empty
+    texels      int64 (3 F,)      place of each original corner in the texture, or its vertex, as a number
     directions  float64 (3 F, 3)  unit normal of each original corner
     alive       bool (F,)         which faces are left
     head        int64 (V,)        first corner at each vertex, -1 if there is none
@@ -76,7 +76,8 @@ def decimate(
         tolerance: largest root mean square distance (m) of a vertex to the planes that it replaces.
         shade: largest decrease in one collapse of the cosine between a corner's normal and its face. Without
             a bound (2) a flat panel loses its inner vertices, and the normals of its edges shade all of it.
-        texels: int64 (F, 3), the same number where corners at one vertex have one place in the texture.
+        texels: int64 (F, 3), the same number where corners at one vertex have one place in the texture. None:
+            all corners at a vertex are taken to have one.
 
     Returns:
         int64 (F', 3) remaining faces, as vertex numbers, and as numbers 3 f + j of the original corners
@@ -87,7 +88,7 @@ def decimate(
         faces=np.ascontiguousarray(faces).copy(),
         corners=np.arange(3 * len(faces)).reshape(-1, 3),
         charts=charts,
-        texels=np.zeros(0, np.int64) if texels is None else np.ascontiguousarray(texels).reshape(-1),
+        texels=np.ascontiguousarray(faces if texels is None else texels).reshape(-1),
         directions=np.ascontiguousarray(normals).reshape(-1, 3),
         alive=np.ones(len(faces), np.bool_),
         head=np.full(len(points), -1),
@@ -175,9 +176,7 @@ def _hold_borders(mesh, quadrics):  # type: ignore[no-untyped-def]
             at = mesh.head[u]
             while at >= 0:
                 g = at // 3
-                if len(mesh.texels) == 0:
-                    shared += mesh.faces[g, 0] == v or mesh.faces[g, 1] == v or mesh.faces[g, 2] == v
-                elif mesh.texels[at] == mesh.texels[3 * f + j]:
+                if mesh.texels[at] == mesh.texels[3 * f + j]:
                     for k in range(3):
                         shared += mesh.texels[3 * g + k] == mesh.texels[3 * f + (j + 1) % 3]
                 at = mesh.following[at]
@@ -218,20 +217,12 @@ def _best_corner(mesh, u, v, f, j, normal):  # type: ignore[no-untyped-def]
     """The original corner at v for corner j of face f when u moves there: of those in its chart and at its
     place in the texture, the one whose normal is nearest to the face's (-1: none), and the cosine."""
     best, fit = -1, -2.0
-    texel = -1
-    if len(mesh.texels):
-        texel = _texel(mesh, u, v, f, j)
-        if texel < 0:
-            return best, fit
+    texel = _texel(mesh, u, v, f, j)
     at = mesh.head[v]
     while at >= 0:
         g = at // 3
-        if (
-            mesh.alive[g]
-            and mesh.charts[g] == mesh.charts[f]
-            and (texel < 0 or mesh.texels[mesh.corners[g, at - 3 * g]] == texel)
-        ):
-            corner = mesh.corners[g, at - 3 * g]
+        corner = mesh.corners[g, at - 3 * g]
+        if mesh.alive[g] and mesh.charts[g] == mesh.charts[f] and mesh.texels[corner] == texel:
             cosine = np.dot(mesh.directions[corner], normal)
             if cosine > fit:
                 best, fit = corner, cosine

@@ -243,9 +243,10 @@ def load_metrics(
     require_runs([(config.variant, config.suite) for config in configs], variants, allow_incomplete)
     missing = missing_rows(metrics, pd.DataFrame(expected, columns=keys), allow_incomplete)
     metrics = metrics.sort_values(keys, ignore_index=True)
+    # Offline, episodes are rolled out in step 1 alone.
+    metrics["episodes_so_far"] = metrics["episodes"].where(metrics["environment_steps"] > 0, 0)
     runs = metrics.groupby(["suite", "variant", "seed"])
-    rolled_out = metrics["episodes"].where(metrics["environment_steps"] > 0, 0)  # offline, in step 1 alone
-    metrics["episodes_so_far"] = rolled_out.groupby([metrics[key] for key in keys[:3]]).cumsum()
+    metrics["episodes_so_far"] = runs["episodes_so_far"].cumsum()
     metrics["control_steps_so_far"] = runs["environment_steps"].cumsum()
     metrics["seconds_so_far"] = metrics["control_steps_so_far"] / CONTROL_HZ
     return metrics, len(missing)

@@ -13,6 +13,7 @@ from srpo.analysis import comparisons
 from srpo.analysis.draw import Source, find
 from srpo.analysis.drawings import EVIDENCE
 from srpo.analysis.stats import (
+    NAN,
     NO_PAIRS,
     Difference,
     Estimate,
@@ -237,12 +238,14 @@ def claims(evidence: Evidence) -> list[Claim]:
     for row in evidence.truth[evidence.truth["measure"] == "in groups"].to_dict("records"):
         right = Estimate(row["value"] - 0.5, row["low"] - 0.5, row["high"] - 0.5)
         runs = int(row["runs"])
+        above_chance = Difference(right, NAN, 0, (runs, runs))
         result.append(
             Claim(
                 f"rewards by {row['representation']} put more than half of the pairs of failures of a group "
                 "in the right order",
-                direction(right) if runs > 1 else None,
-                f"{rate_text(Estimate(row['value'], row['low'], row['high']))} of the pairs{_few(runs)}",
+                verdict(above_chance),
+                f"{rate_text(Estimate(row['value'], row['low'], row['high']))} of the pairs"
+                f"{_runs_text(above_chance, given=False)}",
             )
         )
     return result
@@ -288,14 +291,10 @@ def difference_text(difference: Difference, given: bool = False) -> str:
 
 def _runs_text(difference: Difference, given: bool) -> str:
     """What the number of runs does to a difference, if they are few."""
-    return _few(min(difference.runs[1:] if given else difference.runs))
-
-
-def _few(runs: int) -> str:
-    """What so many runs of a suite, or fewest of several suites, do to an interval."""
-    if runs == 1:
+    fewest = min(difference.runs[1:] if given else difference.runs)
+    if fewest == 1:
         return "; one run a suite: nothing about other seeds"
-    return f"; {runs} runs a suite, few: the interval is rough" if runs < FEW else ""
+    return f"; {fewest} runs a suite, few: the interval is rough" if fewest < FEW else ""
 
 
 def rate_text(value: Estimate) -> str:

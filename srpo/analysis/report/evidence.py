@@ -156,8 +156,10 @@ def efficiency(evidence: Evidence) -> str:
 def _above(evidence: Evidence, variant: str, suite: str | None = None) -> Iterator[str]:
     """How far a variant's area is above GRPO's and SRPO's."""
     for other in (evidence.grpo, evidence.srpo):
-        apart = evidence.compare_areas(other, variant, suite)
-        yield "–" if variant in (other, evidence.grpo) else points_text(apart.estimate)
+        if variant in (other, evidence.grpo):
+            yield "–"
+        else:
+            yield points_text(evidence.compare_areas(other, variant, suite).estimate)
 
 
 def _seeds(values: Sequence[float]) -> str:
