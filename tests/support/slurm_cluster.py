@@ -129,7 +129,7 @@ def end_what_is_left() -> None:
                     each.wait(10)
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
     """Poll until a condition holds; AssertionError when it does not in time."""
     end = time.monotonic() + seconds
     while not condition():

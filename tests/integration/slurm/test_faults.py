@@ -236,7 +236,8 @@ def test_snakemake_is_interrupted_and_killed(cluster: Cluster, workflow: Workflo
     workflow.wait(workflow.all_held, "four trainings at work")
     first = workflow.last_jobs()
     workflow.interrupt()
-    wait_until(lambda: state(first) == dict.fromkeys(RUNS, "CANCELLED"), "the jobs' end")
+    wait_until(lambda: not cluster.jobs("pending,running,completing"), "the jobs' end", PATIENCE)
+    assert state(first) == dict.fromkeys(RUNS, "CANCELLED")
 
     workflow.start()  # nothing was left locked
     for run in RUNS:
@@ -261,9 +262,7 @@ def test_snakemake_is_interrupted_and_killed(cluster: Cluster, workflow: Workflo
         "three in the queue",
     )
     (workflow.hold / late).unlink()
-    wait_until(
-        lambda: cluster.state(left[late]) == "COMPLETED", "the end of a job that is waited for by none"
-    )
+    wait_until(lambda: cluster.state(left[late]) == "COMPLETED", "an end nobody waits for", PATIENCE)
     cluster.do("scancel", blocker)
     for run in others:
         workflow.wait_for_attempt(3, run)
