@@ -34,21 +34,25 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from srpo.config import Policy, Protocol, read_yaml
+# A previous revision has to have these, and what `steps_per_second` imports. The other functions import what
+# they need themselves.
+from srpo.config import Protocol
 from srpo.envs.gl import choose_backend
-from srpo.episode import CHUNK, EpisodeSpec
-from srpo.runtime.files import write_with
-from srpo.runtime.processes import SINGLE_THREADED, one_core_each
+
+if TYPE_CHECKING:
+    from srpo.episode import EpisodeSpec
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 MODES = ("exact", "near", "fast")
+CHUNK = 8
+"""Control steps from one picture to the next."""
 PIXELS, OFFICIAL_PIXELS = 128, 256
 EPISODE_STEPS = 136
 """Step limit of the whole episodes that are compared."""
@@ -197,6 +201,8 @@ def checkout(revision: str) -> Iterator[Path]:
 
 def previous_steps_per_second(package: Path, suite: str, chunks: int) -> dict[str, dict[str, float]]:
     """`steps_per_second` of the `srpo` in another folder."""
+    from srpo.runtime.processes import SINGLE_THREADED
+
     code = "import json, sys, rollout; rollout.pin_to_one_core(); "
     code += "print(json.dumps(rollout.steps_per_second(sys.argv[1], int(sys.argv[2]))))"
     path = os.pathsep.join([str(package), str(Path(__file__).parent)])
@@ -269,6 +275,7 @@ def tiny_policy(suite: str) -> Any:
     """The `tiny` policy with random weights: its episodes mostly run to the step limit."""
     import torch
 
+    from srpo.config import Policy, read_yaml
     from srpo.config.resolve import CONFIGS
     from srpo.envs.libero import load_task
     from srpo.policies.checkpoints import create_policy
@@ -287,6 +294,7 @@ def tiny_policy(suite: str) -> Any:
 
 def our_episodes(suite: str, render: str, workers: int, episodes: int) -> dict[str, float]:
     """Whole episodes of the tiny policy per minute, after one per worker that loads the task."""
+    from srpo.episode import EpisodeSpec
     from srpo.rollouts.policy_runner import PolicyRunner
 
     def specs(start: int, count: int) -> list[EpisodeSpec]:
@@ -334,6 +342,7 @@ def official_episodes(suite: str, workers: int, episodes: int) -> dict[str, floa
     import torch
 
     from srpo.envs.libero import load_task
+    from srpo.runtime.processes import one_core_each
 
     policy, instruction = tiny_policy(suite), load_task(suite, 0).language
     spawn = multiprocessing.get_context("spawn")
@@ -372,6 +381,7 @@ def official_episodes(suite: str, workers: int, episodes: int) -> dict[str, floa
 def memory_growth(suite: str, episodes: int) -> dict[str, float]:
     """A process's memory after a tenth of the episodes and after all of them, over two tasks."""
     from srpo.envs.libero import LiberoEnv
+    from srpo.episode import EpisodeSpec
     from srpo.rollouts.worker import Answer, images_shape, run_episode
 
     settings = protocol("fast", max_steps=24)
@@ -394,6 +404,8 @@ def memory_growth(suite: str, episodes: int) -> dict[str, float]:
 
 def in_subprocess(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a new process, on one core."""
+    from srpo.runtime.processes import one_core_each
+
     spawn = multiprocessing.get_context("spawn")
     with one_core_each(), ProcessPoolExecutor(1, spawn, initializer=pin_to_one_core) as pool:
         return pool.submit(function, *arguments).result()
@@ -409,6 +421,8 @@ def measure(suites: tuple[str, ...], quick: bool, out: Path, previous: Path | No
     Args:
         previous: folder of another revision's package to compare with.
     """
+    from srpo.runtime.files import write_with
+
     rows: list[dict[str, Any]] = []
 
     def keep(suite: str, loop: str, result: dict[str, float]) -> None:
