@@ -111,6 +111,7 @@ def test_one_run_each_decides_nothing(tmp_path: Path) -> None:
     found = read(root)
     alone = dataclasses.replace(
         found,
+        seeds=[0],
         episodes=found.episodes[found.episodes["seed"] == 0],
         metrics=found.metrics[found.metrics["seed"] == 0],
     )
@@ -226,6 +227,23 @@ def test_what_is_there_of_an_incomplete_preset_is_told(tmp_path: Path) -> None:
     assert len(areas) == 1 and "points" in areas[0]
     runs = [line for line in evidence.seeds(found).splitlines() if "SRPO, pixels" in line]
     assert len(runs) == 2 and all(line.endswith("| – | – |") for line in runs)
+
+
+def test_a_missing_seed_is_a_missing_run(tmp_path: Path) -> None:
+    root = results(tmp_path, GOOD)
+    shutil.rmtree(root / "runs/libero_goal/grpo/seed1/evaluation")
+    shutil.rmtree(root / "runs/libero_goal/srpo-pixel/seed0")
+    found = claims.read(root, plan(*load_preset(str(preset(root)))), allow_incomplete=True)
+    assert found.complete == ["srpo"]
+    judged = [claim.text for claim in claims.claims(found) if not claim.text.startswith("rewards by")]
+    assert len(judged) == 2 and all("SFT" in text or "gain" in text for text in judged)
+    assert evidence.verdict(found).endswith("not all of their runs are there: GRPO; SRPO, pixels.")
+    assert found.compare("grpo", "srpo").pairs == 0  # greedy episodes of one seed of two
+    assert found.compare_areas("grpo", "srpo").runs == (2, 2)  # but both trained it
+    assert np.isnan(found.compare_areas("srpo", "srpo-pixel").estimate.value)
+    suite = next(line for line in evidence.held_out(found).splitlines() if "**Goal**" in line)
+    cells = suite.split(" | ")
+    assert cells[2] == "–" and "%" in cells[1] and "%" in cells[3]
 
 
 def test_the_shipped_page_is_what_the_shipped_rows_say(tmp_path: Path) -> None:

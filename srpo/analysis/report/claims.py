@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ GAIN = 0.6
 class Evidence:
     """Everything that is read.
 
+    seeds       of the trained variants
     variants    name → label: SFT, then the trained ones, those of the training curves first
     episodes    greedy ones on held-out states; `sampled`: sampled ones
     rewards     every training rollout
@@ -49,6 +51,7 @@ class Evidence:
     """
 
     suites: Sequence[str]
+    seeds: Sequence[int]
     variants: Mapping[str, str]
     episodes: pd.DataFrame
     sampled: pd.DataFrame
@@ -70,11 +73,18 @@ class Evidence:
 
     @property
     def complete(self) -> list[str]:
-        """Trained variants with training runs and greedy episodes in every suite."""
+        """Trained variants with all of their training runs and greedy episodes."""
         kinds = (self.episodes, self.metrics)
-        there = [set(zip(rows["variant"], rows["suite"], strict=True)) for rows in kinds]
-        needed = {variant: {(variant, suite) for suite in self.suites} for variant in self.trained}
-        return [variant for variant, pairs in needed.items() if all(pairs <= found for found in there)]
+        return [variant for variant in self.trained if all(self.has_all(rows, variant) for rows in kinds)]
+
+    def has_all(self, rows: pd.DataFrame, variant: str, suite: str | None = None) -> bool:
+        """Whether `rows` has every run of a variant, in one suite or in all; of SFT, whose policy may be one
+        for all seeds, every suite."""
+        own = part_of(rows, variant, suite)
+        suites = self.suites if suite is None else [suite]
+        if variant == SFT:
+            return set(own["suite"]) == set(suites)
+        return set(product(suites, self.seeds)) <= set(zip(own["suite"], own["seed"], strict=True))
 
     @property
     def beside_srpo(self) -> list[tuple[str, str]]:
@@ -98,26 +108,25 @@ class Evidence:
         times: float = 1.0,
         rows: pd.DataFrame | None = None,
     ) -> Difference:
-        """The success of `second` minus `times` that of `first`, on the same tasks and states.
-
-        Of all suites (None) nothing is said where one lacks them.
+        """The success of `second` minus `times` that of `first`, on the same tasks and states, in one suite
+        or in all; nothing where a run is missing.
 
         Args:
             rows: `episodes` (None) or `sampled`.
         """
-        pair = [
-            part_of(self.episodes if rows is None else rows, variant, suite) for variant in (first, second)
-        ]
-        if suite is None and any(set(one["suite"]) != set(self.suites) for one in pair):
+        rows = self.episodes if rows is None else rows
+        if not all(self.has_all(rows, variant, suite) for variant in (first, second)):
             return NO_PAIRS
-        return comparisons.compare(*pair, times=times)
+        return comparisons.compare(part_of(rows, first, suite), part_of(rows, second, suite), times=times)
 
     def compare_areas(self, first: str, second: str, suite: str | None = None) -> Difference:
         """The area under the training curve of `second` minus that of `first`, in one suite or on average
-        over all, of which nothing is said where one lacks them."""
+        over all; nothing where a run is missing."""
+        if not all(self.has_all(self.metrics, variant, suite) for variant in (first, second)):
+            return NO_PAIRS
         suites = self.suites if suite is None else [suite]
         pair = [[np.array(areas(self, variant, s)) for s in suites] for variant in (first, second)]
-        return area_difference(*pair) if all(map(len, [*pair[0], *pair[1]])) else NO_PAIRS
+        return area_difference(*pair)
 
 
 def part_of(rows: pd.DataFrame, variant: str, suite: str | None) -> pd.DataFrame:
@@ -134,26 +143,33 @@ def read(folder: Path, planned: Plan, allow_incomplete: bool = False) -> Evidenc
     """
     source: Source | None = (whole := find(EVIDENCE, planned, folder))
     for item in EVIDENCE.inputs:
-        if not whole.files[item.option] and item.option != "sampled":
+        if not whole.files[item.option] and item.need == "always":
             raise ResultError(f"{folder}: its preset has no {item.option}, which the evidence needs")
     if missing := whole.missing():
         source = whole.present() if allow_incomplete else None
         if source is None:
-            raise ResultError(f"{folder}: {missing[0]} and {len(missing) - 1} more files are not there")
+            raise ResultError(
+                f"{folder}: {missing[0]} and {len(missing) - 1} more files are not there "
+                "(--allow-incomplete goes without)"
+            )
     assert source is not None
     t1, f2, ablations = (read_sheet(source.files[f"{name}-sheet"][0]) for name in ("t1", "f2", "ablations"))
     trained = _trained(t1, f2, ablations)
     variants = {SFT: labels(t1)[SFT]} | trained
-    episodes, stopped = load_evaluations(source.files["episodes"], variants, allow_incomplete)
-    if len(stopped) and not allow_incomplete:
+    episodes, not_run = load_evaluations(source.files["episodes"], variants, allow_incomplete)
+    if len(not_run):
         raise ResultError(
-            f"{folder}: {len(stopped)} episodes were not run, for evaluations stopped early; the evidence "
-            "needs all: set evaluate.stop_early to false and run the preset again"
+            f"{folder}: {len(not_run)} episodes of its evaluations were not run; the evidence needs all: set "
+            "evaluate.stop_early to false, if that is why, and run the preset again"
         )
     sampled = episodes.iloc[:0]
     if source.files["sampled"]:
-        sampled, _ = load_evaluations(source.files["sampled"], variants, allow_incomplete, sampled=True)
-    metrics, _ = load_metrics(source.files["metrics"], trained, allow_incomplete)
+        sampled, not_run = load_evaluations(source.files["sampled"], variants, allow_incomplete, sampled=True)
+        if len(not_run):
+            raise ResultError(f"{folder}: {len(not_run)} sampled episodes were not run: run the preset again")
+    metrics, untrained = load_metrics(source.files["metrics"], trained, allow_incomplete)
+    if untrained:
+        raise ResultError(f"{folder}: {untrained} RL steps are missing: run the preset again")
     curves = None
     if source.files["curves"]:
         curves, _ = load_benchmark(source.files["curves"], CURVES, "curves", allow_incomplete)
@@ -162,6 +178,7 @@ def read(folder: Path, planned: Plan, allow_incomplete: bool = False) -> Evidenc
     above += [row.name for row in ablations if row.role == "upper_bound"]
     return Evidence(
         planned.preset.suites,
+        planned.preset.seeds,
         variants,
         episodes,
         sampled,
@@ -208,32 +225,9 @@ class Claim:
 
 def claims(evidence: Evidence) -> list[Claim]:
     """The claims, each judged."""
-    label = evidence.variants
-    srpo = evidence.srpo
-    before, after = rate(evidence.of(SFT)), rate(evidence.of(srpo))
-    gain = after.value / before.value - 1 if before.value else np.inf
-    better, enough = (evidence.compare(SFT, srpo, times=times) for times in (1.0, 1 + GAIN))
-    result = [
-        Claim(
-            f"{label[srpo]} makes the SFT policy better on held-out states",
-            verdict(better, given=True),
-            f"mean over tasks {rate_text(before)} → {rate_text(after)}, "
-            + difference_text(better, given=True),
-        ),
-        Claim(
-            f"the relative gain is at least {percent(GAIN)}%",
-            verdict(enough, given=True),
-            f"{percent(gain, sign=True)}%; {label[srpo]} − {1 + GAIN:g} × SFT: "
-            f"{points_text(enough.estimate)}{_runs_text(enough, given=True)}",
-        ),
-    ]
-    whole = evidence.complete
-    for variant in (variant for variant in evidence.others if variant in whole):
-        result += [
-            _ends_higher(evidence, evidence.grpo, variant),
-            _learns_faster(evidence, evidence.grpo, variant),
-        ]
-    for low, high in (pair for pair in evidence.beside_srpo if set(pair) <= set(whole)):
+    whole, pairs = evidence.complete, [*product([evidence.grpo], evidence.others), *evidence.beside_srpo]
+    result = _against_sft(evidence) if evidence.srpo in whole else []
+    for low, high in (pair for pair in pairs if set(pair) <= set(whole)):
         result += [_ends_higher(evidence, low, high), _learns_faster(evidence, low, high)]
     for row in evidence.truth[evidence.truth["measure"] == "in groups"].to_dict("records"):
         right = Estimate(row["value"] - 0.5, row["low"] - 0.5, row["high"] - 0.5)
@@ -249,6 +243,27 @@ def claims(evidence: Evidence) -> list[Claim]:
             )
         )
     return result
+
+
+def _against_sft(evidence: Evidence) -> list[Claim]:
+    label, srpo = evidence.variants, evidence.srpo
+    before, after = rate(evidence.of(SFT)), rate(evidence.of(srpo))
+    gain = after.value / before.value - 1 if before.value else np.inf
+    better, enough = (evidence.compare(SFT, srpo, times=times) for times in (1.0, 1 + GAIN))
+    return [
+        Claim(
+            f"{label[srpo]} makes the SFT policy better on held-out states",
+            verdict(better, given=True),
+            f"mean over tasks {rate_text(before)} → {rate_text(after)}, "
+            + difference_text(better, given=True),
+        ),
+        Claim(
+            f"the relative gain is at least {percent(GAIN)}%",
+            verdict(enough, given=True),
+            f"{percent(gain, sign=True)}%; {label[srpo]} − {1 + GAIN:g} × SFT: "
+            f"{points_text(enough.estimate)}{_runs_text(enough, given=True)}",
+        ),
+    ]
 
 
 def _ends_higher(evidence: Evidence, low: str, high: str) -> Claim:

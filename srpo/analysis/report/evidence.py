@@ -77,10 +77,10 @@ def _successes(evidence: Evidence, episodes: pd.DataFrame) -> str:
             name = str(group["task"].iloc[0]).lower().replace("_", " ")
             counts = [comparisons.counts(group[group["variant"] == variant]) for variant in variants]
             rows.append([f"{SUITE_LABELS[suite]} {task}: {name}", *map(_count_text, counts)])
-        rates = [_rate(here, variant, [suite]) for variant in variants]
+        rates = [_rate(evidence, here, variant, suite) for variant in variants]
         rows.append([f"**{SUITE_LABELS[suite]}**", *map(rate_text, rates)])
     if len(evidence.suites) > 1:
-        rates = [_rate(episodes, variant, evidence.suites) for variant in variants]
+        rates = [_rate(evidence, episodes, variant) for variant in variants]
         rows.append(["**mean over tasks**", *map(rate_text, rates)])
     return to_markdown(["", *(evidence.variants[variant] for variant in variants)], rows)
 
@@ -89,10 +89,11 @@ def _count_text(count: Mapping[str, int]) -> str:
     return f"{count['successes']}/{count['episodes']}" if count["episodes"] else "–"
 
 
-def _rate(episodes: pd.DataFrame, variant: str, suites: Sequence[str]) -> Estimate:
-    """A variant's mean over tasks; nothing where it lacks a suite, without which it is another quantity."""
-    own = part_of(episodes, variant, None)
-    return rate(own) if set(own["suite"]) == set(suites) else Estimate(NAN, NAN, NAN)
+def _rate(evidence: Evidence, episodes: pd.DataFrame, variant: str, suite: str | None = None) -> Estimate:
+    """A variant's mean over tasks, in one suite or in all; nothing where a run is missing."""
+    if not evidence.has_all(episodes, variant, suite):
+        return Estimate(NAN, NAN, NAN)
+    return rate(part_of(episodes, variant, suite))
 
 
 def differences(evidence: Evidence) -> str:
@@ -145,7 +146,7 @@ def efficiency(evidence: Evidence) -> str:
             )
     for variant, label in trained.items():
         each = [areas(evidence, variant, suite) for suite in evidence.suites]
-        if len(each) > 1 and all(each):
+        if len(each) > 1 and evidence.has_all(evidence.metrics, variant):
             mean = float(np.mean([np.mean(one) for one in each]))
             rows.append(["**mean**", label, percent(mean), *_above(evidence, variant), *[""] * len(LEVELS)])
     levels = [f"episodes to {100 * level:.0f}%" for level in LEVELS]
@@ -306,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="rows of a preset, e.g. results/reference/mini")
     parser.add_argument("--preset", help="name or path of the preset; default: the folder's name")
     parser.add_argument("--page", type=Path, default=Path("docs/evidence.md"))
-    parser.add_argument("--allow-incomplete", action="store_true", help="go without missing rows, and say so")
+    parser.add_argument("--allow-incomplete", action="store_true", help="go without missing runs, and say so")
     arguments = parser.parse_args(argv)
     planned = plan(*load_preset(arguments.preset or arguments.folder.name))
     try:

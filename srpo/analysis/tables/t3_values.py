@@ -212,8 +212,8 @@ def layout(table: pd.DataFrame, protocol: str) -> typeset.Table:
         "Beneath the value, its 95% interval (percentile bootstrap over trajectories of each task) and the "
         "number of trajectories. Last row: the value itself as a second set of branches might tell it, one "
         "random draw from what the first says: about how far such a measurement agrees with itself. "
-        "Of a failure's steps, those after the last moment from which a branch succeeded are a share of "
-        f"{share}.",
+        "Of a failure's steps, those after the moment from which on no branch succeeded any more are a share "
+        f"of {share}.",
     ]
     caption = f"Whether progress rewards are right, by the policy's own chance of success. {protocol}"
     columns = [heading.replace("\n", " ") for heading in MEASURES.values()]
