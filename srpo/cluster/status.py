@@ -92,8 +92,9 @@ def progress(folder: str, stage: Stage | WorldModelStage, here: Path) -> Progres
         return _evaluation([scratch], branches_of(stage), 0)
     if isinstance(stage, PlusStage):
         total, shards = sweep_size(stage), results / folder / "shard-*.parquet"
-        finished = len(list(here.glob(str(shards)))) * stage.plus.shard_size
-        return _evaluation(sorted(here.glob(scratch_path(str(shards)))), total, min(total, finished))
+        done = {path.stem for path in here.glob(str(shards))}  # their rows stay in scratch
+        at_work = [path for path in sorted(here.glob(scratch_path(str(shards)))) if path.name not in done]
+        return _evaluation(at_work, total, min(total, len(done) * stage.plus.shard_size))
     if isinstance(stage, TrainStage):
         return _training(scratch / "metrics.csv", stage.train.steps)
     scratch = here / scratch_path(str(results / folder))
@@ -107,13 +108,17 @@ def _evaluation(folders: Sequence[Path], total: int, finished: int) -> Progress:
     """Of an evaluation that keeps a row an episode in each of its scratch folders, a file a process."""
     statuses: list[str] = []
     rate, newest = 0.0, 0.0
-    for journal in (path for folder in folders for path in folder.glob("rows*.jsonl")):
-        lines = journal.read_text(encoding="utf-8").splitlines()
+    for folder in folders:
+        journals = list(folder.glob("rows*.jsonl"))
+        if not journals:
+            continue
+        lines = [line for path in journals for line in path.read_text(encoding="utf-8").splitlines()]
         statuses += [row["status"] for row in map(_row, lines) if row]
-        marker = journal.with_name("run.json")  # written when the attempt began
-        seconds = journal.stat().st_mtime - marker.stat().st_mtime if marker.is_file() else 0.0
-        rate += len(lines) / seconds if seconds > 0 else 0.0
-        newest = max(newest, journal.stat().st_mtime)
+        written, marker = max(path.stat().st_mtime for path in journals), folder / "run.json"
+        if marker.is_file() and (seconds := written - marker.stat().st_mtime) > 0:  # since the attempt began
+            resumed = json.loads(marker.read_text(encoding="utf-8")).get("resumed", 0)
+            rate += max(0, len(lines) - resumed) / seconds
+        newest = max(newest, written)
     if not newest:
         return Progress("started" if finished else "waiting", "episodes", finished, total)
     return Progress(

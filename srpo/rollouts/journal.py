@@ -54,7 +54,6 @@ class Journal:
             for file in files:
                 file.unlink()
             files = []
-        write_json(marker, {"run": run})
         rows = []
         # A line is there twice if this was interrupted below.
         for line in dict.fromkeys(line for file in files for line in file.read_text().splitlines()):
@@ -69,6 +68,7 @@ class Journal:
         for file in files:
             if file != self._file:
                 file.unlink()
+        write_json(marker, {"run": run, "resumed": len(rows)})
         return rows
 
     def add(self, row: Row) -> None:
