@@ -473,6 +473,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.plus is not None and (arguments.sampled or arguments.paths or arguments.videos):
         parser.error("--sampled, --paths and --videos are for evaluations on LIBERO, not on LIBERO-Plus")
+    present = arguments.videos.glob("[!.]*") if arguments.videos is not None else ()
+    if others := [path.name for path in present if path.suffix != ".mp4"]:
+        parser.error(f"--videos {arguments.videos}: is made anew, and has other files, as {others[0]}")
     arguments.scratch.mkdir(parents=True, exist_ok=True)
     config: Config
     sources = None

@@ -194,13 +194,22 @@ def write_collections(config: RewardBenchmarkStage, collections: Sequence[Collec
 
 
 def clear_stale_scratch(scratch: Path, config: RewardBenchmarkStage, policy: Path) -> None:
-    """Empty the scratch folder if its rollouts are of other settings or another policy."""
+    """Empty the scratch folder if its rollouts are of other settings or another policy.
+
+    What each task is to have is a setting too: of rollouts that fewer did not need, no frames are stored.
+    """
+    import mujoco
+
+    benchmark = config.reward_benchmark
     settings = json.dumps(
         {
             "suite": config.suite,
             "protocol": config.protocol.model_dump(mode="json"),
-            "seed": config.reward_benchmark.seed,
-            "temperature": config.reward_benchmark.temperature,
+            "seed": benchmark.seed,
+            "temperature": benchmark.temperature,
+            "tasks": config.tasks,
+            "wanted": [benchmark.successes, benchmark.failures],
+            "mujoco": mujoco.__version__,
             "frames": stored_frames(config),
             "states": True,
             "policy": sha256(policy),

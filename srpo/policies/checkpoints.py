@@ -63,8 +63,8 @@ def save_policy(model: OpenVLAOFT, folder: Path, writer: bool = True) -> None:
     Adapters are not merged: most updates of reinforcement learning are smaller than the distance between two
     bfloat16 numbers, and merging would round them away.
 
-    All processes of a distributed run must call: each writes some of the files of weights, and the `writer`,
-    the first, what is beside them.
+    All processes of a distributed run must call, for their shards of the weights: the `writer`, the first,
+    writes every file.
     """
     tensors = model.state_dict()
     with full_disk_told(folder, nbytes(tensors)), shared_directory(folder) as temporary:
@@ -156,9 +156,9 @@ def open_policy(folder: Path, policy: Policy | None = None) -> tuple[OpenVLAOFT,
     if adapted:
         saved, wanted = description["policy"]["lora"], model.settings.lora
         if wanted is None or wanted.model_dump() != saved:
+            merge = ", or merge them (srpo policy convert)" if config.openvla is not None else ""
             raise CheckpointError(
-                f"{folder} has adapters, whose settings cannot change: set policy.lora to {saved}, or merge "
-                "them (srpo policy convert)"
+                f"{folder} has adapters, whose settings cannot change: set policy.lora to {saved}{merge}"
             )
         known = dict(model.named_modules())
         model.add_adapters(name for name in adapted if isinstance(known.get(name), nn.Linear))

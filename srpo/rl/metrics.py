@@ -222,9 +222,18 @@ def settings_warnings(config: TrainStage) -> list[str]:
     return warnings
 
 
-def run_warnings(metrics: Sequence[Mapping[str, Any]], tasks: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Messages about what went wrong in a whole run, from its rows of metrics.csv and tasks.csv."""
+def run_warnings(
+    metrics: Sequence[Mapping[str, Any]], tasks: Iterable[Mapping[str, Any]], asked: Iterable[int]
+) -> list[str]:
+    """Messages about what went wrong in a whole run, from its rows of metrics.csv and tasks.csv.
+
+    Args:
+        asked: the tasks that the run was to train on.
+    """
     warnings = []
+    if errors := sum(row["infra_errors"] for row in metrics):
+        rollouts = errors + sum(row["episodes"] for row in metrics)
+        warnings.append(f"{errors} of {rollouts} rollouts could not be run (infra_errors in metrics.csv)")
     idle = sum(row["loss"] is None for row in metrics)
     if idle == len(metrics):
         warnings.append("no step had anything to learn from: the policy is still the initial one")
@@ -235,9 +244,9 @@ def run_warnings(metrics: Sequence[Mapping[str, Any]], tasks: Iterable[Mapping[s
             "DBSCAN found no cluster in any step, the mean of the successes was the only reference: "
             "too few successes, or reward.eps is too small for these embeddings (see reward.eps_relative)"
         )
-    successes: dict[int, int] = {}
+    successes = dict.fromkeys(asked, 0)
     for row in tasks:
-        successes[row["task_id"]] = successes.get(row["task_id"], 0) + row["successes"]
+        successes[row["task_id"]] += row["successes"]
     if never := sorted(task for task, number in successes.items() if number == 0):
         warnings.append(f"tasks {never} never succeeded: nothing could be learned about them")
     return warnings

@@ -32,6 +32,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import mujoco
 import numpy as np
 import torch
 
@@ -138,9 +139,10 @@ class Trainer:
             self.inputs["world_model"] = sha256(source)
         self.inputs |= {file.name: sha256(file) for file in demonstrations}
 
-        # Trackers only observe: another choice of them does not make it another run.
-        settings = config.model_dump_json(exclude={"train": {"trackers"}})
-        identity = fingerprint(settings, *self.inputs.values())
+        # What changes no result does not make it another run.
+        neutral = {"trackers", "microbatch", "checkpoint_every", "keep_checkpoints"}
+        settings = config.model_dump_json(exclude={"train": neutral})
+        identity = fingerprint(settings, *self.inputs.values(), mujoco.__version__)
         self.checkpoints = Checkpoints.shared(
             folders.scratch, identity, self.accelerator, config.train.keep_checkpoints
         )
@@ -400,7 +402,7 @@ class Trainer:
             self.checkpoints.wait()  # for what the run goes on from if the policy cannot be written
         save_policy(policy, out / "policy", writer)
         if writer:
-            for line in run_warnings(self.logs["metrics"], self.logs["tasks"]):
+            for line in run_warnings(self.logs["metrics"], self.logs["tasks"], self.config.tasks):
                 print(f"warning: {line}", flush=True)
             write_rows(out / "metrics.csv", self.logs["metrics"], RL_METRICS)
             write_rows(out / "tasks.csv", self.logs["tasks"], TASK_METRICS)
@@ -434,6 +436,8 @@ def main() -> None:
         "--workers", type=int, default=2, help="simulation processes of each process (default: 2)"
     )
     arguments = parser.parse_args()
+    if arguments.workers < 1:
+        parser.error(f"--workers {arguments.workers}: at least 1")
     config = load_stage(arguments.config, TrainStage)
     folders = Folders(
         arguments.policy, arguments.out, arguments.scratch, arguments.world_model, arguments.demos

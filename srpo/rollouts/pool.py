@@ -142,12 +142,11 @@ class EnvPool(AbstractContextManager["EnvPool"]):
         transform: ImageTransform,
         plus: PlusSources | None = None,
         peers: Peers = ALONE,
-        hang_seconds: float = HANG_SECONDS,
     ) -> None:
         self._settings = WorkerSettings(suite, protocol, transform, plus)
         self._number = workers
         self._peers = peers
-        self._hang_seconds = hang_seconds
+        self._hang_seconds = HANG_SECONDS
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
         self._stopping = threading.Event()

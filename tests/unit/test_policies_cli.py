@@ -53,6 +53,8 @@ def test_convert_goes_both_ways(run, tmp_path: Path) -> None:
     first = load_policy(tmp_path / "official", policy=layout.settings()).state_dict()
     back = load_policy(tmp_path / "back", policy=layout.settings()).state_dict()
     assert all(torch.equal(first[name], back[name]) for name in first)
+    with pytest.raises(SystemExit, match="is there already: name a folder to make"):
+        run("convert", tmp_path / "ours", tmp_path)
 
 
 @pytest.mark.parametrize(

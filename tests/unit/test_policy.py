@@ -272,7 +272,7 @@ def test_adapters_start_at_nothing_and_are_kept_beside_the_weights(tmp_path: Pat
     assert learning == {n for n in trained if not n.startswith(("vision_backbone.", "projector."))}
     with torch.no_grad():
         assert torch.equal(loaded.action_logits(inputs), after)
-    with pytest.raises(CheckpointError, match=r"set policy\.lora to .*'rank': 2.* or merge"):
+    with pytest.raises(CheckpointError, match=r"set policy\.lora to .*'rank': 2.*}$"):
         load_policy(tmp_path / "policy", policy=small_settings(lora=Lora(rank=4, alpha=6.0)))
 
 

@@ -21,6 +21,7 @@ from srpo.errors import run_command
 from srpo.results.rows import read_rows
 from srpo.results.schemas import BENCHMARK, CURVES
 from srpo.reward_benchmark import (
+    clear_stale_scratch,
     episode_spec,
     gather_collections,
     quotas,
@@ -119,6 +120,23 @@ def collected(config: RewardBenchmarkStage, simulation: Simulation, folder: Path
     collections = gather_collections(config, simulation.run, folder)
     write_collections(config, collections, folder / "trajectories.h5")
     return contents(folder / "trajectories.h5")
+
+
+def test_rollouts_are_kept_only_for_the_same_settings(tmp_path: Path) -> None:
+    """Of rollouts that smaller quotas did not need no frames are stored."""
+    (policy := tmp_path / "policy").mkdir()
+    (policy / "config.json").write_text("{}")
+
+    def kept(config: RewardBenchmarkStage) -> bool:
+        clear_stale_scratch(scratch := tmp_path / "scratch", config, policy)
+        there = (scratch / "rollout.h5").exists()
+        (scratch / "rollout.h5").touch()
+        return there
+
+    wanted = stage().reward_benchmark
+    assert not kept(stage()) and kept(stage()) and kept(stage(max_episodes=wanted.max_episodes + 9))
+    assert not kept(stage(successes=wanted.successes + 1))
+    assert not kept(stage(failures=wanted.failures + 1))
 
 
 def test_quotas_are_even() -> None:

@@ -294,9 +294,11 @@ def test_a_step_without_signal_says_so(capsys: pytest.CaptureFixture[str]) -> No
     assert seconds == [1.0, 2.0, 3.0, 4.0, 10.0] and row["episodes_per_second"] == 32.0
     metrics.print_step(row, scores)
     assert "nothing to learn from" in capsys.readouterr().out
-    assert metrics.run_warnings([row], metrics.task_rows(step)) == [
+    failed = {**row, "infra_errors": 3}
+    assert metrics.run_warnings([failed], metrics.task_rows(step), [7, 8, 9]) == [
+        "3 of 19 rollouts could not be run (infra_errors in metrics.csv)",
         "no step had anything to learn from: the policy is still the initial one",
-        "tasks [7, 8] never succeeded: nothing could be learned about them",
+        "tasks [7, 8, 9] never succeeded: nothing could be learned about them",
     ]
 
 
@@ -355,8 +357,20 @@ def test_a_radius_that_finds_no_cluster_is_told() -> None:
     config = stage(reward={"references": "dbscan", "eps": 1e-9})
     scores = scored(config, data := batch(config, "1100" + "1010" + "1101" + "0001", small_policy()))
     step = record(data, scores)
-    (line,) = metrics.run_warnings([metrics.metrics_row(step)], metrics.task_rows(step))
+    (line,) = metrics.run_warnings([metrics.metrics_row(step)], metrics.task_rows(step), config.tasks)
     assert "reward.eps is too small" in line and "no cluster in any step" in line
+
+
+def test_a_training_without_simulators_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [
+        word for name in ("config", "policy", "out", "scratch") for word in (f"--{name}", f"{tmp_path}")
+    ]
+    monkeypatch.setattr("sys.argv", ["train", *folders, "--workers", "0"])
+    with pytest.raises(SystemExit):
+        trainer.main()
+    assert "--workers 0: at least 1" in capsys.readouterr().err
 
 
 def test_training_stops_at_its_target(
@@ -379,9 +393,10 @@ def test_training_stops_at_its_target(
     assert "target 100.0% reached" in capsys.readouterr().out
     assert {p.name for p in (tmp_path / "scratch").iterdir()} == {"run.json", "checkpoint-00000002"}
 
-    # Asked for once more, it is written at once: no episode is run.
+    # Asked for once more, it is written at once: no episode is run. What changes no result does not matter.
     monkeypatch.setattr(trainer, "PolicyRunner", None)
-    train(config, "again")
+    assert config.train.microbatch != 3
+    train(config.model_copy(update={"train": config.train.model_copy(update={"microbatch": 3})}), "again")
     for file in ("policy/model.safetensors", "metrics.csv", "tasks.csv", "rewards.parquet"):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "out" / file).read_bytes()
 
