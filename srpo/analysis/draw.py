@@ -171,7 +171,9 @@ def available(folder: Path, preset: str | None, allow_incomplete: bool = False) 
         if missing:
             source = whole.present() if allow_incomplete else None
             fate = "left out" if source is None else "incomplete"
-            print(f"{drawing.name}: {fate}: {missing[0]} and {len(missing) - 1} more files are not there")
+            hint = "" if allow_incomplete else " (--allow-incomplete draws what is there)"
+            more = f"{missing[0]} and {len(missing) - 1} more files"
+            print(f"{drawing.name}: {fate}: {more} are not there{hint}")
         if source is not None:
             yield source
 

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from srpo.analysis.stats import wilson
-from srpo.config import ValuesStage
+from srpo.config import RewardBenchmarkStage, ValuesStage
 from srpo.results import ResultError
-from srpo.results.coverage import read_config, require_alike
+from srpo.results.coverage import read_config, require_alike, require_together
 from srpo.results.rows import read_rows
 from srpo.results.schemas import VALUES
 from srpo.rewards.metrics import progress_curve
@@ -43,6 +43,20 @@ def read_values(paths: Sequence[Path]) -> pd.DataFrame:
         low=[one.low for one in estimates],
         high=[one.high for one in estimates],
     )
+
+
+def require_same_trajectories(curves: Sequence[Path], values: Sequence[Path]) -> None:
+    """Refuse values of other trajectories than the curves', by what they were collected with."""
+    require_together((curves, RewardBenchmarkStage), (values, ValuesStage))
+    configs = [read_config(path, RewardBenchmarkStage) for path in curves]
+    collected = {config.suite: config.reward_benchmark for config in configs}
+    for path in values:
+        config = read_config(path, ValuesStage)
+        if collected.get(config.suite, config.reward_benchmark) != config.reward_benchmark:
+            raise ResultError(
+                f"{path}: its trajectories were collected with other settings (reward_benchmark) than those "
+                f"of the curves of {config.suite}: run `srpo values` and the scores on the same ones"
+            )
 
 
 def with_distance(curves: pd.DataFrame) -> pd.DataFrame:

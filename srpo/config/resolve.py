@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -36,6 +36,8 @@ from srpo.config.unread import unread
 from srpo.errors import run_command
 
 CONFIGS = ROOT / "configs"
+OF_ONE_WORLD_MODEL = {"checkpoint", "revision", "pooling", "pretraining"}
+"""Settings of a world model that mean something else, or nothing, for another."""
 SUITES_ON_HUB = {
     "libero_spatial": "libero-spatial",
     "libero_object": "libero-object",
@@ -207,7 +209,15 @@ class Resolver:
         if world_model is not None:
             named.append((world_model, self.source, "world_models"))
         layers.append(self._named("world_models/{}.yaml", *named[-1]))
-        return merge([*layers, *above])
+        return merge([*layers, *(self._about(layer, named[-1][0]) for layer in above)])
+
+    def _about(self, layer: Layer, world_model: str) -> Layer:
+        """What a layer says, but for what it says of another world model than that."""
+        values = layer.values.get("world_model")
+        if not isinstance(values, dict) or world_model == (layer.world_model or self.preset.world_model):
+            return layer
+        shared = {key: value for key, value in values.items() if key not in OF_ONE_WORLD_MODEL}
+        return replace(layer, values={**layer.values, "world_model": shared})
 
     def stage(
         self,

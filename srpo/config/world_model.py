@@ -98,6 +98,13 @@ class WorldModel(Section):
             raise ValueError("a vjepa2 world model needs either `checkpoint` or `pretraining`")
         if self.kind == "image" and (self.checkpoint is None or self.pretraining is not None):
             raise ValueError("an image world model needs `checkpoint`, and no `pretraining`")
+        if self.kind == "pixel":
+            if (self.checkpoint, self.revision, self.pretraining) != (None, None, None):
+                raise ValueError(
+                    "pixels have no weights: `checkpoint`, `revision` and `pretraining` must be null"
+                )
+            if self.dtype != "float32":
+                raise ValueError(f"dtype must be float32 for pixels, not {self.dtype}")
         if self.kind == "efficientnet-lite":
             if (self.checkpoint, self.revision, self.pretraining) != (None, None, None):
                 raise ValueError(

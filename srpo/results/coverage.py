@@ -9,7 +9,7 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 from pydantic import ValidationError
@@ -108,14 +108,23 @@ def require_known(variants: Iterable[str], sheet: Collection[str]) -> None:
 
 def require_alike(configs: Sequence[TrainStage | EvaluateStage | RewardBenchmarkStage | ValuesStage]) -> None:
     """Refuse runs of several presets or protocols: only suites may differ, in their step limit."""
-    presets = {config.preset for config in configs}
-    shared = {config.protocol.model_copy(update={"max_steps": 1}) for config in configs}
-    protocols = {(config.suite, config.protocol) for config in configs}
-    several = len(shared) > 1 or len(protocols) > len({suite for suite, _ in protocols})
-    if len(presets) > 1 or several:
-        raise ResultError(
-            f"the runs belong to {'several presets' if len(presets) > 1 else 'several protocols'}, not to one"
-        )
+    presets = sorted({config.preset for config in configs})
+    if len(presets) > 1:
+        raise ResultError(f"the runs belong to several presets, not to one: {', '.join(presets)}")
+    seen: dict[str, Any] = {}
+    for config in configs:
+        for key, value in config.protocol.model_dump(mode="json").items():
+            setting = f"{key} of {config.suite}" if key == "max_steps" else key
+            if (other := seen.setdefault(setting, value)) != value:
+                raise ResultError(
+                    "the runs belong to several protocols, not to one: "
+                    f"protocol.{setting} is {other!r} and {value!r}"
+                )
+
+
+def require_together(*kinds: tuple[Sequence[Path], type[Section]]) -> None:
+    """`require_alike` of several kinds of result files, each with its stage, that one drawing joins."""
+    require_alike([read_config(path, stage) for paths, stage in kinds for path in paths])  # type: ignore[misc]
 
 
 def overlapping(results: Iterable[Path]) -> set[str]:

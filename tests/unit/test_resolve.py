@@ -69,6 +69,18 @@ def plan_of(configs: Path, preset: str, *overrides: str) -> Plan:
 # Layers.
 
 
+def test_what_is_said_of_the_presets_world_model_is_said_of_no_other() -> None:
+    planned = plan_of(CONFIGS, "smoke", "world_model.pretraining.updates=7", "world_model.frames=8")
+    stages = [stage for folder, stage in planned.stages.items() if folder.startswith("reward_benchmark")]
+    models = [(m.name, m.frames, m.pretraining and m.pretraining.updates) for m in stages[0].world_models]
+    assert models == [("pixel", 8, None), ("efficientnet-lite", 8, None), ("vjepa2-tiny", 8, 7)]
+    own = train("smoke", "srpo", "world_model=pixel", "world_model.frames=8").world_model
+    assert own is not None and (own.name, own.frames, own.pretraining) == ("pixel", 8, None)
+    for wrong in ("checkpoint=facebook/dinov2-large", "dtype=bfloat16"):
+        with pytest.raises(ConfigError, match="pixels"):
+            train("smoke", "srpo", "world_model=pixel", f"world_model.{wrong}")
+
+
 def test_later_layers_win_and_leave_the_rest() -> None:
     layers = [
         Layer("a", {"train": {"steps": 1, "prompts": 8}, "plus": {"dimensions": ["camera", "noise"]}}),
@@ -628,7 +640,8 @@ WRONG = [
         r"mlp_ratio 0.001 of hidden_size 128 is no width",
     ),
     ("policies/tiny.yaml", "revision: null", "revision: abc", r"revision 'abc' without a checkpoint"),
-    ("world_models/pixel.yaml", "revision: null", "revision: abc", r"revision 'abc' without a checkpoint"),
+    ("world_models/vjepa2-tiny.yaml", "revision: null", "revision: abc", r"revision 'abc' without a checkpo"),
+    ("world_models/pixel.yaml", "revision: null", "revision: abc", r"pixels have no weights"),
     (
         "base.yaml",
         r"dimensions: .*",

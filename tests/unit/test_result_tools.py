@@ -19,13 +19,14 @@ from srpo.analysis.drawings import DRAWINGS
 from srpo.analysis.figures import f1
 from srpo.analysis.report import compare, export, paper_map, validate
 from srpo.cluster import status
-from srpo.config import STYLES
+from srpo.config import STYLES, PlusStage
 from srpo.config.plan import plan
 from srpo.config.resolve import load_preset
 from srpo.results import ResultError
 from srpo.results.coverage import load_benchmark
 from srpo.results.rows import read_rows, write_rows
 from srpo.results.schemas import CURVES, EPISODES
+from srpo.rollouts.journal import Journal
 from support.synthetic_results import (
     curves_of,
     libero_run,
@@ -68,6 +69,15 @@ def test_validate_passes_what_is_right_and_names_what_is_wrong(
     assert f"{path}: 2 episodes stand twice" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="no result files"):
         validate.main([str(tmp_path / "nothing")])
+
+
+def test_files_of_the_current_folder_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("reward_benchmark/libero_goal", "runs/plus"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "reward_benchmark/libero_goal")
+    assert validate.schema_of(Path("pixel-curves.parquet")) is CURVES
+    monkeypatch.chdir(tmp_path / "runs/plus")
+    assert validate.schema_of(Path("shard-0.parquet")) is EPISODES
 
 
 def test_a_folder_compared_with_itself_differs_in_nothing(tmp_path: Path) -> None:
@@ -151,6 +161,34 @@ def test_the_rate_of_nothing_is_not_known(tmp_path: Path) -> None:
     now = status._evaluation([tmp_path], 10, 0)
     assert now == status.Progress("waiting", "episodes", 0, 10)
     assert np.isnan(status.wilson(0, 0).value)
+
+
+def test_the_rate_is_that_of_the_current_attempt(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "run")
+    for number in range(100):
+        journal.add({"status": "success", "init_state": number})
+    again = Journal(tmp_path, "run")
+    assert len(again.rows) == 100
+    for _ in range(2):
+        again.add({"status": "failure"})
+    began = (tmp_path / "run.json").stat().st_mtime
+    os.utime(tmp_path / "rows.jsonl", (began + 60, began + 60))
+    now = status._evaluation([tmp_path], 200, 0)
+    assert (now.done, now.successes, now.episodes) == (102, 100, 102)
+    assert now.rate == pytest.approx(2 / 60)
+
+
+def test_finished_shards_are_counted_once(tmp_path: Path) -> None:
+    planned = plan(*load_preset("smoke"))
+    folder, stage = next((f, s) for f, s in planned.stages.items() if isinstance(s, PlusStage))
+    for number in (0, 1):
+        journal = Journal(tmp_path / "scratch/smoke" / folder / f"shard-{number}", "run")
+        journal.add({"status": "success"})
+    finished = tmp_path / "results/smoke" / folder / "shard-0.parquet"
+    finished.parent.mkdir(parents=True)
+    finished.touch()
+    now = status.progress(folder, stage, tmp_path)
+    assert now.done == min(now.total or 0, stage.plus.shard_size) + 1 and now.episodes == 1
 
 
 def drawable(root: Path) -> Path:

@@ -419,6 +419,17 @@ def test_t2_dimensions_totals_and_what_did_not_run(tmp_path: Path) -> None:
     assert one["rate"] == pytest.approx((0.032 + 0.064) / 2)
 
 
+def test_t2_compares_no_total_of_other_dimensions(tmp_path: Path) -> None:
+    tasks, paths = plus_runs(
+        tmp_path, {"sft": {"camera": 0.5, "noise": 0.5}, "srpo": {"camera": 1, "noise": None}}
+    )
+    table = t2_of(tasks, paths)
+    assert cell(table, variant="srpo", dimension="camera")["pairs"] == 12
+    for total in ("macro", "micro"):
+        row = cell(table, variant="srpo", dimension=total)
+        assert pd.isna(row["rate"]) and pd.isna(row["difference"]) and pd.isna(row["p_value"])
+
+
 def test_t2_prints_in_bold_only_what_the_pairs_support(tmp_path: Path) -> None:
     tasks, paths = plus_runs(
         tmp_path, {"sft": {"camera": 0, "noise": 0.5}, "srpo": {"camera": 1, "noise": 0.5}}

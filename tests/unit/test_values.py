@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from srpo.analysis.figures import f6
 from srpo.analysis.stats import wilson
@@ -293,6 +294,20 @@ def test_the_table_is_drawn(tmp_path: Path, drawn: tuple[list[Path], Path, Path]
     assert lost["value"].item() == pytest.approx(np.mean(shares), abs=0.01)
     figure = t3_values.draw(table.reset_index())
     check_readable(figure)
+
+
+def test_values_of_other_trajectories_are_refused(drawn: tuple[list[Path], Path, Path]) -> None:
+    curves, folder, values = drawn
+    config = values.with_name("config.yaml")
+    settings = yaml.safe_load(config.read_text())
+    settings["reward_benchmark"]["seed"] += 1
+    config.write_text(yaml.safe_dump(settings))
+    for make in (
+        lambda: t3_values.make(curves, [values], allow_incomplete=True),
+        lambda: f6.make(curves, [folder], [values], allow_incomplete=True),
+    ):
+        with pytest.raises(ResultError, match=r"values\.parquet: its trajectories were collected with other"):
+            make()
 
 
 def test_trajectories_without_values_are_refused_or_counted(

@@ -134,7 +134,7 @@ def efficiency(metrics: pd.DataFrame, variants: Mapping[str, str]) -> pd.DataFra
             if not runs:
                 continue
             shared = {"suite": suite, "variant": variant, "label": label, "seeds": len(runs)}
-            shared["episodes"] = int(group["episodes"].sum())
+            shared["episodes"] = int(group.groupby("seed")["episodes_so_far"].max().sum())
             for column, unit in UNITS.items():
                 curves = [(run[column].to_numpy(), run["success_rate"].to_numpy()) for run in runs]
                 areas[suite, unit, variant] = [area_under_curve(*curve) for curve in curves]

@@ -18,7 +18,7 @@ from srpo.analysis import style, text
 from srpo.analysis.drawn import Drawn
 from srpo.analysis.figures.f1 import Strips, draw_legend, draw_strip, plot_progress, read_strips
 from srpo.analysis.tables.t3_truth import shared
-from srpo.analysis.values import KEYS, lost_from, read_values, with_distance
+from srpo.analysis.values import KEYS, lost_from, read_values, require_same_trajectories, with_distance
 from srpo.config import SUITES
 from srpo.results import ResultError
 from srpo.results.coverage import load_benchmark
@@ -31,6 +31,7 @@ def make(
     curves: Sequence[Path], trajectories: Sequence[Path], values: Sequence[Path], allow_incomplete: bool
 ) -> Drawn:
     """The figure from the reward benchmark's curves and folders of trajectories, and from their values."""
+    require_same_trajectories(curves, values)
     rows, missing = load_benchmark(curves, CURVES, "curves", allow_incomplete)
     truth = read_values(values)
     chosen = choose(shared(rows), truth)

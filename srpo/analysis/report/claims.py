@@ -25,11 +25,12 @@ from srpo.analysis.stats import (
 )
 from srpo.analysis.tables import t3_truth
 from srpo.analysis.text import p_text, percent
+from srpo.config import EvaluateStage, RewardBenchmarkStage, TrainStage
 from srpo.config.plan import Plan
 from srpo.config.sheets import SheetRow, baseline, labels, ours, read_sheet
 from srpo.config.stages import SFT
 from srpo.results import ResultError
-from srpo.results.coverage import load_benchmark, load_evaluations, load_metrics
+from srpo.results.coverage import load_benchmark, load_evaluations, load_metrics, require_together
 from srpo.results.schemas import CURVES
 
 GAIN = 0.6
@@ -156,6 +157,12 @@ def read(folder: Path, planned: Plan, allow_incomplete: bool = False) -> Evidenc
     t1, f2, ablations = (read_sheet(source.files[f"{name}-sheet"][0]) for name in ("t1", "f2", "ablations"))
     trained = _trained(t1, f2, ablations)
     variants = {SFT: labels(t1)[SFT]} | trained
+    files = source.files
+    require_together(
+        ([*files["metrics"], *files["rewards"]], TrainStage),
+        ([*files["episodes"], *files["sampled"]], EvaluateStage),
+        (files["curves"], RewardBenchmarkStage),
+    )
     episodes, not_run = load_evaluations(source.files["episodes"], variants, allow_incomplete)
     if len(not_run):
         raise ResultError(

@@ -259,7 +259,7 @@ def seeds(evidence: Evidence) -> str:
                         str(seed),
                         *(percent(end) for end in ends),
                         percent(area),
-                        f"{group['episodes'].sum():,}",
+                        f"{group['episodes_so_far'].max():,}",
                         _count_text(count),
                         _count_text(drawn),
                     ]

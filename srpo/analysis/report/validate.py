@@ -35,6 +35,7 @@ NAMES = {
 
 def schema_of(path: Path) -> Schema | None:
     """The schema that a file of results has, by where it stands; None: it is no file of rows."""
+    path = path.absolute()  # of a file in the current folder too
     if path.name in NAMES:
         return NAMES[path.name]
     if path.suffix == ".parquet" and path.parent.name == "plus":

@@ -20,9 +20,9 @@ from srpo.analysis import comparisons
 from srpo.analysis.drawn import Drawn
 from srpo.analysis.stats import Estimate, clustered_wilson, direction, rate_difference
 from srpo.analysis.text import SUITE_LABELS, percent
-from srpo.config import TrainStage
+from srpo.config import EvaluateStage, TrainStage
 from srpo.config.sheets import SheetRow, baseline, labels
-from srpo.results.coverage import load_evaluations, load_metrics, read_config
+from srpo.results.coverage import load_evaluations, load_metrics, read_config, require_together
 from srpo.results.rows import read_rows
 from srpo.results.schemas import REWARDS
 
@@ -40,6 +40,7 @@ def make(
     sampled: Sequence[Path] = (),
 ) -> Drawn:
     """The sentences on the training curves in `metrics` and the evaluations in `episodes` and `sampled`."""
+    require_together((metrics, TrainStage), ([*episodes, *sampled], EvaluateStage))
     _, missing_steps = load_metrics(metrics, labels(sheet), allow_incomplete)
     groups = pd.concat([load_groups(path) for path in metrics], ignore_index=True)
     evaluations, missing_episodes = {}, 0

@@ -114,14 +114,12 @@ def estimate(scores: pd.DataFrame, published: pd.DataFrame, seed: int = 0) -> pd
     drawn for both, leaves no doubt.
     """
     rows: list[dict[str, Any]] = []
-    of = {
-        str(name): group[group["final_progress"].notna()]
-        for name, group in scores.groupby("representation", observed=True, sort=True)
-    }
+    scored = scores[scores["final_progress"].notna()]
+    of = {str(name): group for name, group in scored.groupby("representation", observed=True, sort=True)}
     for name, group in of.items():
         rows += [_row("ours", name, PAPER, metric, group, seed) for metric in METRICS]
         rows += [_row("ours", name, OURS, metric, group, seed) for metric in (*METRICS, *MATCHED)]
-    trajectories = scores.drop_duplicates(["suite", "task_id", "trajectory"])
+    trajectories = scored.drop_duplicates(["suite", "task_id", "trajectory"])
     limits = trajectories.groupby("suite")["steps"].transform("max")
     length = trajectories.assign(final_progress=1 - trajectories["steps"] / limits)
     rows += [_row("control", LENGTH, OURS, metric, length, seed) for metric in CONTRASTS]

@@ -20,9 +20,9 @@ from scipy.stats import rankdata
 from srpo.analysis import comparisons, style, text, typeset
 from srpo.analysis.drawn import Drawn
 from srpo.analysis.stats import NAN, Estimate, percentile_interval, ratio_over_runs
-from srpo.config import TrainStage
+from srpo.config import RewardBenchmarkStage, TrainStage
 from srpo.results import ResultError
-from srpo.results.coverage import load_benchmark, read_config, require_alike
+from srpo.results.coverage import load_benchmark, read_config, require_alike, require_together
 from srpo.results.rows import read_rows
 from srpo.results.schemas import CURVES, REWARDS
 
@@ -45,6 +45,7 @@ CHANCE = {"in groups": 0.5}
 
 def make(curves: Sequence[Path], allow_incomplete: bool, rewards: Sequence[Path] = ()) -> Drawn:
     """The table of the reward benchmark's curves and of training runs' rewards."""
+    require_together((curves, RewardBenchmarkStage), (rewards, TrainStage))
     rows, missing = load_benchmark(curves, CURVES, "curves", allow_incomplete)
     table = estimate(rows, shaped_runs(read_rewards(rewards)) if rewards else {})
     return Drawn(

@@ -29,7 +29,15 @@ from srpo.analysis.tables.t3_truth import (
     table_rows,
     value_and_interval,
 )
-from srpo.analysis.values import DISTANCE, KEYS, beside, lost_from, read_values, with_distance
+from srpo.analysis.values import (
+    DISTANCE,
+    KEYS,
+    beside,
+    lost_from,
+    read_values,
+    require_same_trajectories,
+    with_distance,
+)
 from srpo.results import ResultError
 from srpo.results.coverage import load_benchmark
 from srpo.results.schemas import CURVES
@@ -55,6 +63,7 @@ CHANCE = {"in order": 0.5, "in order, equal length": 0.5}
 
 def make(curves: Sequence[Path], values: Sequence[Path], allow_incomplete: bool) -> Drawn:
     """The table of the reward benchmark's curves and of the values of the same trajectories."""
+    require_same_trajectories(curves, values)
     rows, missing = load_benchmark(curves, CURVES, "curves", allow_incomplete)
     rows, truth = shared(rows), read_values(values)
     unvalued = len(rows.merge(truth[KEYS], how="left_anti", on=KEYS)[KEYS].drop_duplicates())
