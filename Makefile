@@ -15,7 +15,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The lock is complete, so pip resolves nothing, and it has hashes, so a file that is not PyPI's is refused.
 FROM_LOCK := $(PIP) --no-deps --require-hashes
-# PyTorch's build: cpu without an NVIDIA device. For nodes that have one: make TORCH=cuda .venv/installed
+# PyTorch's build: cpu without an NVIDIA device. For nodes that have one: rm -rf .venv, make TORCH=cuda .venv/installed
 TORCH ?= $(if $(wildcard /dev/nvidiactl),cuda,cpu)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 COMPILE := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml
@@ -77,7 +77,7 @@ docs: .venv/installed # the site, in site/
 	$(PYTHON) -m venv .venv || { echo "Python's venv module is missing. Debian: apt-get install python3-venv"; exit 1; }
 	@torch=$$(sed -nE 's/^(torch==[^ ]+).*/\1/p' requirements/run.txt); \
 	if [ $(TORCH) = cpu ] && $(PIP) --no-deps --retries 1 --timeout 15 --extra-index-url $(CPU_INDEX) "$$torch+cpu" 2>.venv/cpu-build.log; then \
-	    echo "PyTorch: the CPU build, since there is no NVIDIA device here (otherwise: make clean, make TORCH=cuda)"; \
+	    echo "PyTorch: the CPU build, since there is no NVIDIA device here (otherwise: rm -rf .venv, make TORCH=cuda .venv/installed)"; \
 	    awk '/^[a-z]/ { wanted = !/^(torch|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==/ } wanted' requirements/run.txt > .venv/requirements.txt; \
 	else \
 	    [ $(TORCH) = cuda ] || echo "PyTorch's CPU build cannot be had (.venv/cpu-build.log)"; \
@@ -99,5 +99,5 @@ gl: .venv/installed
 	    (apt-get update && apt-get install --yes libosmesa6) >/dev/null || true; fi
 	@$(BIN)/python -m srpo.envs
 
-clean: # everything but results/
+clean: # the environment, caches, Snakemake's records, and scratch/: unfinished trainings start anew
 	rm -rf .venv .snakemake scratch report.html .mypy_cache .pytest_cache .ruff_cache .hypothesis

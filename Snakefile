@@ -48,12 +48,14 @@ onstart:
         layout.nodes > 1 for layout in (PRESET.parallel.sft, PRESET.parallel.train)
     ):
         raise WorkflowError(
-            "parallel: several nodes need Slurm: snakemake --profile slurm"
+            f"{PRESET_FILES}: parallel.sft.nodes, parallel.train.nodes: more than 1 needs Slurm (snakemake --profile "
+            f"slurm --configfile {PRESET_FILES}); else set 1"
         )
     elif PRESET.parallel.on_gpus and "gpu" not in workflow.global_resources:
         raise WorkflowError(
-            "parallel: without Slurm nothing limits how many jobs share a GPU: add --resources gpu=1, or as many "
-            "as the largest job has; gpu=0 for what needs none (docs/hpc.md)"
+            f"{PRESET_FILES}: parallel: without Slurm nothing divides GPUs between jobs: add --resources gpu=1; jobs of "
+            "several GPUs need a call of their own with as many, gpu=0 is for what needs none (docs/hpc.md, What a job "
+            "asks for)"
         )
 
 

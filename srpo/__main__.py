@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "policy": ("srpo.policies", "inspect or convert a policy checkpoint"),
     "libero-plus": ("srpo.libero_plus", "LIBERO-Plus's tasks, data, assets and pictures"),
     # The stages of the workflow
-    "demos": ("srpo.demos", "record or check demonstrations"),
+    "demos": ("srpo.demos", "record or import demonstrations"),
     "pretrain": ("srpo.world_models.pretraining.pretrain", "pretrain a small V-JEPA 2 on play data"),
     "sft": ("srpo.sft", "supervised fine-tuning on demonstrations"),
     "train": ("srpo.rl.trainer", "reinforcement learning: SRPO or GRPO, online or offline"),

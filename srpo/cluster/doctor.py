@@ -104,6 +104,12 @@ def gpu() -> Finding:
             for each in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
         ]
         return Finding("ok", f"{len(names)} GPU: {', '.join(names)}")
+    if Path("/dev/nvidiactl").exists() and torch.version.cuda is None:
+        return Finding(
+            "failed",
+            f"there is an NVIDIA device, but PyTorch {torch.__version__} is the CPU build",
+            "rm -rf .venv, then make TORCH=cuda .venv/installed",
+        )
     if Path("/dev/nvidiactl").exists():
         return Finding(
             "failed",
@@ -170,6 +176,8 @@ def slurm() -> Finding:
             "ask for MinJobAge=300: Snakemake looks at jobs every three minutes",
         )
     advice = "slurm-status-command: sacct will do" if accounting else "slurm-status-command: squeue"
+    if age and int(age[1]) < 200:
+        advice = f"squeue forgets finished jobs after {age[1]} s: set slurm-status-command: sacct"
     return Finding("ok", f"Slurm answers {'with' if accounting else 'without'} accounting ({advice})")
 
 

@@ -52,7 +52,8 @@ class Preset(Section):
     world_models: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """`configs/world_models/<name>.yaml` compared by the reward benchmark (T3); none: no T3."""
     tables: dict[Literal["t1", "t2", "f2", "ablations"], Table]
-    """Tables and figures to make, and the runs each of them shows; runs are shared."""
+    """Which runs there are, by what shows them, each with a sheet: `t1` (also F4 and the videos), `t2`, `f2`,
+    `ablations` (also F3 and F5). Runs are shared. T3, F1 and F6 need none."""
     settings: dict[str, Any] = Field(default={})
     """Settings that differ from the layers below, as in `configs/base.yaml`."""
     suite_settings: dict[Suite, dict[str, Any]] = Field(default={})

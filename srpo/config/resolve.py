@@ -365,6 +365,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides"
     )
     arguments = parser.parse_args(argv)
+    if arguments.seed is not None and arguments.seed < 0:
+        parser.error(f"--seed {arguments.seed}: at least 0")
     preset, source = load_preset(arguments.preset)
     resolver = Resolver(preset, source, overrides=arguments.overrides)
     if arguments.suite not in (None, *preset.suites):
@@ -372,6 +374,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(f"{COMMAND_LINE}: suite: {source} has no {arguments.suite!r}{hint}")
     if arguments.stage == "world_model":
         name = arguments.world_model or preset.world_model
+        resolver.require("world_models/{}.yaml", name, COMMAND_LINE, "--world-model")
         stage = resolver.stage("world_model", world_model=name)
     else:
         variant = arguments.variant if issubclass(STAGES[arguments.stage], RunStage) else None

@@ -44,7 +44,7 @@ class Reward(Section):
     length of the task's median success and seen in the policy's own pictures; what a failure does after that
     does not count. `fixed_expert`: the expert's demonstrations, whatever the batch holds.
     `simulator`: no pictures, but the distance to the goal that a failure ended at, which the simulator knows
-    and no method may see: the upper bound of a progress reward."""
+    and no method may see: a control."""
     eps: Positive
     """DBSCAN's neighbourhood radius on standardised embeddings."""
     eps_relative: bool

@@ -22,12 +22,12 @@ from srpo.config.layers import split_overrides
 from srpo.config.loading import ConfigError, did_you_mean
 from srpo.config.stages import SFT
 
-Role = Literal["baseline", "ours", "ablation", "upper_bound"]
+Role = Literal["baseline", "ours", "ablation", "control"]
 ROLES: dict[Role, str] = {
     "baseline": "what the other rows are compared with (exactly one row)",
     "ours": "the method that the sheet is about (at most one row; none where that is the baseline itself)",
     "ablation": "another method, or ours with a setting changed",
-    "upper_bound": "uses what no method may know",
+    "control": "uses what no method may know",
 }
 """What a row is in its sheet."""
 COLUMNS = {

@@ -262,7 +262,10 @@ REWARDS = Schema(
         "steps": Column("int", "control steps taken"),
         "distance_to_goal": Column("float", DISTANCE_TO_GOAL),
         "distance": Column(
-            "float", "L2 distance to the nearest reference; null: success, or nothing to shape", True
+            "float",
+            "L2 distance of embeddings to the nearest reference (`simulator`: metres to the goal); "
+            "null: success, or nothing to shape",
+            True,
         ),
         "reward": Column("float", "reward, 0 to 1"),
         "advantage": Column(
@@ -323,7 +326,9 @@ CURVES = Schema(
         "success": Column("bool", "whether the trajectory solved its task"),
         "representation": Column("str", "name of the world model, e.g. `pixel`"),
         "step": Column("int", "control steps seen: the prefix ends after this many"),
-        "distance_to_goal": Column("float", DISTANCE_TO_GOAL),
+        "distance_to_goal": Column(
+            "float", "metres that the hand still had to go to the goal after `step` control steps; 0: solved"
+        ),
         "distance": Column(
             "float", "L2 distance of the prefix's embedding to the mean of the task's (other) successes"
         ),

@@ -87,7 +87,7 @@ echo "MinJobAge               = {age} sec"
     [
         ("DOWN", "none", 300, "failed", "does not answer"),
         ("UP", "none", 300, "ok", "slurm-status-command: squeue"),
-        ("UP", "slurmdbd", 60, "ok", "slurm-status-command: sacct"),
+        ("UP", "slurmdbd", 60, "ok", "after 60 s: set slurm-status-command: sacct"),
         ("UP", "none", 60, "warning", "forgets finished jobs after 60 s"),
     ],
 )

@@ -48,7 +48,7 @@ class Evidence:
     truth       the tidy table of T3 against the truth
     grpo, srpo  the two methods that are compared
     above_srpo  variants expected to be better than SRPO: SRPO with a change of ours, which the training
-                curves show, and upper bounds
+                curves show, and controls
     """
 
     suites: Sequence[str]
@@ -182,7 +182,7 @@ def read(folder: Path, planned: Plan, allow_incomplete: bool = False) -> Evidenc
         curves, _ = load_benchmark(source.files["curves"], CURVES, "curves", allow_incomplete)
     rewards = t3_truth.read_rewards(source.files["rewards"])
     above = [row.name for row in f2 if row.role == "ablation"]
-    above += [row.name for row in ablations if row.role == "upper_bound"]
+    above += [row.name for row in ablations if row.role == "control"]
     return Evidence(
         planned.preset.suites,
         planned.preset.seeds,
@@ -199,10 +199,10 @@ def read(folder: Path, planned: Plan, allow_incomplete: bool = False) -> Evidenc
 
 
 def _trained(t1: Sequence[SheetRow], f2: Sequence[SheetRow], ablations: Sequence[SheetRow]) -> dict[str, str]:
-    """Trained variants by label: T1's, else what an ablation calls itself, as in "SRPO, pixels"; an upper
-    bound is none of our methods."""
+    """Trained variants by label: T1's, else what an ablation calls itself, as in "SRPO, pixels"; a
+    control is none of our methods."""
     method = ours(t1).label
-    own = {r.name: r.label if r.role == "upper_bound" else f"{method}, {r.label}" for r in ablations}
+    own = {r.name: r.label if r.role == "control" else f"{method}, {r.label}" for r in ablations}
     named = {name: labels(t1).get(name, label) for name, label in own.items()}
     return {name: named[name] for name in [*labels(f2), *named] if name in named}
 

@@ -1,6 +1,6 @@
 """docs/paper_map.md: each table and figure of the paper, how we make it, what it costs, and what came of it.
 
-srpo paper-map [--results results/reference/smoke]
+srpo paper-map [--results results/smoke]
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from srpo.config.plan import Plan, plan
 from srpo.config.resolve import CONFIGS, load_preset
 from srpo.errors import run_command
 from srpo.libero_plus.tasks import count
+from srpo.results import ResultError
 from srpo.runtime.files import write_text
 
 Rows = Sequence[Mapping[Any, Any]]
@@ -185,6 +186,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, help="folder with the tables/ of our runs")
     parser.add_argument("--out", type=Path, default=Path("docs/paper_map.md"))
     arguments = parser.parse_args(argv)
+    if arguments.results is not None and not (arguments.results / "tables").is_dir():
+        raise ResultError(
+            f"{arguments.results}/tables: no such folder: name the OUT of `srpo draw all "
+            f"{arguments.results} --out OUT`"
+        )
     write_text(arguments.out, document(arguments.results))
 
 
