@@ -119,7 +119,7 @@ def estimate(scores: pd.DataFrame, published: pd.DataFrame, seed: int = 0) -> pd
     for name, group in of.items():
         rows += [_row("ours", name, PAPER, metric, group, seed) for metric in METRICS]
         rows += [_row("ours", name, OURS, metric, group, seed) for metric in (*METRICS, *MATCHED)]
-    trajectories = scored.drop_duplicates(["suite", "task_id", "trajectory"])
+    trajectories = (scores if scored.empty else scored).drop_duplicates(["suite", "task_id", "trajectory"])
     limits = trajectories.groupby("suite")["steps"].transform("max")
     length = trajectories.assign(final_progress=1 - trajectories["steps"] / limits)
     rows += [_row("control", LENGTH, OURS, metric, length, seed) for metric in CONTRASTS]
