@@ -115,7 +115,10 @@ def estimate(scores: pd.DataFrame, published: pd.DataFrame, seed: int = 0) -> pd
     """
     rows: list[dict[str, Any]] = []
     scored = scores[scores["final_progress"].notna()]
-    of = {str(name): group for name, group in scored.groupby("representation", observed=True, sort=True)}
+    of = {
+        str(name): group[group["final_progress"].notna()]
+        for name, group in scores.groupby("representation", observed=True, sort=True)
+    }
     for name, group in of.items():
         rows += [_row("ours", name, PAPER, metric, group, seed) for metric in METRICS]
         rows += [_row("ours", name, OURS, metric, group, seed) for metric in (*METRICS, *MATCHED)]
