@@ -44,7 +44,7 @@ def percent(value: float, sign: bool = False) -> str:
     """A fraction in percent with one decimal; – if there is none."""
     if np.isnan(value):
         return "–"
-    return f"{100 * value:{'+' if sign else ''}.1f}".replace("-", "−")
+    return f"{100 * value:{'+' if sign else ''}z.1f}".replace("-", "−")
 
 
 def p_text(p_value: float) -> str:
