@@ -18,6 +18,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,8 +199,6 @@ def clear_stale_scratch(scratch: Path, config: RewardBenchmarkStage, policy: Pat
 
     What each task is to have is a setting too: of rollouts that fewer did not need, no frames are stored.
     """
-    import mujoco
-
     benchmark = config.reward_benchmark
     settings = json.dumps(
         {
@@ -209,7 +208,7 @@ def clear_stale_scratch(scratch: Path, config: RewardBenchmarkStage, policy: Pat
             "temperature": benchmark.temperature,
             "tasks": config.tasks,
             "wanted": [benchmark.successes, benchmark.failures],
-            "mujoco": mujoco.__version__,
+            "mujoco": version("mujoco"),
             "frames": stored_frames(config),
             "states": True,
             "policy": sha256(policy),

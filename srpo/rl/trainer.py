@@ -29,10 +29,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import mujoco
 import numpy as np
 import torch
 
@@ -142,7 +142,7 @@ class Trainer:
         # What changes no result does not make it another run.
         neutral = {"trackers", "microbatch", "checkpoint_every", "keep_checkpoints"}
         settings = config.model_dump_json(exclude={"train": neutral})
-        identity = fingerprint(settings, *self.inputs.values(), mujoco.__version__)
+        identity = fingerprint(settings, *self.inputs.values(), version("mujoco"))
         self.checkpoints = Checkpoints.shared(
             folders.scratch, identity, self.accelerator, config.train.keep_checkpoints
         )
