@@ -11,7 +11,7 @@ import pandas as pd
 from srpo.analysis.stats import wilson
 from srpo.config import RewardBenchmarkStage, ValuesStage
 from srpo.results import ResultError
-from srpo.results.coverage import read_config, require_alike, require_together
+from srpo.results.coverage import read_config, require_alike
 from srpo.results.rows import read_rows
 from srpo.results.schemas import VALUES
 from srpo.rewards.metrics import progress_curve
@@ -47,11 +47,11 @@ def read_values(paths: Sequence[Path]) -> pd.DataFrame:
 
 def require_same_trajectories(curves: Sequence[Path], values: Sequence[Path]) -> None:
     """Refuse values of other trajectories than the curves', by what they were collected with."""
-    require_together((curves, RewardBenchmarkStage), (values, ValuesStage))
-    configs = [read_config(path, RewardBenchmarkStage) for path in curves]
-    collected = {config.suite: config.reward_benchmark for config in configs}
-    for path in values:
-        config = read_config(path, ValuesStage)
+    scored = [read_config(path, RewardBenchmarkStage) for path in curves]
+    valued = [read_config(path, ValuesStage) for path in values]
+    require_alike([*scored, *valued])
+    collected = {config.suite: config.reward_benchmark for config in scored}
+    for path, config in zip(values, valued, strict=True):
         if collected.get(config.suite, config.reward_benchmark) != config.reward_benchmark:
             raise ResultError(
                 f"{path}: its trajectories were collected with other settings (reward_benchmark) than those "

@@ -104,13 +104,13 @@ def gpu() -> Finding:
             for each in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
         ]
         return Finding("ok", f"{len(names)} GPU: {', '.join(names)}")
-    if Path("/dev/nvidiactl").exists() and torch.version.cuda is None:
-        return Finding(
-            "failed",
-            f"there is an NVIDIA device, but PyTorch {torch.__version__} is the CPU build",
-            "rm -rf .venv, then make TORCH=cuda .venv/installed",
-        )
     if Path("/dev/nvidiactl").exists():
+        if torch.version.cuda is None:
+            return Finding(
+                "failed",
+                f"there is an NVIDIA device, but PyTorch {torch.__version__} is the CPU build",
+                "rm -rf .venv, then make TORCH=cuda .venv/installed",
+            )
         return Finding(
             "failed",
             f"there is an NVIDIA device, but PyTorch {torch.__version__} cannot use it",

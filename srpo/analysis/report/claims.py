@@ -154,33 +154,33 @@ def read(folder: Path, planned: Plan, allow_incomplete: bool = False) -> Evidenc
                 "(--allow-incomplete goes without)"
             )
     assert source is not None
-    t1, f2, ablations = (read_sheet(source.files[f"{name}-sheet"][0]) for name in ("t1", "f2", "ablations"))
+    files = source.files
+    t1, f2, ablations = (read_sheet(files[f"{name}-sheet"][0]) for name in ("t1", "f2", "ablations"))
     trained = _trained(t1, f2, ablations)
     variants = {SFT: labels(t1)[SFT]} | trained
-    files = source.files
     require_together(
         ([*files["metrics"], *files["rewards"]], TrainStage),
         ([*files["episodes"], *files["sampled"]], EvaluateStage),
         (files["curves"], RewardBenchmarkStage),
     )
-    episodes, not_run = load_evaluations(source.files["episodes"], variants, allow_incomplete)
+    episodes, not_run = load_evaluations(files["episodes"], variants, allow_incomplete)
     if len(not_run):
         raise ResultError(
             f"{folder}: {len(not_run)} episodes of its evaluations were not run; the evidence needs all: set "
             "evaluate.stop_early to false, if that is why, and run the preset again"
         )
     sampled = episodes.iloc[:0]
-    if source.files["sampled"]:
-        sampled, not_run = load_evaluations(source.files["sampled"], variants, allow_incomplete, sampled=True)
+    if files["sampled"]:
+        sampled, not_run = load_evaluations(files["sampled"], variants, allow_incomplete, sampled=True)
         if len(not_run):
             raise ResultError(f"{folder}: {len(not_run)} sampled episodes were not run: run the preset again")
-    metrics, untrained = load_metrics(source.files["metrics"], trained, allow_incomplete)
+    metrics, untrained = load_metrics(files["metrics"], trained, allow_incomplete)
     if untrained:
         raise ResultError(f"{folder}: {untrained} RL steps are missing: run the preset again")
     curves = None
-    if source.files["curves"]:
-        curves, _ = load_benchmark(source.files["curves"], CURVES, "curves", allow_incomplete)
-    rewards = t3_truth.read_rewards(source.files["rewards"])
+    if files["curves"]:
+        curves, _ = load_benchmark(files["curves"], CURVES, "curves", allow_incomplete)
+    rewards = t3_truth.read_rewards(files["rewards"])
     above = [row.name for row in f2 if row.role == "ablation"]
     above += [row.name for row in ablations if row.role == "control"]
     return Evidence(

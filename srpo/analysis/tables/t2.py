@@ -234,16 +234,15 @@ def _variant_rows(
     its_own = set(episodes.loc[episodes["variant"] == name, "perturbation"])
     none = [dimension for dimension in ran if stops and dimension not in its_own]
     stopped = f"; stopped before any of {', '.join(none)}" if none else ""
-    both = [set(episodes.loc[episodes["variant"] == variant, "perturbation"]) for variant in (first, name)]
-    lacks_one = not stops and any(not own.issuperset(ran) for own in both)
+    before = set(episodes.loc[episodes["variant"] == first, "perturbation"])
     for total in TOTALS:
         weights = sizes if total == "micro" else None
         each = None if weights is None else [float(weights[dimension]) for dimension in ran]
         row = measured(ran, weights)
         if not stops:
             row |= comparisons.columns_of(combine(rates, each))
-        if lacks_one:
-            row |= comparisons.comparison_columns(NO_PAIRS)
+            if not (its_own & before).issuperset(ran):
+                row |= comparisons.comparison_columns(NO_PAIRS)
         yield {
             "dimension": total,
             **row,
