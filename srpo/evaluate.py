@@ -43,6 +43,7 @@ from srpo.results.rows import protocol_json, protocol_record, read_episodes, wri
 from srpo.results.schemas import EPISODES, PATHS
 from srpo.rollouts.journal import Journal
 from srpo.rollouts.policy_runner import PolicyRunner, require_most_ran
+from srpo.runtime.arguments import positive
 from srpo.runtime.files import atomic_directory, write_with
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import fingerprint, sha256, write_manifest
@@ -468,7 +469,7 @@ def main() -> None:
     parser.add_argument("--videos", type=Path, help="folder for a video of each task (LIBERO only)")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for resumable state")
     parser.add_argument(
-        "--workers", type=int, default=2, help="simulation processes of each process (default: 2)"
+        "--workers", type=positive, default=2, help="simulation processes of each process (default: 2)"
     )
     arguments = parser.parse_args()
     if arguments.plus is not None and (arguments.sampled or arguments.paths or arguments.videos):

@@ -42,6 +42,7 @@ from srpo.rollouts.trajectories import (
     write_record,
     write_trajectories,
 )
+from srpo.runtime.arguments import positive
 from srpo.runtime.files import atomic_directory, claim_scratch
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import sha256, write_manifest
@@ -446,7 +447,7 @@ def main() -> None:
     collecting.add_argument("--out", type=Path, required=True, help=f"folder to write, with {FILE}")
     collecting.add_argument("--scratch", type=Path, required=True, help="folder for finished rollouts")
     collecting.add_argument(
-        "--workers", type=int, default=1, help="simulation processes of each process (default: 1)"
+        "--workers", type=positive, default=1, help="simulation processes of each process (default: 1)"
     )
     scoring.add_argument("--world-model", required=True, metavar="NAME", help="one of the configuration's")
     scoring.add_argument("--checkpoint", type=Path, help="its folder, if the workflow pretrained it")
@@ -461,8 +462,6 @@ def main() -> None:
     arguments = parser.parse_args()
     config = load_stage(arguments.config, RewardBenchmarkStage)
     if arguments.command == "collect":
-        if arguments.workers < 1:
-            parser.error(f"--workers {arguments.workers}: at least 1")
         with lock_held(arguments.scratch), joined_peers() as peers:
             collect(config, arguments.policy, arguments.out, arguments.scratch, arguments.workers, peers)
     else:

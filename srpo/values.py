@@ -28,6 +28,7 @@ from srpo.results.schemas import VALUES
 from srpo.reward_benchmark import RolloutFn, load
 from srpo.rollouts.journal import Journal
 from srpo.rollouts.trajectories import FILE, TrajectoryError, open_trajectories
+from srpo.runtime.arguments import positive
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import fingerprint, sha256, write_manifest
 from srpo.runtime.peers import ALONE, Peers, joined_peers
@@ -223,11 +224,9 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, required=True, help="folder for finished branches")
     parser.add_argument("--out", type=Path, required=True, help="parquet file to write, one row a moment")
     parser.add_argument(
-        "--workers", type=int, default=1, help="simulation processes of each process (default: 1)"
+        "--workers", type=positive, default=1, help="simulation processes of each process (default: 1)"
     )
     arguments = parser.parse_args()
-    if arguments.workers < 1:
-        parser.error(f"--workers {arguments.workers}: at least 1")
     config = load_stage(arguments.config, ValuesStage)
     with lock_held(arguments.scratch), joined_peers() as peers:
         values(

@@ -37,6 +37,7 @@ from srpo.cluster.processes import node_command, srun_options, workers
 from srpo.cluster.resources import require_cores
 from srpo.config import Layout, TrainStage, load_stage, validate
 from srpo.errors import FINAL_FILE, run_command
+from srpo.runtime.arguments import positive
 from srpo.runtime.files import write_json
 from srpo.runtime.preemption import PREEMPTED
 
@@ -270,14 +271,6 @@ def cancel(arguments: argparse.Namespace) -> None:
         except psutil.NoSuchProcess:
             pass
     print(f"{job['executor']} job {job['job']}: cancelled")
-
-
-def positive(text: str) -> int:
-    """A whole number from 1, of a command line."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
-    return number
 
 
 def main() -> None:

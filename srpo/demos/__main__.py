@@ -10,6 +10,7 @@ from srpo.demos.lerobot import import_dataset, is_dataset
 from srpo.demos.official import import_all
 from srpo.demos.record import record_all
 from srpo.errors import run_command
+from srpo.runtime.arguments import positive
 from srpo.runtime.locks import lock_held
 
 
@@ -24,10 +25,8 @@ def main() -> None:
     parser.add_argument(
         "--scratch", type=Path, required=True, help="folder of finished demonstrations until all are done"
     )
-    parser.add_argument("--workers", type=int, default=1, help="processes that record (default: 1)")
+    parser.add_argument("--workers", type=positive, default=1, help="processes that record (default: 1)")
     arguments = parser.parse_args()
-    if arguments.workers < 1:
-        parser.error(f"--workers {arguments.workers}: at least 1")
     config = load_stage(arguments.config, DemosStage)
     if config.demos.source == "expert":
         with lock_held(arguments.scratch):

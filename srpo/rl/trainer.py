@@ -75,6 +75,7 @@ from srpo.rl.tracking import make_accelerator, scalars, start_trackers
 from srpo.rl.update import Learner, update_policy
 from srpo.rollouts.episode_store import EpisodeStore
 from srpo.rollouts.policy_runner import PolicyRunner, require_most_ran
+from srpo.runtime.arguments import positive
 from srpo.runtime.checkpoint import Checkpoints
 from srpo.runtime.distributed import is_sharded, require_full_training, shard, sync_weights
 from srpo.runtime.locks import lock_held
@@ -433,11 +434,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for resumable state")
     parser.add_argument(
-        "--workers", type=int, default=2, help="simulation processes of each process (default: 2)"
+        "--workers", type=positive, default=2, help="simulation processes of each process (default: 2)"
     )
     arguments = parser.parse_args()
-    if arguments.workers < 1:
-        parser.error(f"--workers {arguments.workers}: at least 1")
     config = load_stage(arguments.config, TrainStage)
     folders = Folders(
         arguments.policy, arguments.out, arguments.scratch, arguments.world_model, arguments.demos

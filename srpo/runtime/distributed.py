@@ -31,6 +31,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from srpo.config import Policy
 from srpo.errors import FinalExit
 from srpo.runtime.files import atomic_directory
+from srpo.runtime.peers import require_given_gpus
 
 COLLECTIVE_TIMEOUT = timedelta(days=1)
 """How long a process waits for the others, whose episodes may take longer; torch's default is minutes."""
@@ -39,8 +40,10 @@ COLLECTIVE_TIMEOUT = timedelta(days=1)
 def make_accelerator(**options: Any) -> Accelerator:
     """The accelerator of a run, with accelerate's own `options`.
 
-    Raises SystemExit for FSDP in another version than 2 or another precision than bf16 or none.
+    Raises SystemExit for FSDP in another version than 2 or another precision than bf16 or none, and for GPUs
+    that Slurm gave and PyTorch cannot use.
     """
+    require_given_gpus()
     accelerator = Accelerator(
         # Otherwise processes on CPUs do not form a group, and each trains alone.
         cpu=not torch.accelerator.is_available(),

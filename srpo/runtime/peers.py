@@ -33,11 +33,26 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def require_given_gpus() -> None:
+    """Raise SystemExit if Slurm gave this job GPUs and PyTorch cannot use any: it would run on the CPU."""
+    import torch
+
+    given = os.environ.get("SLURM_GPUS_ON_NODE", "0")
+    if given == "0" or torch.accelerator.is_available():
+        return
+    build = "" if torch.version.cuda or torch.version.hip else ", the CPU build,"
+    raise FinalExit(
+        f"Slurm gave this job {given} GPU (SLURM_GPUS_ON_NODE), and PyTorch {torch.__version__}{build} can "
+        "use none: see `srpo doctor` (the CUDA build: rm -rf .venv, then make TORCH=cuda .venv/installed)"
+    )
+
+
 def own_device() -> torch.device:
     """The GPU of this process, by its rank on its node; the CPU where there is none."""
     import torch
 
     if not torch.cuda.is_available():
+        require_given_gpus()
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     torch.cuda.set_device(device)

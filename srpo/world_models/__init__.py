@@ -6,6 +6,7 @@ from pathlib import Path
 
 from srpo.config import WorldModel as WorldModelConfig
 from srpo.errors import InputError
+from srpo.runtime.peers import own_device
 from srpo.world_models.base import WorldModel, select_frames
 from srpo.world_models.pixel import PixelWorldModel
 
@@ -37,12 +38,11 @@ def _load(config: WorldModelConfig, checkpoint: Path | None, device: str) -> Wor
         return PixelWorldModel(config)
     import torch  # only here, so that the pixel baseline and frame selection stay light
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = own_device() if device == "auto" else torch.device(device)
     if config.kind == "efficientnet-lite":
         from srpo.world_models.efficientnet import EfficientNetLiteWorldModel
 
-        return EfficientNetLiteWorldModel(config, torch.device(device))
+        return EfficientNetLiteWorldModel(config, where)
     source = str(checkpoint) if checkpoint is not None else config.checkpoint
     if source is None:
         raise ValueError(
@@ -52,7 +52,7 @@ def _load(config: WorldModelConfig, checkpoint: Path | None, device: str) -> Wor
     if config.kind == "image":
         from srpo.world_models.image import ImageWorldModel
 
-        return ImageWorldModel(config, source, torch.device(device))
+        return ImageWorldModel(config, source, where)
     from srpo.world_models.vjepa2 import VJepa2WorldModel
 
-    return VJepa2WorldModel(config, source, torch.device(device))
+    return VJepa2WorldModel(config, source, where)

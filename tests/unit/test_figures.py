@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zlib
 from itertools import combinations
@@ -169,6 +170,11 @@ def test_f2_refuses(tmp_path: Path) -> None:
         load_metrics(paths[:1], sheet, allow_incomplete=False)
     with pytest.raises(ResultError, match="an RL step stands twice"):
         load_metrics([*paths, paths[0]], sheet, allow_incomplete=False)
+    for path, policy in zip(paths, "ab", strict=True):
+        path.with_name("manifest.json").write_text(json.dumps({"inputs": {"policy": policy}}))
+    with pytest.raises(ResultError, match=r"grpo.* and .*srpo.* started from different policies"):
+        load_metrics(paths, sheet, allow_incomplete=False)
+    paths[0].with_name("manifest.json").unlink()  # an older run, which does not say what it started from
     rows = read_rows(paths[1], RL_METRICS).to_dict("records")
     write_rows(paths[1], rows[:2], RL_METRICS)
     with pytest.raises(ResultError, match=r"1 of 6 rows are missing, the first: .*variant=srpo"):

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.distributed import HashStore
 
 from srpo.episode import EpisodeSpec
 from srpo.errors import FINAL, FinalExit
 from srpo.rollouts.journal import Journal
 from srpo.rollouts.pool import _EpisodeQueue
-from srpo.runtime.peers import ALONE, Peers, joined_peers
+from srpo.runtime.distributed import make_accelerator
+from srpo.runtime.peers import ALONE, Peers, joined_peers, own_device
 from srpo.runtime.preemption import Preempted
 from support.sharing import start, together
 
@@ -108,6 +110,17 @@ def test_without_an_address_the_processes_cannot_meet(monkeypatch: pytest.Monkey
     monkeypatch.setenv("WORLD_SIZE", "1")
     with joined_peers() as peers:
         assert peers is ALONE
+
+
+def test_a_gpu_that_pytorch_cannot_use_is_not_replaced_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("SLURM_GPUS_ON_NODE", raising=False)
+    assert own_device() == torch.device("cpu")
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")
+    for begin in (own_device, make_accelerator):
+        with pytest.raises(FinalExit, match=r"gave this job 2 GPU .*srpo doctor"):
+            begin()
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
         plus_run(root / "runs", "libero_spatial", variant, rates, tasks, per_dimension=5)
     evaluation = root / "runs/libero_spatial/sft/seed0/evaluation"
     facts = {"host": "here", "config": {"out": "/home/me"}, "git_revision": "abc", "packages": {"numpy": "2"}}
+    facts["policy"] = "5eed"
     (evaluation / "episodes.manifest.json").write_text(json.dumps(facts))
     rows = read_rows(evaluation / "episodes.parquet", EPISODES)
     rows.loc[0, ["status", "error"]] = ["infra_error", "OSError: /home/me/model.xml"]
@@ -293,7 +294,7 @@ def test_what_is_exported_draws_the_same_and_names_no_machine(
     kept = read_rows(evaluation / "episodes.parquet", EPISODES)
     assert kept["error"][0] == "OSError" and kept["video"].isna().all()
     manifest = json.loads((evaluation / "episodes.manifest.json").read_text())
-    assert manifest == {"git_revision": "abc", "packages": {"numpy": "2"}}
+    assert manifest == {"git_revision": "abc", "packages": {"numpy": "2"}, "policy": "5eed"}
     assert len((small / "libero_plus" / "tasks.csv").read_text().splitlines()) == 11  # of 240 in all
 
 

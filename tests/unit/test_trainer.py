@@ -370,7 +370,7 @@ def test_a_training_without_simulators_is_refused(
     monkeypatch.setattr("sys.argv", ["train", *folders, "--workers", "0"])
     with pytest.raises(SystemExit):
         trainer.main()
-    assert "--workers 0: at least 1" in capsys.readouterr().err
+    assert "argument --workers: 0: must be at least 1" in capsys.readouterr().err
 
 
 def test_training_stops_at_its_target(

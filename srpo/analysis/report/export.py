@@ -4,9 +4,9 @@ srpo export results/smoke --out results/reference/smoke
 
 The copy is laid out like the preset's folder, and `srpo draw all` draws everything from it. It holds
 the rows and each run's config.yaml; of LIBERO-Plus's list, the tasks asked for; of the trajectories, the
-frames that F1 and F6 show; of a manifest, what it says of code and versions. Videos are not in it, nor why an
-episode could not be run but for the kind of error: such texts name folders. The rows of a table or figure
-that lacks some are left out, and said so, unless `--allow-incomplete` is given.
+frames that F1 and F6 show; of a manifest, what it says of code, versions and inputs. Videos are not in it,
+nor why an episode could not be run but for the kind of error: such texts name folders. The rows of a table or
+figure that lacks some are left out, and said so, unless `--allow-incomplete` is given.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from srpo.results.rows import read_rows, write_rows
 from srpo.results.schemas import CURVES, EPISODES
 from srpo.runtime.files import atomic_directory, write_json
 
-KEPT = (*MACHINE, "cores", "written")
+KEPT = (*MACHINE, "cores", "written", "inputs", "policy")
 """What is left of a manifest."""
 
 

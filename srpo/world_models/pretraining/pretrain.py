@@ -24,9 +24,11 @@ from typing import TYPE_CHECKING
 from srpo.config import ConfigError, WorldModelStage, load_stage
 from srpo.envs.gl import require_gl
 from srpo.errors import run_command
+from srpo.runtime.arguments import positive
 from srpo.runtime.files import atomic_directory, write_json
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import write_manifest
+from srpo.runtime.peers import own_device
 
 # Play needs the simulator and training needs torch. Each is imported where it starts, so that the simulation
 # processes, which import this module again, do not load torch.
@@ -100,7 +102,7 @@ def pretrain(config: WorldModelStage, out: Path, scratch: Path, workers: int) ->
     from srpo.world_models.pretraining import jepa
 
     torch.set_num_threads(workers)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device()
     clips = jepa.load_clips(files, config.world_model.image_size)
     model, metrics = jepa.train(config.world_model, clips, scratch / "checkpoint.pt", device)
     with atomic_directory(out) as folder:
@@ -124,10 +126,10 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for play data and checkpoints")
-    parser.add_argument("--workers", type=int, default=1, help="processes that simulate, threads that train")
+    parser.add_argument(
+        "--workers", type=positive, default=1, help="processes that simulate, threads that train"
+    )
     arguments = parser.parse_args()
-    if arguments.workers < 1:
-        parser.error(f"--workers {arguments.workers}: at least 1")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     config = load_stage(arguments.config, WorldModelStage)
     with lock_held(arguments.scratch):
