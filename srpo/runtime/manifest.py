@@ -60,9 +60,10 @@ def _renderer(backend: str | None) -> str | None:
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file, or of a folder's files with their names."""
+    """The hash of a file, or of a folder's files with their names, without those that Snakemake adds."""
     digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+    files = (p for p in path.rglob("*") if p.is_file() and p.name != ".snakemake_timestamp")
+    for file in [path] if path.is_file() else sorted(files):
         if path.is_dir():
             digest.update(file.relative_to(path).as_posix().encode() + b"\0")
         with file.open("rb") as handle:

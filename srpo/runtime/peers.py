@@ -34,11 +34,15 @@ def is_first_process() -> bool:
 
 
 def require_given_gpus() -> None:
-    """Raise SystemExit if Slurm gave this job GPUs and PyTorch cannot use any: it would run on the CPU."""
+    """Raise SystemExit if Slurm gave this job GPUs and PyTorch cannot use any: it would run on the CPU.
+
+    With `CUDA_VISIBLE_DEVICES` empty that is what is wanted.
+    """
     import torch
 
     given = os.environ.get("SLURM_GPUS_ON_NODE", "0")
-    if given == "0" or torch.accelerator.is_available():
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+    if given == "0" or hidden or torch.accelerator.is_available():
         return
     build = "" if torch.version.cuda or torch.version.hip else ", the CPU build,"
     raise FinalExit(

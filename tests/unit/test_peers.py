@@ -115,12 +115,15 @@ def test_without_an_address_the_processes_cannot_meet(monkeypatch: pytest.Monkey
 def test_a_gpu_that_pytorch_cannot_use_is_not_replaced_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.delenv("SLURM_GPUS_ON_NODE", raising=False)
+    for name in ("SLURM_GPUS_ON_NODE", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
     assert own_device() == torch.device("cpu")
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")
     for begin in (own_device, make_accelerator):
         with pytest.raises(FinalExit, match=r"gave this job 2 GPU .*srpo doctor"):
             begin()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert own_device() == torch.device("cpu")
 
 
 @pytest.mark.parametrize(
