@@ -149,18 +149,20 @@ def overlapping(results: Iterable[Path]) -> set[str]:
     return {variant for variant, configs in found.items() if 1 in configs}
 
 
-def require_same_start(metrics: Iterable[Path]) -> None:
+def require_same_start(runs: Iterable[tuple[Path, TrainStage]]) -> None:
     """Refuse trainings of one suite and seed that started from different policies, as runs do that were put
     together from several machines, each with an SFT of its own.
 
     By the manifests beside their metrics; a run whose manifest does not name its policy is passed over.
+
+    Args:
+        runs: metrics.csv and configuration of each.
     """
     seen: dict[tuple[str, int], tuple[str, Path]] = {}
-    for path in metrics:
+    for path, config in runs:
         manifest = path.with_name("manifest.json")
         facts = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
         if policy := facts.get("inputs", {}).get("policy"):
-            config = read_config(path, TrainStage)
             first, where = seen.setdefault((config.suite, config.seed), (policy, path))
             if policy != first:
                 raise ResultError(
@@ -258,7 +260,7 @@ def load_metrics(
     configs = [read_config(path, TrainStage) for path in paths]
     require_alike(configs)
     overlapping(paths)
-    require_same_start(paths)
+    require_same_start(zip(paths, configs, strict=True))
     frames, expected = [], []
     for path, config in zip(paths, configs, strict=True):
         suite, variant, seed = config.suite, config.variant, config.seed
