@@ -5,7 +5,8 @@ policy, so that they are the same in every run. Its optimiser is plain gradient 
 amplifies rounding errors.
 
     live     the policy in training acts, and AdamW optimises
-    descent  with `live`: plain gradient descent none the less
+    descent  with `live`: plain gradient descent none the less, and the tokens are the initial policy's, for a
+             rounding error may make another token of one that was sampled, and everything after it differ
     uneven   the last process runs no episodes
     full     the last process finds a full disk at its fourth episode
     sharded  under FSDP
@@ -38,17 +39,21 @@ from support import sharding
 from support.policies import SUITE, small_policy
 
 
-def episode(spec: EpisodeSpec, success: bool, steps: int, policy: OpenVLAOFT) -> Episode:
-    """An episode with random images, whose tokens the policy sampled."""
+def episode(
+    spec: EpisodeSpec, success: bool, steps: int, policy: OpenVLAOFT, sampler: OpenVLAOFT | None = None
+) -> Episode:
+    """An episode with random images, whose tokens the policy, or else `sampler`, sampled."""
     rng = np.random.default_rng(spec.seed)
     queries = -(-steps // CHUNK)
     images = rng.integers(0, 256, (queries, 16, 16, 3), dtype=np.uint8)
     proprio = rng.normal(size=(queries, 8)).astype(np.float32)
     instructions = [load_task(spec.suite, spec.task_id).language] * queries
     generators = [torch.Generator().manual_seed(k) for k in range(queries)]
-    tokens, log_probs = policy.act(
-        policy.prepare_inputs(SUITE, images, instructions, proprio), 1.0, generators
-    )
+    inputs = policy.prepare_inputs(SUITE, images, instructions, proprio)
+    tokens, log_probs = (sampler or policy).act(inputs, 1.0, generators)
+    if sampler is not None:
+        with torch.inference_mode():
+            log_probs = policy.log_probs(inputs, torch.from_numpy(tokens), 1.0)[0].numpy()
     valid = np.repeat(np.arange(queries * CHUNK) < steps, 7).reshape(queries, 56)
     frames = rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     path = np.zeros((steps + 1, 3), np.float32)
@@ -65,6 +70,7 @@ class RecordedRollouts:
     """In place of `PolicyRunner`. One episode in 16 cannot be run, two in five succeed."""
 
     uneven = full = False
+    sampler: OpenVLAOFT | None = None
 
     def __init__(self, *_: object, peers: Peers = ALONE) -> None:
         self._policy, self._peers = small_policy(), peers
@@ -81,7 +87,7 @@ class RecordedRollouts:
             if spec.seed % 16 == 3:
                 yield FailedRun(spec, "made up")
             else:
-                yield episode(spec, spec.seed % 5 < 2, 9 + spec.seed % 17, self._policy)
+                yield episode(spec, spec.seed % 5 < 2, 9 + spec.seed % 17, self._policy, self.sampler)
 
     def stop(self) -> None:
         pass
@@ -129,6 +135,8 @@ def main() -> None:
     trainer.PolicyRunner = LiveRollouts if "live" in how else RecordedRollouts  # type: ignore[assignment, misc]
     if "live" not in how or "descent" in how:
         torch.optim.AdamW = descent  # type: ignore[assignment, misc]
+    if "descent" in how:
+        RecordedRollouts.sampler = small_policy()
     RecordedRollouts.uneven, RecordedRollouts.full = "uneven" in how, "full" in how
     if "sharded" in how:
         distributed.Accelerator = sharding.ShardingAccelerator  # type: ignore[misc]
