@@ -133,6 +133,13 @@ class Source:
         return replace(self, files=files, absent=len(self.missing()))
 
 
+def not_there(missing: Sequence[Path]) -> str:
+    """One or more missing files, as messages name them."""
+    others = len(missing) - 1
+    more = f" and {others} more {'file' if others == 1 else 'files'}" if others else ""
+    return f"{missing[0]}{more} {'are' if others else 'is'} not there"
+
+
 def find(drawing: Drawing, planned: Plan, folder: Path) -> Source:
     """A drawing's files in a folder laid out like `results/<preset>/`, whether they are there or not."""
 
@@ -172,8 +179,7 @@ def available(folder: Path, preset: str | None, allow_incomplete: bool = False) 
             source = whole.present() if allow_incomplete else None
             fate = "left out" if source is None else "incomplete"
             hint = "" if allow_incomplete else " (--allow-incomplete draws what is there)"
-            more = f"{missing[0]} and {len(missing) - 1} more files"
-            print(f"{drawing.name}: {fate}: {more} are not there{hint}")
+            print(f"{drawing.name}: {fate}: {not_there(missing)}{hint}")
         if source is not None:
             yield source
 

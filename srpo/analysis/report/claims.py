@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from srpo.analysis import comparisons
-from srpo.analysis.draw import Source, find
+from srpo.analysis.draw import Source, find, not_there
 from srpo.analysis.drawings import EVIDENCE
 from srpo.analysis.stats import (
     NAN,
@@ -149,10 +149,7 @@ def read(folder: Path, planned: Plan, allow_incomplete: bool = False) -> Evidenc
     if missing := whole.missing():
         source = whole.present() if allow_incomplete else None
         if source is None:
-            raise ResultError(
-                f"{folder}: {missing[0]} and {len(missing) - 1} more files are not there "
-                "(--allow-incomplete goes without)"
-            )
+            raise ResultError(f"{folder}: {not_there(missing)} (--allow-incomplete goes without)")
     assert source is not None
     files = source.files
     t1, f2, ablations = (read_sheet(files[f"{name}-sheet"][0]) for name in ("t1", "f2", "ablations"))
