@@ -27,6 +27,7 @@ from srpo.results.coverage import load_benchmark
 from srpo.results.rows import read_rows, write_rows
 from srpo.results.schemas import CURVES, EPISODES
 from srpo.rollouts.journal import Journal
+from srpo.runtime.manifest import sha256
 from support.synthetic_results import (
     curves_of,
     libero_run,
@@ -298,8 +299,15 @@ def test_what_is_exported_draws_the_same_and_names_no_machine(
 
 def test_an_export_is_of_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = drawable(tmp_path / "smoke")
+    small, large = (root / f"runs/libero_spatial/sft/seed{seed}/policy" for seed in (0, 1))
+    for policy, size in ((small, 10_000_000), (large, 10_000_001)):
+        policy.mkdir(parents=True)
+        (policy / "model.safetensors").write_bytes(bytes(size))
+        (policy / ".snakemake_timestamp").touch()
     export.main([str(root), "--out", str(tmp_path / "small")])
     assert "t2: left out: " in capsys.readouterr().out
+    (copied,) = (tmp_path / "small").glob("runs/*/*/*/policy/*")
+    assert copied == tmp_path / "small" / small.relative_to(root) / "model.safetensors"
     # Frames of a trajectory that F1 did not choose are not there; black ones would be a lie.
     curves = root / "reward_benchmark/libero_spatial/pixel-curves.parquet"
     table = load_benchmark([curves], CURVES, "curves", allow_incomplete=True)[0]
@@ -338,9 +346,14 @@ def test_shipped_rows_are_sound_and_drawn_in_a_minute(
     drawn = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
     assert drawn == {path for drawing in shown for path in drawing.outputs.values()}
     files = [path for path in folder.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 8e6
+    assert sum(path.stat().st_size for path in files if path.suffix != ".safetensors") <= 8e6
     for path in files:
         assert not re.search(rb"/(home|root|tmp|work|Users|mnt)/|\"host\"", path.read_bytes()), path
+    for policy in folder.glob("runs/*/sft/seed*/policy"):
+        found, shared_hash = policy.parents[2].glob("*/seed*/**/*manifest.json"), sha256(policy)
+        facts = [json.loads(path.read_text()) for path in found]
+        started = [fact["inputs"]["policy"] for fact in facts if "policy" in fact.get("inputs", {})]
+        assert started and set(started) == {shared_hash}
 
 
 def test_the_paper_map_holds_our_values(drawn: Path, tmp_path: Path) -> None:

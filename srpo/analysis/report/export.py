@@ -4,9 +4,10 @@ srpo export results/smoke --out results/reference/smoke
 
 The copy is laid out like the preset's folder, and `srpo draw all` draws everything from it. It holds
 the rows and each run's config.yaml; of LIBERO-Plus's list, the tasks asked for; of the trajectories, the
-frames that F1 and F6 show; of a manifest, what it says of code, versions and inputs. Videos are not in it,
-nor why an episode could not be run but for the kind of error: such texts name folders. The rows of a table or
-figure that lacks some are left out, and said so, unless `--allow-incomplete` is given.
+frames that F1 and F6 show; of a manifest, what it says of code, versions and inputs; small SFT policies, for
+on another kind of processor SFT makes another policy. Videos are not in it, nor why an episode could not be
+run but for the kind of error: such texts name folders. The rows of a table or figure that lacks some are left
+out, and said so, unless `--allow-incomplete` is given.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from srpo.analysis.report.validate import SAMPLED
 from srpo.analysis.tables.t3_truth import shared
 from srpo.analysis.values import read_values
 from srpo.config import PlusStage
+from srpo.config.stages import SFT
 from srpo.errors import run_command
 from srpo.libero_plus.sweep import expected_episodes
 from srpo.libero_plus.tasks import read_tasks, write_tasks
@@ -38,6 +40,8 @@ from srpo.runtime.files import atomic_directory, write_json
 
 KEPT = (*MACHINE, "cores", "written", "inputs", "policy")
 """What is left of a manifest."""
+SMALL = 10_000_000
+"""Bytes of an SFT policy that is copied. The tiny policy has 5 million."""
 
 
 def copy_rows(path: Path, target: Path) -> None:
@@ -62,6 +66,12 @@ def copy_manifest(path: Path, beside: Path) -> None:
     if path.is_file():
         facts = json.loads(path.read_text(encoding="utf-8"))
         write_json(beside.with_name(path.name), {key: facts[key] for key in KEPT if key in facts})
+
+
+def copy_policy(folder: Path, target: Path) -> None:
+    """Copy a policy, if it is small."""
+    if sum(path.stat().st_size for path in folder.iterdir()) <= SMALL:
+        shutil.copytree(folder, target, ignore=shutil.ignore_patterns(".snakemake_timestamp"))
 
 
 def copy_tasks(episodes: Sequence[Path], tasks: Path, target: Path) -> None:
@@ -109,6 +119,8 @@ def export(folder: Path, preset: str | None, out: Path, allow_incomplete: bool =
     with atomic_directory(out) as copy:
         for path in sorted(rows):
             copy_rows(path, copy / path.relative_to(folder))
+        for path in sorted(folder.glob(f"runs/*/{SFT}/seed*/policy")):
+            copy_policy(path, copy / path.relative_to(folder))
         if "t2" in files:
             copy_tasks(files["t2"]["episodes"], files["t2"]["tasks"][0], copy / "libero_plus" / "tasks.csv")
         if "f1" in files:
