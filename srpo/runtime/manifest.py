@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -35,12 +36,17 @@ def _git_revision() -> str | None:
     return described.stdout.strip()
 
 
-def _processor() -> str:
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name; on x86 with family and model, for several generations may have one name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        first = cpuinfo.read_text().split("\n\n")[0]
     except OSError:
         return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    facts = dict(re.findall(r"^(.+?)[ \t]*: (.*)$", first, re.MULTILINE))
+    name = facts.get("model name", platform.processor())
+    if not {"cpu family", "model"} <= facts.keys():
+        return name
+    return f"{name} (family {facts['cpu family']}, model {facts['model']})"
 
 
 @functools.cache
@@ -101,7 +107,7 @@ def write_manifest(path: Path, config: BaseModel, **facts: Any) -> None:
             "python": platform.python_version(),
             "system": platform.platform(),
             "host": platform.node(),
-            "processor": _processor(),
+            "processor": processor(),
             "blas_kernels": os.environ.get("OPENBLAS_CORETYPE"),
             "cores": os.cpu_count(),
             "gpus": gpus,
