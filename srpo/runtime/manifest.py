@@ -65,10 +65,14 @@ def _renderer(backend: str | None) -> str | None:
     return done.stdout.strip().partition(": ")[2]
 
 
+SNAKEMAKES = ".snakemake_timestamp"
+"""The empty file that Snakemake adds to a folder which a job wrote; it is no part of the result."""
+
+
 def sha256(path: Path) -> str:
     """The hash of a file, or of a folder's files with their names, without those that Snakemake adds."""
     digest = hashlib.sha256()
-    files = (p for p in path.rglob("*") if p.is_file() and p.name != ".snakemake_timestamp")
+    files = (p for p in path.rglob("*") if p.is_file() and p.name != SNAKEMAKES)
     for file in [path] if path.is_file() else sorted(files):
         if path.is_dir():
             digest.update(file.relative_to(path).as_posix().encode() + b"\0")

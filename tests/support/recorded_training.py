@@ -42,7 +42,7 @@ from support.policies import SUITE, small_policy
 def episode(
     spec: EpisodeSpec, success: bool, steps: int, policy: OpenVLAOFT, sampler: OpenVLAOFT | None = None
 ) -> Episode:
-    """An episode with random images, whose tokens the policy, or else `sampler`, sampled."""
+    """An episode with random images, whose tokens `sampler` sampled, or the policy where none is given."""
     rng = np.random.default_rng(spec.seed)
     queries = -(-steps // CHUNK)
     images = rng.integers(0, 256, (queries, 16, 16, 3), dtype=np.uint8)

@@ -350,10 +350,9 @@ def test_shipped_rows_are_sound_and_drawn_in_a_minute(
     for path in files:
         assert not re.search(rb"/(home|root|tmp|work|Users|mnt)/|\"host\"", path.read_bytes()), path
     for policy in folder.glob("runs/*/sft/seed*/policy"):
-        found, shared_hash = policy.parents[2].glob("*/seed*/**/*manifest.json"), sha256(policy)
-        facts = [json.loads(path.read_text()) for path in found]
-        started = [fact["inputs"]["policy"] for fact in facts if "policy" in fact.get("inputs", {})]
-        assert started and set(started) == {shared_hash}
+        manifests = policy.parents[2].glob("*/seed*/**/*manifest.json")
+        inputs = [json.loads(path.read_text()).get("inputs", {}) for path in manifests]
+        assert {given["policy"] for given in inputs if "policy" in given} == {sha256(policy)}
 
 
 def test_the_paper_map_holds_our_values(drawn: Path, tmp_path: Path) -> None:

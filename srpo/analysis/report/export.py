@@ -37,6 +37,7 @@ from srpo.results.coverage import load_benchmark, read_config
 from srpo.results.rows import read_rows, write_rows
 from srpo.results.schemas import CURVES, EPISODES
 from srpo.runtime.files import atomic_directory, write_json
+from srpo.runtime.manifest import SNAKEMAKES
 
 KEPT = (*MACHINE, "cores", "written", "inputs", "policy")
 """What is left of a manifest."""
@@ -71,7 +72,7 @@ def copy_manifest(path: Path, beside: Path) -> None:
 def copy_policy(folder: Path, target: Path) -> None:
     """Copy a policy, if it is small."""
     if sum(path.stat().st_size for path in folder.iterdir()) <= SMALL:
-        shutil.copytree(folder, target, ignore=shutil.ignore_patterns(".snakemake_timestamp"))
+        shutil.copytree(folder, target, ignore=shutil.ignore_patterns(SNAKEMAKES))
 
 
 def copy_tasks(episodes: Sequence[Path], tasks: Path, target: Path) -> None:
