@@ -16,6 +16,9 @@ from srpo.errors import FULL, InputError
 ABANDONED = 2 * 24 * 3600
 """Seconds after which a temporary folder is taken for that of a process that was killed, on whatever node."""
 
+SNAKEMAKES = ".snakemake_timestamp"
+"""The empty file that Snakemake adds to a folder which a job wrote; it is no part of the result."""
+
 
 def _temporary(path: Path) -> Path:
     # Unique to a process and host, so that a job started twice by accident cannot mix two writes.

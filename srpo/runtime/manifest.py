@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from srpo.runtime.files import write_json
+from srpo.runtime.files import SNAKEMAKES, write_json
 
 
 def _git_revision() -> str | None:
@@ -63,10 +63,6 @@ def _renderer(backend: str | None) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip().partition(": ")[2]
-
-
-SNAKEMAKES = ".snakemake_timestamp"
-"""The empty file that Snakemake adds to a folder which a job wrote; it is no part of the result."""
 
 
 def sha256(path: Path) -> str:

@@ -36,8 +36,7 @@ from srpo.results import ResultError
 from srpo.results.coverage import load_benchmark, read_config
 from srpo.results.rows import read_rows, write_rows
 from srpo.results.schemas import CURVES, EPISODES
-from srpo.runtime.files import atomic_directory, write_json
-from srpo.runtime.manifest import SNAKEMAKES
+from srpo.runtime.files import SNAKEMAKES, atomic_directory, write_json
 
 KEPT = (*MACHINE, "cores", "written", "inputs", "policy")
 """What is left of a manifest."""
