@@ -356,6 +356,7 @@ class LiberoEnv:
 
         Raises:
             ValueError: the action has another shape or is not finite.
+            UnstableSimulationError: the simulation cannot go on; `reset` or `restore` the environment.
         """
         command = np.asarray(action, np.float64)
         if command.shape != (ACTION_DIM,):

@@ -30,6 +30,13 @@ from robosuite.utils.transform_utils import axisangle2quat, quat2mat
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
+_UNSTABLE = [int(getattr(mujoco.mjtWarning, f"mjWARN_BAD{what}")) for what in ("QPOS", "QVEL", "QACC")]
+
+
+class UnstableSimulationError(Exception):
+    """Positions, velocities or accelerations were not finite, or huge. MuJoCo has then put everything back to
+    where the model has it, which is no state of the episode."""
+
 
 def _c_function(name: str, *arguments: types.Type) -> types.ExternalFunction:
     """A C function for compiled code. Pointers are `intp`."""
@@ -449,7 +456,11 @@ class OscStepper:
         )
 
     def step(self, action: Array) -> Observation:
-        """Advance the physics by one control step under `action` (7 numbers; the last drives the gripper)."""
+        """Advance the physics by one control step under `action` (7 numbers; the last drives the gripper).
+
+        Raises:
+            UnstableSimulationError: it cannot go on.
+        """
         state = self.state
         clipped = np.minimum(np.maximum(action[:6], self._input_low), self._input_high)
         delta = (clipped - self._input_middle) * self._input_scale + self._output_middle
@@ -472,5 +483,9 @@ class OscStepper:
             self._no_kinematics if state.stale is None else state.stale,
             state.stale is not None,
         )
+        warnings = self.data.warning.number
+        if warnings[_UNSTABLE].any():
+            warnings[_UNSTABLE] = 0  # MuJoCo never clears them
+            raise UnstableSimulationError("the simulation became unstable, and MuJoCo started it anew")
         self.state = ControllerState(goal_pos, goal_ori, state.rest_posture, gripper, None)
         return Observation(qpos, hand_pos, hand_quat, fingers, self.model.site_rgba.copy())

@@ -8,6 +8,7 @@ from srpo.envs import certificate, libero
 from srpo.envs.gl import choose_backend
 from srpo.envs.libero import SETTLE_ACTION, LiberoEnv, init_states
 from srpo.envs.models import visible_model
+from srpo.envs.osc import UnstableSimulationError
 
 # After the OpenGL back end is chosen.
 import mujoco  # isort: skip
@@ -118,6 +119,19 @@ def test_running_resets_place_fixtures_as_the_official_loop_does() -> None:
             np.testing.assert_array_equal(ours, stocks)
     first.reset(2)
     np.testing.assert_array_equal(first.model.body_pos, expected[0][0])
+
+
+def test_an_unstable_simulation_is_an_error_and_not_an_episode_that_goes_on() -> None:
+    env = LiberoEnv("libero_goal", 7, protocol(render="fast"))
+    env.reset(0)
+    healthy = env.snapshot()
+    for broken in (env.data.qpos, env.data.qvel):
+        broken[3] = 1e11
+        with pytest.raises(UnstableSimulationError, match="unstable"):
+            env.step(np.zeros(7))
+        env.reset(0)
+        np.testing.assert_array_equal(env.snapshot(), healthy)
+        env.step(np.zeros(7))  # and the error has gone with its episode
 
 
 @pytest.mark.parametrize(("suite", "task_id"), certificate.TASKS)

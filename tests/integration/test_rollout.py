@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 
 from srpo import ROOT
 from srpo.envs.libero import LiberoEnv
-from srpo.episode import CHUNK, Episode, EpisodeSpec, FailedRun
+from srpo.episode import CHUNK, Episode, EpisodeSpec, FailedRun, Start
 from srpo.policies.checkpoints import load_policy, save_policy
 from srpo.policies.openvla_oft import OpenVLAOFT
 from srpo.rollouts.policy_runner import PolicyRunner
@@ -139,6 +140,16 @@ def test_dead_workers_and_impossible_episodes(
     finished = by_spec(results)
     for spec in SPECS:
         assert_same(finished[spec], episodes[spec])
+
+
+def test_an_unstable_simulation_is_no_failed_episode(two_workers: PolicyRunner) -> None:
+    env = LiberoEnv(SUITE, BOWL, PROTOCOL)
+    env.reset(3)
+    env.data.qvel[0] = 1e11
+    spec = replace(SPECS[1], start=Start(0, env.snapshot().tobytes()))
+    (failed,) = two_workers.run([spec])
+    assert isinstance(failed, FailedRun) and failed.spec == spec
+    assert "UnstableSimulationError: the simulation became unstable" in failed.error
 
 
 def test_a_worker_that_hangs_is_replaced(

@@ -12,6 +12,7 @@ from srpo.envs.expert.mechanisms import close, open_drawer, turn_on
 from srpo.envs.expert.placing import put_in, put_on
 from srpo.envs.expert.scene import Scene
 from srpo.envs.libero import LiberoEnv
+from srpo.envs.osc import UnstableSimulationError
 
 SKILLS: dict[str, Callable[..., None]] = {
     "open": open_drawer,
@@ -60,6 +61,6 @@ def run_expert(
         hand.arm.hold(FINAL_STEPS, OPEN)
     except EpisodeEnd as end:
         return end.success
-    except GraspError:
+    except (GraspError, UnstableSimulationError):
         return False
     return False
