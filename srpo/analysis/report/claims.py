@@ -290,7 +290,7 @@ def _learns_faster(evidence: Evidence, low: str, high: str) -> Claim:
 
 
 FEW = 5
-"""Runs of a suite; with fewer, an interval over runs is rough, and the page says so."""
+"""Runs of a suite; with fewer, an interval over runs is rough, and the number stands beside it."""
 
 
 def verdict(difference: Difference, given: bool = False) -> bool | None:
@@ -313,7 +313,7 @@ def _runs_text(difference: Difference, given: bool) -> str:
     fewest = min(difference.runs[1:] if given else difference.runs)
     if fewest == 1:
         return "; one run a suite: nothing about other seeds"
-    return f"; {fewest} runs a suite, few: the interval is rough" if fewest < FEW else ""
+    return f"; {fewest} runs a suite" if fewest < FEW else ""
 
 
 def rate_text(value: Estimate) -> str:
