@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -261,6 +262,8 @@ def cancel(arguments: argparse.Namespace) -> None:
     """Stop the job. It can be launched again and goes on."""
     job = read_job(arguments.out)
     if job["executor"] == "slurm":
+        if shutil.which("scancel") is None:
+            raise SystemExit(f"error: there is no Slurm here (scancel): job {job['job']} is elsewhere")
         if subprocess.run(["scancel", job["job"]]).returncode:
             raise SystemExit("error: the job is not cancelled: scancel says why")
     else:
