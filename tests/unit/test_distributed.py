@@ -40,6 +40,9 @@ SETTINGS = {
     "learning_rate": 0.2, "kl": 0.1, "entropy": 0.01, "grad_clip": 1.0, "evaluate_every": 2,
     "trackers": ("tensorboard",),
 }  # fmt: skip
+ROUNDING = 1e-5
+"""Of a weight, between sums in another order: by how much depends on the processor (3e-6 were seen). Training
+moves weights by 1e-2."""
 
 
 def prepare(folder: Path, config: TrainStage) -> None:
@@ -91,8 +94,7 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
         assert json.loads((folder / "out/manifest.json").read_text())["processes"] == 2
         two = load_file(folder / "out/policy/model.safetensors")
         assert two.keys() == one.keys()
-        # Sums in another order: by how much depends on the processor. Training moved them by 1e-2.
-        assert max(float((one[name] - two[name]).abs().max()) for name in one) <= 2e-6
+        assert max(float((one[name] - two[name]).abs().max()) for name in one) <= ROUNDING
         others = rows(folder, "metrics.csv", RL_METRICS)
         pd.testing.assert_frame_equal(metrics, others, rtol=1e-4, atol=1e-6)
         for file, schema in (("tasks.csv", TASK_METRICS), ("rewards.parquet", REWARDS)):
@@ -167,7 +169,7 @@ def test_two_processes_branch_as_one_does(tmp_path: Path) -> None:
         for folder in ("one/out/policy", "two/out/policy", "one/initial")
     )
     assert max(float((one[name] - start[name]).abs().max()) for name in one) > 1e-3
-    assert max(float((one[name] - two[name]).abs().max()) for name in one) <= 2e-6
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) <= ROUNDING
 
 
 def test_a_spread_policy_acts_as_it_learns_and_survives_a_kill(tmp_path: Path) -> None:
@@ -215,7 +217,7 @@ def test_rollouts_beside_updates_are_those_of_one_process_and_survive_a_kill(tmp
         folder = tmp_path / "-".join(("two", *how))
         training(folder, "live", "descent", *how, **settings)
         two = load_file(folder / "out/policy/model.safetensors")
-        assert max(float((one[name] - two[name]).abs().max()) for name in one) <= 2e-6  # as above
+        assert max(float((one[name] - two[name]).abs().max()) for name in one) <= ROUNDING
         pd.testing.assert_frame_equal(metrics, rows(folder, "metrics.csv", RL_METRICS), rtol=1e-4, atol=1e-6)
 
 
@@ -237,7 +239,7 @@ def test_killed_in_a_save_and_in_a_step_a_run_goes_on_in_any_number_of_processes
     log = training(folder, "resumed", processes=1)
     assert log.count("resuming after step 2") == 1
     found = load_file(folder / "killed/out/policy/model.safetensors")
-    assert max(float((found[name] - whole[name]).abs().max()) for name in whole) <= 2e-6  # as above
+    assert max(float((found[name] - whole[name]).abs().max()) for name in whole) <= ROUNDING
     pd.testing.assert_frame_equal(
         rows(folder, "metrics.csv", RL_METRICS),
         rows(folder / "killed", "metrics.csv", RL_METRICS),

@@ -203,7 +203,11 @@ def test_make_works_in_a_folder_of_any_name(tmp_path: Path) -> None:
         program.write_text(f'#!/bin/sh\necho {name} "$@"\n')
         program.chmod(0o755)
     done = subprocess.run(
-        ["make", "--file", str(ROOT / "Makefile")], cwd=folder, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "--file", str(ROOT / "Makefile")],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "snakemake --configfile configs/presets/smoke.yaml --cores all --set-threads train=" in done.stdout
     assert done.stdout.endswith(f"Done. Open {folder}/report.html\n")
