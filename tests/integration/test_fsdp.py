@@ -27,7 +27,7 @@ from srpo.runtime import checkpoint, distributed
 from srpo.runtime.manifest import sha256
 from support import sharding
 from support.fine_tuning import demonstration, stage
-from support.policies import small_policy, small_settings
+from support.policies import distance, small_policy, small_settings
 from support.recorded_training import descent
 
 RATE = optim.learning_rate
@@ -75,8 +75,7 @@ def assert_same(found: Run, expected: Run) -> None:
     """But for rounding."""
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     assert found[1].keys() == expected[1].keys()
-    differences = [float((found[1][name] - weight).abs().max()) for name, weight in expected[1].items()]
-    assert max(differences) <= 2e-6
+    assert distance(found[1], expected[1]) <= 2e-6
 
 
 @pytest.fixture

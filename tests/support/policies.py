@@ -76,3 +76,8 @@ def observations(count: int, seed: int = 0) -> tuple[np.ndarray, list[str], np.n
     images = rng.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
     words = [INSTRUCTIONS[k % len(INSTRUCTIONS)] for k in range(count)]
     return images, words, rng.normal(size=(count, 8)).astype(np.float32)
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The largest difference of two policies' weights."""
+    return max(float((one[name] - other[name]).abs().max()) for name in one)

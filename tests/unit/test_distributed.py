@@ -31,7 +31,7 @@ from srpo.results.rows import read_rows
 from srpo.results.schemas import REWARDS, RL_METRICS, TASK_METRICS
 from srpo.runtime import distributed
 from support import sharding
-from support.policies import small_policy, small_settings
+from support.policies import distance, small_policy, small_settings
 from support.stages import training_stage as stage
 
 # Groups of 3, so that two processes have different shares of each; a further round; both penalties.
@@ -82,7 +82,7 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     log = training(tmp_path / "one", processes=1)
     one = load_file(tmp_path / "one/out/policy/model.safetensors")
     start = load_file(tmp_path / "one/initial/model.safetensors")
-    assert max(float((one[name] - start[name]).abs().max()) for name in one) > 1e-2
+    assert distance(one, start) > 1e-2
     metrics = rows(tmp_path / "one", "metrics.csv", RL_METRICS)
     # What is compared is a run with all of it: errors, further rounds, evaluation, shaped rewards.
     assert metrics["infra_errors"].sum() > 0 and (metrics["rounds"] == 2).any()
@@ -94,7 +94,7 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
         assert json.loads((folder / "out/manifest.json").read_text())["processes"] == 2
         two = load_file(folder / "out/policy/model.safetensors")
         assert two.keys() == one.keys()
-        assert max(float((one[name] - two[name]).abs().max()) for name in one) <= ROUNDING
+        assert distance(one, two) <= ROUNDING
         others = rows(folder, "metrics.csv", RL_METRICS)
         pd.testing.assert_frame_equal(metrics, others, rtol=1e-4, atol=1e-6)
         for file, schema in (("tasks.csv", TASK_METRICS), ("rewards.parquet", REWARDS)):
@@ -168,8 +168,8 @@ def test_two_processes_branch_as_one_does(tmp_path: Path) -> None:
         load_file(tmp_path / folder / "model.safetensors")
         for folder in ("one/out/policy", "two/out/policy", "one/initial")
     )
-    assert max(float((one[name] - start[name]).abs().max()) for name in one) > 1e-3
-    assert max(float((one[name] - two[name]).abs().max()) for name in one) <= ROUNDING
+    assert distance(one, start) > 1e-3
+    assert distance(one, two) <= ROUNDING
 
 
 def test_a_spread_policy_acts_as_it_learns_and_survives_a_kill(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_rollouts_beside_updates_are_those_of_one_process_and_survive_a_kill(tmp
         folder = tmp_path / "-".join(("two", *how))
         training(folder, "live", "descent", *how, **settings)
         two = load_file(folder / "out/policy/model.safetensors")
-        assert max(float((one[name] - two[name]).abs().max()) for name in one) <= ROUNDING
+        assert distance(one, two) <= ROUNDING
         pd.testing.assert_frame_equal(metrics, rows(folder, "metrics.csv", RL_METRICS), rtol=1e-4, atol=1e-6)
 
 
@@ -239,7 +239,7 @@ def test_killed_in_a_save_and_in_a_step_a_run_goes_on_in_any_number_of_processes
     log = training(folder, "resumed", processes=1)
     assert log.count("resuming after step 2") == 1
     found = load_file(folder / "killed/out/policy/model.safetensors")
-    assert max(float((found[name] - whole[name]).abs().max()) for name in whole) <= ROUNDING
+    assert distance(found, whole) <= ROUNDING
     pd.testing.assert_frame_equal(
         rows(folder, "metrics.csv", RL_METRICS),
         rows(folder / "killed", "metrics.csv", RL_METRICS),

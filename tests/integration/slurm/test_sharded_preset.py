@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 import yaml
 from safetensors.torch import load_file
 
 from srpo import ROOT
 from srpo.results.rows import read_rows
 from srpo.results.schemas import EPISODES, PATHS, REWARDS, RL_METRICS, SFT_METRICS, TASK_METRICS
+from support.policies import distance
 from support.slurm_cluster import Cluster
 from support.sweeping import without_times
 from support.workflow import SNAKEMAKE, SUPPORT, copy_workflow
@@ -131,11 +131,6 @@ def test_a_sharded_preset_runs_from_start_to_report_and_is_that_of_one_process(
             for folder in (alone, sharded)
         )
         pd.testing.assert_frame_equal(one, two, rtol=1e-4, atol=1e-6)
-
-
-def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """The largest difference of two policies' weights."""
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
 def by_number(job: tuple[str, str, str, str]) -> int:
