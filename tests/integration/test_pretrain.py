@@ -14,10 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from numpy.typing import NDArray
 from transformers import VJEPA2Model
 
 from srpo.config import Pretraining, Protocol, WorldModel, WorldModelStage
+from srpo.envs.libero import LiberoEnv
 from srpo.world_models import load_world_model
+from srpo.world_models.pretraining import play
 from srpo.world_models.pretraining.play import collect_play, episode_file
 
 pytestmark = pytest.mark.integration
@@ -81,6 +84,25 @@ def test_play_does_not_depend_on_the_workers(played: Path, tmp_path: Path) -> No
     for number in range(2):
         one, two = (np.load(episode_file(folder, 9, number)) for folder in (played, tmp_path))
         np.testing.assert_array_equal(one, two)
+
+
+def test_play_goes_on_after_an_unstable_simulation(
+    played: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The episode is played anew with other actions; the next one is what it always was."""
+    step, steps = LiberoEnv.step, iter(range(1000))
+
+    def upset(env: LiberoEnv, action: NDArray[np.float64]) -> bool:
+        if next(steps) == 20:
+            env.data.qvel[3] = 1e11
+        return step(env, action)
+
+    monkeypatch.setattr(LiberoEnv, "step", upset)
+    play._play_scene(CONFIG, tmp_path, 9, range(2))
+    first, second = (np.load(episode_file(tmp_path, 9, number)) for number in range(2))
+    assert next(steps) > 2 * 40, "the first episode was played twice, in part"
+    assert first.shape == second.shape and (first != np.load(episode_file(played, 9, 0))).any()
+    np.testing.assert_array_equal(second, np.load(episode_file(played, 9, 1)))
 
 
 def test_pretraining_survives_a_kill(played: Path, tmp_path: Path) -> None:

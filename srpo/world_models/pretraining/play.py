@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from srpo.config import WorldModelStage
 from srpo.envs.libero import LiberoEnv
+from srpo.envs.osc import UnstableSimulationError
 from srpo.episode import ACTION_DIM
 from srpo.runtime.files import write_with
 from srpo.runtime.processes import end_with_parent, one_core_each
@@ -87,7 +89,11 @@ def _play_scene(config: WorldModelStage, folder: Path, scene: int, episodes: Seq
     env = LiberoEnv(SUITE, scene, config.protocol)
     for episode in episodes:
         rng = np.random.default_rng([pretraining.seed, scene, episode])
-        frames = play_episode(env, episode % 50, pretraining.steps, config.world_model.frames, rng)
+        frames = None
+        while frames is None:
+            env.reset(episode % 50)
+            with suppress(UnstableSimulationError):  # played again, with other actions: the generator goes on
+                frames = play_episode(env, pretraining.steps, config.world_model.frames, rng)
         write_with(episode_file(folder, scene, episode), partial(_save, frames))
 
 
@@ -96,11 +102,8 @@ def _save(frames: Frames, path: Path) -> None:
         np.save(handle, frames, allow_pickle=False)
 
 
-def play_episode(
-    env: LiberoEnv, init_state: int, steps: int, frames: int, rng: np.random.Generator
-) -> Frames:
-    """Play one episode of `steps` control steps; frames uint8 (frames, H, W, 3) spread evenly over it."""
-    env.reset(init_state)
+def play_episode(env: LiberoEnv, steps: int, frames: int, rng: np.random.Generator) -> Frames:
+    """Play `steps` control steps from the present state; frames uint8 (frames, H, W, 3) spread evenly."""
     actions = play(env, rng)
     pictures: dict[int, Frames] = {}
     moments = select_frames(steps + 1, frames)
