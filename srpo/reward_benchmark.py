@@ -42,7 +42,7 @@ from srpo.rollouts.trajectories import (
     write_record,
     write_trajectories,
 )
-from srpo.runtime.arguments import positive
+from srpo.runtime.arguments import new_folder, positive
 from srpo.runtime.files import atomic_directory, claim_scratch
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import sha256, write_manifest
@@ -444,7 +444,7 @@ def main() -> None:
     for command in (collecting, scoring):
         command.add_argument("--config", type=Path, required=True, help="resolved configuration (YAML)")
     collecting.add_argument("--policy", type=Path, required=True, help="folder of the policy to roll out")
-    collecting.add_argument("--out", type=Path, required=True, help=f"folder to write, with {FILE}")
+    collecting.add_argument("--out", type=new_folder, required=True, help=f"folder to make, with {FILE}")
     collecting.add_argument("--scratch", type=Path, required=True, help="folder for finished rollouts")
     collecting.add_argument(
         "--workers", type=positive, default=1, help="simulation processes of each process (default: 1)"

@@ -10,7 +10,7 @@ from srpo.demos.lerobot import import_dataset, is_dataset
 from srpo.demos.official import import_all
 from srpo.demos.record import record_all
 from srpo.errors import run_command
-from srpo.runtime.arguments import positive
+from srpo.runtime.arguments import new_folder, positive
 from srpo.runtime.locks import lock_held
 
 
@@ -21,7 +21,9 @@ def main() -> None:
     parser.add_argument(
         "--config", type=Path, required=True, help="resolved configuration of the stage (YAML)"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to make, one HDF5 file per task")
+    parser.add_argument(
+        "--out", type=new_folder, required=True, help="folder to make, one HDF5 file per task"
+    )
     parser.add_argument(
         "--scratch", type=Path, required=True, help="folder of finished demonstrations until all are done"
     )

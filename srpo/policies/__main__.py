@@ -11,7 +11,8 @@ from pathlib import Path
 
 from srpo.config import ConfigError, Lora, Policy, did_you_mean, read_yaml, validate
 from srpo.config.resolve import CONFIGS
-from srpo.errors import InputError, run_command
+from srpo.errors import run_command
+from srpo.runtime.arguments import new_folder
 
 POLICIES = CONFIGS / "policies"
 SHARDS = 8
@@ -121,7 +122,7 @@ def main() -> None:
     inspecting.add_argument("path", type=Path, help="checkpoint folder, or a policy's YAML file")
     converting = commands.add_parser("convert", help="OpenVLA's layout to this project's, or back")
     converting.add_argument("path", type=Path, help="checkpoint folder", metavar="FOLDER")
-    converting.add_argument("out", type=Path, help="folder to make")
+    converting.add_argument("out", type=new_folder, help="folder to make")
     for command in (inspecting, converting):
         command.add_argument(
             "--policy",
@@ -139,8 +140,6 @@ def main() -> None:
         is_file = arguments.path.is_file()
         print(inspect(arguments.path, read_policy(arguments.path if is_file else file)))
     else:
-        if arguments.out.exists():
-            raise InputError(f"{arguments.out}: is there already: name a folder to make")
         convert(arguments.path, arguments.out, read_policy(file))
 
 

@@ -127,6 +127,28 @@ def test_wrong_demonstrations(tmp_path: Path) -> None:
     assert str(file) in ended(arguments)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "demos --config x --scratch x --out",
+        "pretrain --config x --scratch x --out",
+        "reward-benchmark collect --config x --policy x --scratch x --out",
+        "export x --out",
+        "policy convert x",
+    ],
+)
+def test_a_folder_that_has_files_is_never_replaced(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Told before anything else is looked at."""
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(SystemExit) as end:
+        main([*command.split(), str(tmp_path)])
+    assert end.value.code == 2
+    assert f"{tmp_path}: is there already: name a folder to make, or delete it" in capsys.readouterr().err
+    assert (tmp_path / "mine.txt").exists()
+
+
 def broken(folder: Path, what: str) -> None:
     """A policy checkpoint that cannot be loaded."""
     save_policy(small_policy(), folder)

@@ -256,9 +256,9 @@ def test_analysis_imports_neither_torch_nor_simulation() -> None:
 
 
 def test_analysis_builds_on_configuration_and_results_alone() -> None:
-    """And on files and videos, on LIBERO-Plus's list of tasks, and on the benchmark's metrics."""
-    names = ("analysis", "config", "errors", "results", "runtime.files", "runtime.hdf5")
-    names += ("runtime.videos", "libero_plus.tasks", "libero_plus.sweep", "rewards.metrics")
+    """And on files, videos and arguments, on LIBERO-Plus's list of tasks, and on the benchmark's metrics."""
+    names = ("analysis", "config", "errors", "results", "runtime.arguments", "runtime.files")
+    names += ("runtime.hdf5", "runtime.videos", "libero_plus.tasks", "libero_plus.sweep", "rewards.metrics")
     allowed = re.compile(rf"srpo\.({'|'.join(map(re.escape, names))})\b")
     for file in (ROOT / "srpo/analysis").rglob("*.py"):
         for line in re.findall(r"^\s*(?:from|import) (srpo.*)", file.read_text(), re.MULTILINE):

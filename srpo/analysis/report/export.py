@@ -36,6 +36,7 @@ from srpo.results import ResultError
 from srpo.results.coverage import load_benchmark, read_config
 from srpo.results.rows import read_rows, write_rows
 from srpo.results.schemas import CURVES, EPISODES
+from srpo.runtime.arguments import new_folder
 from srpo.runtime.files import SNAKEMAKES, atomic_directory, write_json
 
 KEPT = (*MACHINE, "cores", "written", "inputs", "policy")
@@ -139,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("folder", type=Path, help="results of a preset, e.g. results/smoke")
     parser.add_argument("--preset", help="name or path of the preset; default: the folder's name")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make, or to make anew")
+    parser.add_argument("--out", type=new_folder, required=True, help="folder to make")
     parser.add_argument(
         "--allow-incomplete", action="store_true", help="of an unfinished preset, what is there"
     )

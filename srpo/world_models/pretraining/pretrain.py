@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from srpo.config import ConfigError, WorldModelStage, load_stage
 from srpo.envs.gl import require_gl
 from srpo.errors import run_command
-from srpo.runtime.arguments import positive
+from srpo.runtime.arguments import new_folder, positive
 from srpo.runtime.files import atomic_directory, write_json
 from srpo.runtime.locks import lock_held
 from srpo.runtime.manifest import write_manifest
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument(
         "--config", type=Path, required=True, help="resolved configuration of the stage (YAML)"
     )
-    parser.add_argument("--out", type=Path, required=True, help="model folder to write")
+    parser.add_argument("--out", type=new_folder, required=True, help="model folder to make")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for play data and checkpoints")
     parser.add_argument(
         "--workers", type=positive, default=1, help="processes that simulate, threads that train"
