@@ -84,7 +84,9 @@ def test_files_of_the_current_folder_are_known(tmp_path: Path, monkeypatch: pyte
 def test_a_folder_compared_with_itself_differs_in_nothing(tmp_path: Path) -> None:
     root = finished(tmp_path / "a")
     lines = compare.report(root, root)
-    assert lines[0] == "episodes: 120 and 120, 120 of them the same task, state and seed"
+    files = len(list(validate.result_files(root)))
+    assert lines[0] == f"rows: {files} files in both, {files} of them the same but for times and memory"
+    assert lines[1] == "episodes: 120 and 120, 120 of them the same task, state and seed"
     assert "settings: 0 differences" in lines and not any("alone" in line for line in lines)
     assert "versions: 0 differences" in lines
     assert sum("within noise" in line for line in lines) == 2
@@ -110,6 +112,28 @@ def test_compare_finds_what_was_changed(tmp_path: Path) -> None:
     assert table.loc["srpo", "first"] == pytest.approx(before)
     assert table.loc["srpo", "changed"] == round((1 - before) * 60)
     assert table["beyond_noise"].to_dict() == {"sft": False, "srpo": True}
+
+
+def test_compare_finds_rows_that_were_not_repeated(tmp_path: Path) -> None:
+    """Times may differ. Of a longer run, the rows that both have are compared."""
+    first, second = tmp_path / "a", tmp_path / "b"
+    for root in (first, second):
+        for seed in range(3):
+            rl_run(root / "runs", "libero_goal", "srpo", [0.2, 0.4, 0.5], seed=seed)
+    files = [second / f"runs/libero_goal/srpo/seed{seed}/metrics.csv" for seed in range(3)]
+    same, longer, other = (pd.read_csv(file, float_precision="round_trip") for file in files)
+    same = same.assign(seconds_total=9.0, memory_mb=1.0, episodes_per_second=2.0)
+    longer = pd.concat([longer, longer.tail(1).assign(step=4)])
+    other.loc[1, "loss"] += 1e-12
+    other.loc[2, "kl"] = None  # null is a value too
+    for rows, file in zip((same, longer, other), files, strict=True):
+        rows.to_csv(file, index=False)
+    lines = compare.repeated(first, second)
+    assert lines[0].startswith("rows: 6 files in both, 4 of them the same but")
+    assert lines[1].endswith("seed1/metrics.csv: 3 and 4 rows, no row that both have differs")
+    assert lines[2].endswith(
+        "seed2/metrics.csv: 3 rows, the first that differs is row 2; columns that differ: loss, kl"
+    )
 
 
 @pytest.fixture

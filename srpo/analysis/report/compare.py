@@ -1,4 +1,4 @@
-"""Compare two result folders: their rows, their settings, their versions, and what is beyond noise.
+"""Compare two result folders: which rows are the same, what differs beyond noise, settings, versions.
 
 srpo compare results/smoke /elsewhere/results/smoke
 """
@@ -23,6 +23,9 @@ from srpo.errors import run_command
 from srpo.results import ResultError
 from srpo.results.rows import check_episodes, read_rows
 from srpo.results.schemas import EPISODES, IDENTITY
+
+MEASURED = ("second", "memory")
+"""In the names of columns that differ between equal runs."""
 
 MACHINE = (
     *("git_revision", "packages", "python", "gpus", "gl_backend", "gl_renderer", "processor"),
@@ -100,9 +103,33 @@ def differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def repeated(first: Path, second: Path) -> list[str]:
+    """How many files of rows are the same in both folders (times and memory aside); how the others differ."""
+    lines = []
+    both = [(p, schema) for p, schema in result_files(first) if (second / p.relative_to(first)).is_file()]
+    for path, schema in both:
+        file = path.relative_to(first)
+        names = [name for name in schema.columns if not any(part in name for part in MEASURED)]
+        one, other = (read_rows(folder / file, schema)[names] for folder in (first, second))
+        if one.equals(other):
+            continue
+        common = min(len(one), len(other))
+        counts = f"{len(one)} rows" if len(one) == len(other) else f"{len(one)} and {len(other)} rows"
+        differ = ~(one[:common].eq(other[:common]) | (one[:common].isna() & other[:common].isna()))
+        columns = differ.columns[differ.any()]
+        if len(columns):
+            row = int(differ.any(axis=1).to_numpy().argmax())
+            what = f"the first that differs is row {row + 1}; columns that differ: {', '.join(columns)}"
+        else:
+            what = "no row that both have differs"
+        lines.append(f"  {file}: {counts}, {what}")
+    same = len(both) - len(lines)
+    return [f"rows: {len(both)} files in both, {same} of them the same but for times and memory", *lines]
+
+
 def report(first: Path, second: Path) -> list[str]:
     """The comparison in lines of text."""
-    lines = []
+    lines = repeated(first, second)
     one, other = episodes(first), episodes(second)
     shared = one.merge(other[IDENTITY], on=IDENTITY)
     lines.append(
