@@ -66,3 +66,20 @@ def test_sequential_writes_a_row_a_case(tmp_path: Path) -> None:
         and table["run"].between(0.1, 1).all()
     )
     assert table["decided"].between(0, 1).all() and table["wrong"].isna().sum() == 6
+
+
+def test_areas_compares_sets_of_runs(tmp_path: Path) -> None:
+    """Of a CSV and of a suite's folder; constant curves, whose areas are their heights."""
+    heights = {"grpo": (0.25, 0.5), "srpo": (0.5, 0.75)}
+    columns = ["variant", "seed", "step", "episodes", "successes"]
+    rows = [(v, s, step, 8, 8 * h) for v, hs in heights.items() for s, h in enumerate(hs) for step in (1, 2)]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "set.csv", index=False)
+    for variant, seed in (("grpo", 0), ("grpo", 1), ("srpo", 0), ("srpo", 1), ("sft", 0)):
+        (folder := tmp_path / f"suite/{variant}/seed{seed}").mkdir(parents=True)
+        pd.DataFrame([row[2:] for row in rows[:2]], columns=columns[2:]).to_csv(folder / "metrics.csv")
+    result = run("areas.py", str(tmp_path / "set.csv"), str(tmp_path / "suite"))
+    assert result.returncode == 0, result.stderr
+    lines = [line.split(" | ") for line in result.stdout.splitlines()[2:]]
+    assert lines[0][:3] == ["| set", "25.0, 50.0", "50.0, 75.0"] and lines[0][3].startswith("+25.0 points [")
+    assert lines[1][:3] == ["| suite", "25.0, 25.0", "25.0, 25.0"]
+    assert lines[2][:3] == ["| mean", "31.2", "43.8"] and lines[2][3].startswith("+12.5 points [")
