@@ -316,6 +316,8 @@ def test_what_is_exported_draws_the_same_and_names_no_machine(
     evaluation = small / "runs/libero_spatial/sft/seed0/evaluation"
     kept = read_rows(evaluation / "episodes.parquet", EPISODES)
     assert kept["error"][0] == "OSError" and kept["video"].isna().all()
+    _, shortened = compare.repeated(root, small)
+    assert "sft/seed0/evaluation/episodes.parquet" in shortened and shortened.endswith("differ: error")
     manifest = json.loads((evaluation / "episodes.manifest.json").read_text())
     assert manifest == {"git_revision": "abc", "packages": {"numpy": "2"}, "policy": "5eed"}
     assert len((small / "libero_plus" / "tasks.csv").read_text().splitlines()) == 11  # of 240 in all

@@ -24,8 +24,8 @@ from srpo.results import ResultError
 from srpo.results.rows import check_episodes, read_rows
 from srpo.results.schemas import EPISODES, IDENTITY
 
-MEASURED = ("second", "memory")
-"""In the names of columns that differ between equal runs."""
+NOT_REPEATED = ("second", "memory", "video")
+"""In the names of columns that differ between equal runs, and of the one that an export leaves empty."""
 
 MACHINE = (
     *("git_revision", "packages", "python", "gpus", "gl_backend", "gl_renderer", "processor"),
@@ -109,7 +109,7 @@ def repeated(first: Path, second: Path) -> list[str]:
     both = [(p, schema) for p, schema in result_files(first) if (second / p.relative_to(first)).is_file()]
     for path, schema in both:
         file = path.relative_to(first)
-        names = [name for name in schema.columns if not any(part in name for part in MEASURED)]
+        names = [name for name in schema.columns if not any(part in name for part in NOT_REPEATED)]
         one, other = (read_rows(folder / file, schema)[names] for folder in (first, second))
         if one.equals(other):
             continue
