@@ -43,10 +43,11 @@ REQUESTS = {
 LEAST_CORES = 4
 """Cores of a process that acts on a GPU, at least, for eight simulators: batches of 8 queries kept a GPU busy
 four fifths of the time (docs/performance.md)."""
-CPU_CORES = {"sft": 1, "world_model": 1}
-"""Cores of each process without a GPU. On two cores the world model's pretraining has room beside SFT. Fixed,
-since the last bits of a network's sums depend on the number of threads, and the success of a policy whose
-fine-tuning stops early on those."""
+CPU_CORES = {"demos": 1, "sft": 1, "world_model": 1}
+"""Cores of each process without a GPU (demonstrations: in a preset without). On two cores the world model's
+pretraining has room beside demonstrations and SFT, whichever is ready first. Fixed for networks: the last
+bits of sums depend on the number of threads, and the success of a policy whose fine-tuning stops early on
+those."""
 GROUPS = {
     "evaluate": "evaluate_{suite}_{any_variant}",
     "plus_shard": "plus_{suite}_{any_variant}_{seed}",
@@ -69,7 +70,7 @@ def layout_of(rule: str, parallel: Parallel) -> Layout:
 def cores(rule: str, parallel: Parallel) -> int:
     """Cores of a rule's jobs on each node."""
     layout, cores = layout_of(rule, parallel), REQUESTS[rule].cores
-    if rule in CPU_CORES and not layout.gpus:
+    if rule in CPU_CORES and not layout.gpus and not (rule == "demos" and parallel.on_gpus):
         return CPU_CORES[rule] * layout.per_node
     return cores * max(1, layout.gpus)
 
