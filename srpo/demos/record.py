@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ from srpo.demos.hdf5 import (
 )
 from srpo.envs.gl import require_gl
 from srpo.runtime.files import atomic_directory, claim_scratch
-from srpo.runtime.processes import end_with_parent, one_core_each
+from srpo.runtime.processes import worker_pool
 
 if TYPE_CHECKING:
     from srpo.envs.libero import LiberoEnv, Task
@@ -164,13 +163,11 @@ def _record_blocks(
     def finished() -> int:
         return sum(part.is_file() for part in parts)
 
-    context = multiprocessing.get_context("spawn")
     with (
-        one_core_each(),
         tqdm(
             total=len(parts), initial=finished(), desc="demonstrations", unit="demo", disable=None
         ) as progress,
-        ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool,
+        worker_pool(workers) as pool,
     ):
         running: set[Future[None]] = {
             pool.submit(_record_block, config, task, indices, scratch) for task, indices in blocks
@@ -178,12 +175,8 @@ def _record_blocks(
         while running:
             done, running = wait(running, timeout=1, return_when=FIRST_EXCEPTION)
             progress.update(finished() - progress.n)
-            try:
-                for future in done:
-                    future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            for future in done:
+                future.result()
 
 
 def _record_block(config: DemosStage, task_id: int, indices: list[int], scratch: Path) -> None:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
 SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
@@ -25,6 +26,25 @@ def one_core_each() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def worker_pool(workers: int, tasks_each: int | None = None) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes of one core each. After an error, or Ctrl-C, they begin no further task.
+
+    Args:
+        tasks_each: tasks after which a process is replaced by a new one; None: never.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        one_core_each(),
+        ProcessPoolExecutor(workers, spawn, end_with_parent, max_tasks_per_child=tasks_each) as pool,
+    ):
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def end_with_parent() -> None:

@@ -6,9 +6,8 @@ them, carries them somewhere else and releases them, with smooth noise added.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from srpo.envs.libero import LiberoEnv
 from srpo.envs.osc import UnstableSimulationError
 from srpo.episode import ACTION_DIM
 from srpo.runtime.files import write_with
-from srpo.runtime.processes import end_with_parent, one_core_each
+from srpo.runtime.processes import worker_pool
 from srpo.world_models.base import Frames, select_frames
 
 SUITE = "libero_90"
@@ -65,13 +64,9 @@ def collect_play(config: WorldModelStage, folder: Path, workers: int) -> list[Pa
     jobs = [(scene, todo) for scene, todo in jobs if todo]
     if jobs:
         # A process does one job, since a scene's memory is not released.
-        spawn = multiprocessing.get_context("spawn")
         total = sum(len(todo) for _, todo in jobs)
         with (
-            one_core_each(),
-            ProcessPoolExecutor(
-                min(workers, len(jobs)), spawn, end_with_parent, max_tasks_per_child=1
-            ) as pool,
+            worker_pool(min(workers, len(jobs)), tasks_each=1) as pool,
             tqdm(total=total, desc="play", unit="episode", disable=None) as bar,
         ):
             played = {pool.submit(partial(_play_scene, config, folder), *job): len(job[1]) for job in jobs}
