@@ -134,6 +134,10 @@ def test_compare_finds_rows_that_were_not_repeated(tmp_path: Path) -> None:
     assert lines[2].endswith(
         "seed2/metrics.csv: 3 rows, the first that differs is row 2; columns that differ: loss, kl"
     )
+    files[0].write_text("step,loss\n1,0.5\n")
+    lines = compare.repeated(first, second)
+    assert lines[0].startswith("rows: 6 files in both, 3 of them") and f"{files[0]}: " in lines[1]
+    assert "missing columns" in lines[1]
 
 
 @pytest.fixture
