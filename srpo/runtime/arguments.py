@@ -17,6 +17,6 @@ def positive(text: str) -> int:
 def new_folder(text: str) -> Path:
     """A folder that is to be made whole, of a command line: whatever it had before would be replaced."""
     folder = Path(text)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise argparse.ArgumentTypeError(f"{text}: is there already: name a folder to make, or delete it")
     return folder

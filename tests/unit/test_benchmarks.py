@@ -61,10 +61,8 @@ def test_sequential_writes_a_row_a_case(tmp_path: Path) -> None:
     rates = episodes["status"].eq("success").groupby(episodes["variant"]).mean()
     table = pd.read_csv(tmp_path / "sequential.csv")
     assert len(table) == 3 * 2 * 2 and set(table["case"]) == {"no difference", "as they are"}
-    assert (
-        table["difference"].abs().max() == pytest.approx(rates.max() - rates.min())
-        and table["run"].between(0.1, 1).all()
-    )
+    assert table["difference"].abs().max() == pytest.approx(rates.max() - rates.min())
+    assert table["run"].between(0.1, 1).all()
     assert table["decided"].between(0, 1).all() and table["wrong"].isna().sum() == 6
 
 

@@ -115,8 +115,6 @@ def repeated(first: Path, second: Path) -> list[str]:
         except ResultError as error:  # of an older version, say; the others can still be compared
             lines.append(f"  {error}")
             continue
-        if one.equals(other):
-            continue
         common = min(len(one), len(other))
         counts = f"{len(one)} rows" if len(one) == len(other) else f"{len(one)} and {len(other)} rows"
         differ = ~(one[:common].eq(other[:common]) | (one[:common].isna() & other[:common].isna()))
@@ -124,8 +122,10 @@ def repeated(first: Path, second: Path) -> list[str]:
         if len(columns):
             row = int(differ.any(axis=1).to_numpy().argmax())
             what = f"the first that differs is row {row + 1}; columns that differ: {', '.join(columns)}"
-        else:
+        elif len(one) != len(other):
             what = "no row that both have differs"
+        else:
+            continue
         lines.append(f"  {file}: {counts}, {what}")
     same = len(both) - len(lines)
     return [f"rows: {len(both)} files in both, {same} of them the same but for times and memory", *lines]
