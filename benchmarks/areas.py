@@ -11,6 +11,7 @@ the first with the interval of `srpo evidence` (runs drawn anew within a set; ov
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +22,15 @@ from srpo.analysis.report.claims import points_text
 from srpo.analysis.stats import area_difference, area_under_curve
 from srpo.analysis.text import p_text, percent
 from srpo.analysis.typeset import to_markdown
+from srpo.results.coverage import load_metrics
 
 
-def read_set(path: Path) -> pd.DataFrame:
+def read_set(path: Path, variants: Sequence[str]) -> pd.DataFrame:
     """The rows of a set: variant, seed, step, episodes, successes."""
     if path.is_file():
         return pd.read_csv(path)
-    files = sorted(path.glob("*/seed*/metrics.csv"))
-    parts = [
-        pd.read_csv(file).assign(variant=file.parts[-3], seed=int(file.parts[-2].removeprefix("seed")))
-        for file in files
-        if file.parts[-3] != "sft"
-    ]
-    return pd.concat(parts, ignore_index=True)
+    files = [file for variant in variants for file in path.glob(f"{variant}/seed*/metrics.csv")]
+    return load_metrics(files, variants, allow_incomplete=False)[0]
 
 
 def areas(rows: pd.DataFrame, variant: str) -> NDArray[np.float64]:
@@ -51,7 +48,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs=2, default=["grpo", "srpo"], metavar="VARIANT")
     arguments = parser.parse_args()
     low, high = arguments.variants
-    sets = {path.stem: read_set(path) for path in arguments.sets}
+    sets = {path.stem: read_set(path, arguments.variants) for path in arguments.sets}
     first, second = ([areas(rows, variant) for rows in sets.values()] for variant in (low, high))
     table = []
     for name, one, other in zip(sets, first, second, strict=True):

@@ -11,6 +11,7 @@ import pytest
 
 from srpo import ROOT
 from srpo.results.rows import read_episodes
+from support.synthetic_results import rl_run
 
 
 def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -72,9 +73,10 @@ def test_areas_compares_sets_of_runs(tmp_path: Path) -> None:
     columns = ["variant", "seed", "step", "episodes", "successes"]
     rows = [(v, s, step, 8, 8 * h) for v, hs in heights.items() for s, h in enumerate(hs) for step in (1, 2)]
     pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "set.csv", index=False)
-    for variant, seed in (("grpo", 0), ("grpo", 1), ("srpo", 0), ("srpo", 1), ("sft", 0)):
-        (folder := tmp_path / f"suite/{variant}/seed{seed}").mkdir(parents=True)
-        pd.DataFrame([row[2:] for row in rows[:2]], columns=columns[2:]).to_csv(folder / "metrics.csv")
+    for variant, seed in (("grpo", 0), ("grpo", 1), ("srpo", 0), ("srpo", 1), ("srpo-pixel", 0)):
+        file = rl_run(tmp_path, "libero_goal", variant, [0.25, 0.25], seed=seed)  # draws its successes
+        pd.read_csv(file).assign(episodes=32, successes=8, success_rate=0.25).to_csv(file, index=False)
+    (tmp_path / "libero_goal").rename(tmp_path / "suite")
     result = run("areas.py", str(tmp_path / "set.csv"), str(tmp_path / "suite"))
     assert result.returncode == 0, result.stderr
     lines = [line.split(" | ") for line in result.stdout.splitlines()[2:]]
