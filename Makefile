@@ -13,15 +13,22 @@ RIGHT := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c '$(RIGHT)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# The lock is complete, so pip resolves nothing, and it has hashes, so a file that is not PyPI's is refused.
-FROM_LOCK := $(PIP) --no-deps --require-hashes
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
+# The lock is complete, so nothing is resolved, and it has hashes, so a file that is not PyPI's is refused.
+LOCKED_AS := --no-deps --require-hashes --requirement
+# uv takes half as long. It does not read pip.conf: where that names another index, pip installs.
+from_lock = $(UV) $(LOCKED_AS) $(1) || $(PIP) $(LOCKED_AS) $(1)
 # PyTorch's build: cpu without an NVIDIA device. For nodes that have one: rm -rf .venv, make TORCH=cuda .venv/installed
 TORCH ?= $(if $(wildcard /dev/nvidiactl),cuda,cpu)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
-COMPILE := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml
+COMPILE := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11
 SNAKEMAKE = $(BIN)/snakemake --configfile configs/presets/$(PRESET).yaml
-# Two trainings side by side take less time than one after the other, each on all cores.
+# Two trainings side by side take less time than one after the other, each on all cores, and what else simulates fills
+# the half of the first to end. All wait for SFT: it takes two cores, on every machine, for the last bits of its sums
+# depend on their number.
 EACH = $(shell n=$$(env -u OMP_NUM_THREADS nproc); echo $$(( n > 1 ? n / 2 : 1 )))
+SFT = 2
+THREADS = sft=$(SFT) $(foreach rule,train evaluate plus_shard trajectories score values,$(rule)=$(EACH))
 # The kernel drops this lock when its holder dies, so whoever has it may clear what a killed Snakemake left locked.
 LOCKED := flock --nonblock --conflict-exit-code 75 .venv/lock
 BUSY := { code=$$?; [ $$code -ne 75 ] || echo "Another make demo, or a job that a killed one left behind, is at work in this folder."; exit $$code; }
@@ -29,7 +36,7 @@ BUSY := { code=$$?; [ $$code -ne 75 ] || echo "Another make demo, or a job that 
 demo: .venv/installed gl
 	@$(LOCKED) $(SHELL) $(.SHELLFLAGS) '\
 	    if [ -n "$$(ls -A .snakemake/locks 2>/dev/null)" ]; then $(SNAKEMAKE) --unlock --quiet all; fi; \
-	    $(SNAKEMAKE) --cores all --set-threads train=$(EACH) evaluate=$(EACH); \
+	    $(SNAKEMAKE) --cores all --set-threads $(THREADS); \
 	    $(SNAKEMAKE) --report report.html --quiet all; \
 	    echo; cat results/$(PRESET)/tables/gains.txt 2>/dev/null || true; \
 	    echo; echo "Done. Open $$PWD/report.html" \
@@ -37,6 +44,7 @@ demo: .venv/installed gl
 
 mini: PRESET = mini
 mini: EACH = 1
+mini: SFT = 1
 mini: demo
 
 test: .venv/installed-dev gl
@@ -60,23 +68,25 @@ generated: .venv/installed-dev # after a change of srpo/config/, configs/base.ya
 # Versions that still do are kept: to take newer ones, delete the files in requirements/ first. What run.txt
 # has is not repeated in the other files, but for what it has on Windows alone.
 lock: .venv/installed-dev
-	$(COMPILE) --output-file requirements/run.txt
+	$(COMPILE) --group install --output-file requirements/install.txt
+	$(COMPILE) pyproject.toml --output-file requirements/run.txt
 	for extra in dev docs; do \
-	    $(COMPILE) --extra $$extra --constraints requirements/run.txt --output-file requirements/$$extra.txt \
+	    $(COMPILE) pyproject.toml --extra $$extra --constraints requirements/run.txt --output-file requirements/$$extra.txt \
 	        $$(sed -nE "/; sys_platform == 'win32'/!s/^([a-z][^=]*)==.*/--no-emit-package \1/p" requirements/run.txt); \
 	done
 	sed -i '/^ *- pip:/q' environment.yml
 	sed -nE 's/^([a-z].*) \\$$/      - \1/p' requirements/run.txt >> environment.yml
 
 docs: .venv/installed # the site, in site/
-	$(FROM_LOCK) --requirement requirements/docs.txt
+	$(call from_lock,requirements/docs.txt)
 	$(BIN)/mkdocs build --strict
 
-.venv/installed: pyproject.toml requirements/run.txt
+.venv/installed: pyproject.toml requirements/run.txt requirements/install.txt
 	@[ -n "$(PYTHON)" ] || { echo "srpo needs Python 3.11 or 3.12. Install one, or name it: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv || { echo "Python's venv module is missing. Debian: apt-get install python3-venv"; exit 1; }
+	$(PIP) --require-hashes --requirement requirements/install.txt
 	@torch=$$(sed -nE 's/^(torch==[^ ]+).*/\1/p' requirements/run.txt); \
-	if [ $(TORCH) = cpu ] && $(PIP) --no-deps --retries 1 --timeout 15 --extra-index-url $(CPU_INDEX) "$$torch+cpu" 2>.venv/cpu-build.log; then \
+	if [ $(TORCH) = cpu ] && $(PIP) --no-deps --no-compile --retries 1 --timeout 15 --extra-index-url $(CPU_INDEX) "$$torch+cpu" 2>.venv/cpu-build.log; then \
 	    echo "PyTorch: the CPU build, since there is no NVIDIA device here (otherwise: rm -rf .venv, make TORCH=cuda .venv/installed)"; \
 	    awk '/^[a-z]/ { wanted = !/^(torch|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==/ } wanted' requirements/run.txt > .venv/requirements.txt; \
 	else \
@@ -84,12 +94,12 @@ docs: .venv/installed # the site, in site/
 	    echo "PyTorch: the CUDA build, several gigabytes with NVIDIA's libraries"; \
 	    cp requirements/run.txt .venv/requirements.txt; \
 	fi
-	$(FROM_LOCK) --requirement .venv/requirements.txt
+	$(call from_lock,.venv/requirements.txt)
 	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
 .venv/installed-dev: .venv/installed requirements/dev.txt
-	$(FROM_LOCK) --requirement requirements/dev.txt
+	$(call from_lock,requirements/dev.txt)
 	touch $@
 
 # LIBERO renders through OSMesa or EGL. Where neither is there, Debian's OSMesa is installed if that is allowed.

@@ -1,7 +1,8 @@
 # Read by every job's shell before its command.
 
-# Waiting threads sleep. By default they spin, which slows down all jobs that share the cores.
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
+# Threads that wait sleep, after a few microseconds: not at once, since most waits are shorter, and not after milliseconds,
+# as by default, which slows down all jobs that share the cores.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-3000}
 
 # killed_for_memory [GROUPS [ROOT]]: how many processes of this control group the kernel has killed for memory. Outside Slurm
 # jobs share a group, so it also counts those of others.

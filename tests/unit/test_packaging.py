@@ -20,7 +20,8 @@ from packaging.utils import canonicalize_name
 
 from srpo import ROOT
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT, INSTALL = PYPROJECT["project"], PYPROJECT["dependency-groups"]["install"]
 
 
 @pytest.mark.parametrize("chosen", [None, "SkylakeX"])
@@ -77,6 +78,7 @@ def test_lock_has_what_the_project_asks_for(python: str) -> None:
     extras = PROJECT["optional-dependencies"]
     asked = [(line, run) for line in PROJECT["dependencies"]]
     asked += [(line, run | dev) for line in extras["dev"]] + [(line, run | docs) for line in extras["docs"]]
+    asked += [(line, locked("install")) for line in INSTALL]
     for line, lock in asked:
         requirement = Requirement(line)
         found = version(lock.get(canonicalize_name(requirement.name), []), python)
@@ -126,7 +128,7 @@ def test_the_installed_versions_are_the_locked_ones() -> None:
     """PyTorch's CPU build apart: its version has `+cpu`, and it needs none of NVIDIA's libraries."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     cpu = metadata.version("torch").endswith("+cpu")
-    for name, entries in (locked("run") | locked("dev")).items():
+    for name, entries in (locked("install") | locked("run") | locked("dev")).items():
         found = version(entries, python)
         if found is None or (cpu and re.match("cuda-|nvidia-|triton$", name)):
             continue
@@ -176,7 +178,7 @@ def test_version_and_licence_agree() -> None:
 def test_make_installs_with_a_supported_python(minor: int, tmp_path: Path) -> None:
     """A dry run with no Python on the path but one that says it is this one."""
     (tmp_path / "requirements").mkdir()
-    for name in ("pyproject.toml", "requirements/run.txt"):
+    for name in ("pyproject.toml", "requirements/run.txt", "requirements/install.txt"):
         (tmp_path / name).touch()
     python = tmp_path / "bin/python3"
     python.parent.mkdir()
@@ -196,7 +198,7 @@ def test_make_works_in_a_folder_of_any_name(tmp_path: Path) -> None:
     folder = tmp_path / "o'brien & $co"
     (folder / ".venv/bin").mkdir(parents=True)
     (folder / "requirements").mkdir()
-    for name in ("pyproject.toml", "requirements/run.txt", ".venv/installed"):
+    for name in ("pyproject.toml", "requirements/run.txt", "requirements/install.txt", ".venv/installed"):
         (folder / name).touch()
     for name in ("python", "snakemake"):
         program = folder / ".venv/bin" / name
@@ -209,12 +211,12 @@ def test_make_works_in_a_folder_of_any_name(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert "snakemake --configfile configs/presets/smoke.yaml --cores all --set-threads train=" in done.stdout
+    assert "snakemake --configfile configs/presets/smoke.yaml --cores all --set-threads sft=2 train=" in done.stdout
     assert done.stdout.endswith(f"Done. Open {folder}/report.html\n")
 
 
 def test_every_dependency_is_explained() -> None:
-    lines = chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+    lines = chain(PROJECT["dependencies"], INSTALL, *PROJECT["optional-dependencies"].values())
     names = [re.split(r"[=<>]", line)[0] for line in lines]
     page = (ROOT / "docs/libraries.md").read_text()
     assert [name for name in names if f"`{name}`" not in page] == []
