@@ -86,7 +86,7 @@ docs: .venv/installed # the site, in site/
 	$(PYTHON) -m venv .venv || { echo "Python's venv module is missing. Debian: apt-get install python3-venv"; exit 1; }
 	$(PIP) --require-hashes --requirement requirements/install.txt
 	@torch=$$(sed -nE 's/^(torch==[^ ]+).*/\1/p' requirements/run.txt); \
-	if [ $(TORCH) = cpu ] && $(PIP) --no-deps --no-compile --retries 1 --timeout 15 --extra-index-url $(CPU_INDEX) "$$torch+cpu" 2>.venv/cpu-build.log; then \
+	if [ $(TORCH) = cpu ] && $(PIP) --no-deps --retries 1 --timeout 15 --extra-index-url $(CPU_INDEX) "$$torch+cpu" 2>.venv/cpu-build.log; then \
 	    echo "PyTorch: the CPU build, since there is no NVIDIA device here (otherwise: rm -rf .venv, make TORCH=cuda .venv/installed)"; \
 	    awk '/^[a-z]/ { wanted = !/^(torch|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==/ } wanted' requirements/run.txt > .venv/requirements.txt; \
 	else \

@@ -20,6 +20,7 @@ rule evaluate:
     # The seeds of one variant; how many share a job is up to the profile.
     group:
         GROUPS["evaluate"]
+    priority: 1  # then these
     threads: cores("evaluate")
     resources:
         **request("evaluate"),

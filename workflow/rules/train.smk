@@ -16,7 +16,7 @@ rule train:
         "<logs>/train/{suite}/{variant}/seed{seed}.log",
     benchmark:
         "<benchmarks>/train/{suite}/{variant}/seed{seed}.tsv"
-    priority: 1  # before evaluations of what has been trained: it takes longest
+    priority: 2  # longest first
     threads: cores("train")
     resources:
         **request("train"),
