@@ -211,7 +211,8 @@ def test_make_works_in_a_folder_of_any_name(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert "snakemake --configfile configs/presets/smoke.yaml --cores all --set-threads sft=2 train=" in done.stdout
+    command = "snakemake --configfile configs/presets/smoke.yaml --cores all --set-threads sft=2 train="
+    assert command in done.stdout
     assert done.stdout.endswith(f"Done. Open {folder}/report.html\n")
 
 

@@ -207,7 +207,7 @@ def test_training_episodes_of_the_smoke_preset() -> None:
     preset, source = load_preset("smoke")
     jobs = estimate(plan(preset, source, ROOT / "configs"), THROUGHPUT)
     trained = [job for job in jobs if job.rule == "train"]
-    assert {job.episodes for job in trained} == {6 * 16 * 8}  # steps, groups, rollouts
+    assert {job.episodes for job in trained} == {6 * 12 * 8}  # steps, groups, rollouts
 
 
 def test_what_stays_of_policies_on_disk() -> None:
@@ -224,7 +224,7 @@ def test_pictures_that_a_training_keeps() -> None:
     planned = plan(*load_preset("smoke"), ROOT / "configs", ["protocol.max_steps=65"])
     stage = next(s for s in planned.stages.values() if isinstance(s, TrainStage) and s.world_model)
     assert stage.world_model is not None
-    pictures = 16 * 8 * stage.train.checkpoint_every * (9 + stage.world_model.frames)
+    pictures = 12 * 8 * stage.train.checkpoint_every * (9 + stage.world_model.frames)
     assert scratch_bytes(stage) == pictures * 3 * stage.protocol.image_size**2
     # Beside updates, of three steps where one would do: the next one's, and that after the older checkpoint.
     train = stage.train.model_copy(update={"overlap": 1, "checkpoint_every": 1, "keep_checkpoints": 2})
