@@ -17,10 +17,10 @@ rule evaluate:
         "<logs>/evaluate/{suite}/{any_variant}/seed{seed}.log",
     benchmark:
         "<benchmarks>/evaluate/{suite}/{any_variant}/seed{seed}.tsv"
+    priority: 1  # then these
     # The seeds of one variant; how many share a job is up to the profile.
     group:
         GROUPS["evaluate"]
-    priority: 1  # then these
     threads: cores("evaluate")
     resources:
         **request("evaluate"),
