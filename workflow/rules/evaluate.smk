@@ -17,7 +17,7 @@ rule evaluate:
         "<logs>/evaluate/{suite}/{any_variant}/seed{seed}.log",
     benchmark:
         "<benchmarks>/evaluate/{suite}/{any_variant}/seed{seed}.tsv"
-    priority: 1  # then these
+    priority: 1  # after trainings, before what takes less time
     # The seeds of one variant; how many share a job is up to the profile.
     group:
         GROUPS["evaluate"]
