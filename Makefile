@@ -16,19 +16,18 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode
 # The lock is complete, so nothing is resolved, and it has hashes, so a file that is not PyPI's is refused.
 LOCKED_AS := --no-deps --require-hashes --requirement
-# uv takes half as long. It does not read pip.conf: where that names another index, pip installs.
+# uv takes half as long. It asks PyPI and does not read pip.conf: where it fails, or is not to be had, pip installs.
 from_lock = $(UV) $(LOCKED_AS) $(1) || $(PIP) $(LOCKED_AS) $(1)
 # PyTorch's build: cpu without an NVIDIA device. For nodes that have one: rm -rf .venv, make TORCH=cuda .venv/installed
 TORCH ?= $(if $(wildcard /dev/nvidiactl),cuda,cpu)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
-COMPILE := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11
+COMPILE := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 $(UPGRADE)
 SNAKEMAKE = $(BIN)/snakemake --configfile configs/presets/$(PRESET).yaml
-# Two trainings side by side take less time than one after the other, each on all cores, and what else simulates fills
-# the half of the first to end. All wait for SFT: it takes two cores, on every machine, for the last bits of its sums
-# depend on their number.
+# Two trainings side by side take less time than one after the other, each on all cores, and what follows begins on the
+# half of the first to end. All wait for SFT: it takes two cores however many there are, for the last bits of its sums
+# depend on their number. (With one core Snakemake gives it one, and another policy comes out.)
 EACH = $(shell n=$$(env -u OMP_NUM_THREADS nproc); echo $$(( n > 1 ? n / 2 : 1 )))
-SFT = 2
-THREADS = sft=$(SFT) $(foreach rule,train evaluate plus_shard trajectories score values,$(rule)=$(EACH))
+THREADS = sft=2 $(foreach rule,train evaluate plus_shard trajectories score values,$(rule)=$(EACH))
 # The kernel drops this lock when its holder dies, so whoever has it may clear what a killed Snakemake left locked.
 LOCKED := flock --nonblock --conflict-exit-code 75 .venv/lock
 BUSY := { code=$$?; [ $$code -ne 75 ] || echo "Another make demo, or a job that a killed one left behind, is at work in this folder."; exit $$code; }
@@ -43,8 +42,7 @@ demo: .venv/installed gl
 	' || $(BUSY)
 
 mini: PRESET = mini
-mini: EACH = 1
-mini: SFT = 1
+mini: THREADS = train=1 evaluate=1
 mini: demo
 
 test: .venv/installed-dev gl
@@ -65,8 +63,8 @@ redraw: .venv/installed # draw all tables and figures of a finished preset again
 generated: .venv/installed-dev # after a change of srpo/config/, configs/base.yaml or the schemas in srpo/results/
 	$(SNAKEMAKE) --cores 1 --force generated
 
-# Versions that still do are kept: to take newer ones, delete the files in requirements/ first. What run.txt
-# has is not repeated in the other files, but for what it has on Windows alone.
+# Versions that still do are kept; to take newer ones: make lock UPGRADE=--upgrade. What run.txt has is not repeated
+# in the other files, but for what it has on Windows alone.
 lock: .venv/installed-dev
 	$(COMPILE) --group install --output-file requirements/install.txt
 	$(COMPILE) pyproject.toml --output-file requirements/run.txt
@@ -84,7 +82,7 @@ docs: .venv/installed # the site, in site/
 .venv/installed: pyproject.toml requirements/run.txt requirements/install.txt
 	@[ -n "$(PYTHON)" ] || { echo "srpo needs Python 3.11 or 3.12. Install one, or name it: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv || { echo "Python's venv module is missing. Debian: apt-get install python3-venv"; exit 1; }
-	$(PIP) --require-hashes --requirement requirements/install.txt
+	$(PIP) --require-hashes --requirement requirements/install.txt || echo "uv cannot be had: pip installs"
 	@torch=$$(sed -nE 's/^(torch==[^ ]+).*/\1/p' requirements/run.txt); \
 	if [ $(TORCH) = cpu ] && $(PIP) --no-deps --retries 1 --timeout 15 --extra-index-url $(CPU_INDEX) "$$torch+cpu" 2>.venv/cpu-build.log; then \
 	    echo "PyTorch: the CPU build, since there is no NVIDIA device here (otherwise: rm -rf .venv, make TORCH=cuda .venv/installed)"; \

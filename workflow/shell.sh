@@ -1,6 +1,6 @@
 # Read by every job's shell before its command.
 
-# Threads that wait sleep, after a few microseconds: not at once, since most waits are shorter, and not after milliseconds,
+# Threads that wait sleep, after some tens of microseconds: not at once, since most waits are shorter, and not after milliseconds,
 # as by default, which slows down all jobs that share the cores.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-3000}
 

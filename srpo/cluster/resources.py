@@ -44,10 +44,10 @@ LEAST_CORES = 4
 """Cores of a process that acts on a GPU, at least, for eight simulators: batches of 8 queries kept a GPU busy
 four fifths of the time (docs/performance.md)."""
 CPU_CORES = {"demos": 1, "sft": 1, "world_model": 1}
-"""Cores of each process without a GPU (demonstrations: in a preset without). On two cores the world model's
-pretraining has room beside demonstrations and SFT, whichever is ready first. Fixed for networks: the last
-bits of sums depend on the number of threads, and the success of a policy whose fine-tuning stops early on
-those."""
+"""Cores of each process without a GPU (demonstrations: in a preset without), so that on two cores the world
+model's pretraining has room beside the others. Fixed for networks: the last bits of sums depend on the number
+of threads, and the success of a policy whose fine-tuning stops early on those. `make demo`, where nothing else
+could run, gives SFT two."""
 GROUPS = {
     "evaluate": "evaluate_{suite}_{any_variant}",
     "plus_shard": "plus_{suite}_{any_variant}_{seed}",

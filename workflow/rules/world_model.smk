@@ -8,7 +8,7 @@ rule world_model:
         "<logs>/world_model/{world_model}.log",
     benchmark:
         "<benchmarks>/world_model/{world_model}.tsv"
-    priority: 2  # SFT on two cores waits for it, too
+    priority: 2  # where SFT takes two cores of two (`make demo`), it waits for it
     threads: cores("world_model")
     resources:
         **request("world_model"),
