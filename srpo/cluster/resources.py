@@ -46,8 +46,8 @@ four fifths of the time (docs/performance.md)."""
 CPU_CORES = {"demos": 1, "sft": 1, "world_model": 1}
 """Cores of each process without a GPU (demonstrations: in a preset without), so that on two cores the world
 model's pretraining has room beside the others. Fixed for networks: the last bits of sums depend on the number
-of threads, and the success of a policy whose fine-tuning stops early on those. `make demo`, where nothing else
-could run, gives SFT two."""
+of threads, and the success of a policy whose fine-tuning stops early on those. `make demo`, where nothing
+else could run, gives SFT two."""
 GROUPS = {
     "evaluate": "evaluate_{suite}_{any_variant}",
     "plus_shard": "plus_{suite}_{any_variant}_{seed}",
