@@ -3,13 +3,12 @@
 # Options for Snakemake may follow. Interrupted or killed, it goes on when called again.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
-# As many threads a job as `--cores 2` would give it: PyTorch's sums depend on their number.
+# Two threads a job: the nodes' cores are those of one machine.
 threads=()
-for rule in demos sft world_model train evaluate plus_shard trajectories score; do
+for rule in demos sft world_model train evaluate plus_shard trajectories score values; do
     threads+=("$rule=2")
 done
 export PATH=$PWD/slurm/without-accounting:$PATH
-export OMP_WAIT_POLICY=passive # the nodes' cores are those of one machine
 workflow=(snakemake --configfile configs/presets/smoke.yaml)
 python tests/support/slurm_cluster.py "${workflow[@]}" --profile slurm --set-threads "${threads[@]}" \
     --jobs 2 --slurm-init-seconds-before-status-checks 5 "$@"
