@@ -82,7 +82,7 @@ docs: .venv/installed # the site, in site/
 .venv/installed: pyproject.toml requirements/run.txt requirements/install.txt
 	@[ -n "$(PYTHON)" ] || { echo "srpo needs Python 3.11 or 3.12. Install one, or name it: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv || { echo "Python's venv module is missing. Debian: apt-get install python3-venv"; exit 1; }
-	$(PIP) --require-hashes --requirement requirements/install.txt || echo "uv cannot be had: pip installs"
+	$(PIP) $(LOCKED_AS) requirements/install.txt || echo "uv cannot be had: pip installs"
 	@torch=$$(sed -nE 's/^(torch==[^ ]+).*/\1/p' requirements/run.txt); \
 	if [ $(TORCH) = cpu ] && $(PIP) --no-deps --retries 1 --timeout 15 --extra-index-url $(CPU_INDEX) "$$torch+cpu" 2>.venv/cpu-build.log; then \
 	    echo "PyTorch: the CPU build, since there is no NVIDIA device here (otherwise: rm -rf .venv, make TORCH=cuda .venv/installed)"; \

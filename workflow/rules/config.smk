@@ -13,7 +13,7 @@ rule config:
         "<logs>/config/{folder}.log",
     benchmark:
         "<benchmarks>/config/{folder}.tsv"
-    priority: 3  # first: what jobs are ready is known only then
+    priority: 4  # first: what jobs are ready is known only then
     localrule: True
     params:
         settings=lambda wildcards: to_yaml(stage_at(wildcards.folder)),

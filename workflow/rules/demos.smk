@@ -8,7 +8,7 @@ rule demos:
         "<logs>/demos/{suite}.log",
     benchmark:
         "<benchmarks>/demos/{suite}.tsv"
-    priority: 2  # SFT waits for it
+    priority: 3  # before `world_model`: SFT waits for it
     threads: cores("demos")
     resources:
         **request("demos"),
